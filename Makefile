@@ -1,0 +1,58 @@
+# Everything from a machine with only Python (3.11 or newer) and make. `make` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
+
+.PHONY: help demo test bfcl smoke desk-policy clean
+
+help:
+	@echo "make demo         train the embedded agent on the Desk environment and print the result"
+	@echo "make test         run the tests"
+	@echo "make bfcl         install the BFCL tasks and tools"
+	@echo "make smoke        the shortest whole run (under a minute)"
+	@echo "make desk-policy  make assets/desk-policy again"
+	@echo "make clean        remove the virtual environment and the caches"
+
+demo: $(VENV)/.installed
+	$(PY) -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train
+
+# The real BFCL tasks and tools, for configs/bfcl_smoke.py and the tests.
+bfcl: $(VENV)/.installed-bfcl
+
+test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
+	$(PY) -m pytest -q
+
+smoke: $(VENV)/.installed
+	$(PY) -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train
+
+desk-policy: $(VENV)/.installed
+	$(PY) -m hintsd_jax.warmup --config=configs/desk_warmup.py --out=assets/desk-policy
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis
+
+# Stamps: an environment is made once, and installed into again only when a requirements file is newer.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: requirements.txt $(VENV)/.made
+	@echo "installing requirements.txt (a few minutes the first time)"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "installing requirements-dev.txt"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# bfcl-eval without what it depends on: the tasks and their tools need none of it but mpmath.
+$(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
+	@echo "installing requirements-bfcl.txt"
+	@$(PIP) --no-deps -r requirements-bfcl.txt
+	@touch $@

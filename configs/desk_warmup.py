@@ -1,0 +1,53 @@
+"""Makes the embedded Desk policy again.
+
+  python -m hintsd_jax.warmup --config=configs/desk_warmup.py --out=assets/desk-policy
+"""
+
+from ml_collections import ConfigDict
+
+
+def _phase(steps, shapes, episode_length, answer_length, plain, drill, hinted, review, advice):
+    return ConfigDict(
+        {
+            "steps": steps,
+            "shapes": shapes,  # (requests, decisions) of the tasks
+            "episode_length": episode_length,
+            "answer_length": answer_length,
+            "drill_length": 96,
+            "rows": {"plain": plain, "drill": drill, "hinted": hinted, "review": review, "advice": advice},
+        }
+    )
+
+
+def get_config():
+    return ConfigDict(
+        {
+            "seed": 1000,  # tasks of the trainer's splits come from other seeds
+            "policy": {
+                "num_layers": 4,
+                "d_model": 96,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 64,
+                "d_ff": 256,
+                "rope_theta": 500.0,
+                "norm_eps": 1e-6,
+                "tie_embeddings": True,
+                "max_positions": 1024,
+                "remat": False,
+            },
+            "lr": 3e-3,
+            "b2": 0.98,
+            "weight_decay": 0.05,
+            "warmup_steps": 50,
+            "eval_tasks": 100,
+            "log_every": 20,
+            "save_every": 150,
+            "phases": {
+                # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
+                "1_drills": _phase(200, ((1, 1), (2, 1)), 112, 160, plain=8, drill=16, hinted=6, review=6, advice=4),
+                "2_short": _phase(300, ((1, 1), (2, 1), (2, 2)), 144, 192, plain=10, drill=4, hinted=6, review=10, advice=4),
+                "3_full": _phase(1000, ((4, 3), (4, 3), (3, 2)), 256, 320, plain=9, drill=1, hinted=4, review=8, advice=3),
+            },
+        }
+    )

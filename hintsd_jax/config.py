@@ -1,0 +1,267 @@
+"""The schema of every config: `base()` gives all keys with their defaults, `validate` refuses what cannot work.
+
+A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings for
+BFCL where it states them. Everything but `env.options` is locked: a misspelt key is an error, not a new key.
+No jax here, so that a wrong config is refused at once.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hintsd_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """All keys, with the released settings as defaults; locked but for `env.options`."""
+    config = ConfigDict(
+        {
+            "seed": 42,
+            "method": "hint_sd",  # or "sharpen": the control that trains on the policy's own unselected samples
+            "history": "keep",  # the sampled tokens stand, also where a chat template would rewrite earlier turns
+            "policy": {
+                "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
+                "compute_dtype": "float32",  # of activations; parameters, EMA and optimizer are float32 always
+            },
+            "env": {
+                "name": "bfcl",  # a registered name, or package.module:Class
+                "options": {},  # what the environment's constructor and `tasks` take
+                "data_dir": "data",  # where task data sets are built
+                "call_timeout_s": 60.0,  # wall clock, one environment call
+            },
+            "tasks": {
+                "train_split": "train",
+                "eval_split": "eval",
+                "test_split": "test",
+                "tasks_per_step": 2,  # the released 1 task a micro-step x 2 micro-steps
+                "rollouts": 4,  # of each task
+            },
+            "rollout": {
+                "slots": 8,  # episodes that are decoded at the same time
+                "context": 24_576,  # tokens of a whole episode
+                "max_steps": 20,
+                "max_action_tokens": 1024,
+                "temperature": 0.6,
+                "top_p": 1.0,
+                "top_k": 0,  # 0: off
+                "prefill_buckets": (64, 256, 1024),  # longer prompts go in several chunks
+                "prefill_rows": 1,  # rows that are prefilled at the same time
+                "refill": 0.25,  # share of the active slots that must have stopped before the decode loop returns
+                "overlap": True,  # environment steps run beside decoding
+            },
+            "hindsight": {
+                "select": "hindsight",  # or "random": the analyser is asked for feedback on a random step
+                "analyser": "policy_ema",  # or "policy", "policy_initial", "environment" (PRIVILEGED: knows the ground truth)
+                "max_targets": 3,
+                "temperature": 0.6,
+                "top_p": 0.95,
+                "max_tokens": 512,
+                "context": 24_576,  # tokens of the analyser's prompt and answer
+                "clip_chars": 12_000,  # the list of steps is clipped to its last characters
+            },
+            "distill": {
+                "divergence": "reverse_kl",  # or "forward_kl", "jsd"
+                "support": "student_topk",  # or "teacher_topk", "full"
+                "top_k": 100,
+                "alpha": 0.5,  # jsd only: 0 is forward KL, 1 reverse KL
+                "chunk": 128,  # span tokens that are projected to the vocabulary at once
+                "length_buckets": (2048, 4096, 8192, 16_384, 25_600),
+                "action_buckets": (64, 256, 1024),
+                "teacher_extra": 512,  # how much longer the teacher's row may be: room for the feedback
+                "rows_per_batch": 1,
+                "mean_of_micro_means": False,  # True: the released code's average, which weighs tokens unevenly
+            },
+            "optim": {
+                "lr": 5e-6,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,  # 0: off
+                "schedule": "linear",  # decay to 0; or "constant"
+                "warmup_steps": 0,
+                "ema_decay": 0.999,
+                "steps": 1500,  # 15 epochs over 200 tasks
+            },
+            "eval": {
+                "every": 100,  # optimizer steps; 0: only before and after
+                "tasks": 40,
+                "rollouts": 4,
+                "test_tasks": 160,  # before and after; 0: none
+                "greedy": True,  # also one greedy rollout a task, before and after
+            },
+            "checkpoint": {
+                "every": 50,  # optimizer steps; the last step is always saved
+                "keep": 2,  # the latest ones; the best by evaluation stays as well
+            },
+        }
+    )
+    config.lock()
+    config.env.options.unlock()
+    return config
+
+
+_CHOICES = {
+    "method": ("hint_sd", "sharpen"),
+    "history": ("keep", "template"),
+    "policy.compute_dtype": ("float32", "bfloat16"),
+    "hindsight.select": ("hindsight", "random"),
+    "hindsight.analyser": ("policy_ema", "policy", "policy_initial", "environment"),
+    "distill.divergence": ("reverse_kl", "forward_kl", "jsd"),
+    "distill.support": ("student_topk", "teacher_topk", "full"),
+    "optim.schedule": ("constant", "linear"),
+}
+# Interval notation; "inf" bounds are open.
+_RANGES = {
+    "seed": "[0, 4294967295]",
+    "env.call_timeout_s": "(0, inf)",
+    "tasks.tasks_per_step": "[1, inf)",
+    "tasks.rollouts": "[1, inf)",
+    "rollout.slots": "[1, inf)",
+    "rollout.context": "[2, inf)",
+    "rollout.max_steps": "[1, inf)",
+    "rollout.max_action_tokens": "[1, inf)",
+    "rollout.temperature": "[0, inf)",
+    "rollout.top_p": "(0, 1]",
+    "rollout.top_k": "[0, inf)",
+    "rollout.prefill_rows": "[1, inf)",
+    "rollout.refill": "(0, 1]",
+    "hindsight.max_targets": "[1, inf)",
+    "hindsight.temperature": "[0, inf)",
+    "hindsight.top_p": "(0, 1]",
+    "hindsight.max_tokens": "[1, inf)",
+    "hindsight.context": "[2, inf)",
+    "hindsight.clip_chars": "[1, inf)",
+    "distill.top_k": "[1, inf)",
+    "distill.alpha": "[0, 1]",
+    "distill.chunk": "[1, inf)",
+    "distill.teacher_extra": "[0, inf)",
+    "distill.rows_per_batch": "[1, inf)",
+    "optim.lr": "[0, inf)",
+    "optim.b1": "[0, 1)",
+    "optim.b2": "[0, 1)",
+    "optim.eps": "(0, inf)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.clip_norm": "[0, inf)",
+    "optim.warmup_steps": "[0, inf)",
+    "optim.ema_decay": "[0, 1]",
+    "optim.steps": "[1, inf)",
+    "eval.every": "[0, inf)",
+    "eval.tasks": "[1, inf)",
+    "eval.rollouts": "[1, inf)",
+    "eval.test_tasks": "[0, inf)",
+    "checkpoint.every": "[1, inf)",
+    "checkpoint.keep": "[1, inf)",
+}
+_BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.action_buckets")
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses an impossible config.
+
+    Raises:
+      UserError: one line that lists every problem, not only the first.
+    """
+    problems = _schema_problems(config) or _value_problems(config) + _relation_problems(config)
+    if problems:
+        raise UserError(f"impossible config: {'; '.join(problems)}")
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
+    """One line about a dotted key that the schema lacks, with the nearest that it has; None for a key that it has.
+
+    `known` are the dotted keys to compare with, those of `base()` by default; any key under `env.options` passes.
+    """
+    known = list(flatten(base()) if known is None else known)
+    groups = {name.rsplit(".", 1)[0] for name in known}
+    if key in known or key in groups or key.startswith("env.options."):
+        return None
+
+    def closeness(name: str) -> tuple[bool, float]:
+        """A key cut short comes first, then likeness as a whole and of the last part."""
+        pairs = ((key, name), (key.rpartition(".")[2], name.rpartition(".")[2]))
+        return name.startswith(key), sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return f"unknown config key {key}: did you mean {max(known, key=closeness)}?"
+
+
+def _schema_problems(config: ConfigDict) -> list[str]:
+    keys, known = flatten(config), flatten(base())
+    problems = [problem for key in keys if (problem := unknown_key(key, known))]
+    missing = [key for key in known if key not in keys and key != "env.options"]
+    return problems + [f"config key {key} is missing: start from hintsd_jax.config.base()" for key in missing]
+
+
+def _value_problems(config: ConfigDict) -> list[str]:
+    values, problems = flatten(config), []
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            near = difflib.get_close_matches(str(values[key]), choices, 1, 0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+            problems.append(f"{key} = {values[key]!r} is unknown, {hint}")
+    for key, interval in _RANGES.items():
+        if not _inside(values[key], interval):
+            problems.append(f"{key} = {values[key]!r} must lie in {interval}")
+    for key in _BUCKETS:
+        buckets = tuple(values[key])
+        if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
+            problems.append(f"{key} = {buckets!r} must be growing positive lengths")
+    named = {"policy.path": "the folder of a Hugging Face policy", "env.name": "an environment", "env.data_dir": "a folder"}
+    for key, what in named.items():
+        if not values[key]:
+            problems.append(f"{key} is empty: name {what}")
+    if values["history"] == "template":
+        problems.append("history = 'template' is not supported yet: use 'keep', which trains on the tokens as they were sampled")
+    return problems
+
+
+def _relation_problems(config: ConfigDict) -> list[str]:
+    tasks, rollout, hindsight, distill, optim = config.tasks, config.rollout, config.hindsight, config.distill, config.optim
+    episodes = tasks.tasks_per_step * tasks.rollouts
+    prefill, actions, lengths = (
+        max(buckets, default=0) for buckets in (rollout.prefill_buckets, distill.action_buckets, distill.length_buckets)
+    )
+    problems = []
+    if rollout.slots > episodes:
+        problems.append(
+            f"rollout.slots = {rollout.slots} exceeds the {episodes} episodes of a step (tasks.tasks_per_step x tasks.rollouts)"
+        )
+    if rollout.temperature == 0 and tasks.rollouts > 1:
+        problems.append(f"rollout.temperature = 0 makes the tasks.rollouts = {tasks.rollouts} rollouts of a task all the same")
+    if rollout.max_action_tokens >= rollout.context:
+        problems.append(
+            f"rollout.max_action_tokens = {rollout.max_action_tokens} leaves no prompt in rollout.context = {rollout.context}"
+        )
+    if prefill > rollout.context:
+        problems.append(f"rollout.prefill_buckets ends at {prefill}, beyond rollout.context = {rollout.context}")
+    if hindsight.max_tokens >= hindsight.context:
+        problems.append(f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}")
+    if actions >= lengths:
+        problems.append(f"distill.action_buckets ends at {actions}, which leaves no history in distill.length_buckets up to {lengths}")
+    if optim.warmup_steps >= optim.steps:
+        problems.append(f"optim.warmup_steps = {optim.warmup_steps} must stay below optim.steps = {optim.steps}")
+    for key in ("eval_split", "test_split"):
+        if tasks[key] == tasks.train_split:
+            problems.append(f"tasks.{key} = {tasks.train_split!r} is the split that is trained on")
+    return problems
+
+
+def _inside(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "(0, 1]"; NaN lies in none."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below

@@ -1,0 +1,205 @@
+"""Losses on action spans: hidden states of student and teacher in, sums over the span's tokens out.
+
+`token_divergence` compares two distributions token by token; `span_divergence` and `span_cross_entropy` project the hidden
+states of a span to logits and add up everything the update needs. Invariants: logits exist for `chunk` tokens at a time only,
+in the backward pass too (2048 tokens x 151,936 entries are 4.06 GiB at once, 1.25 GiB in chunks of 128); everything on the
+teacher's side is behind `stop_gradient`; where the mask is False nothing contributes.
+
+Letters: B rows, A tokens of an action span, X any leading axes, D model, V vocabulary, K entries of a reduced support.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from hintsd_jax.errors import UserError
+
+LOSSES = ("distill", "sft")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
+SUPPORTS = ("student_topk", "teacher_topk", "full")
+
+# The log-mass of the top k is cut at this value, so that the tail keeps a mass of at least 1e-7 and a finite logarithm.
+MAX_LOG_MASS = -1e-7
+
+Project = Callable[[jax.Array], jax.Array]  # hidden [..., D] -> logits [..., V]
+Sums = dict[str, jax.Array]  # scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised on the action spans. Hashable: a static argument of the compiled step.
+
+    loss: "distill" (teacher against student) or "sft" (cross-entropy on the actions: of the other fields, only `chunk` counts).
+    divergence: "reverse_kl" KL(student||teacher), "forward_kl" KL(teacher||student), or "jsd" with `alpha` in [0, 1].
+    support: the entries compared: the `top_k` likeliest of one side plus one bucket for the rest, or the full vocabulary.
+    chunk: tokens whose logits exist at the same time.
+    """
+
+    loss: str = "distill"
+    divergence: str = "reverse_kl"
+    support: str = "student_topk"
+    top_k: int = 100
+    alpha: float = 0.5
+    chunk: int = 128
+
+    def __post_init__(self):
+        for field, allowed in (("loss", LOSSES), ("divergence", DIVERGENCES), ("support", SUPPORTS)):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"distill.{field} = {getattr(self, field)!r} is unknown: choose one of {', '.join(allowed)}")
+        if self.top_k < 1 or self.chunk < 1:
+            raise UserError(f"distill.top_k = {self.top_k} and distill.chunk = {self.chunk} must both be at least 1")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise UserError(f"distill.alpha = {self.alpha} must lie between 0 (forward KL) and 1 (reverse KL)")
+
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        """The keys of the sums that this loss yields; all but "tokens" are meant to be divided by it."""
+        common = ("loss", "tokens", "entropy", "logprob")
+        return common + ("teacher_gap",) if self.loss == "distill" else common
+
+
+def _kl(logp_XK: jax.Array, logq_XK: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.exp(logp_XK) * (logp_XK - logq_XK), axis=-1)
+
+
+def divergence(student_XK: jax.Array, teacher_XK: jax.Array, config: LossConfig) -> jax.Array:
+    """Divergence [X], in nats, of two normalised log-probability arrays [X, K] over the same entries.
+
+    The generalised Jensen-Shannon divergence is SDPO's (arXiv 2601.20802): m = (1-a) s + a t, (1-a) KL(s||m) + a KL(t||m).
+    That expression vanishes at both ends, so a = 0 is *defined* as KL(t||s) and a = 1 as KL(s||t).
+    """
+    alpha = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": config.alpha}[config.divergence]
+    if alpha == 0.0:
+        return _kl(teacher_XK, student_XK)
+    if alpha == 1.0:
+        return _kl(student_XK, teacher_XK)
+    mixture_XK = jnp.logaddexp(student_XK + jnp.log1p(-alpha), teacher_XK + jnp.log(alpha))
+    return (1.0 - alpha) * _kl(student_XK, mixture_XK) + alpha * _kl(teacher_XK, mixture_XK)
+
+
+def with_tail(logp_XV: jax.Array, indices_XK: jax.Array) -> jax.Array:
+    """Log-probabilities at `indices` and, last, the log of all the remaining mass: [X, K + 1]."""
+    chosen_XK = jnp.take_along_axis(logp_XV, indices_XK, axis=-1)
+    mass_X1 = jax.nn.logsumexp(chosen_XK, axis=-1, keepdims=True)
+    # log(1 - exp(m)) by expm1: fp32 has only two values between exp(-1e-7) and 1, and the plain form would round to them.
+    tail_X1 = jnp.log(-jnp.expm1(jnp.minimum(mass_X1, MAX_LOG_MASS)))
+    return jnp.concatenate([chosen_XK, tail_X1], axis=-1)
+
+
+def token_divergence(student_XV: jax.Array, teacher_XV: jax.Array, config: LossConfig) -> jax.Array:
+    """Divergence [X] of full log-probability arrays [X, V] on the configured support; no gradient reaches the teacher.
+
+    The `top_k` entries of the student (or teacher) are compared one by one and all others as a single bucket; `top_k` of V or
+    more is the full support.
+    """
+    teacher_XV = jax.lax.stop_gradient(teacher_XV)
+    if config.support == "full" or config.top_k >= student_XV.shape[-1]:
+        return divergence(student_XV, teacher_XV, config)
+    ranked_XV = student_XV if config.support == "student_topk" else teacher_XV
+    _, indices_XK = jax.lax.top_k(jax.lax.stop_gradient(ranked_XV), config.top_k)
+    # These two are small ([X, K]) and all that the backward pass needs of the teacher: kept, they save it a second projection
+    # of the teacher's hidden states and a second sort of the vocabulary.
+    indices_XK = checkpoint_name(indices_XK, "support")
+    teacher_XK = checkpoint_name(with_tail(teacher_XV, indices_XK), "support")
+    return divergence(with_tail(student_XV, indices_XK), teacher_XK, config)
+
+
+def _log_probs(project: Project, hidden_XD: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(project(hidden_XD), axis=-1)
+
+
+def _at(logp_XV: jax.Array, tokens_X: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logp_XV, tokens_X[:, None], axis=-1)[:, 0]
+
+
+def _masked_sum(values_X: jax.Array, mask_X: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(mask_X, values_X, 0.0))
+
+
+def _student_sums(logp_XV: jax.Array, actions_X: jax.Array, mask_X: jax.Array) -> Sums:
+    """What is reported about the student whatever the loss."""
+    logp_XV = jax.lax.stop_gradient(logp_XV)
+    return {
+        "tokens": jnp.sum(mask_X, dtype=logp_XV.dtype),
+        "entropy": _masked_sum(-jnp.sum(jnp.exp(logp_XV) * logp_XV, axis=-1), mask_X),
+        "logprob": _masked_sum(_at(logp_XV, actions_X), mask_X),
+    }
+
+
+def _sum_over_chunks(sums_of: Callable[..., Sums], arrays_BA: tuple[jax.Array, ...], chunk: int) -> Sums:
+    """Adds up `sums_of(*arrays of [chunk, ...])` over all B x A positions, a chunk at a time; padding is False or zero."""
+    rows, span = arrays_BA[0].shape[:2]
+    chunk = min(chunk, rows * span)
+    padding = -(rows * span) % chunk
+
+    def split(array: Any) -> jax.Array:
+        flat = array.reshape((rows * span, *array.shape[2:]))
+        flat = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
+        return flat.reshape((-1, chunk, *flat.shape[1:]))
+
+    # Logits are made again in the backward pass instead of kept; inside a scan CSE cannot undo that, so no barrier is needed.
+    policy = jax.checkpoint_policies.save_only_these_names("support")
+    body = jax.checkpoint(lambda arrays: sums_of(*arrays), prevent_cse=False, policy=policy)
+    _, sums = jax.lax.scan(lambda carry, arrays: (carry, body(arrays)), None, tuple(map(split, arrays_BA)))
+    return jax.tree.map(lambda values: jnp.sum(values, axis=0), sums)
+
+
+def span_divergence(
+    student_BAD: jax.Array,
+    teacher_BAD: jax.Array,
+    actions_BA: jax.Array,
+    mask_BA: jax.Array,
+    weight_B: jax.Array,
+    *,
+    student: Project,
+    teacher: Project,
+    config: LossConfig,
+) -> Sums:
+    """Sums over the masked tokens of the divergence between teacher and student, and of what is reported about them.
+
+    Args:
+      student_BAD, teacher_BAD: hidden states that predict the action tokens, each side under its own context.
+      actions_BA: int32 ids of the action tokens, the same under both contexts.
+      mask_BA: bool, True on real action tokens.
+      weight_B: float32 weight of a row in the loss (and in nothing else).
+      student, teacher: hidden states to logits, with each side's weights.
+    Returns:
+      scalars: loss (weighted nats), tokens, entropy (of the student, full vocabulary, nats), logprob (of the actions under
+      the student), teacher_gap (teacher's minus student's log-probability of the actions).
+    """
+
+    def sums_of(student_XD, teacher_XD, actions_X, mask_X, weight_X):
+        student_XV = _log_probs(student, student_XD)
+        teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, jax.lax.stop_gradient(teacher_XD)))
+        sums = _student_sums(student_XV, actions_X, mask_X)
+        sums["teacher_gap"] = _masked_sum(_at(teacher_XV, actions_X), mask_X) - sums["logprob"]
+        sums["loss"] = _masked_sum(weight_X * token_divergence(student_XV, teacher_XV, config), mask_X)
+        return sums
+
+    weight_BA = jnp.broadcast_to(weight_B[:, None], mask_BA.shape)
+    return _sum_over_chunks(sums_of, (student_BAD, teacher_BAD, actions_BA, mask_BA, weight_BA), config.chunk)
+
+
+def span_cross_entropy(
+    student_BAD: jax.Array,
+    actions_BA: jax.Array,
+    mask_BA: jax.Array,
+    weight_B: jax.Array,
+    *,
+    student: Project,
+    config: LossConfig,
+) -> Sums:
+    """Sums over the masked tokens of -log p(action), for plain supervised training; arguments as in `span_divergence`."""
+
+    def sums_of(student_XD, actions_X, mask_X, weight_X):
+        student_XV = _log_probs(student, student_XD)
+        sums = _student_sums(student_XV, actions_X, mask_X)
+        sums["loss"] = _masked_sum(-weight_X * _at(student_XV, actions_X), mask_X)
+        return sums
+
+    weight_BA = jnp.broadcast_to(weight_B[:, None], mask_BA.shape)
+    return _sum_over_chunks(sums_of, (student_BAD, actions_BA, mask_BA, weight_BA), config.chunk)

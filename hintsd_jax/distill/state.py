@@ -1,0 +1,90 @@
+"""What training carries from update to update: weights, their EMA (the teacher), and the optimizer's state.
+
+`create` makes it from loaded weights; `optimizer` and `learning_rate` are rebuilt from the frozen `OptimConfig` wherever they
+are needed, so the state is arrays only and can be saved, sharded and donated as it is. All of it is float32: an EMA in bfloat16
+loses updates smaller than 1/256 of a weight, which at a decay of 0.999 is nearly all of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from hintsd_jax.errors import UserError
+
+Params = Any  # nested plain dict of arrays
+
+SCHEDULES = ("constant", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, and the EMA. Hashable: a static argument of the compiled step. Defaults: HINT-SD's released ones.
+
+    clip_norm: limit of the gradient's global norm; 0 for none. schedule: "constant", or "linear" decay to 0 at `total_steps`;
+    both rise linearly from 0 over `warmup_steps`. Steps are optimizer steps: skipped ones do not count. ema_decay: the share
+    of the teacher that stays in one step.
+    """
+
+    lr: float = 5e-6
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    total_steps: int = 1000
+    ema_decay: float = 0.999
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"optim.schedule = {self.schedule!r} is unknown: choose one of {', '.join(SCHEDULES)}")
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise UserError(f"optim.warmup_steps = {self.warmup_steps} must be below optim.total_steps = {self.total_steps}")
+        if not 0.0 <= self.ema_decay <= 1.0:
+            raise UserError(f"optim.ema_decay = {self.ema_decay} must lie between 0 and 1")
+        if self.lr < 0 or self.weight_decay < 0 or self.clip_norm < 0:
+            raise UserError("optim.lr, optim.weight_decay and optim.clip_norm must not be negative")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """step: int32 scalar, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state: optax's."""
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def learning_rate(config: OptimConfig) -> optax.Schedule:
+    """Optimizer steps already taken -> the learning rate of the next one."""
+    if config.schedule == "linear":
+        after = optax.linear_schedule(config.lr, 0.0, config.total_steps - config.warmup_steps)
+    else:
+        after = optax.constant_schedule(config.lr)
+    if config.warmup_steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, config.warmup_steps), after], [config.warmup_steps])
+
+
+def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW."""
+    adamw = optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def create(params: Params, config: OptimConfig) -> TrainState:
+    """A fresh state; the teacher starts as the student.
+
+    The weights are copied, once for each of the two: updates donate the state, and an alias would die under its other owner.
+    """
+
+    def copy(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), tree)
+
+    params = copy(params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=copy(params), opt_state=optimizer(config).init(params))

@@ -1,0 +1,1 @@
+"""Environments: action text in; observation, reward, end and a report for hindsight out."""

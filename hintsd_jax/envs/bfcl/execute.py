@@ -1,0 +1,157 @@
+"""The simulated backends of one BFCL episode, and the only door to them.
+
+In: a task's initial state and tool calls. Out: the text of each result, as the benchmark's own executor writes it.
+
+Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class of the task
+and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and whatever it raises becomes
+the result text. Every `World` owns its state: two episodes of one task share nothing.
+"""
+
+import contextlib
+import copy
+import decimal
+import functools
+import importlib
+import inspect
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hintsd_jax.tasks.bfcl import read_json_lines
+
+MAX_RESULT_BITS = 1 << 20  # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway
+MAX_DIGITS = 1_000  # a logarithm to this many digits takes some milliseconds, to ten times as many 0.4 s
+_PLAIN_NUMBER = re.compile(r"[-+]?\d{1,100}(\.\d{0,100})?([eE][-+]?\d{1,3})?")
+
+# `MathAPI.logarithm` sets mpmath's precision for the whole process and its result is printed under it, so calls from two
+# episodes must not overlap. The guards keep every call under this lock short.
+_MPMATH = threading.Lock()
+
+
+class Refused(Exception):
+    """A legal call that would not come back in time."""
+
+
+@functools.cache
+def tool_docs(class_name: str) -> tuple[Mapping[str, Any], ...]:
+    """The benchmark's documentation of a backend's tools, as read from the wheel. Shared: do not change it."""
+    config = importlib.import_module("bfcl_eval.constants.executable_backend_config")
+    return tuple(read_json_lines(f"multi_turn_func_doc/{config.MULTI_TURN_FUNC_DOC_FILE_MAPPING[class_name]}"))
+
+
+class World:
+    """The backends of one episode.
+
+    `instances` maps class names to backends, for the checkers. After `copy`s of the initial state they are only changed by `call`.
+    """
+
+    def __init__(self, initial_config: Mapping[str, Any], class_names: Sequence[str], long_context: bool = False):
+        self.instances = {name: _build(name, initial_config.get(name, {}), long_context) for name in class_names}
+        # Where two classes share a method name the later class gets it, as in the benchmark's executor.
+        self._methods: dict[str, Callable] = {
+            doc["name"]: getattr(instance, doc["name"]) for name, instance in self.instances.items() for doc in tool_docs(name)
+        }
+
+    def call(self, name: str, arguments: Mapping[str, Any], positional: Sequence[Any] = ()) -> str:
+        """The text of the call's result. Never raises for anything that a model can write."""
+        if name not in self._methods:
+            return f"Error during execution: name '{name}' is not defined"
+        for key in arguments:
+            if not key.isidentifier():
+                return f"Error during execution: {key!r} is not an argument name"
+        method = self._methods[name]
+        # Copied, so that a backend that stores a list does not share it with the recorded action.
+        arguments = copy.deepcopy(dict(arguments))
+        try:
+            _guard(method, positional, arguments)
+            with _isolated(name):
+                return _as_text(method(*positional, **arguments))
+        except Exception as error:  # the benchmark's rule: any exception is the answer to the call
+            return f"Error during execution: {error}"
+
+
+def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> Any:
+    constants = importlib.import_module("bfcl_eval.constants.executable_backend_config")
+    backend = getattr(importlib.import_module(constants.CLASS_FILE_PATH_MAPPING[class_name]), class_name)()
+    if class_name not in constants.STATELESS_CLASSES:
+        backend._load_scenario(copy.deepcopy(config), long_context=long_context)
+    # Once more: loading a long context takes module-level dictionaries by reference.
+    return copy.deepcopy(backend)
+
+
+def _as_text(result: Any) -> str:
+    if isinstance(result, str):
+        return result
+    if isinstance(result, dict):
+        try:
+            return json.dumps(result)
+        except (TypeError, ValueError):
+            return str(result)  # it holds a Decimal, an mpf or an object of the backend
+    return str(result)
+
+
+@contextlib.contextmanager
+def _isolated(name: str) -> Iterator[None]:
+    if name == "logarithm":
+        with _MPMATH:
+            yield
+    elif name == "square_root":  # sets the thread's decimal precision and leaves it so
+        with decimal.localcontext():
+            yield
+    else:
+        yield
+
+
+def _guard(method: Callable, positional: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    check = _GUARDS.get(method.__name__)
+    if check is None:
+        return
+    try:
+        bound = inspect.signature(method).bind(*positional, **arguments)
+    except TypeError:
+        return  # the call itself fails with the message that the model should see
+    bound.apply_defaults()
+    check(**bound.arguments)
+
+
+def _guard_power(base: Any, exponent: Any) -> None:
+    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0:
+        if base.bit_length() * exponent > MAX_RESULT_BITS:
+            raise Refused("the result is too large")
+
+
+def _guard_logarithm(value: Any, base: Any, precision: Any) -> None:
+    _guard_precision(precision)
+    for number in (value, base):
+        # mpmath reads numbers from text, and works for hours on "1e999999999".
+        if isinstance(number, str) and not _PLAIN_NUMBER.fullmatch(number):
+            raise Refused("expected a number")
+
+
+def _guard_square_root(number: Any, precision: Any) -> None:
+    _guard_precision(precision)
+
+
+def _guard_round_number(number: Any, decimal_places: Any) -> None:
+    # Rounding an integer to -n places computes 10**n first.
+    if isinstance(decimal_places, int) and abs(decimal_places) > MAX_DIGITS:
+        raise Refused(f"decimal_places must be at most {MAX_DIGITS}")
+
+
+def _guard_precision(precision: Any) -> None:
+    try:
+        digits = int(precision)  # mpmath takes "1000000000" and 1e9 as well
+    except (TypeError, ValueError, OverflowError):
+        return  # no number: the tool says so itself
+    if digits > MAX_DIGITS:
+        raise Refused(f"precision must be at most {MAX_DIGITS}")
+
+
+_GUARDS: Mapping[str, Callable[..., None]] = {
+    "power": _guard_power,
+    "logarithm": _guard_logarithm,
+    "square_root": _guard_square_root,
+    "round_number": _guard_round_number,
+}

@@ -1,0 +1,138 @@
+"""The benchmark's verdict on an episode, turn by turn.
+
+In: after each user turn, the episode's backends and the results of its calls. Out: None, or the first `Failure`, which decides.
+
+Invariants: the comparison is the benchmark's own (`state_checker`, `response_checker`); only the instances it compares are
+ours. Everything in a `Failure` is text: no live object leaves this module. Ground-truth values stand in `expected` alone.
+"""
+
+import ast
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hintsd_jax.envs.bfcl.execute import World
+
+MAX_DIFFERENCES = 8
+CLIP_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an episode does not count as solved.
+
+    `turn` is 0-based. `error_type` is the benchmark's word for it. `differences` says what was wrong without the values that
+    the ground truth has; `expected` gives those values and the ground truth's own calls.
+    """
+
+    turn: int
+    error_type: str
+    differences: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+
+
+class Judge:
+    """Follows one episode with a second world, in which the ground truth is played.
+
+    `world` must be new, and nobody else's. `ground_truth[turn]` holds call expressions such as "cd(folder='document')".
+    """
+
+    def __init__(self, world: World, ground_truth: Sequence[Sequence[str]]):
+        # Imported late: the wheel is optional, and only whoever makes a judge needs it.
+        from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker
+
+        self._checker = multi_turn_checker
+        self._world = world
+        self._ground_truth = ground_truth
+        self._turn = 0
+        self._results: list[str] = []  # of all turns: a result that was seen earlier need not be asked for again
+        self.failure: Failure | None = None
+
+    def end_turn(self, world: World, results: Sequence[str]) -> Failure | None:
+        """Judges the turn that just ended, from the results of all calls in it (uncut, in order). None while all is well."""
+        turn, calls = self._turn, self._ground_truth[self._turn]
+        self._turn += 1
+        self._results += results
+        if self.failure is None:
+            expected = [self._world.call(*_parse(call)) for call in calls]
+            # A turn whose ground truth is empty is not checked; the benchmark looks at the state in the next one.
+            if calls:
+                self.failure = self._compare(turn, world, results, expected)
+        return self.failure
+
+    def _compare(self, turn: int, world: World, results: Sequence[str], expected: list[str]) -> Failure | None:
+        calls = tuple(f"call {call}" for call in self._ground_truth[turn])
+        if not results:
+            return Failure(turn, "multi_turn:empty_turn_model_response", ("no tool was called in this turn",), calls)
+        verdict = self._checker.state_checker(world.instances, self._world.instances)
+        if not verdict["valid"]:
+            found = list(itertools.islice(_differences(world.instances, self._world.instances), MAX_DIFFERENCES))
+            values = tuple(f"{where}: {value}" for where, _, value in found if value)
+            return Failure(turn, verdict["error_type"], tuple(f"{where} {what}" for where, what, _ in found), calls + values)
+        verdict = self._checker.response_checker(self._results, expected, turn)
+        if not verdict["valid"]:
+            missing = verdict["details"]["missing_items"]
+            tools = dict.fromkeys(_parse(call)[0] for call, result in zip(self._ground_truth[turn], expected) if result in missing)
+            differences = tuple(f"a result of {tool} was needed and never seen" for tool in tools)
+            return Failure(turn, verdict["error_type"], differences, calls + tuple(f"the result {_clip(item)}" for item in missing))
+        return None
+
+
+def force_terminated(turn: int, limit: int) -> Failure:
+    """The failure of an episode that the benchmark's step limit ended before its last turn. It outranks earlier ones."""
+    return Failure(turn, "multi_turn:force_terminated", (f"more than {limit} steps in one user turn",))
+
+
+def _parse(call: str) -> tuple[str, dict[str, Any], tuple[Any, ...]]:
+    """Name, keyword arguments and positional arguments of a ground-truth expression; literals only."""
+    node = ast.parse(call, mode="eval").body
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise ValueError(f"not a plain call: {call}")
+    keywords = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    return node.func.id, keywords, tuple(ast.literal_eval(argument) for argument in node.args)
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(where, what is wrong, what the ground truth has) for the public attributes of every backend."""
+    for name in theirs:
+        for attribute in vars(theirs[name]):
+            if not attribute.startswith("_"):
+                yield from _walk(f"{name}.{attribute}", getattr(ours[name], attribute), getattr(theirs[name], attribute))
+
+
+def _walk(where: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str, str]]:
+    # Walks only where both sides have an entry, so the ground truth's (finite) tree bounds it, whatever the episode built.
+    if ours == theirs:
+        return
+    mine, other = _entries(ours), _entries(theirs)
+    if mine is None or other is None or type(ours) is not type(theirs):
+        yield where, f"is {_describe(ours)}, which is not right", f"should be {_describe(theirs)}"
+        return
+    for key in other:
+        if key in mine:
+            yield from _walk(f"{where}/{key}", mine[key], other[key])
+        else:
+            yield f"{where}/{key}", "is missing", f"should be {_describe(other[key])}"
+    for key in mine:
+        if key not in other:
+            yield f"{where}/{key}", "should not be there", ""
+    if mine == other and getattr(ours, "name", None) != getattr(theirs, "name", None):
+        yield where, f"has the name {ours.name!r}, which is not right", f"should have the name {theirs.name!r}"
+
+
+def _entries(value: Any) -> Mapping[Any, Any] | None:
+    if isinstance(value, dict):
+        return value
+    contents = getattr(value, "contents", None)  # a directory of GorillaFileSystem
+    return contents if isinstance(contents, dict) else None
+
+
+def _describe(value: Any) -> str:
+    if (entries := _entries(value)) is not None:
+        return f"a set of {len(entries)} entries"  # never printed whole: a directory can be copied into itself
+    return _clip(repr(getattr(value, "content", value)))  # a file is its content
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= CLIP_CHARS else f"{text[:CLIP_CHARS]}... ({len(text)} characters)"

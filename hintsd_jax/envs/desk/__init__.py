@@ -1,0 +1,5 @@
+"""The embedded environment: an office of files, mail, calendar and contacts, its tasks, its solver and its demonstrations."""
+
+from hintsd_jax.envs.desk.env import Desk
+
+__all__ = ["Desk"]

@@ -1,0 +1,126 @@
+"""The scripted demonstrator of Desk: what the embedded policy learned its habits, its obedience and its reviews from.
+
+Unhinted it errs silently, at a rate that differs by kind of request (`ERROR_RATES`): on two kinds the wrong action is its
+*usual* one, so sharpening its distribution makes it worse, not better. With a correct hint it never errs. Its reviews of
+failed episodes are always right. All that is text; `hintsd_jax.warmup` makes tokens of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+
+from hintsd_jax.envs.desk import advice, solver
+from hintsd_jax.envs.desk.env import Desk
+from hintsd_jax.envs.desk.generator import DECISIONS
+from hintsd_jax.episodes.toolcalls import parse_action
+
+ERROR_RATES = {"copy": 0.05, "send": 0.1, "book": 0.1, "cancel": 0.15, "delete": 0.6, "forward": 0.65, "tell": 0.15, "add": 0.0}
+REPLY = "Done."
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One step of a reference: the right action, the silent mistake that could stand in its place, and the correct hint."""
+
+    right: str
+    wrong: str | None = None
+    hints: tuple[str, ...] = (advice.NEUTRAL,)
+    kind: str | None = None  # the kind of request, where there is something to decide
+
+
+def call_text(tool: str, arguments: dict[str, str]) -> str:
+    return "<tool_call>\n" + json.dumps({"name": tool, "arguments": arguments}) + "\n</tool_call>"
+
+
+def moves(request: dict) -> list[Move]:
+    """The reference's steps for one request, its closing reply included."""
+    kind, calls = request["kind"], request["calls"]
+    steps = [Move(call_text(*request["lookup"]))] if request["lookup"] else []
+    for index, (tool, arguments) in enumerate(calls):
+        right = call_text(tool, arguments)
+        if kind in DECISIONS:
+            choice = DECISIONS[kind].choice
+            good, bad = arguments[choice], request["wrong"]
+            steps.append(Move(right, call_text(tool, arguments | {choice: bad}), (advice.use(good, bad), advice.use(good)), kind))
+        elif kind == "tell" and index == 1:  # the second of two things, which a hurried office forgets
+            steps.append(Move(right, REPLY, (advice.still_to_do([tool, arguments]),), kind))
+        else:
+            steps.append(Move(right))
+    return [*steps, Move(REPLY)]
+
+
+def demonstrate(task: dict, rng: random.Random, on_step: Callable[[Move, str | None], str]) -> None:
+    """Walks the task; `on_step(move, erring_action or None)` is told the move and, if the demonstrator would err, its wrong
+    action, and returns the action that is really taken (a forgetful reply skips the rest of the request)."""
+    for request in task["requests"]:
+        for move in moves(request):
+            errs = move.wrong is not None and rng.random() < ERROR_RATES[request["kind"]]
+            if on_step(move, move.wrong if errs else None) == REPLY:
+                break
+
+
+def review(task: dict, actions: Sequence[str]) -> tuple[list[str], tuple]:
+    """The right review of any played episode: a short line per step, and the environment's faults.
+
+    Returns:
+      (lines, faults): `#2 final "a" got "b" bad` where something was chosen, `#5 forgot "c" bad` where something was left out,
+      `#3 ok` elsewhere.
+    """
+    desk = Desk()
+    desk.reset(task)
+    lines = []
+    for number, text in enumerate(actions, start=1):
+        hour, entries, faults = desk._world.hour, len(desk._world.ledger), len(desk._faults)
+        desk.step(parse_action(text))
+        faulty = len(desk._faults) > faults
+        verdict = "bad" if faulty else "ok"
+        request = task["requests"][hour]
+        new = desk._world.ledger[entries:]
+        if request["kind"] in DECISIONS and new and new[0][1] == request["calls"][0][0]:
+            choice = DECISIONS[request["kind"]].choice
+            middle = f'{request["label"]} "{request["calls"][0][1][choice]}" got "{new[0][2][choice]}" '
+        elif faulty and not new:
+            left_out = solver.missing_calls(desk._world, task, hour)[0]
+            middle = f'forgot "{next(iter(left_out[1].values()))}" '
+        else:
+            middle = ""
+        lines.append(f"#{number} {middle}{verdict}")
+    return lines, desk.report().faults
+
+
+def review_answer(lines: Sequence[str], faults: Sequence) -> str:
+    """The analyser's answer in the method's format: free text first, the JSON last."""
+    failures = [{"step": fault.step, "feedback": fault.feedback} for fault in faults]
+    return "\n".join(lines) + "\n" + json.dumps({"failures": failures})
+
+
+def advise(task: dict, actions: Sequence[str], step: int) -> tuple[str, str]:
+    """The right feedback on a given step: (its review line, the words)."""
+    lines, faults = review(task, actions)
+    for fault in faults:
+        if fault.step == step:
+            return lines[step - 1], fault.feedback
+    chosen = lines[step - 1].split('"')
+    return lines[step - 1], advice.use(chosen[1]) if len(chosen) > 1 else advice.NEUTRAL
+
+
+def advice_answer(line: str, step: int, feedback: str) -> str:
+    return line + "\n" + json.dumps({"failures": [{"step": step, "feedback": feedback}]})
+
+
+def transcript(task: dict, rng: random.Random) -> str:
+    """Everything that a demonstration, its hints and its review say, as plain text (the tokenizer's corpus)."""
+    desk, actions = Desk(), []
+    texts = [message["content"] for message in desk.reset(task).messages]
+
+    def on_step(move: Move, erring: str | None) -> str:
+        actions.append(erring or move.right)
+        turn = desk.step(parse_action(actions[-1]))
+        texts.extend([actions[-1], *(message["content"] for message in turn.messages), *move.hints])
+        return actions[-1]
+
+    demonstrate(task, rng, on_step)
+    return "\n".join([*texts, review_answer(*review(task, actions))])

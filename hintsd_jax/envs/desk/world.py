@@ -1,0 +1,170 @@
+"""The simulated office: tool calls in, one line of text out, and a JSON-able state that persists over the episode.
+
+Look-ups are harmless and may be repeated. Every other tool leaves an entry in the `ledger` (hour, tool, arguments) and changes
+the state for good: there is no undo, nothing may be done twice, and the office accepts whatever exists. So a wrong choice
+answers "Ok." at its turn and shows only in the final state. The hour is the index of the user's request.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+LOOKUPS: dict[str, tuple[str, ...]] = {
+    "find_files": ("title",),
+    "list_sizes": ("title",),
+    "find_contact": ("name",),
+    "search_mail": ("sender",),
+    "free_slots": ("day",),
+    "find_events": ("title",),
+    "read_file": ("file",),
+}
+EFFECTS: dict[str, tuple[str, ...]] = {
+    "copy_file": ("file", "to"),
+    "delete_file": ("file",),
+    "send_file": ("file", "to"),
+    "forward_mail": ("mail", "to"),
+    "archive_mail": ("mail",),
+    "book_slot": ("slot", "title"),
+    "cancel_event": ("event",),
+    "add_contact": ("name", "address"),
+    "notify": ("name",),
+}
+PARAMETERS = {**LOOKUPS, **EFFECTS}
+
+_DESCRIPTIONS = {
+    "find_files": "Versions of a file.",
+    "list_sizes": "Sizes of a file's copies.",
+    "find_contact": "Addresses of a person.",
+    "search_mail": "Mails of a sender.",
+    "free_slots": "Free slots of a day.",
+    "find_events": "Events of a title.",
+    "read_file": "A file's text.",
+    "copy_file": "Copy a file to a new name.",
+    "delete_file": "Delete a file.",
+    "send_file": "Send a file to an address.",
+    "forward_mail": "Forward a mail.",
+    "archive_mail": "Archive a mail.",
+    "book_slot": "Book a slot.",
+    "cancel_event": "Cancel an event.",
+    "add_contact": "Add a person.",
+    "notify": "Notify a person.",
+}
+
+
+def tool_docs() -> tuple[dict, ...]:
+    """The tools in the function-calling format that chat templates expect."""
+    return tuple(
+        {
+            "type": "function",
+            "function": {
+                "name": name,
+                "description": _DESCRIPTIONS[name],
+                "parameters": {
+                    "type": "object",
+                    "properties": {p: {"type": "string"} for p in parameters},
+                    "required": list(parameters),
+                },
+            },
+        }
+        for name, parameters in PARAMETERS.items()
+    )
+
+
+class CallError(Exception):
+    """The call could not be carried out; nothing changed. Its text is the observation."""
+
+
+@dataclasses.dataclass
+class World:
+    """One office.
+
+    `listings` holds, per look-up tool and key, the labelled candidates that the tool shows: `{"find_files": {"report":
+    [["draft", "a"], ["final", "b"]]}}`. The rest is what the effects change.
+    """
+
+    listings: dict[str, dict[str, list[list[str]]]]
+    files: dict[str, str]  # file -> its text (its own first name: a copy keeps it)
+    mails: list[str]
+    slots: list[str]
+    events: list[str]
+    contacts: dict[str, str]
+    hour: int = 0
+    ledger: list[list[Any]] = dataclasses.field(default_factory=list)  # [hour, tool, {argument: value}, content]
+
+    @classmethod
+    def from_json(cls, state: dict) -> World:
+        return cls(**copy.deepcopy(state))
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def clone(self) -> World:
+        return copy.deepcopy(self)
+
+    def final_state(self) -> dict:
+        """What the outcome is decided by: everything but the clock; the order inside one hour does not count."""
+        state = self.to_json()
+        state.pop("hour")
+        state["ledger"] = sorted(state["ledger"], key=repr)
+        return state
+
+    def call(self, tool: str, arguments: dict[str, Any]) -> str:
+        """Carries out one call and returns the observation. Raises `CallError` (state unchanged) on a call it cannot carry out."""
+        if tool not in PARAMETERS:
+            raise CallError(f"no tool {tool!r}")
+        if set(arguments) != set(PARAMETERS[tool]):
+            raise CallError(f"{tool} takes {', '.join(PARAMETERS[tool])}")
+        if not all(isinstance(value, str) for value in arguments.values()):
+            raise CallError(f"{tool} takes strings")
+        if tool in LOOKUPS:
+            return self._look_up(tool, *arguments.values())
+        return self._carry_out(tool, arguments)
+
+    def _look_up(self, tool: str, key: str) -> str:
+        if tool == "read_file":
+            if key not in self.files:
+                raise CallError("no such file")
+            return f'Text "{self.files[key]}".'
+        candidates = self.listings.get(tool, {}).get(key)
+        if not candidates:
+            raise CallError("found nothing")
+        return "Found " + ", ".join(f'{label} "{value}"' for label, value in candidates) + "."
+
+    def _carry_out(self, tool: str, arguments: dict[str, str]) -> str:
+        content = None
+        match tool:
+            case "copy_file":
+                self._require(arguments["file"] in self.files, "no such file")
+                self._require(arguments["to"] not in self.files, "name is taken")
+                content = self.files[arguments["to"]] = self.files[arguments["file"]]
+            case "delete_file":
+                self._require(arguments["file"] in self.files, "no such file")
+                content = self.files.pop(arguments["file"])
+            case "send_file":
+                self._require(arguments["file"] in self.files, "no such file")
+                content = self.files[arguments["file"]]
+            case "forward_mail":
+                self._require(arguments["mail"] in self.mails, "no such mail")
+            case "archive_mail":
+                self._require(arguments["mail"] in self.mails, "no such mail")
+                self.mails.remove(arguments["mail"])
+            case "book_slot":
+                self._require(arguments["slot"] in self.slots, "no such slot")
+                self.slots.remove(arguments["slot"])
+            case "cancel_event":
+                self._require(arguments["event"] in self.events, "no such event")
+                self.events.remove(arguments["event"])
+            case "add_contact":
+                self._require(arguments["name"] not in self.contacts, "name is taken")
+                self.contacts[arguments["name"]] = arguments["address"]
+            case "notify":
+                pass  # anyone may be told
+        self.ledger.append([self.hour, tool, dict(arguments), content])
+        return "Ok."
+
+    @staticmethod
+    def _require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise CallError(problem)

@@ -1,0 +1,1 @@
+"""Episodes: tasks in, finished append-only token streams out."""

@@ -1,0 +1,152 @@
+"""The host loop between the engine and the environments: tasks in, finished episodes out.
+
+A `Rollout` is the engine's job for one episode. The engine hands it each sampled span; it parses the action, starts the
+environment's step in a worker, and answers with the observation's tokens. A failing environment, a full context or the step
+limit ends the episode and is counted; it never ends the run.
+
+Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from hintsd_jax.envs.base import Environment, Start, Turn
+from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.episodes.envcalls import EnvPool, Failure
+from hintsd_jax.episodes.episode import Episode, observation_text
+from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.sampling import Engine, Sampling, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """max_steps: assistant generations an episode. context: tokens of an episode. reports: ask environments for theirs (privileged)."""
+
+    max_steps: int
+    context: int
+    sampling: Sampling
+    reports: bool = True
+
+
+def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
+    """Raw key data (uint32 [2]) of one job: folded from the run's seed, the step, a name (task id and purpose) and an index."""
+    key = jax.random.key(seed)
+    for part in (step, zlib.crc32(name.encode()), index):
+        key = jax.random.fold_in(key, part)
+    return np.asarray(jax.random.key_data(key))
+
+
+class Rollout:
+    """One episode as a job of the engine (see `sampling.Job`)."""
+
+    def __init__(self, episode: Episode, worker: int, pool: EnvPool, chat: ChatFormat, config: RolloutConfig, key: np.ndarray):
+        self.episode, self.key, self.sampling, self.context = episode, key, config.sampling, config.context
+        self.prompt = tuple(episode.tokens)
+        self._worker, self._pool, self._chat, self._config = worker, pool, chat, config
+        self._call = None
+
+    def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
+        text = self._chat.decode(ids)
+        self.episode.append_action(ids, logprobs, text)
+        if not stopped:
+            full = len(self.episode.tokens) >= self._config.context
+            self._end("context" if full else "action_length")
+            return
+        self._call = self._pool.submit(self._worker, "step", parse_action(text))
+
+    def collect(self) -> Sequence[int] | None:
+        if self._call is not None:
+            self._answer(self._call.result())
+            self._call = None
+        if self.episode.ended:
+            self._report()
+            return None
+        return self.episode.tokens[self.episode.steps[-1].stop :]
+
+    def _answer(self, turn: Turn | Failure) -> None:
+        episode = self.episode
+        if isinstance(turn, Failure):
+            episode.append_observation(None)
+            self._end(turn.reason, turn.detail)
+            return
+        over = turn.terminated or turn.truncated or len(episode.steps) >= self._config.max_steps
+        delta = None if over else self._chat.delta(turn.messages)
+        full = delta is not None and len(episode.tokens) + len(delta.ids) >= self._config.context
+        episode.append_observation(None if full else delta, observation_text(turn.messages), turn.reward)
+        episode.reward, episode.terminated = turn.reward, turn.terminated
+        if turn.terminated:
+            self._end("terminated")
+        elif over:
+            self._end("truncated" if turn.truncated else "max_steps")
+        elif full:
+            self._end("context")
+
+    def _end(self, reason: str, detail: str = "") -> None:
+        self.episode.ended, self.episode.detail = reason, detail
+
+    def _report(self) -> None:
+        """The environment's privileged look back; a failure of it is told, and costs only the report."""
+        if not self._config.reports or self.episode.ended.startswith("env_"):
+            return
+        report = self._pool.submit(self._worker, "report").result()
+        if isinstance(report, Failure):
+            self.episode.detail = f"report: {report.reason}: {report.detail}"
+        else:
+            self.episode.report = report
+
+
+def run_episodes(
+    engine: Engine,
+    params,
+    chat: ChatFormat,
+    make_env: Callable[[], Environment],
+    tasks: Sequence[Mapping],
+    rollouts: int,
+    config: RolloutConfig,
+    *,
+    seed: int,
+    step: int,
+    call_timeout_s: float,
+) -> tuple[list[Episode], Counter, Stats]:
+    """Plays `rollouts` episodes of every task.
+
+    Returns:
+      (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts that never
+      began (a reset that failed, a prompt beyond the context), each of which is missing in `episodes`.
+    """
+    with EnvPool(make_env, len(tasks) * rollouts, call_timeout_s) as pool:
+        calls = [pool.submit(worker, "reset", tasks[worker // rollouts]) for worker in range(len(tasks) * rollouts)]
+        jobs: list[Rollout] = []
+        dropped: Counter = Counter()
+        prompts: dict[int, tuple] = {}
+        for worker, call in enumerate(calls):
+            nth, index = divmod(worker, rollouts)
+            task, start = tasks[nth], call.result()
+            if isinstance(start, Failure):
+                dropped[start.reason] += 1
+                continue
+            prompt = _prompt(prompts, nth, start, chat)
+            if len(prompt.ids) >= config.context:
+                dropped["prompt_too_long"] += 1
+                continue
+            episode = Episode.begin(task["id"], index, start.messages, prompt)
+            jobs.append(Rollout(episode, worker, pool, chat, config, job_key(seed, step, task["id"], index)))
+        stats = engine.run(params, jobs)
+        for failure in pool.close():
+            dropped[f"close_{failure.reason}"] += 1
+    return [job.episode for job in jobs], dropped, stats
+
+
+def _prompt(prompts: dict[int, tuple], task: int, start: Start, chat: ChatFormat):
+    """Tokenises the prompt of a task once for all its rollouts (unless an environment words it differently)."""
+    known = prompts.get(task)
+    if known is None or known[0] != start:
+        known = prompts[task] = (start, chat.prompt(start.messages, start.tools))
+    return known[1]

@@ -1,0 +1,121 @@
+"""Tool calls in the Qwen (Hermes) format: action text in, `Action` out, and back.
+
+A call is `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with nothing but
+whitespace between. The object is read by a JSON decoder from the opening tag on, so that a tag inside a string
+argument is only text. A leading `<think>` block is reasoning and is not read for calls.
+
+Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one block that cannot be
+read makes a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+from hintsd_jax.envs.base import Action, ToolCall
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+MAX_DEPTH = 32  # of nested arrays and objects; far above real arguments, far below Python's recursion limit
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_TAG = re.compile("</?tool_call>")
+
+
+def render_call(call: ToolCall) -> str:
+    """The text of one call exactly as Qwen's chat templates write it. Raises ValueError for NaN or infinity."""
+    payload = {"name": call.name, "arguments": call.arguments}
+    return f"{OPEN}\n{json.dumps(payload, ensure_ascii=False, allow_nan=False)}\n{CLOSE}"
+
+
+def parse_action(text: str) -> Action:
+    """Reads every tool call of a sampled action; never raises. See the module docstring for what is accepted."""
+    try:
+        return Action(text, calls=_read_calls(text))
+    except (ValueError, RecursionError) as error:  # RecursionError: the C decoder on thousands of brackets
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return Action(text, problem=problem)
+
+
+def _read_calls(text: str) -> tuple[ToolCall, ...]:
+    calls = []
+    position = _after_thinking(text)
+    while tag := _TAG.search(text, position):
+        if tag.group() == CLOSE:
+            raise ValueError(f"{CLOSE} without {OPEN}")
+        start = _SPACE.match(text, tag.end()).end()
+        try:
+            payload, end = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            # the position counts from the object's first character, where a reader would look
+            raise ValueError(f"call {len(calls) + 1} is not valid JSON: {error.msg} at character {error.pos - start}") from None
+        position = _SPACE.match(text, end).end()
+        if not text.startswith(CLOSE, position):
+            raise ValueError(f"call {len(calls) + 1} does not end with {CLOSE} after its JSON object")
+        position += len(CLOSE)
+        calls.append(_to_call(payload, len(calls) + 1))
+    return tuple(calls)
+
+
+def _after_thinking(text: str) -> int:
+    start = _SPACE.match(text).end()
+    if not text.startswith(THINK_OPEN, start):
+        return 0
+    end = text.find(THINK_CLOSE, start)
+    if end < 0:
+        raise ValueError(f"{THINK_OPEN} without {THINK_CLOSE}")
+    return end + len(THINK_CLOSE)
+
+
+def _to_call(payload: Any, number: int) -> ToolCall:
+    if not isinstance(payload, dict):
+        raise ValueError(f"call {number} is not a JSON object")
+    for key in ("name", "arguments"):
+        if key not in payload:
+            raise ValueError(f'call {number} lacks "{key}"')
+    if unknown := sorted(payload.keys() - {"name", "arguments"}):
+        raise ValueError(f"call {number} has the unknown key {unknown[0]!a}")
+    name, arguments = payload["name"], payload["arguments"]
+    if not (isinstance(name, str) and name):
+        raise ValueError(f'call {number}: "name" must be a non-empty string')
+    if not isinstance(arguments, dict):
+        raise ValueError(f'call {number}: "arguments" must be an object')
+    _check(payload, number)
+    return ToolCall(name, arguments)
+
+
+def _check(payload: Any, number: int) -> None:
+    """Refuses deep nesting and text that is not Unicode; iterative, so that depth itself cannot hurt."""
+    pending = [(payload, 1)]
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, str):
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError(f"call {number} holds half of a surrogate pair")
+        elif isinstance(value, dict | list):
+            if depth > MAX_DEPTH:
+                raise ValueError("nested too deeply")
+            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending.extend((child, depth + 1) for child in children)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key stands twice in one JSON object")
+    return result
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {literal[:20]} is too large")
+    return value
+
+
+def _no_constant(literal: str) -> None:
+    raise ValueError(f"{literal} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)

@@ -1,0 +1,95 @@
+"""Avg@k and Best@k: weights and held-out tasks in, success rates out.
+
+The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks with the
+same random numbers: a paired comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.errors import UserError
+from hintsd_jax.session import Session
+
+EVAL_STEP = 2**31 - 1  # no training step ever has this number
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason."""
+
+    success_NK: np.ndarray
+    tokens: int
+    ended: Mapping[str, int]
+
+    @property
+    def avg(self) -> float:
+        """Avg@k: mean success over all rollouts."""
+        return float(self.success_NK.mean())
+
+    @property
+    def best(self) -> float:
+        """Best@k: share of tasks with any success."""
+        return float(self.success_NK.max(axis=1).mean())
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        k = self.success_NK.shape[1]
+        return {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
+
+
+def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, greedy: bool = False) -> tuple[Scores, list[Episode]]:
+    """Plays every task and scores it. A rollout that never began (its environment failed) counts as a failure.
+
+    Raises:
+      UserError: no task at all.
+    """
+    if not len(tasks):
+        raise UserError("an evaluation without tasks: raise eval.tasks or eval.test_tasks")
+    episodes, dropped, stats = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy)
+    rows = {task["id"]: n for n, task in enumerate(tasks)}
+    success_NK = np.zeros((len(tasks), rollouts))
+    ended: dict[str, int] = dict(dropped)
+    for episode in episodes:
+        success_NK[rows[episode.task_id], episode.rollout] = episode.success
+        ended[episode.ended] = ended.get(episode.ended, 0) + 1
+    return Scores(success_NK, stats.sampled, ended), episodes
+
+
+def held_out(session: Session, params, split: str, count: int) -> dict[str, float]:
+    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over tasks."""
+    config = session.config
+    tasks = session.tasks(split)
+    tasks = [tasks[n] for n in range(min(count, len(tasks)))]
+    sampled, _ = score(session, params, tasks, config.eval.rollouts)
+    results = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
+    low, high = interval(sampled.success_NK.mean(axis=1))
+    results |= {f"{split}/avg_low": low, f"{split}/avg_high": high}
+    if config.eval.greedy:
+        greedy, _ = score(session, params, tasks, 1, greedy=True)
+        results[f"{split}/greedy"] = greedy.avg
+    return results
+
+
+def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap of the mean over tasks, with a fixed seed."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values_N, (RESAMPLES, len(values_N))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split."""
+    from hintsd_jax import train  # training knows how its state is restored
+
+    session = Session.open(config)
+    params, step = train.restored_params(session, workdir)
+    results = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
+    train.print_evaluation(results, config, workdir, step)
+    return results

@@ -1,0 +1,1 @@
+"""Hindsight: a failed episode in, targets (step, feedback) out."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: its workdir, checkpoints, metrics and what it shows while it goes."""

@@ -1,0 +1,122 @@
+"""Checkpoints: a train state and a small JSON record go in under a step, and come out bit-equal.
+
+Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on disk;
+what a kill left behind is ignored and removed at the next start.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from hintsd_jax.errors import UserError
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one run, saved in the background. Keeps the last `keep` and the best by `best`.
+
+    Args:
+      directory: made when absent.
+      keep: how many of the latest checkpoints stay.
+      best: name of the metric of which the highest value so far stays as well.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int, best: str = "eval/avg@4"):
+        self._directory = Path(directory).absolute()
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[best],
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(keep),
+                        preservation_policy.BestN(
+                            get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def save(self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> bool:
+        """Starts saving and returns when `state` has been copied to the host: it may be donated at once.
+
+        Args:
+          step: must grow from call to call.
+          state: a pytree of arrays.
+          extra: what else the run needs to continue, JSON values only.
+          metrics: this step's metrics; without the `best` key the checkpoint does not take part in the choice of the best.
+
+        Returns:
+          False when this step is saved already.
+        """
+        if step in self._manager.all_steps():
+            return False
+        tracked = None
+        if metrics is not None and metrics.get(self._best) is not None:
+            tracked = {self._best: float(metrics[self._best])}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(dict(extra)))
+        return self._manager.save(step, args=items, metrics=tracked, force=True)
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest `best` metric among the checkpoints kept; None while none has one."""
+        return self._manager.best_step()
+
+    def restore(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Reads one checkpoint.
+
+        Args:
+          step: one that is there, `latest_step` or `best_step`.
+          abstract_state: arrays or ShapeDtypeStructs in the tree, shapes, dtypes and shardings to restore into. A leaf
+            without a sharding goes to the first local device.
+
+        Returns:
+          The state and the `extra` record.
+
+        Raises:
+          UserError: the checkpoint is damaged or of another model.
+        """
+        target = jax.tree.map(_abstract, abstract_state)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # orbax, tensorstore and json each raise their own kinds for a damaged folder
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): "
+                "remove that folder to continue from an earlier one"
+            ) from error
+        return restored["state"], restored["extra"]
+
+    def restore_latest(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """`restore` of the latest checkpoint; None where there is none yet."""
+        step = self.latest_step
+        return None if step is None else self.restore(step, abstract_state)
+
+    def wait(self) -> None:
+        """Returns when every started save is on disk; raises what a save in the background raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then gives the background threads back."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

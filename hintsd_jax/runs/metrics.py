@@ -1,0 +1,172 @@
+"""Numbers of a run: one mapping a step goes in, one line of `metrics.jsonl` and TensorBoard events come out.
+
+Invariant: after a resume at step s the file holds exactly the rows of steps <= s, so a run that was killed and continued ends
+with the file of one that never was. For that, write the row of a step *before* its checkpoint is saved.
+"""
+
+import collections
+import contextlib
+import functools
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorboardX
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.runs.workdir import atomic_writer
+
+NONFINITE = "metrics/nonfinite"
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class MetricsWriter:
+    """Appends rows to `directory/metrics.jsonl` and TensorBoard events under `directory/tensorboard`.
+
+    Args:
+      directory: the workdir.
+      resume_step: the step whose checkpoint was restored: later rows are cut off. None (a fresh start) cuts all.
+
+    Raises:
+      UserError: `metrics.jsonl` holds a line, other than a torn last one, that is not a row.
+    """
+
+    def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
+        path = Path(directory) / "metrics.jsonl"
+        kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
+        with atomic_writer(path) as file:
+            file.writelines(_line(row) for row in kept)
+        self._file = open(path, "a", encoding="utf-8")
+        # purge_step hides the events of the steps that are made again.
+        purge_step = None if resume_step is None else resume_step + 1
+        self._board = tensorboardX.SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=purge_step)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, int | float | None]:
+        """Writes one row: `step` first, then the keys in sorted order, floats as their shortest exact representation.
+
+        NaN and infinities are not JSON: they are written as null and counted under `metrics/nonfinite`.
+
+        Args:
+          step: the optimizer step that the row belongs to.
+          metrics: numbers, or zero-dimensional arrays (fetched from the device here).
+
+        Returns:
+          The row as written.
+
+        Raises:
+          TypeError: a value is not one number.
+        """
+        numbers = {key: _number(key, value) for key, value in jax.device_get(dict(metrics)).items()}
+        bad = [key for key, value in numbers.items() if not math.isfinite(value)]
+        row: dict[str, int | float | None] = {**numbers, **{key: None for key in bad}}
+        if bad:
+            row[NONFINITE] = len(bad)
+        row = {"step": int(step), **{key: row[key] for key in sorted(row)}}
+        self._file.write(_line(row))
+        self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint must never outlive its row
+        for key, value in row.items():
+            if value is not None and key != "step":
+                # TensorBoard keeps only letters, digits and -_./ in tags; "@" would become "_" with a warning.
+                self._board.add_scalar(key.replace("@", "_at_"), value, step)
+        self._board.flush()
+        return row
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """All rows of a `metrics.jsonl` (no file: none). A torn last line, left by a kill, is no row.
+
+    Raises:
+      UserError: another line is broken.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError("step is no integer")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} line {number} is not a metrics row: mend or remove the file") from error
+        rows.append(row)
+    return rows
+
+
+class Timer:
+    """Adds up seconds by name: `with timer("rollout"): ...`, then `timer.take()` -> {"time/rollout": seconds}."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last `take`, by `time/<name>`; starts again from zero."""
+        taken = {f"time/{name}": seconds for name, seconds in sorted(self._seconds.items())}
+        self._seconds.clear()
+        return taken
+
+
+@functools.cache
+def _compilations() -> collections.Counter:
+    """The process's counter; its listener is registered at the first call, once."""
+    counter: collections.Counter = collections.Counter()
+
+    def listen(event: str, duration_secs: float, **unused) -> None:
+        if event == _COMPILE_EVENT:
+            counter["count"] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return counter
+
+
+def compile_count() -> int:
+    """Programs that the backend compiled, or loaded from the persistent cache, since the first call of this function."""
+    return _compilations()["count"]
+
+
+def peak_bytes() -> int:
+    """Highest memory in use so far: of the fullest local device, or where devices keep no account (CPU) of the process."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if stat and "peak_bytes_in_use" in stat]
+    if peaks:
+        return max(peaks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _number(key: str, value: Any) -> int | float:
+    """A Python number from a number or a zero-dimensional array; float32 becomes the float64 of the same value."""
+    if isinstance(value, str) or getattr(value, "ndim", 0) != 0:
+        raise TypeError(f"metric {key} is not one number: {value!r}")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool):
+        return int(value)
+    if not isinstance(value, int | float):
+        raise TypeError(f"metric {key} is not one number: {value!r}")
+    return value

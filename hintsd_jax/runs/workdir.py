@@ -1,0 +1,187 @@
+"""The folder of one run: a config goes in, a locked folder with `config.json`, `checkpoints/` and `episodes/` comes out.
+
+Invariants: one folder holds one config and one running process; every file appears whole or not at all (written beside its
+place, then renamed), so a kill at any moment leaves nothing half-written.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_collections
+
+import hintsd_jax
+from hintsd_jax.config import flatten
+from hintsd_jax.errors import UserError
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+_EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[str]]:
+    """A text file that appears at `path` whole when the block ends, and not at all when it raises."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, Any]:
+    """Versions and device of this process. Starts jax's backend."""
+    import jax  # here, so that a wrong config is refused before the backend starts
+
+    device = jax.devices()[0]
+    return {
+        "hintsd_jax": hintsd_jax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in VERSIONED},
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+    }
+
+
+class Workdir:
+    """An open, locked workdir. Use `Workdir.open(...)`, as a context manager or with `close()`.
+
+    Attributes:
+      path: the folder.
+      checkpoints: `path/checkpoints`, not made here.
+      resumed: whether the folder held a config already, that is, a run may be continued.
+    """
+
+    def __init__(self, path: Path, lock: IO[str], resumed: bool):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.resumed = resumed
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, config: ml_collections.ConfigDict, *, may_differ: tuple[str, ...] = ()) -> "Workdir":
+        """Makes or reopens the folder, locks it and writes `config.json`.
+
+        A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because a
+        run that continues under another jax need not be bit-equal.
+
+        Args:
+          path: the folder; its parents are made too.
+          config: the resolved config of this run.
+          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`).
+
+        Raises:
+          UserError: the folder cannot be written, is in use by another process, or belongs to another config.
+        """
+        path = Path(path).expanduser().absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"workdir {path} cannot be written ({error.strerror}): give another --workdir") from error
+        try:
+            _take_lock(lock, path)
+            resumed = _settle_config(path / "config.json", config, may_differ)
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, lock, resumed)
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._lock.close()
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> Path:
+        """Writes `episodes/<kind>_<step>.jsonl`, one JSON object a line; an older file of that name is replaced."""
+        folder = self.path / "episodes"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{kind}_{step:06d}.jsonl"
+        with atomic_writer(path) as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a small text file (the last table, say) into the folder."""
+        path = self.path / name
+        with atomic_writer(path) as file:
+            file.write(text)
+        return path
+
+    def discard_after(self, step: int | None) -> None:
+        """Removes the episodes of steps later than `step` (None: all): a resumed run makes them again."""
+        for path in (self.path / "episodes").glob("*.jsonl"):
+            match = _EPISODES.fullmatch(path.name)
+            if match and (step is None or int(match[1]) > step):
+                path.unlink()
+
+
+def _take_lock(lock: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        raise UserError(f"workdir {path} is in use by another run ({owner}): wait for it or give another --workdir") from error
+    except OSError as error:
+        raise UserError(f"workdir {path} cannot be locked ({error.strerror}): put it on a local disk") from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+
+
+def _settle_config(path: Path, config: ml_collections.ConfigDict, may_differ: tuple[str, ...]) -> bool:
+    """Writes or compares `config.json`; returns whether it was there already."""
+    now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
+    stored = None
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            differing = _differences(stored["config"], now, may_differ)
+            known = stored["versions"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a config written by this program: give another --workdir") from error
+        if differing:
+            raise UserError(
+                f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
+                "give the same settings to continue it, or another --workdir"
+            )
+    resumed, here = stored is not None, versions()
+    if not resumed:
+        stored, known = {"config": now}, []
+    if not known or known[-1] != here:
+        try:
+            with atomic_writer(path) as file:
+                json.dump({**stored, "versions": [*known, here]}, file, indent=2)
+                file.write("\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another --workdir") from error
+    return resumed
+
+
+def _differences(stored: Mapping, now: Mapping, may_differ: tuple[str, ...]) -> list[str]:
+    """`key (there A, now B)` for every dotted key in which two JSON configs differ."""
+    there, here = flatten(stored), flatten(now)
+    absent = object()
+    return [
+        f"{key} (there {there.get(key, 'nothing')!r}, now {here.get(key, 'nothing')!r})"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, absent) != here.get(key, absent) and not key.startswith(may_differ)
+    ]

@@ -1,0 +1,101 @@
+"""The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back (donated).
+
+A slot's row of the cache holds the keys and values of positions 0..length-1; its *pending* token, the last one known, stands at
+position `length` and is fed by the next decode step. So prefill needs no logits at all, and a sampled token enters the cache
+when the next one is drawn. What lies beyond `length` is garbage that is overwritten before anything attends to it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hintsd_jax.policy import decoder
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.sampling.sampler import sample
+
+
+class Lanes(NamedTuple):
+    """What every slot is doing; NumPy on the host between decode calls (B slots, A = most tokens of one generation)."""
+
+    pending_B: jax.Array  # int32: the last known token
+    position_B: jax.Array  # int32: its position
+    active_B: jax.Array  # bool: is sampling
+    count_B: jax.Array  # int32: tokens sampled in this generation
+    limit_B: jax.Array  # int32: tokens it may have
+    tokens_BA: jax.Array  # int32
+    logprobs_BA: jax.Array  # float32
+    key_B2: jax.Array  # uint32: raw key data of the slot's job
+    temperature_B: jax.Array
+    top_p_B: jax.Array
+    top_k_B: jax.Array
+
+
+@partial(jax.jit, static_argnums=1, donate_argnums=2)
+def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
+    """Writes R rows of L tokens, from position `start` on, into the given slots. Rows with slot >= B go nowhere.
+
+    Rows shorter than L are padded on the right: the padding lands beyond the slot's length, where it does no harm.
+    """
+    rows = [(k.at[slots_R].get(mode="clip"), v.at[slots_R].get(mode="clip")) for k, v in cache]
+    positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])[None]
+    _, rows = decoder.forward_cached(params, config, tokens_RL, positions_RL, rows)
+    return [
+        (k.at[slots_R].set(row_k, mode="drop"), v.at[slots_R].set(row_v, mode="drop"))
+        for (k, v), (row_k, row_v) in zip(cache, rows, strict=True)
+    ]
+
+
+@partial(jax.jit, donate_argnums=0)
+def copy_slots(cache, source_R, target_R):
+    """Copies whole rows of the cache; targets >= B go nowhere."""
+    return [
+        tuple(x.at[target_R].set(x.at[source_R].get(mode="clip"), mode="drop") for x in layer) for layer in cache
+    ]
+
+
+@partial(jax.jit, static_argnums=(1, 2), donate_argnums=(3,))
+def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, lanes: Lanes, quota):
+    """Samples in all active slots until `quota` of them have stopped, or none is left.
+
+    A slot stops with a stop token (which it keeps) or at its limit. Idle slots write their pending token's own key and value
+    again and again: no branch, no harm. The key of a token is folded from its job and its position alone.
+
+    Returns:
+      (cache, lanes, steps): `active` is now False where a generation ended.
+    """
+    stops = jnp.array(stop_ids, jnp.int32)
+    begun = jnp.sum(lanes.active_B)
+    rows = jnp.arange(lanes.pending_B.shape[0])
+
+    def go_on(carry):
+        _, lanes, _ = carry
+        running = jnp.sum(lanes.active_B)
+        return (running > 0) & (begun - running < quota)
+
+    def step(carry):
+        cache, lanes, steps = carry
+        hidden_B1D, cache = decoder.forward_cached(
+            params, config, lanes.pending_B[:, None], lanes.position_B[:, None], cache
+        )
+        logits_BV = decoder.project(params, config, hidden_B1D[:, 0])
+        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(lanes.key_B2), lanes.position_B)
+        token_B, logprob_B = sample(logits_BV, keys_B, lanes.temperature_B, lanes.top_p_B, lanes.top_k_B)
+        active_B = lanes.active_B
+        column_B = jnp.where(active_B, lanes.count_B, lanes.tokens_BA.shape[1])  # out of range: dropped
+        count_B = lanes.count_B + active_B
+        stopped_B = jnp.any(token_B[:, None] == stops[None], axis=1) | (count_B >= lanes.limit_B)
+        lanes = lanes._replace(
+            pending_B=jnp.where(active_B, token_B, lanes.pending_B),
+            position_B=lanes.position_B + active_B,
+            active_B=active_B & ~stopped_B,
+            count_B=count_B,
+            tokens_BA=lanes.tokens_BA.at[rows, column_B].set(token_B, mode="drop"),
+            logprobs_BA=lanes.logprobs_BA.at[rows, column_B].set(logprob_B, mode="drop"),
+        )
+        return cache, lanes, steps + 1
+
+    return jax.lax.while_loop(go_on, step, (cache, lanes, jnp.int32(0)))

@@ -1,0 +1,1 @@
+"""What there is to solve, with its splits: TensorFlow Datasets builders, read without TensorFlow."""

@@ -1,0 +1,268 @@
+"""Losses against float64 NumPy oracles, gradients against finite differences, chunking and padding as properties."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hintsd_jax.distill import losses
+from hintsd_jax.distill.losses import LossConfig
+from hintsd_jax.errors import UserError
+
+V, D = 11, 5
+GRID = [
+    LossConfig(divergence=divergence, support=support, top_k=3, alpha=alpha)
+    for support in losses.SUPPORTS
+    for divergence, alpha in [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.0), ("jsd", 0.3), ("jsd", 1.0)]
+]
+ALL = [*GRID, LossConfig(loss="sft")]
+
+
+def name(config):
+    if config.loss == "sft":
+        return "sft"
+    return f"{config.support}-{config.divergence}-{config.alpha}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def no_silent_broadcast():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+# The oracle: plain loops in float64, written from the formulas and not from the code.
+
+
+def oracle_log_softmax(logits):
+    return logits - np.log(np.sum(np.exp(logits)))
+
+
+def oracle_divergence(student_logits, teacher_logits, config):
+    """One token: logits [V] of both sides -> the divergence of the distributions on the reduced support."""
+    s, t = oracle_log_softmax(np.float64(student_logits)), oracle_log_softmax(np.float64(teacher_logits))
+    if config.support != "full" and config.top_k < len(s):
+        kept = sorted(range(len(s)), key=lambda v: -(s if config.support == "student_topk" else t)[v])[: config.top_k]
+        tail = lambda x: np.log(1 - np.exp(min(np.log(np.sum(np.exp(x[kept]))), -1e-7)))
+        s, t = np.append(s[kept], tail(s)), np.append(t[kept], tail(t))
+    kl = lambda p, q: sum(np.exp(p[v]) * (p[v] - q[v]) for v in range(len(p)))
+    a = config.alpha
+    if config.divergence == "forward_kl" or (config.divergence == "jsd" and a == 0):
+        return kl(t, s)
+    if config.divergence == "reverse_kl" or (config.divergence == "jsd" and a == 1):
+        return kl(s, t)
+    m = np.log((1 - a) * np.exp(s) + a * np.exp(t))
+    return (1 - a) * kl(s, m) + a * kl(t, m)
+
+
+def make_span(seed=0, rows=3, span=4, scale=2.0):
+    """Random hidden states, heads, actions and a ragged mask, float64; the rows' weights differ."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, span + 1, rows)
+    return {
+        "student_BAD": rng.normal(size=(rows, span, D)),
+        "teacher_BAD": rng.normal(size=(rows, span, D)),
+        "student_DV": rng.normal(size=(D, V)) * scale / D**0.5,
+        "teacher_DV": rng.normal(size=(D, V)) * scale / D**0.5,
+        "actions_BA": rng.integers(0, V, (rows, span)),
+        "mask_BA": np.arange(span)[None] < lengths[:, None],
+        "weight_B": rng.uniform(0.5, 2.0, rows),
+    }
+
+
+def head(kernel, hidden):
+    return hidden @ kernel
+
+
+def span_sums(x, config, dtype=jnp.float32):
+    x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
+    student, teacher = functools.partial(head, x["student_DV"]), functools.partial(head, x["teacher_DV"])
+    spans = (x["actions_BA"], x["mask_BA"], x["weight_B"])
+    if config.loss == "sft":
+        return losses.span_cross_entropy(x["student_BAD"], *spans, student=student, config=config)
+    return losses.span_divergence(x["student_BAD"], x["teacher_BAD"], *spans, student=student, teacher=teacher, config=config)
+
+
+def oracle_sums(x, config):
+    sums = dict.fromkeys(config.sum_names, 0.0)
+    for b, a in zip(*np.nonzero(x["mask_BA"])):
+        s, t = x["student_BAD"][b, a] @ x["student_DV"], x["teacher_BAD"][b, a] @ x["teacher_DV"]
+        log_s, log_t, action = oracle_log_softmax(s), oracle_log_softmax(t), x["actions_BA"][b, a]
+        sums["tokens"] += 1
+        sums["entropy"] -= np.sum(np.exp(log_s) * log_s)
+        sums["logprob"] += log_s[action]
+        if config.loss == "sft":
+            sums["loss"] -= x["weight_B"][b] * log_s[action]
+        else:
+            sums["teacher_gap"] += log_t[action] - log_s[action]
+            sums["loss"] += x["weight_B"][b] * oracle_divergence(s, t, config)
+    return sums
+
+
+def assert_sums(actual, expected, label="", rtol=2e-5):
+    assert set(actual) == set(expected)
+    for key in expected:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=rtol, atol=1e-5, err_msg=f"{label} {key}")
+
+
+def for_each(configs, function):
+    """One compilation for all configs: (args) -> [function(config, *args) for every config]."""
+    return jax.jit(lambda *args: [function(config, *args) for config in configs])
+
+
+def test_sums_match_the_oracle():
+    x = make_span()
+    for config, sums in zip(ALL, for_each(ALL, lambda config: span_sums(x, config))()):
+        assert_sums(sums, oracle_sums(x, config), name(config))
+
+
+def test_gradient_matches_finite_differences():
+    with jax.enable_x64(True):
+        x = make_span(seed=1, rows=2, span=3)
+        loss = lambda config, hidden, kernel: span_sums(
+            x | {"student_BAD": hidden, "student_DV": kernel}, config, jnp.float64
+        )["loss"]
+        values = for_each(ALL, loss)
+        at = (x["student_BAD"], x["student_DV"])
+        all_grads = for_each(ALL, jax.grad(loss, argnums=(1, 2)))(*at)
+        rng = np.random.default_rng(2)
+        for _ in range(3):
+            way = [rng.normal(size=p.shape) for p in at]
+            ahead, behind = (np.array(values(*[p + sign * 1e-6 * w for p, w in zip(at, way)])) for sign in (1, -1))
+            slopes = [sum(np.sum(np.asarray(g) * w) for g, w in zip(grads, way)) for grads in all_grads]
+            np.testing.assert_allclose(slopes, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_no_gradient_reaches_the_teacher():
+    x = make_span(seed=3)
+    loss = lambda config, hidden, kernel: span_sums(x | {"teacher_BAD": hidden, "teacher_DV": kernel}, config)["loss"]
+    at = (jnp.float32(x["teacher_BAD"]), jnp.float32(x["teacher_DV"]))
+    for grad in jax.tree.leaves(for_each(GRID, jax.grad(loss, argnums=(1, 2)))(*at)):
+        assert not np.any(grad)
+
+
+@pytest.mark.parametrize("divergence", losses.DIVERGENCES)
+@pytest.mark.parametrize("support", ["student_topk", "teacher_topk"])
+def test_topk_with_tail_rises_to_the_full_divergence(support, divergence):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        s, t = (jax.nn.log_softmax(jnp.asarray(rng.normal(size=(6, V)) * 2)) for _ in range(2))
+        full = LossConfig(divergence=divergence, alpha=0.3, support="full")
+        reduced = [dataclasses.replace(full, support=support, top_k=k) for k in (1, 3, 6, V - 1, V, V + 5)]
+        full, *by_k = for_each([full, *reduced], lambda config: losses.token_divergence(s, t, config))()
+        assert np.all(np.diff(by_k, axis=0) >= -1e-12)  # a finer partition cannot lower a divergence
+        np.testing.assert_allclose(by_k[3], full, rtol=1e-9)  # V - 1: the tail is the one entry left
+        np.testing.assert_array_equal(by_k[4], full)
+        np.testing.assert_array_equal(by_k[5], full)
+
+
+def test_jsd_ends_are_the_kls_and_the_middle_is_symmetric():
+    rng = np.random.default_rng(5)
+    s, t = (jax.nn.log_softmax(jnp.asarray(rng.normal(size=(6, V)), jnp.float32)) for _ in range(2))
+    value = lambda s, t, divergence, alpha=0.5: losses.token_divergence(
+        s, t, LossConfig(divergence=divergence, alpha=alpha, support="full")
+    )
+    np.testing.assert_array_equal(value(s, t, "jsd", 0.0), value(s, t, "forward_kl"))
+    np.testing.assert_array_equal(value(s, t, "jsd", 1.0), value(s, t, "reverse_kl"))
+    np.testing.assert_array_equal(value(s, t, "forward_kl"), value(t, s, "reverse_kl"))
+    np.testing.assert_allclose(value(s, t, "jsd"), value(t, s, "jsd"), rtol=1e-5)
+
+
+def logits_loss(config, logits, teacher):
+    return losses.token_divergence(jax.nn.log_softmax(logits), jax.nn.log_softmax(teacher), config).sum()
+
+
+def test_equal_sides_diverge_by_nothing_and_pull_nowhere():
+    logits = jnp.asarray(np.random.default_rng(6).normal(size=(6, V)), jnp.float32)
+    for value, grad in for_each(GRID, jax.value_and_grad(logits_loss, argnums=1))(logits, logits):
+        np.testing.assert_allclose(value, 0, atol=1e-6)
+        np.testing.assert_allclose(grad, 0, atol=1e-6)
+
+
+def test_a_certain_student_keeps_loss_and_gradient_finite():
+    """All mass in the top k: the tail is log(1e-7) by the clamp and not -inf."""
+    logits = jnp.asarray([[60.0] + [0.0] * (V - 1), [0.0] * (V - 1) + [60.0]], jnp.float32)
+    for value, grad in for_each(GRID, jax.value_and_grad(logits_loss, argnums=1))(logits, logits[::-1]):
+        assert np.isfinite(value) and value > 0.5
+        assert np.all(np.isfinite(grad))
+
+
+def test_tail_is_cut_exactly_as_in_the_reference():
+    with jax.enable_x64(True):
+        logp = jnp.log(jnp.asarray([[0.5, 0.3, 0.2], [1 - 2e-9, 1e-9, 1e-9]], jnp.float64))
+        tail = losses.with_tail(logp, jnp.asarray([[0, 1], [0, 1]]))[:, -1]
+        np.testing.assert_allclose(tail, [np.log(0.2), np.log(1 - np.exp(-1e-7))], rtol=1e-8)
+
+
+@functools.cache
+def sums_and_grad(chunk, rows, span):
+    """One compilation per shape and chunk, the configs and values inside."""
+
+    def run(config, x, kernel):
+        def loss(kernel):
+            sums = span_sums(x | {"student_DV": kernel}, dataclasses.replace(config, chunk=chunk))
+            return sums["loss"], sums
+
+        return jax.grad(loss, has_aux=True)(kernel)
+
+    compiled = for_each([GRID[0], GRID[8], ALL[-1]], run)
+    return lambda x: compiled({k: jnp.asarray(v) for k, v in x.items()}, jnp.float32(x["student_DV"]))
+
+
+def assert_same(actual, expected):
+    for (grad, sums), (expected_grad, expected_sums) in zip(actual, expected):
+        assert_sums(sums, expected_sums)
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+@given(chunk=st.sampled_from([1, 5, 64]), seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_chunk_size_does_not_change_the_result(chunk, seed):
+    x = make_span(seed)
+    assert_same(sums_and_grad(chunk, 3, 4)(x), sums_and_grad(12, 3, 4)(x))
+
+
+def test_masked_positions_contribute_nothing():
+    x = make_span(seed=7)
+    out = ~x["mask_BA"]
+    assert out.any()
+    junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD")}
+    junk["actions_BA"] = np.where(out, V - 1, x["actions_BA"])
+    longer = {k: np.pad(v, [(0, 2), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for k, v in junk.items() if k.endswith(("_BAD", "_BA"))}
+    longer = junk | longer | {"weight_B": np.pad(x["weight_B"], (0, 2), constant_values=9.0)}
+    expected = sums_and_grad(5, 3, 4)(x)
+    assert_same(sums_and_grad(5, 3, 4)(junk), expected)
+    assert_same(sums_and_grad(5, 5, 7)(longer), expected)
+
+
+@pytest.mark.parametrize("config", [*GRID[::5], LossConfig(loss="sft")], ids=name)
+def test_logits_exist_for_one_chunk_only(config):
+    """No array of the forward or backward pass holds more than `chunk` tokens x vocabulary."""
+    config = dataclasses.replace(config, chunk=8)
+    x = make_span(rows=6, span=10)
+    loss = lambda kernel: span_sums(x | {"student_DV": kernel}, config)["loss"]
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(jnp.float32(x["student_DV"])))
+    shapes = set(re.findall(rf"\[([\d,]*\b{V}\b[\d,]*)\]", jaxpr))
+    assert f"8,{V}" in shapes
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == 8 * V
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "ppo"}, {"divergence": "kl"}, {"support": "topk"}, {"top_k": 0}, {"chunk": 0}, {"alpha": 1.5}]
+)
+def test_impossible_options_are_refused_by_name(options):
+    with pytest.raises(UserError, match=f"distill.{next(iter(options))}"):
+        LossConfig(**options)

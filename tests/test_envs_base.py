@@ -1,0 +1,82 @@
+"""The environment registry: names, paths, and one clear line for each mistake."""
+
+import sys
+import types
+
+import pytest
+
+from hintsd_jax.envs import base
+from hintsd_jax.envs.base import Environment, Start, Turn, register, resolve
+from hintsd_jax.errors import UserError
+
+
+class Echo:
+    """The smallest environment."""
+
+    @classmethod
+    def tasks(cls, split, data_dir, **options):
+        return [{"id": f"{split}-0"}]
+
+    def reset(self, task):
+        return Start(({"role": "user", "content": "say it"},))
+
+    def step(self, action):
+        return Turn((), reward=1.0, terminated=True)
+
+    def report(self):
+        return base.Report("nothing to say")
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    module = types.ModuleType("an_environment_module")
+    module.Echo, module.Half, module.number = Echo, type("Half", (), {"reset": Echo.reset, "step": Echo.step}), 3
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_a_path_and_a_registered_name_give_the_class():
+    assert resolve("an_environment_module:Echo") is Echo
+    register("echo", "an_environment_module:Echo")
+    register("echo", "an_environment_module:Echo")  # the same again is no conflict
+    assert resolve("echo") is Echo
+    assert isinstance(Echo(), Environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dsk", "did you mean 'desk'"),
+        ("zzzz", "known: bfcl, desk"),
+        ("no_such_module_at_all:X", "cannot import 'no_such_module_at_all'"),
+        ("an_environment_module:Missing", "no class 'Missing'"),
+        ("an_environment_module:number", "no class 'number'"),
+        ("an_environment_module:Half", "lacks tasks, report, close"),
+        ("not a module:X", "package.module:Class"),
+        ("a.b:", "package.module:Class"),
+        (":X", "package.module:Class"),
+    ],
+)
+def test_mistakes_are_one_clear_line(name, words):
+    with pytest.raises(UserError) as error:
+        resolve(name)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_name_is_not_taken_twice():
+    with pytest.raises(UserError, match="already stands for"):
+        register("desk", "an_environment_module:Echo")
+    with pytest.raises(UserError, match="without a colon"):
+        register("a:b", "an_environment_module:Echo")
+    with pytest.raises(UserError, match="package.module:Class"):
+        register("echo", "an_environment_module")
+
+
+def test_a_module_that_breaks_at_import_is_named(tmp_path, monkeypatch):
+    (tmp_path / "breaks_at_import.py").write_text("raise ZeroDivisionError('in there')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="breaks_at_import.*ZeroDivisionError: in there"):
+        resolve("breaks_at_import:X")

@@ -1,0 +1,155 @@
+"""Invariant 1: an episode only grows, sampled ids stand as sampled, and the mask covers exactly them."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hintsd_jax.envs.base import Fault, Report
+from hintsd_jax.episodes.chat import ChatFormat, Delta
+from hintsd_jax.episodes.episode import Episode, observation_text
+from tests.helpers import make_tokenizer
+
+
+def random_turns(seed: int):
+    """A prompt and up to six (sampled ids, answer) pairs; the last answer may be None, where the episode ended."""
+    rng = np.random.default_rng(seed)
+
+    def ids():
+        return rng.integers(0, 200_000, rng.integers(1, 9)).tolist()
+
+    def piece():
+        tokens = ids()
+        return Delta(tuple(tokens), int(rng.integers(0, len(tokens))))
+
+    turns = [(ids(), piece()) for _ in range(rng.integers(0, 7))]
+    return piece(), turns + ([(ids(), None)] if seed % 2 else [])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**31))
+def test_random_episodes_are_append_only(seed):
+    prompt, turns = random_turns(seed)
+    episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], prompt)
+    stream, sampled, openings = list(prompt.ids), [], [prompt.branch]
+    for number, (ids, delta) in enumerate(turns):
+        before = list(episode.tokens)
+        step = episode.append_action(np.array(ids), -np.arange(len(ids)), "text")
+        assert step.branch == openings[number]
+        sampled += range(len(stream), len(stream) + len(ids))
+        stream += ids
+        episode.append_observation(delta, "seen", reward=number)
+        if delta is not None:
+            openings.append(len(stream) + delta.branch)
+            stream += delta.ids
+        assert episode.tokens[: len(before)] == before
+        episode.verify()
+    assert episode.tokens == stream
+    assert all(type(token) is int for token in episode.tokens)
+    mask = episode.action_mask()
+    assert mask.dtype == bool and mask.shape == (len(stream),)
+    assert np.flatnonzero(mask).tolist() == sampled
+    assert len(episode.logprobs) == len(sampled)
+    for step, (ids, _) in zip(episode.steps, turns, strict=True):
+        assert episode.tokens[step.start : step.stop] == ids
+    record = json.loads(json.dumps(episode.to_json()))
+    assert record["tokens"] == stream and len(record["steps"]) == len(episode.steps)
+
+
+def test_an_episode_of_real_text_reads_as_the_template_writes_it():
+    tokenizer = make_tokenizer()
+    chat = ChatFormat(tokenizer)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Read it."}]
+    episode = Episode.begin("t", 1, messages, chat.prompt(messages))
+    answers = ([{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}], [{"role": "user", "content": "And?"}])
+    for action, answer in zip(("Looking.", "It says a, b."), answers, strict=True):
+        ids = [*tokenizer.encode(action), chat.stop_ids[0]]
+        episode.append_action(ids, [0.0] * len(ids), chat.decode(ids))
+        episode.append_observation(chat.delta(answer), observation_text(answer))
+        messages += [{"role": "assistant", "content": action}, *answer]
+    assert tuple(episode.tokens) == chat.prompt(messages).ids
+    assert [step.text for step in episode.steps] == ["Looking.", "It says a, b."]
+    assert [step.observation for step in episode.steps] == ["a\nb", "user: And?"]
+    for step in episode.steps:  # the branch and the span meet at the generation prompt
+        assert tokenizer.decode(episode.tokens[step.branch : step.start]) == "<|im_start|>assistant\n"
+        assert tokenizer.decode(episode.tokens[: step.branch]).endswith("<|im_end|>\n")
+
+
+def episode_of_two_steps() -> Episode:
+    episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], Delta((1, 2, 3), 2))
+    episode.append_action([4, 5], [-1.0, -2.0], "one")
+    episode.append_observation(Delta((6, 7), 1), "seen", 0.5)
+    episode.append_action([8], [-3.0], "two")
+    return episode
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda e: e.tokens.__setitem__(0, 9),
+        lambda e: e.tokens.__setitem__(4, 9),
+        lambda e: e.tokens.append(9),
+        lambda e: e.tokens.pop(),
+        lambda e: e.tokens.insert(2, 9),
+        lambda e: e.tokens.reverse(),
+    ],
+)
+def test_tokens_changed_from_outside_are_found_out(break_it):
+    episode = episode_of_two_steps()
+    break_it(episode)
+    with pytest.raises(RuntimeError, match="changed outside append"):
+        episode.verify()
+    with pytest.raises(RuntimeError, match="changed outside append"):
+        episode.append_observation(Delta((9, 10), 0))
+
+
+def test_spans_that_lie_are_found_out():
+    episode = episode_of_two_steps()
+    episode.steps[1].start -= 2
+    with pytest.raises(RuntimeError, match="step 2 is out of order"):
+        episode.verify()
+    episode = episode_of_two_steps()
+    episode.steps[0].stop -= 1
+    with pytest.raises(RuntimeError, match="differ in length"):
+        episode.verify()
+
+
+def test_actions_and_observations_alternate():
+    episode = Episode.begin("t", 0, [], Delta((1, 2), 1))
+    with pytest.raises(ValueError, match="must follow an action"):
+        episode.append_observation(Delta((1, 2), 1))
+    for ids, logprobs in (([], []), ([1], []), ([1], [0.0, 0.0])):
+        with pytest.raises(ValueError, match="log-probs"):
+            episode.append_action(ids, logprobs, "")
+    episode.append_action([3], [0.0], "x")
+    with pytest.raises(ValueError, match="must follow a generation prompt"):
+        episode.append_action([3], [0.0], "x")
+    with pytest.raises(ValueError, match="outside the observation"):
+        episode.append_observation(Delta((1, 2), 2))
+    episode.append_observation(None, "the end", 1.0)  # nothing is tokenised once it ended
+    assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
+    with pytest.raises(ValueError, match="must follow a generation prompt"):
+        episode.append_action([3], [0.0], "x")
+    with pytest.raises(ValueError, match="outside the prompt"):
+        Episode.begin("t", 0, [], Delta((), 0))
+
+
+@pytest.mark.parametrize(("terminated", "reward", "success"), [(True, 1.0, True), (True, 0.99, False), (False, 1.0, False)])
+def test_success_is_terminated_with_the_full_reward(terminated, reward, success):
+    episode = episode_of_two_steps()
+    episode.terminated, episode.reward = terminated, reward
+    assert episode.success is success
+
+
+def test_the_record_holds_everything():
+    episode = episode_of_two_steps()
+    episode.report, episode.ended, episode.detail = Report("why", (Fault(1, "do"),)), "max_steps", "d"
+    record = json.loads(json.dumps(episode.to_json()))
+    assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}]}
+    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5}
+    assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
+    assert record["tokens"] == list(range(1, 9)) and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
+    assert (record["task_id"], record["rollout"], record["ended"], record["detail"]) == ("t", 0, "max_steps", "d")
+    assert (record["reward"], record["terminated"], record["success"]) == (0.0, False, False)

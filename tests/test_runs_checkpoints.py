@@ -1,0 +1,151 @@
+"""Checkpoints come back bit-equal, whole or not at all; donation cannot change what is being saved."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.runs.checkpoints import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+
+
+class State(flax.struct.PyTreeNode):
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    key: jax.Array
+
+
+def a_state(seed=0, size=(3, 5)):
+    params = {"layers": {"kernel": jax.random.normal(jax.random.key(seed), size)}, "scale": jnp.float32(1) / 3}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(step=jnp.int32(seed), params=params, opt_state=tx.init(params), key=jax.random.key(seed))
+
+
+def raw(state):
+    leaves, tree = jax.tree.flatten(state)
+    arrays = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return tree, [(x.dtype, x.shape, np.array(x).tobytes()) for x in arrays]
+
+
+EXTRA = {"tokens": 2**53 + 1, "third": 1 / 3, "order": [3, 1, 2], "before": {"eval/avg@4": 0.25}}
+
+
+def test_round_trip_is_bit_equal_in_a_new_manager(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.restore_latest(a_state()) is None and checkpoints.latest_step is None
+    state = a_state(3)
+    assert checkpoints.save(3, state, EXTRA)
+    assert not checkpoints.save(3, state, EXTRA)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    restored, extra = checkpoints.restore_latest(jax.eval_shape(a_state))
+    checkpoints.close()
+    assert raw(restored) == raw(state) and extra == EXTRA
+    assert restored.step.dtype == jnp.int32 and restored.step == 3
+
+
+def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train(state):
+        return state.replace(step=state.step + 1, params=jax.tree.map(lambda x: x * 0.5 - 1, state.params))
+
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    state, expected = a_state(1, size=(512, 512)), {}
+    for step in range(1, 4):
+        expected[step] = raw(jax.tree.map(jnp.copy, state))
+        checkpoints.save(step, state, {})
+        state = train(state)
+    checkpoints.wait()
+    for step in range(1, 4):
+        assert raw(checkpoints.restore(step, state)[0]) == expected[step]
+    checkpoints.close()
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in enumerate([0.1, 0.9, None, 0.3, None, 0.2], start=1):
+        checkpoints.save(step, {"x": jnp.int32(step)}, {}, {"other": 1.0} if score is None else {"eval/avg@4": score})
+    checkpoints.wait()
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 5, 6]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)  # the scores are saved too
+    assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    assert checkpoints.restore(2, {"x": jnp.int32(0)})[0]["x"] == 2
+    checkpoints.close()
+
+
+def test_no_score_no_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(step, {"x": jnp.int32(step)}, {})
+    checkpoints.wait()
+    assert checkpoints.best_step is None and checkpoints.latest_step == 2
+    checkpoints.close()
+
+
+KILLED = """
+import os, sys
+import jax.numpy as jnp
+from hintsd_jax.runs.checkpoints import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], keep=5)
+checkpoints.save(1, {"x": jnp.full((4,), 1.0)}, {"at": 1})
+checkpoints.wait()
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.path import atomicity
+def die(*args, **kwargs):
+    os._exit(9)
+os.rename = os.replace = die  # killed when all is written but the last rename
+import pathlib
+pathlib.Path.rename = pathlib.Path.replace = die
+checkpoints.save(2, {"x": jnp.full((4,), 2.0)}, {"at": 2})
+checkpoints.wait()
+"""
+
+
+def test_a_checkpoint_half_written_by_a_kill_is_ignored(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 9, done.stderr
+    assert any("tmp" in p.name for p in tmp_path.iterdir())  # it was killed in the middle
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    state, extra = checkpoints.restore_latest({"x": jnp.zeros(4)})
+    assert extra == {"at": 1} and (state["x"] == 1).all()
+    checkpoints.save(2, {"x": jnp.full((4,), 3.0)}, {"at": 3})
+    checkpoints.wait()
+    assert (checkpoints.restore_latest({"x": jnp.zeros(4)})[0]["x"] == 3).all()
+    checkpoints.close()
+    assert not any("tmp" in p.name for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["state", "extra"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, part):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, a_state(), EXTRA)
+    checkpoints.close()
+    for path in (tmp_path / "1" / part).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(UserError, match="cannot be restored") as caught:
+        checkpoints.restore_latest(a_state())
+    checkpoints.close()
+    assert "\n" not in str(caught.value) and str(tmp_path / "1") in str(caught.value)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, a_state(size=(3, 5)), EXTRA)
+    with pytest.raises(UserError, match="cannot be restored"):
+        checkpoints.restore_latest(a_state(size=(4, 5)))
+    checkpoints.close()

@@ -1,0 +1,125 @@
+"""One folder, one config, one process, and no half-written file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hintsd_jax import config as schema
+from hintsd_jax.errors import UserError
+from hintsd_jax.runs.workdir import Workdir, atomic_writer
+
+
+def a_config(**changes):
+    config = schema.base()
+    for key, value in changes.items():
+        group, _, name = key.rpartition("__")
+        (config[group] if group else config)[name] = value
+    return config
+
+
+def stored(path):
+    return json.loads((path / "config.json").read_text())
+
+
+def test_writes_the_resolved_config_with_versions(tmp_path):
+    with Workdir.open(tmp_path / "deep" / "run", a_config(seed=7)) as workdir:
+        assert not workdir.resumed
+    content = stored(tmp_path / "deep" / "run")
+    assert content["config"]["seed"] == 7 and content["config"]["rollout"]["prefill_buckets"][0] == 64
+    (versions,) = content["versions"]
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "hintsd_jax", "platform", "device_kind"} <= set(versions)
+
+
+def test_same_config_continues_and_keeps_the_file(tmp_path):
+    with Workdir.open(tmp_path, a_config()):
+        before = (tmp_path / "config.json").read_bytes()
+    with Workdir.open(tmp_path, a_config()) as workdir:
+        assert workdir.resumed
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_other_versions_are_added(tmp_path, monkeypatch):
+    with Workdir.open(tmp_path, a_config()):
+        pass
+    monkeypatch.setattr("hintsd_jax.runs.workdir.versions", lambda: {"jax": "other"})
+    with Workdir.open(tmp_path, a_config()):
+        pass
+    assert len(stored(tmp_path)["versions"]) == 2 and stored(tmp_path)["versions"][1] == {"jax": "other"}
+
+
+def test_another_config_is_refused_by_its_keys(tmp_path):
+    with Workdir.open(tmp_path, a_config(optim__steps=60)):
+        pass
+    other = a_config(optim__steps=61, eval__every=5)
+    other.env.options.length = 3
+    with pytest.raises(UserError) as caught:
+        Workdir.open(tmp_path, other)
+    text = str(caught.value)
+    assert "optim.steps (there 60, now 61)" in text and "eval.every" in text and "env.options.length" in text and "optim.lr" not in text
+    Workdir.open(tmp_path, a_config(optim__steps=60)).close()  # the refusal gave the lock back
+    with pytest.raises(UserError, match="optim.steps") as caught:
+        Workdir.open(tmp_path, a_config(optim__steps=61, eval__every=5), may_differ=("eval.",))
+    assert "eval.every" not in str(caught.value)
+
+
+def test_a_foreign_config_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a config written by this program"):
+        Workdir.open(tmp_path, a_config())
+    assert (tmp_path / "config.json").read_text() == "{"
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_unwritable(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Workdir.open(tmp_path / where, a_config())
+
+
+def test_two_runs_at_once(tmp_path):
+    with Workdir.open(tmp_path, a_config()):
+        with pytest.raises(UserError, match=f"in use by another run .process {os.getpid()} on "):
+            Workdir.open(tmp_path, a_config())
+    Workdir.open(tmp_path, a_config()).close()
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    code = f"""
+import fcntl, os
+lock = open({str(tmp_path / ".lock")!r}, "a+"); fcntl.flock(lock, fcntl.LOCK_EX); lock.write("process 1"); lock.flush(); os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    Workdir.open(tmp_path, a_config()).close()
+
+
+def test_episodes_and_texts(tmp_path):
+    records = [{"text": "é\n", "logprobs": [-0.1]}, {"reward": 1}]
+    with Workdir.open(tmp_path, a_config()) as workdir:
+        for step in (1, 2, 12):
+            path = workdir.write_episodes(step, records)
+        workdir.write_episodes(2, records, kind="eval")
+        assert path == tmp_path / "episodes" / "step_000012.jsonl"
+        assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == records
+        workdir.discard_after(2)
+        assert sorted(p.name for p in path.parent.iterdir()) == ["eval_000002.jsonl", "step_000001.jsonl", "step_000002.jsonl"]
+        workdir.discard_after(None)
+        assert not list(path.parent.iterdir())
+        assert workdir.write_text("result.md", "done").read_text() == "done"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path: Path = tmp_path / "a.jsonl"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        with atomic_writer(path) as file:
+            file.write("half")
+            raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    with Workdir.open(tmp_path / "run", a_config()) as workdir:
+        with pytest.raises(ValueError):
+            workdir.write_episodes(1, [{"reward": float("nan")}])
+        assert not list((workdir.path / "episodes").iterdir())

@@ -1,0 +1,186 @@
+"""The engine against the plain forward pass, and its invariants: no neighbour, slot, schedule or shape may change a job."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.policy import decoder
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.sampling import Engine, EngineConfig, Sampling, programs
+
+POLICY = PolicyConfig(
+    vocab_size=40, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48,
+    rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=128, remat=False,
+)  # fmt: skip
+STOP = 0
+SHAPE = EngineConfig(slots=4, context=96, max_tokens=12, prefill_buckets=(4, 16), prefill_rows=2, refill=0.5)
+GREEDY, WARM = Sampling(0.0, 1.0, 0, 12), Sampling(1.0, 1.0, 0, 12)
+
+
+@pytest.fixture(scope="module")
+def params():
+    drawn = decoder.init_params(POLICY, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf * 2.0 if leaf.ndim > 2 else leaf, drawn)  # sharper: greedy choices have margins
+
+
+class Dialogue:
+    """A job that answers every span with the next of its prepared observations."""
+
+    def __init__(self, prompt, observations=(), key=0, sampling=WARM, context=96):
+        self.prompt, self.sampling, self.context = tuple(prompt), sampling, context
+        self.key = np.asarray(jax.random.key_data(jax.random.key(key)))
+        self.tokens, self.spans, self.logprobs, self.stopped = list(prompt), [], [], []
+        self._observations = list(observations)
+
+    def submit(self, ids, logprobs, stopped):
+        self.spans.append((len(self.tokens), len(self.tokens) + len(ids)))
+        self.tokens += ids
+        self.logprobs += logprobs
+        self.stopped.append(stopped)
+
+    def collect(self):
+        if not self._observations:
+            return None
+        observation = self._observations.pop(0)
+        self.tokens += observation
+        return observation
+
+
+def dialogues(count, seed=0, sampling=WARM, turns=3):
+    rng = np.random.default_rng(seed)
+    draw = lambda most: rng.integers(1, POLICY.vocab_size, rng.integers(1, most)).tolist()
+    return [Dialogue(draw(30), [draw(8) for _ in range(rng.integers(0, turns))], key=n, sampling=sampling) for n in range(count)]
+
+
+def teacher_forced(params, tokens):
+    logits_BTV = decoder.project(params, POLICY, decoder.forward(params, POLICY, jnp.asarray([tokens])))
+    return np.asarray(jax.nn.log_softmax(logits_BTV, axis=-1))[0]
+
+
+def engine(**changes):
+    import dataclasses
+
+    return Engine(POLICY, dataclasses.replace(SHAPE, **changes), (STOP,))
+
+
+def test_log_probs_are_those_of_one_full_forward_pass(params):
+    jobs = dialogues(9)
+    stats = engine().run(params, jobs)
+    assert stats.sampled == sum(len(job.logprobs) for job in jobs)
+    for job in jobs:
+        logprobs_TV = teacher_forced(params, job.tokens)
+        expected = [logprobs_TV[t - 1, job.tokens[t]] for start, stop in job.spans for t in range(start, stop)]
+        np.testing.assert_allclose(job.logprobs, expected, atol=2e-5)
+
+
+def test_greedy_decoding_takes_the_forward_pass_argmax(params):
+    jobs = dialogues(6, seed=1, sampling=GREEDY)
+    engine().run(params, jobs)
+    for job in jobs:
+        logprobs_TV = teacher_forced(params, job.tokens)
+        for start, stop in job.spans:
+            for t in range(start, stop):
+                ranked = np.sort(logprobs_TV[t - 1])
+                if ranked[-1] - ranked[-2] > 1e-4:  # closer than that, rounding may decide
+                    assert job.tokens[t] == logprobs_TV[t - 1].argmax()
+
+
+def test_a_span_ends_with_its_stop_token_or_at_its_limit(params):
+    jobs = dialogues(12, seed=2)
+    engine().run(params, jobs)
+    lengths = [stop - start for job in jobs for start, stop in job.spans]
+    stopped = [flag for job in jobs for flag in job.stopped]
+    assert any(stopped) and not all(stopped)
+    for job in jobs:
+        for (start, stop), flag in zip(job.spans, job.stopped, strict=True):
+            span = job.tokens[start:stop]
+            assert STOP not in span[:-1] and (span[-1] == STOP) == flag
+            assert flag or len(span) == WARM.max_tokens
+    assert max(lengths) <= WARM.max_tokens
+
+
+def test_a_job_is_bit_equal_alone_among_others_and_in_another_slot(params):
+    target = lambda: Dialogue([5, 6, 7, 8, 9], [[3, 4], [11, 12, 13, 14, 15]], key=77)
+    alone = target()
+    engine().run(params, [alone])
+    for position, others in ((0, 7), (3, 3), (6, 6)):
+        job, crowd = target(), dialogues(others, seed=position + 10)
+        engine().run(params, [*crowd[:position], job, *crowd[position:]])
+        assert job.tokens == alone.tokens
+        assert job.logprobs == alone.logprobs  # exactly
+
+
+@pytest.mark.parametrize("changes", [{"refill": 1.0}, {"refill": 0.01}, {"overlap": True}])
+def test_the_schedule_changes_nothing(params, changes):
+    plain, other = dialogues(9, seed=4), dialogues(9, seed=4)
+    engine().run(params, plain)
+    engine(**changes).run(params, other)
+    assert [job.tokens for job in plain] == [job.tokens for job in other]
+    assert [job.logprobs for job in plain] == [job.logprobs for job in other]
+
+
+def test_rollouts_of_a_task_share_one_prefill_of_its_prompt(params):
+    prompt = list(range(1, 21))
+    group = [Dialogue(prompt, key=n) for n in range(7)]  # more than slots: later ones copy from rows of ended jobs
+    stats = engine().run(params, group)
+    assert stats.prefilled == len(prompt) - 1
+    assert stats.copied >= 3 * (len(prompt) - 1)
+    for n, job in enumerate(group):
+        alone = Dialogue(prompt, key=n)
+        engine().run(params, [alone])
+        assert job.tokens == alone.tokens and job.logprobs == alone.logprobs
+    assert len({tuple(job.tokens) for job in group}) > 1  # their keys differ
+
+
+def test_prompts_in_any_order_are_never_mixed_up(params):
+    """Rows are overwritten and copied from in the same breath; every job must still see its own prompt."""
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(1, 40, n).tolist() for n in (3, 9, 18, 25)]
+    order = rng.integers(0, 4, 40)
+    jobs = [Dialogue(prompts[p], key=n) for n, p in enumerate(order)]
+    engine().run(params, jobs)
+    alone = {}
+    for n, p in enumerate(order[:12]):
+        alone[n] = Dialogue(prompts[p], key=n)
+        engine().run(params, [alone[n]])
+        assert jobs[n].tokens == alone[n].tokens
+    for job in jobs:
+        logprobs_TV = teacher_forced(params, job.tokens)
+        expected = [logprobs_TV[t - 1, job.tokens[t]] for start, stop in job.spans for t in range(start, stop)]
+        np.testing.assert_allclose(job.logprobs, expected, atol=2e-5)
+
+
+def test_only_new_tokens_are_prefilled(params):
+    job = Dialogue([5] * 10, [[3, 4, 5], [7, 8]], key=1)
+    stats = engine().run(params, [job])
+    # All but the last token of the prompt; then, per answer, the span's last token and the answer but its last.
+    assert stats.prefilled == 9 + 3 + 2
+
+
+def test_nothing_compiles_after_compile(params):
+    served = engine()
+    served.compile(params)
+    before = [program._cache_size() for program in (programs.prefill, programs.copy_slots, programs.decode)]
+    served.run(params, dialogues(9, seed=6))
+    served.run(params, dialogues(5, seed=7, sampling=Sampling(0.3, 0.9, 5, 7)))
+    assert [program._cache_size() for program in (programs.prefill, programs.copy_slots, programs.decode)] == before
+
+
+def test_the_context_is_the_limit(params):
+    job = Dialogue([1] * 10, key=3, context=14)
+    engine().run(params, [job])
+    assert len(job.tokens) <= 14
+    with pytest.raises(UserError, match="prompt of 14 tokens"):
+        engine().run(params, [Dialogue([1] * 14, context=14)])
+
+
+def test_other_weights_see_nothing_of_the_last_run(params):
+    """The cache of the student must not serve the teacher, although prompts are equal."""
+    served, other = engine(), jax.tree.map(lambda leaf: leaf * 1.1, params)
+    served.run(params, [Dialogue([5, 6, 7], key=1)])
+    again, fresh = Dialogue([5, 6, 7], key=1), Dialogue([5, 6, 7], key=1)
+    served.run(other, [again])
+    engine().run(other, [fresh])
+    assert again.tokens == fresh.tokens and again.logprobs == fresh.logprobs

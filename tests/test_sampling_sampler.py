@@ -1,0 +1,71 @@
+"""The sampler against NumPy: which tokens may come, how often, and with what log-prob."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from hintsd_jax.sampling.sampler import sample
+
+V = 12
+
+
+def draw(logits_V, *, n=4000, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+    """n independent draws from one row of logits."""
+    keys_B = jax.random.split(jax.random.key(seed), n)
+    rows = [jnp.full(n, value) for value in (temperature, top_p)]
+    tokens_B, logprobs_B = jax.jit(sample)(jnp.tile(logits_V, (n, 1)), keys_B, *rows, jnp.full(n, top_k, jnp.int32))
+    return np.asarray(tokens_B), np.asarray(logprobs_B)
+
+
+def kept_by_numpy(logits_V, temperature, top_p, top_k):
+    """The support by sorting: top-k, then the shortest prefix that reaches top_p of what is left."""
+    probs_V = np.exp(logits_V.astype(np.float64) / temperature)
+    order = np.argsort(-probs_V, kind="stable")
+    if top_k:
+        order = order[:top_k]
+    mass = np.cumsum(probs_V[order] / probs_V[order].sum())
+    return set(order[: int(np.searchsorted(mass, top_p - 1e-9)) + 1].tolist()) if top_p < 1 else set(order.tolist())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.3, 0.7, 0.95, 1.0]), st.sampled_from([0, 1, 3, 8]))
+def test_the_support_is_that_of_a_sort(seed, temperature, top_p, top_k):
+    logits_V = np.random.default_rng(seed).normal(size=V).astype(np.float32)
+    tokens_B, _ = draw(jnp.asarray(logits_V), temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    allowed = kept_by_numpy(logits_V, temperature, top_p, top_k)
+    assert set(tokens_B.tolist()) <= allowed
+    probs_V = np.exp(logits_V.astype(np.float64) / temperature)
+    total = sum(probs_V[v] for v in allowed)
+    likely = {v for v in allowed if probs_V[v] / total > 0.01}  # 4,000 draws miss such a token once in 10^17
+    assert likely <= set(tokens_B.tolist())
+
+
+def test_frequencies_follow_the_tempered_softmax():
+    logits_V = np.linspace(-2, 2, V).astype(np.float32)
+    tokens_B, logprobs_B = draw(jnp.asarray(logits_V), n=20_000, temperature=0.7)
+    expected_V = np.exp(logits_V / 0.7) / np.exp(logits_V / 0.7).sum()
+    counts_V = np.bincount(tokens_B, minlength=V)
+    chi2 = np.sum((counts_V - 20_000 * expected_V) ** 2 / (20_000 * expected_V))
+    assert chi2 < 31.3  # 99.9 % quantile at 11 degrees of freedom
+    policy_V = logits_V - np.log(np.exp(logits_V).sum())  # the log-prob is the policy's, at temperature 1
+    np.testing.assert_allclose(logprobs_B, policy_V[tokens_B], atol=1e-5)
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.5}, {"top_k": 2}])
+def test_temperature_zero_is_greedy(filters):
+    tokens_B, _ = draw(jnp.asarray(np.random.default_rng(1).normal(size=V).astype(np.float32)), n=50, temperature=0.0, **filters)
+    assert len(set(tokens_B.tolist())) == 1
+
+
+def test_a_row_does_not_feel_its_neighbours_filters():
+    """The filters run for all rows once any row wants one; rows that want none must stay bit-equal."""
+    logits_BV = jnp.asarray(np.random.default_rng(2).normal(size=(64, V)).astype(np.float32))
+    keys_B = jax.random.split(jax.random.key(3), 64)
+    ones, none = jnp.ones(64), jnp.zeros(64, jnp.int32)
+    plain, plain_logprobs = sample(logits_BV, keys_B, ones, ones, none)
+    mixed, mixed_logprobs = sample(logits_BV, keys_B, ones, ones.at[::2].set(0.4), none)
+    np.testing.assert_array_equal(plain[1::2], mixed[1::2])
+    np.testing.assert_array_equal(plain_logprobs[1::2], mixed_logprobs[1::2])
+    assert (plain[::2] != mixed[::2]).any()

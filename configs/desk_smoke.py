@@ -12,6 +12,7 @@ def get_config():
     config = base()
     config.seed = 0
     config.policy.path = "assets/desk-policy"
+    config.policy.remat = False  # the activations of half a million weights are small
 
     config.env.name = "desk"
     config.env.options = {"seed": 0, "length": 4, "difficulty": 3}

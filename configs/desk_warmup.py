@@ -6,10 +6,11 @@
 from ml_collections import ConfigDict
 
 
-def _phase(steps, shapes, episode_length, answer_length, plain, drill, hinted, review, advice):
+def _phase(steps, clean, shapes, episode_length, answer_length, plain, drill, hinted, review, advice):
     return ConfigDict(
         {
             "steps": steps,
+            "clean": clean,  # the demonstrator makes no mistakes yet
             "shapes": shapes,  # (requests, decisions) of the tasks
             "episode_length": episode_length,
             "answer_length": answer_length,
@@ -33,7 +34,7 @@ def get_config():
                 "rope_theta": 500.0,
                 "norm_eps": 1e-6,
                 "tie_embeddings": True,
-                "max_positions": 1024,
+                "max_positions": 16384,
                 "remat": False,
             },
             "lr": 3e-3,
@@ -42,12 +43,12 @@ def get_config():
             "warmup_steps": 50,
             "eval_tasks": 100,
             "log_every": 20,
-            "save_every": 150,
+            "save_every": 50,
             "phases": {
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
-                "1_drills": _phase(200, ((1, 1), (2, 1)), 112, 160, plain=8, drill=16, hinted=6, review=6, advice=4),
-                "2_short": _phase(300, ((1, 1), (2, 1), (2, 2)), 144, 192, plain=10, drill=4, hinted=6, review=10, advice=4),
-                "3_full": _phase(1000, ((4, 3), (4, 3), (3, 2)), 256, 320, plain=9, drill=1, hinted=4, review=8, advice=3),
+                "1_drills": _phase(150, True, ((1, 1), (2, 1)), 112, 160, plain=10, drill=14, hinted=4, review=8, advice=4),
+                "2_short": _phase(350, True, ((1, 1), (2, 1), (2, 2)), 144, 192, plain=12, drill=4, hinted=4, review=10, advice=4),
+                "3_full": _phase(1000, False, ((4, 3), (4, 3), (3, 2)), 256, 320, plain=10, drill=1, hinted=4, review=8, advice=3),
             },
         }
     )

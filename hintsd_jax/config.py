@@ -24,6 +24,7 @@ def base() -> ConfigDict:
             "policy": {
                 "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
                 "compute_dtype": "float32",  # of activations; parameters, EMA and optimizer are float32 always
+                "remat": True,  # layers are computed again in the backward pass instead of kept
             },
             "env": {
                 "name": "bfcl",  # a registered name, or package.module:Class

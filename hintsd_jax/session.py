@@ -41,7 +41,7 @@ class Session:
         env_class = resolve(config.env.name)
         tokenizer = load_tokenizer(config.policy.path)
         chat = ChatFormat(tokenizer, history=config.history)
-        policy, params = load_policy(config.policy.path, compute_dtype=config.policy.compute_dtype)
+        policy, params = load_policy(config.policy.path, compute_dtype=config.policy.compute_dtype, remat=config.policy.remat)
         if chat.vocab_size > policy.vocab_size:
             raise UserError(
                 f"the tokenizer of {config.policy.path} has ids up to {chat.vocab_size - 1}, but its model only {policy.vocab_size} entries:"

@@ -10,7 +10,7 @@ import pytest
 from hintsd_jax import config as schema
 from hintsd_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("desk*.py"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
 def sound():

@@ -91,12 +91,11 @@ def with_tail(logp_XV: jax.Array, indices_XK: jax.Array) -> jax.Array:
 
 
 def token_divergence(student_XV: jax.Array, teacher_XV: jax.Array, config: LossConfig) -> jax.Array:
-    """Divergence [X] of full log-probability arrays [X, V] on the configured support; no gradient reaches the teacher.
+    """Divergence [X] of full log-probability arrays [X, V] on the configured support.
 
     The `top_k` entries of the student (or teacher) are compared one by one and all others as a single bucket; `top_k` of V or
     more is the full support.
     """
-    teacher_XV = jax.lax.stop_gradient(teacher_XV)
     if config.support == "full" or config.top_k >= student_XV.shape[-1]:
         return divergence(student_XV, teacher_XV, config)
     ranked_XV = student_XV if config.support == "student_topk" else teacher_XV
@@ -174,7 +173,7 @@ def span_divergence(
 
     def sums_of(student_XD, teacher_XD, actions_X, mask_X, weight_X):
         student_XV = _log_probs(student, student_XD)
-        teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, jax.lax.stop_gradient(teacher_XD)))
+        teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, teacher_XD))
         sums = _student_sums(student_XV, actions_X, mask_X)
         sums["teacher_gap"] = _masked_sum(_at(teacher_XV, actions_X), mask_X) - sums["logprob"]
         sums["loss"] = _masked_sum(weight_X * token_divergence(student_XV, teacher_XV, config), mask_X)

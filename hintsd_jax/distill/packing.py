@@ -129,8 +129,10 @@ def pack(
     for name, buckets in (("length_buckets", length_buckets), ("action_buckets", action_buckets)):
         if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
             raise UserError(f"distill.{name} = {tuple(buckets)} must be ascending positive lengths")
-    if rows_per_batch < 1 or teacher_extra < 0:
-        raise UserError(f"distill.rows_per_batch = {rows_per_batch} must be positive, teacher_extra = {teacher_extra} at least 0")
+    if rows_per_batch < 1:
+        raise UserError(f"distill.rows_per_batch = {rows_per_batch} must be at least 1")
+    if teacher_extra < 0:
+        raise UserError(f"distill.teacher_extra = {teacher_extra} must be at least 0")
 
     dropped = dict.fromkeys(DROP_REASONS, 0)
     groups: dict[tuple[int, int], list[Row]] = defaultdict(list)

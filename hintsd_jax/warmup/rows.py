@@ -48,7 +48,7 @@ class Demonstrator:
     def encode_action(self, text: str) -> list[int]:
         return [*self._tokenizer.encode(text, add_special_tokens=False), self.chat.stop_ids[0]]
 
-    def play(self, task: dict) -> Episode:
+    def play(self, task: dict, error_scale: float = 1.0) -> Episode:
         """An unhinted episode with the demonstrator's mistakes."""
         episode, env = self._begin(task)
 
@@ -57,7 +57,7 @@ class Demonstrator:
             self._take(episode, env, text)
             return text
 
-        demos.demonstrate(task, self.rng, on_step)
+        demos.demonstrate(task, self.rng, on_step, error_scale)
         return episode
 
     @staticmethod
@@ -65,7 +65,7 @@ class Demonstrator:
         """An episode as it was played."""
         return Row(episode.tokens, [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()])
 
-    def hinted_row(self, task: dict, hint_rate: float = 0.6, neutral_rate: float = 0.1) -> Row:
+    def hinted_row(self, task: dict, hint_rate: float = 0.6, neutral_rate: float = 0.1, error_scale: float = 1.0) -> Row:
         """An episode in which most decisions come right after a correct hint, as the teacher's context has it."""
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
@@ -84,7 +84,7 @@ class Demonstrator:
             read = episode.steps[-1].stop
             return text
 
-        demos.demonstrate(task, self.rng, on_step)
+        demos.demonstrate(task, self.rng, on_step, error_scale)
         return Row(ids, weights)
 
     def review_row(self, task: dict, episode: Episode, max_targets: int) -> Row:

@@ -38,7 +38,9 @@ def pad_rows(rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
 def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2]}` rows of tokens and weights.
 
-    `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from.
+    `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from. With
+    `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews are always of
+    episodes with mistakes.
     """
     rng, index = demonstrator.rng, 0
     failures: deque = deque(maxlen=FAILURES_KEPT)
@@ -53,14 +55,14 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
         episode = demonstrator.play(task)
         if not episode.success:
             failures.append((task, episode))
-        return demonstrator.row(episode)
+        return demonstrator.row(demonstrator.play(task, error_scale=0.0) if phase.clean else episode)
 
     while len(failures) < FAILURES_KEPT // 8:
         play()
     counts = phase.rows
     while True:
         episodes = [play() for _ in range(counts.plain)] + [demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)]
-        answers = [demonstrator.hinted_row(fresh_task()) for _ in range(counts.hinted)]
+        answers = [demonstrator.hinted_row(fresh_task(), error_scale=1.0 - phase.clean) for _ in range(counts.hinted)]
         answers += [demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))) for _ in range(counts.review)]
         answers += [demonstrator.advice_row(*rng.choice(failures)) for _ in range(counts.advice)]
         groups = {"episodes": (episodes, phase.episode_length), "answers": (answers, phase.answer_length)}

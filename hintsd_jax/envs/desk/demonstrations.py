@@ -19,6 +19,8 @@ from hintsd_jax.episodes.toolcalls import parse_action
 
 ERROR_RATES = {"copy": 0.05, "send": 0.1, "book": 0.1, "cancel": 0.15, "delete": 0.6, "forward": 0.65, "tell": 0.15, "add": 0.0}
 REPLY = "Done."
+# How a review names what was done; one word each, so that the word leads to the call.
+DEEDS = {"copy": "copied", "send": "sent", "book": "booked", "cancel": "cancelled", "delete": "deleted", "forward": "forwarded"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,12 @@ def moves(request: dict) -> list[Move]:
     return [*steps, Move(REPLY)]
 
 
-def demonstrate(task: dict, rng: random.Random, on_step: Callable[[Move, str | None], str]) -> None:
+def demonstrate(task: dict, rng: random.Random, on_step: Callable[[Move, str | None], str], error_scale: float = 1.0) -> None:
     """Walks the task; `on_step(move, erring_action or None)` is told the move and, if the demonstrator would err, its wrong
     action, and returns the action that is really taken (a forgetful reply skips the rest of the request)."""
     for request in task["requests"]:
         for move in moves(request):
-            errs = move.wrong is not None and rng.random() < ERROR_RATES[request["kind"]]
+            errs = move.wrong is not None and rng.random() < error_scale * ERROR_RATES[request["kind"]]
             if on_step(move, move.wrong if errs else None) == REPLY:
                 break
 
@@ -66,24 +68,24 @@ def review(task: dict, actions: Sequence[str]) -> tuple[list[str], tuple]:
     """The right review of any played episode: a short line per step, and the environment's faults.
 
     Returns:
-      (lines, faults): `#2 final "a" got "b" bad` where something was chosen, `#5 forgot "c" bad` where something was left out,
+      (lines, faults): `#2 final "a" copied "b" bad` where something was chosen, `#5 forgot "c" bad` where something was left out,
       `#3 ok` elsewhere.
     """
     desk = Desk()
     desk.reset(task)
     lines = []
     for number, text in enumerate(actions, start=1):
-        hour, entries, faults = desk._world.hour, len(desk._world.ledger), len(desk._faults)
+        hour, entries, faults = desk.world.hour, len(desk.world.ledger), len(desk.faults)
         desk.step(parse_action(text))
-        faulty = len(desk._faults) > faults
+        faulty = len(desk.faults) > faults
         verdict = "bad" if faulty else "ok"
         request = task["requests"][hour]
-        new = desk._world.ledger[entries:]
+        new = desk.world.ledger[entries:]
         if request["kind"] in DECISIONS and new and new[0][1] == request["calls"][0][0]:
             choice = DECISIONS[request["kind"]].choice
-            middle = f'{request["label"]} "{request["calls"][0][1][choice]}" got "{new[0][2][choice]}" '
+            middle = f'{request["label"]} "{request["calls"][0][1][choice]}" {DEEDS[request["kind"]]} "{new[0][2][choice]}" '
         elif faulty and not new:
-            left_out = solver.missing_calls(desk._world, task, hour)[0]
+            left_out = solver.missing_calls(desk.world, task, hour)[0]
             middle = f'forgot "{next(iter(left_out[1].values()))}" '
         else:
             middle = ""

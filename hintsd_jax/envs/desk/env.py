@@ -31,10 +31,10 @@ class Desk:
 
     def reset(self, task: Mapping) -> Start:
         self._task = task
-        self._world = World.from_json(task["world"])
+        self.world = World.from_json(task["world"])
         self._steps = 0
         self._hour_faulty = False
-        self._faults: list[Fault] = []
+        self.faults: list[Fault] = []
         return Start(
             messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": task["requests"][0]["text"]}),
             tools=tool_docs(),
@@ -47,19 +47,19 @@ class Desk:
         if action.calls:
             return self._observe([self._call(call.name, call.arguments) for call in action.calls])
         self._note_fault(closing=True)
-        self._world.hour += 1
+        self.world.hour += 1
         self._hour_faulty = False
-        if self._world.hour == len(self._task["requests"]):
-            success = self._world.final_state() == solver.reference_state(self._task)
+        if self.world.hour == len(self._task["requests"]):
+            success = self.world.final_state() == solver.reference_state(self._task)
             return Turn(messages=(), reward=float(success), terminated=True)
-        return Turn(messages=({"role": "user", "content": self._task["requests"][self._world.hour]["text"]},))
+        return Turn(messages=({"role": "user", "content": self._task["requests"][self.world.hour]["text"]},))
 
     def report(self) -> Report:
         """PRIVILEGED. The first fault of every request, in order of steps."""
-        faults = list(self._faults)
-        open_hour = self._world.hour
+        faults = list(self.faults)
+        open_hour = self.world.hour
         if open_hour < len(self._task["requests"]) and self._steps and not self._hour_faulty:
-            missing = solver.possible_calls(self._world, self._task, open_hour)
+            missing = solver.possible_calls(self.world, self._task, open_hour)
             if missing:  # the episode was cut: its last step is the last that could have gone on
                 faults.append(Fault(self._steps, advice.still_to_do(missing[0])))
         summary = "All requests were carried out." if not faults else f"{len(faults)} of {len(self._task['requests'])} requests went wrong."
@@ -70,7 +70,7 @@ class Desk:
 
     def _call(self, tool: str, arguments: dict) -> str:
         try:
-            observation = self._world.call(tool, arguments)
+            observation = self.world.call(tool, arguments)
         except CallError as error:
             return f"Error: {error}."
         self._note_fault(closing=False)
@@ -83,12 +83,12 @@ class Desk:
         """Records the first step of an hour after which that hour's request cannot be met any more."""
         if self._hour_faulty:
             return
-        hour = self._world.hour
+        hour = self.world.hour
         reference = self._task["requests"][hour]["calls"]
-        surplus = solver.surplus_entries(self._world, self._task, hour)
-        missing = solver.possible_calls(self._world, self._task, hour) if closing else []
+        surplus = solver.surplus_entries(self.world, self._task, hour)
+        missing = solver.possible_calls(self.world, self._task, hour) if closing else []
         if surplus:
-            self._faults.append(Fault(self._steps, advice.about_surplus(surplus[0], reference)))
+            self.faults.append(Fault(self._steps, advice.about_surplus(surplus[0], reference)))
         elif missing:
-            self._faults.append(Fault(self._steps, advice.still_to_do(missing[0])))
+            self.faults.append(Fault(self._steps, advice.still_to_do(missing[0])))
         self._hour_faulty = bool(surplus or missing)

@@ -17,7 +17,11 @@ from hintsd_jax.envs.desk.world import EFFECTS, World
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A kind of request with a choice. `request` is filled with label, key (what is looked up) and other (a second name)."""
+    """A kind of request with a choice. `request` is filled with label, key (what is looked up) and other (a second name).
+
+    The label stands at the request's end and the chosen candidate is the effect's first argument, in every kind alike: half a
+    million weights learn one look-up sooner than six.
+    """
 
     request: str
     lookup: str
@@ -30,12 +34,12 @@ class Decision:
 
 
 DECISIONS: dict[str, Decision] = {
-    "copy": Decision('Copy the {label} "{key}" to "{other}".', "find_files", "title", ("draft", "final"), "copy_file", "file", "to", "files"),
-    "delete": Decision('Delete the {label} "{key}".', "list_sizes", "title", ("small", "large"), "delete_file", "file", None, "files"),
-    "send": Decision('For "{key}" at the {label} address: send "{other}".', "find_contact", "name", ("home", "work"), "send_file", "to", "file", "contacts"),
-    "forward": Decision('Forward the {label} mail of "{key}" to "{other}".', "search_mail", "sender", ("oldest", "newest"), "forward_mail", "mail", "to", "mails"),
-    "book": Decision('Book the {label} slot of "{key}" for "{other}".', "free_slots", "day", ("early", "late"), "book_slot", "slot", "title", "slots"),
-    "cancel": Decision('Cancel the {label} "{key}".', "find_events", "title", ("first", "second"), "cancel_event", "event", None, "events"),
+    "copy": Decision('Copy "{key}" to "{other}", the {label} one.', "find_files", "title", ("draft", "final"), "copy_file", "file", "to", "files"),
+    "delete": Decision('Delete "{key}", the {label} one.', "list_sizes", "title", ("small", "large"), "delete_file", "file", None, "files"),
+    "send": Decision('Send "{other}" to "{key}", the {label} one.', "find_contact", "name", ("home", "work"), "send_file", "to", "file", "contacts"),
+    "forward": Decision('Forward a mail of "{key}" to "{other}", the {label} one.', "search_mail", "sender", ("oldest", "newest"), "forward_mail", "mail", "to", "mails"),
+    "book": Decision('Book a slot of "{key}" for "{other}", the {label} one.', "free_slots", "day", ("early", "late"), "book_slot", "slot", "title", "slots"),
+    "cancel": Decision('Cancel "{key}", the {label} one.', "find_events", "title", ("first", "second"), "cancel_event", "event", None, "events"),
 }
 PLAIN_KINDS = ("tell", "add")
 MAX_LENGTH = len(DECISIONS) + len(PLAIN_KINDS)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hintsd_jax.envs.desk.demonstrations import DEEDS
+from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.world import PARAMETERS, tool_docs
 
@@ -89,7 +91,11 @@ def _scaffold() -> list[str]:
         strings += [f'{tool}", "arguments": {{"{first}": "', *(f'", "{other}": "' for other in others)]
     strings += [f"#{k}" for k in range(1, MAX_STEPS + 1)]
     strings += ['{"failures": [', *(f'{{"step": {k}, "feedback": "' for k in range(1, MAX_STEPS + 1)), '"}, ', '"}]}']
-    return strings + ["\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found"]
+    # A label or a deed with the quote behind it: the name that belongs to it is then the very next token.
+    words = [*(label for decision in DECISIONS.values() for label in decision.labels), *DEEDS.values(), "forgot"]
+    strings += [f' {word} "' for word in words]
+    strings += ['Use "', '", not "', 'Use \\"', '\\", not \\"']
+    return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", " <tool_call>\n{\"name\": \""]
 
 
 def _without(corpus: Iterable[str], scaffold: Sequence[str]) -> Iterable[str]:

@@ -23,7 +23,7 @@ LOOKUPS: dict[str, tuple[str, ...]] = {
 EFFECTS: dict[str, tuple[str, ...]] = {
     "copy_file": ("file", "to"),
     "delete_file": ("file",),
-    "send_file": ("file", "to"),
+    "send_file": ("to", "file"),
     "forward_mail": ("mail", "to"),
     "archive_mail": ("mail",),
     "book_slot": ("slot", "title"),
@@ -43,7 +43,7 @@ _DESCRIPTIONS = {
     "read_file": "A file's text.",
     "copy_file": "Copy a file to a new name.",
     "delete_file": "Delete a file.",
-    "send_file": "Send a file to an address.",
+    "send_file": "Send to an address a file.",
     "forward_mail": "Forward a mail.",
     "archive_mail": "Archive a mail.",
     "book_slot": "Book a slot.",

@@ -35,7 +35,7 @@ def get_config():
     config.hindsight.max_tokens = 128
     config.hindsight.context = 512
 
-    config.distill.length_buckets = (128, 192, 256, 384)
+    config.distill.length_buckets = (160, 256, 384)
     config.distill.teacher_extra = 32
     config.distill.action_buckets = (32,)
     config.distill.rows_per_batch = 8

@@ -43,12 +43,12 @@ def get_config():
             "warmup_steps": 50,
             "eval_tasks": 100,
             "log_every": 20,
-            "save_every": 50,
+            "save_every": 100,
             "phases": {
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
-                "1_drills": _phase(150, True, ((1, 1), (2, 1)), 112, 160, plain=10, drill=14, hinted=4, review=8, advice=4),
-                "2_short": _phase(350, True, ((1, 1), (2, 1), (2, 2)), 144, 192, plain=12, drill=4, hinted=4, review=10, advice=4),
-                "3_full": _phase(1000, False, ((4, 3), (4, 3), (3, 2)), 256, 320, plain=10, drill=1, hinted=4, review=8, advice=3),
+                "1_drills": _phase(120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4),
+                "2_short": _phase(280, True, ((1, 1), (2, 1), (2, 2)), 160, 208, plain=12, drill=4, hinted=4, review=10, advice=4),
+                "3_full": _phase(800, False, ((4, 3), (4, 3), (3, 2)), 264, 304, plain=10, drill=1, hinted=4, review=8, advice=3),
             },
         }
     )

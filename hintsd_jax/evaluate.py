@@ -7,14 +7,19 @@ same random numbers: a paired comparison.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from hintsd_jax.distill.state import create
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.errors import UserError
-from hintsd_jax.session import Session
+from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.session import Session, optim_config
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 RESAMPLES = 10_000
@@ -61,19 +66,29 @@ def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, gre
     return Scores(success_NK, stats.sampled, ended), episodes
 
 
-def held_out(session: Session, params, split: str, count: int) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task ([] if off)."""
+
+    metrics: dict[str, float]
+    success: list[list[int]]
+    greedy: list[int]
+
+
+def held_out(session: Session, params, split: str, count: int) -> HeldOut:
     """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over tasks."""
     config = session.config
     tasks = session.tasks(split)
     tasks = [tasks[n] for n in range(min(count, len(tasks)))]
     sampled, _ = score(session, params, tasks, config.eval.rollouts)
-    results = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
-    low, high = interval(sampled.success_NK.mean(axis=1))
-    results |= {f"{split}/avg_low": low, f"{split}/avg_high": high}
+    metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
+    metrics[f"{split}/avg_low"], metrics[f"{split}/avg_high"] = interval(sampled.success_NK.mean(axis=1))
+    greedy: list[int] = []
     if config.eval.greedy:
-        greedy, _ = score(session, params, tasks, 1, greedy=True)
-        results[f"{split}/greedy"] = greedy.avg
-    return results
+        greedy_scores, _ = score(session, params, tasks, 1, greedy=True)
+        metrics[f"{split}/greedy"] = greedy_scores.avg
+        greedy = greedy_scores.success_NK[:, 0].astype(int).tolist()
+    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy)
 
 
 def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -85,11 +100,27 @@ def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
-    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split."""
-    from hintsd_jax import train  # training knows how its state is restored
+    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split.
 
+    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` goes) and prints a table.
+    """
     session = Session.open(config)
-    params, step = train.restored_params(session, workdir)
-    results = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
-    train.print_evaluation(results, config, workdir, step)
-    return results
+    with Workdir.open(workdir, config, may_differ=("eval.",)) as folder:
+        params, step = restored_params(session, folder.path / "checkpoints")
+        result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
+        folder.write_text("evaluation.json", json.dumps({"step": step, **dataclasses.asdict(result)}) + "\n")
+    print(f"{config.policy.path} after {step} updates, {config.tasks.test_split} split:")
+    for name, value in result.metrics.items():
+        print(f"  {name:20} {value:.4g}")
+    return result.metrics
+
+
+def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
+    """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they have had."""
+    if not directory.is_dir():
+        return session.params, 0
+    state = create(session.params, optim_config(session.config))
+    checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
+    restored = checkpoints.restore_latest(state)
+    checkpoints.close()
+    return (session.params, 0) if restored is None else (restored[0].params, restored[1]["step"])

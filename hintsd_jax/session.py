@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 from ml_collections import ConfigDict
 
+from hintsd_jax.distill.losses import LossConfig
+from hintsd_jax.distill.state import OptimConfig
 from hintsd_jax.envs.base import resolve
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
@@ -21,12 +23,11 @@ from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
 @dataclasses.dataclass
 class Session:
-    """The parts of a run. `params` are the loaded weights; training carries its own from there on."""
+    """The parts of a run. `params` are the loaded weights; training takes a copy and sets them to None."""
 
     config: ConfigDict
     policy: PolicyConfig
-    params: dict
-    tokenizer: object
+    params: dict | None
     chat: ChatFormat
     engine: Engine
     env_class: type
@@ -61,7 +62,7 @@ class Session:
             refill=config.rollout.refill,
             overlap=config.rollout.overlap,
         )
-        return cls(config, policy, params, tokenizer, chat, Engine(policy, engine_config, chat.stop_ids), env_class)
+        return cls(config, policy, params, chat, Engine(policy, engine_config, chat.stop_ids), env_class)
 
     def tasks(self, split: str) -> Sequence[Mapping]:
         """The tasks of a split. Raises UserError where the environment does not take its options, or has no task."""
@@ -125,3 +126,31 @@ def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> li
     positions = np.arange(step * count, (step + 1) * count)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch in set(positions // len(tasks))}
     return [tasks[int(orders[position // len(tasks)][position % len(tasks)])] for position in positions]
+
+
+def loss_config(config: ConfigDict) -> LossConfig:
+    distill = config.distill
+    return LossConfig(
+        loss="sft" if config.method == "sharpen" else "distill",
+        divergence=distill.divergence,
+        support=distill.support,
+        top_k=distill.top_k,
+        alpha=distill.alpha,
+        chunk=distill.chunk,
+    )
+
+
+def optim_config(config: ConfigDict) -> OptimConfig:
+    options = config.optim.to_dict()
+    return OptimConfig(total_steps=options.pop("steps"), **options)
+
+
+def packing_options(config: ConfigDict) -> dict:
+    distill = config.distill
+    return {
+        "length_buckets": tuple(distill.length_buckets),
+        "action_buckets": tuple(distill.action_buckets),
+        "rows_per_batch": distill.rows_per_batch,
+        "teacher_extra": distill.teacher_extra,
+        "mean_of_micro_means": distill.mean_of_micro_means,
+    }

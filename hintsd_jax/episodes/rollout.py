@@ -141,6 +141,8 @@ def run_episodes(
         stats = engine.run(params, jobs)
         for failure in pool.close():
             dropped[f"close_{failure.reason}"] += 1
+    for job in jobs:
+        job.episode.verify()
     return [job.episode for job in jobs], dropped, stats
 
 

@@ -8,7 +8,7 @@ import time
 
 import jax
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hintsd_jax.envs.desk import demonstrations, tokenizer as desk_tokenizer
@@ -37,6 +37,7 @@ def build_tokenizer(seed: int, tasks: int = 400):
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.ERROR)
     config, began = _CONFIG.value, time.time()
     tokenizer = build_tokenizer(config.seed)
     chat = ChatFormat(tokenizer)

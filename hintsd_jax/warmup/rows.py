@@ -76,7 +76,7 @@ class Demonstrator:
             text = move.right if hinted or erring is None else erring
             context = episode.tokens[read : episode.branch] if hinted else episode.tokens[read:]
             if hinted:
-                context = [*context, *self.chat.feedback(self.rng.choice(move.hints))]
+                context = [*context, *self.chat.feedback(move.hint)]
             action = self.encode_action(text)
             ids.extend([*context, *action])
             weights.extend([CONTEXT_WEIGHT] * len(context) + [1.0] * len(action))
@@ -115,7 +115,7 @@ class Demonstrator:
             if move.kind:
                 context = episode.tokens
                 if hinted:
-                    context = [*episode.tokens[: episode.branch], *self.chat.feedback(move.hints[0])]
+                    context = [*episode.tokens[: episode.branch], *self.chat.feedback(move.hint)]
                 found.append(Decision(list(context), self.encode_action(move.right), self.encode_action(move.wrong), move.kind))
             self._take(episode, env, move.right)
             return move.right

@@ -1,6 +1,6 @@
 """What to say about a step of Desk: the words of a correct hint, shared by the environment's report and the demonstrations.
 
-Advice names values, never the outcome or the goal state: `Use "right", not "wrong".`
+Advice names a value and the label that was asked for, never the outcome or the goal state: `Use final "b".`
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 NEUTRAL = "Go on."
 
 
-def use(right: str, wrong: str | None = None) -> str:
-    return f'Use "{right}".' if wrong is None else f'Use "{right}", not "{wrong}".'
+def use(value: str, label: str | None) -> str:
+    return f'Use {label} "{value}".' if label else f'Use "{value}".'
 
 
 def still_to_do(call: list) -> str:
@@ -17,13 +17,13 @@ def still_to_do(call: list) -> str:
     return f'Call {tool} for "{next(iter(arguments.values()))}".'
 
 
-def about_surplus(entry: list, reference_calls: list[list]) -> str:
-    """Advice about an effect that nobody asked for: the value that differs from the reference, or else what was asked for."""
+def about_surplus(entry: list, request: dict) -> str:
+    """Advice about an effect that nobody asked for: the value that differs from the request's, or else what was asked for."""
     tool, arguments = entry
-    for wanted_tool, wanted in reference_calls:
+    for wanted_tool, wanted in request["calls"]:
         if wanted_tool == tool:
-            for parameter, value in wanted.items():
+            for position, (parameter, value) in enumerate(wanted.items()):
                 if arguments[parameter] != value:
-                    return use(value, arguments[parameter])
+                    return use(value, request["label"] if position == 0 else None)  # the first argument is the chosen one
             return f"Call {tool} only once."
-    return still_to_do(reference_calls[0])
+    return still_to_do(request["calls"][0])

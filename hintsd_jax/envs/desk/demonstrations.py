@@ -29,12 +29,17 @@ class Move:
 
     right: str
     wrong: str | None = None
-    hints: tuple[str, ...] = (advice.NEUTRAL,)
+    hint: str = advice.NEUTRAL
     kind: str | None = None  # the kind of request, where there is something to decide
 
 
 def call_text(tool: str, arguments: dict[str, str]) -> str:
     return "<tool_call>\n" + json.dumps({"name": tool, "arguments": arguments}) + "\n</tool_call>"
+
+
+def taking(label: str, value: str, call: str) -> str:
+    """A choice is said before it is made: the look-up then takes two short hops, which half a million weights can learn."""
+    return f'Take {label} "{value}".\n{call}'
 
 
 def moves(request: dict) -> list[Move]:
@@ -45,10 +50,13 @@ def moves(request: dict) -> list[Move]:
         right = call_text(tool, arguments)
         if kind in DECISIONS:
             choice = DECISIONS[kind].choice
-            good, bad = arguments[choice], request["wrong"]
-            steps.append(Move(right, call_text(tool, arguments | {choice: bad}), (advice.use(good, bad), advice.use(good)), kind))
+            other = next(label for label in DECISIONS[kind].labels if label != request["label"])
+            wrong = call_text(tool, arguments | {choice: request["wrong"]})
+            hint = advice.use(arguments[choice], request["label"])
+            right, wrong = taking(request["label"], arguments[choice], right), taking(other, request["wrong"], wrong)
+            steps.append(Move(right, wrong, hint, kind))
         elif kind == "tell" and index == 1:  # the second of two things, which a hurried office forgets
-            steps.append(Move(right, REPLY, (advice.still_to_do([tool, arguments]),), kind))
+            steps.append(Move(right, REPLY, advice.still_to_do([tool, arguments]), kind))
         else:
             steps.append(Move(right))
     return [*steps, Move(REPLY)]
@@ -105,8 +113,10 @@ def advise(task: dict, actions: Sequence[str], step: int) -> tuple[str, str]:
     for fault in faults:
         if fault.step == step:
             return lines[step - 1], fault.feedback
-    chosen = lines[step - 1].split('"')
-    return lines[step - 1], advice.use(chosen[1]) if len(chosen) > 1 else advice.NEUTRAL
+    line = lines[step - 1]
+    if '"' not in line:
+        return line, advice.NEUTRAL
+    return line, advice.use(line.split('"')[1], line.split()[1])
 
 
 def advice_answer(line: str, step: int, feedback: str) -> str:
@@ -121,7 +131,7 @@ def transcript(task: dict, rng: random.Random) -> str:
     def on_step(move: Move, erring: str | None) -> str:
         actions.append(erring or move.right)
         turn = desk.step(parse_action(actions[-1]))
-        texts.extend([actions[-1], *(message["content"] for message in turn.messages), *move.hints])
+        texts.extend([actions[-1], *(message["content"] for message in turn.messages), move.hint])
         return actions[-1]
 
     demonstrate(task, rng, on_step)

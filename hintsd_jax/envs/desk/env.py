@@ -84,11 +84,10 @@ class Desk:
         if self._hour_faulty:
             return
         hour = self.world.hour
-        reference = self._task["requests"][hour]["calls"]
         surplus = solver.surplus_entries(self.world, self._task, hour)
         missing = solver.possible_calls(self.world, self._task, hour) if closing else []
         if surplus:
-            self.faults.append(Fault(self._steps, advice.about_surplus(surplus[0], reference)))
+            self.faults.append(Fault(self._steps, advice.about_surplus(surplus[0], self._task["requests"][hour])))
         elif missing:
             self.faults.append(Fault(self._steps, advice.still_to_do(missing[0])))
         self._hour_faulty = bool(surplus or missing)

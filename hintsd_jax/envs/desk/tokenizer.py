@@ -92,9 +92,8 @@ def _scaffold() -> list[str]:
     strings += [f"#{k}" for k in range(1, MAX_STEPS + 1)]
     strings += ['{"failures": [', *(f'{{"step": {k}, "feedback": "' for k in range(1, MAX_STEPS + 1)), '"}, ', '"}]}']
     # A label or a deed with the quote behind it: the name that belongs to it is then the very next token.
-    words = [*(label for decision in DECISIONS.values() for label in decision.labels), *DEEDS.values(), "forgot"]
-    strings += [f' {word} "' for word in words]
-    strings += ['Use "', '", not "', 'Use \\"', '\\", not \\"']
+    labels = [label for decision in DECISIONS.values() for label in decision.labels]
+    strings += [f' {word} "' for word in (*labels, *DEEDS.values(), "forgot")] + [f' {label} \\"' for label in labels]
     return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", " <tool_call>\n{\"name\": \""]
 
 

@@ -1,0 +1,84 @@
+"""What a step or a run looked like, as numbers, records and a last table. Reads everything, changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.hindsight import analyser
+from hintsd_jax.hindsight.analyser import Hindsight
+from hintsd_jax.runs import progress
+from hintsd_jax.sampling import Stats
+
+
+def rollout_metrics(episodes: Sequence[Episode], dropped: Mapping[str, int], stats: Stats) -> dict[str, float]:
+    ended = Counter(episode.ended for episode in episodes)
+    count = max(len(episodes), 1)
+    return {
+        "rollout/episodes": len(episodes),
+        "rollout/success": sum(episode.success for episode in episodes) / count,
+        "rollout/tokens": stats.sampled,
+        "rollout/turns": sum(len(episode.steps) for episode in episodes) / count,
+        "rollout/prefilled": stats.prefilled,
+        "rollout/decode_steps": stats.decode_steps,
+        **{f"rollout/ended/{reason}": number for reason, number in sorted(ended.items())},
+        **{f"rollout/dropped/{reason}": number for reason, number in sorted(dropped.items())},
+    }
+
+
+def hindsight_metrics(found: Hindsight, too_long: Mapping[str, int], config: ConfigDict) -> dict[str, float]:
+    steps = [target.step for analysis in found.analyses for target in analysis.targets]
+    dropped = found.dropped + Counter(too_long)
+    return {
+        "hindsight/failed": len(found.analyses) + found.dropped["no_steps"] + found.dropped["prompt_too_long"] + found.dropped["no_report"],
+        "hindsight/parsed": found.parsed,
+        "hindsight/targets": len(steps),
+        "hindsight/target_step_mean": float(np.mean(steps)) if steps else 0.0,
+        "hindsight/tokens": found.tokens,
+        "hindsight/privileged": int(config.hindsight.analyser in analyser.PRIVILEGED),
+        **analyser.attribution(found.analyses),
+        **{f"hindsight/dropped/{reason}": number for reason, number in sorted(dropped.items())},
+    }
+
+
+def records(episodes: Sequence[Episode], found: Hindsight, config: ConfigDict) -> Iterator[dict]:
+    """What `episodes/` keeps of a step: every episode with its text and spans, its targets, and the analyser's own words."""
+    analyses = {id(analysis.episode): analysis for analysis in found.analyses}
+    for episode in episodes:
+        analysis = analyses.get(id(episode))
+        looked = None
+        if analysis is not None:
+            looked = {
+                "analyser": config.hindsight.analyser,
+                "privileged": config.hindsight.analyser in analyser.PRIVILEGED,
+                "answer": analysis.answer,
+                "problem": analysis.problem,
+                "targets": [{"step": target.step, "feedback": target.feedback} for target in analysis.targets],
+            }
+        yield episode.to_json() | {"hindsight": looked}
+
+
+def result_tables(config: ConfigDict, counters: Mapping, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, str]:
+    """The last table for a terminal and in Markdown: held-out success before and after, and what it took.
+
+    `counters`: `seconds` and `tokens` (sampled in training).
+    """
+    split, k = config.tasks.test_split, config.eval.rollouts
+    labels = {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}
+    results = [progress.Result(f"{split} {label}", before.get(f"{split}/{key}"), after.get(f"{split}/{key}")) for key, label in labels.items()]
+    privileged = config.hindsight.analyser in analyser.PRIVILEGED
+    facts = {
+        "method": config.method,
+        "targets": f"{config.hindsight.select}, at most {config.hindsight.max_targets} an episode",
+        "analyser": config.hindsight.analyser + (" (PRIVILEGED: knows the ground truth)" if privileged else ""),
+        "tasks": f"{after.get(f'{split}/tasks', 0)} x {k} rollouts, seed {config.seed}",
+        "wall time": progress.format_seconds(counters["seconds"]),
+        "tokens": f"{counters['tokens']:,} sampled in training",
+    }
+    if config.method == "sharpen":
+        del facts["targets"], facts["analyser"]
+    return progress.plain_table(results, facts), progress.markdown_table(results, facts)

@@ -1,0 +1,156 @@
+"""Whole episodes through engine, chat format and environments: what stands in the stream, and what a bad environment costs."""
+
+import collections
+import threading
+
+import jax
+import pytest
+
+from hintsd_jax.envs.base import Report, Start, Turn
+from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
+from hintsd_jax.policy import decoder
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.sampling import Engine, EngineConfig, Sampling
+from tests.helpers import make_tokenizer
+
+CHAT = ChatFormat(make_tokenizer())
+POLICY = PolicyConfig(
+    vocab_size=CHAT.vocab_size, num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=16,
+    rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
+)  # fmt: skip
+CONFIG = RolloutConfig(max_steps=4, context=200, sampling=Sampling(1.0, 1.0, 0, 6))
+TASKS = [{"id": f"t{n}", "turns": n} for n in range(4)]
+
+
+class Echo:
+    """Answers with the length of the action; ends after `turns` answers, right if the task says so."""
+
+    def __init__(self, **options):
+        pass
+
+    @classmethod
+    def tasks(cls, split, data_dir, **options):
+        return TASKS
+
+    def reset(self, task):
+        self.left, self.right = task["turns"], task["turns"] % 2
+        return Start(messages=({"role": "user", "content": f"say {task['id']}"},))
+
+    def step(self, action):
+        self.left -= 1
+        if self.left < 0:
+            return Turn(messages=(), reward=float(self.right), terminated=True)
+        return Turn(messages=({"role": "tool", "content": f"ok {len(action.text)}"},))
+
+    def report(self):
+        return Report("done", faults=())
+
+    def close(self):
+        pass
+
+
+# A random policy hardly ever samples the one stop token: here every fourth id ends an action too.
+STOPS = (*CHAT.stop_ids, *range(0, CHAT.vocab_size, 4))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init_params(POLICY, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(POLICY, EngineConfig(slots=6, context=200, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4), STOPS)
+
+
+def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, **options):
+    options = {"seed": 1, "step": 0, "call_timeout_s": 20.0} | options
+    return run_episodes(engine, params, CHAT, make_env, tasks, rollouts, config, **options)
+
+
+def test_the_stream_is_prompt_actions_and_deltas(engine, params):
+    episodes, dropped, stats = play(engine, params)
+    assert [(e.task_id, e.rollout) for e in episodes] == [(t["id"], r) for t in TASKS for r in range(3)]
+    assert not dropped and stats.sampled == sum(int(e.action_mask().sum()) for e in episodes)
+    ends = collections.Counter(e.ended for e in episodes)
+    assert ends["terminated"] >= 3
+    for episode in episodes:
+        episode.verify()
+        rebuilt = list(CHAT.prompt(episode.prompt_messages).ids)
+        for number, step in enumerate(episode.steps):
+            assert step.start == len(rebuilt)
+            rebuilt += episode.tokens[step.start : step.stop]
+            assert CHAT.decode(episode.tokens[step.start : step.stop]) == step.text
+            if number + 1 < len(episode.steps):
+                rebuilt += CHAT.delta([{"role": "tool", "content": f"ok {len(step.text)}"}]).ids
+        assert episode.tokens == rebuilt or episode.ended in ("max_steps",) and episode.tokens[: len(rebuilt)] == rebuilt
+        assert episode.success == (episode.ended == "terminated" and episode.reward >= 1)
+        assert len(episode.steps) <= CONFIG.max_steps
+
+
+def test_an_episode_depends_on_its_own_four_numbers_only(engine, params):
+    whole, _, _ = play(engine, params)
+    alone, _, _ = play(engine, params, tasks=[TASKS[2]], rollouts=2)
+    again = {(e.task_id, e.rollout): e for e in whole}
+    for episode in alone:
+        twin = again[episode.task_id, episode.rollout]
+        assert episode.tokens == twin.tokens and episode.logprobs == twin.logprobs
+    other_step, _, _ = play(engine, params, step=1)
+    assert [e.tokens for e in other_step] != [e.tokens for e in whole]
+    keys = {tuple(job_key(s, t, n, r)) for s in range(3) for t in range(3) for n in ("a", "b") for r in range(3)}
+    assert len(keys) == 54
+
+
+class Hostile(Echo):
+    """Fails in a way that its task names."""
+
+    def reset(self, task):
+        self.mode = task["mode"]
+        if self.mode == "reset":
+            raise RuntimeError("no world today")
+        return super().reset(task | {"turns": 2})
+
+    def step(self, action):
+        if self.mode == "step":
+            raise SystemExit("bye")
+        if self.mode == "hang":
+            threading.Event().wait(30)
+        return super().step(action)
+
+    def report(self):
+        if self.mode == "report":
+            raise ValueError("nothing to tell")
+        return super().report()
+
+
+def test_a_failing_environment_ends_its_own_episode_only(engine, params):
+    tasks = [{"id": mode, "mode": mode} for mode in ("reset", "step", "hang", "report", "fine")]
+    greedy = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6))
+    episodes, dropped, _ = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=1.0)
+    ended = {task["id"]: [e.ended for e in episodes if e.task_id == task["id"]] for task in tasks}
+    assert dropped["env_error"] == 2 and ended["reset"] == []
+    allowed = {"step": {"env_error", "action_length"}, "hang": {"env_timeout", "action_length"}}
+    for mode, reasons in allowed.items():
+        assert set(ended[mode]) <= reasons and len(ended[mode]) == 2
+    assert "env_error" in ended["step"] and "env_timeout" in ended["hang"]
+    assert set(ended["report"] + ended["fine"]) <= {"terminated", "action_length"}
+    told = [e for e in episodes if e.task_id == "report" and e.ended == "terminated"]
+    assert all(e.report is None and "nothing to tell" in e.detail for e in told)
+    assert not any(e.success for e in episodes if e.ended.startswith("env_"))
+
+
+def test_a_prompt_beyond_the_context_is_counted(engine, params):
+    episodes, dropped, _ = play(engine, params, tasks=[TASKS[0]], config=RolloutConfig(4, 5, Sampling(1.0, 1.0, 0, 6)))
+    assert episodes == [] and dropped == {"prompt_too_long": 3}
+
+
+def test_the_step_limit_and_the_context_end_an_episode(engine, params):
+    endless = [{"id": "long", "turns": 99}]
+    episodes, _, _ = play(engine, params, tasks=endless, rollouts=6)
+    assert {e.ended for e in episodes} <= {"max_steps", "action_length"} and "max_steps" in {e.ended for e in episodes}
+    prompt = len(CHAT.prompt(({"role": "user", "content": "say long"},)).ids)
+    short = RolloutConfig(50, prompt + 30, Sampling(1.0, 1.0, 0, 6))
+    episodes, _, _ = play(engine, params, tasks=endless, rollouts=6, config=short)
+    assert {e.ended for e in episodes} <= {"context", "action_length"} and "context" in {e.ended for e in episodes}
+    assert all(len(e.tokens) <= short.context for e in episodes)

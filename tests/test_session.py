@@ -1,0 +1,71 @@
+"""What a run is made of: task order, and the mistakes of a user that only show when the parts meet."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.policy.huggingface import load_policy, load_tokenizer, save_policy
+from hintsd_jax.session import Session, step_tasks
+
+POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
+
+
+def desk_config(tmp_path, **overrides):
+    namespace = {}
+    exec((POLICY.parents[1] / "configs" / "desk_smoke.py").read_text(), namespace)
+    config = namespace["get_config"]()
+    config.policy.path, config.env.data_dir = str(POLICY), str(tmp_path / "data")
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def test_task_order_is_epochs_of_shuffles_without_a_gap():
+    tasks = [{"id": str(n)} for n in range(10)]
+    order = [task["id"] for step in range(10) for task in step_tasks(tasks, seed=3, step=step, count=4)]
+    for epoch in range(4):
+        assert Counter(order[10 * epoch : 10 * epoch + 10]) == Counter(str(n) for n in range(10))
+    assert order[:10] != order[10:20]
+    assert step_tasks(tasks, 3, 7, 4) == step_tasks(tasks, 3, 7, 4) != step_tasks(tasks, 4, 7, 4)
+
+
+def test_more_tasks_a_step_than_tasks():
+    assert len(step_tasks([{"id": "only"}], 0, 5, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"env.name": "dekc"}, "did you mean 'desk'"),
+        ({"env.name": "no.such.module:Env"}, "cannot import"),
+        ({"policy.path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"rollout.context": 10**6}, "exceeds the"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        Session.open(desk_config(tmp_path, **overrides))
+
+
+def test_unknown_options_and_impossible_tasks_are_refused(tmp_path):
+    config = desk_config(tmp_path)
+    config.env.options = {"sead": 0}
+    with pytest.raises(UserError, match="env.options do not fit environment 'desk'.*sead"):
+        Session.open(config).tasks("train")
+
+
+def test_a_vocabulary_that_does_not_match_is_refused(tmp_path):
+    config, params = load_policy(POLICY)
+    small = params | {"embed": {"embedding": params["embed"]["embedding"][:300]}}
+    save_policy(tmp_path / "small", dataclasses.replace(config, vocab_size=300), small, load_tokenizer(POLICY))
+    with pytest.raises(UserError, match="only 300 entries"):
+        Session.open(desk_config(tmp_path, **{"policy.path": str(tmp_path / "small")}))
+
+
+def test_prompts_that_never_fit_end_the_run_with_a_clear_line(tmp_path):
+    session = Session.open(desk_config(tmp_path, **{"rollout.context": 20}))
+    tasks = session.tasks("eval")
+    with pytest.raises(UserError, match="longer than rollout.context = 20"):
+        session.play(session.params, [tasks[0]], 2, step=0)

@@ -1,0 +1,165 @@
+"""The whole loop on Desk with the embedded policy: what a run leaves behind, that it repeats itself, and that a kill costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from hintsd_jax import train as training
+from hintsd_jax.runs.metrics import read_metrics
+
+REPO = Path(__file__).parents[1]
+CONFIG = '''
+import importlib.util
+spec = importlib.util.spec_from_file_location("desk_smoke", "configs/desk_smoke.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+def get_config():
+    config = module.get_config()
+    config.env.data_dir = {data!r}
+    config.tasks.tasks_per_step, config.tasks.rollouts, config.rollout.slots = 3, 2, 6
+    config.eval.every, config.eval.tasks, config.eval.rollouts, config.eval.test_tasks = 2, 3, 2, 4
+    config.optim.steps, config.checkpoint.every = 4, 1
+    return config
+'''
+KEYS = """rollout/success rollout/tokens rollout/turns hindsight/failed hindsight/parsed hindsight/targets hindsight/target_step_mean
+    distill/loss distill/tokens distill/entropy distill/grad_norm time/rollout time/hindsight time/distill time/step
+    compile/count memory/peak_bytes""".split()
+
+
+def comparable(path):
+    """Rows without what the clock, the memory and the compiler say."""
+    skipped = ("time/", "memory/", "compile/")
+    return [{k: v for k, v in row.items() if not k.startswith(skipped)} for row in read_metrics(path / "metrics.jsonl")]
+
+
+def weights(path):
+    """Every array of the last checkpoint, as bytes."""
+    step = max(int(folder.name) for folder in (path / "checkpoints").iterdir() if folder.name.isdigit())
+    state = ocp.StandardCheckpointer().restore(path / "checkpoints" / str(step) / "state")
+    return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "tiny.py").write_text(CONFIG.format(data=str(folder / "data")))
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def config(config_file):
+    namespace = {}
+    exec(config_file.read_text(), namespace)
+    return namespace["get_config"]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_the_repository():
+    before = os.getcwd()
+    os.chdir(REPO)  # configs name the policy by a relative path
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run from beginning to end; others are compared with it."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    training.train(config, str(path))
+    return path
+
+
+def test_a_run_leaves_its_record(finished, config):
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(key in row for row in rows[1:] for key in KEYS)
+    assert [row["step"] for row in rows if "eval/avg@2" in row] == [0, 2, 4]
+    assert any("hindsight/precision" in row and "hindsight/recall" in row for row in rows[1:])
+    assert sum(row["hindsight/targets"] for row in rows[1:]) > 0 and sum(row["distill/tokens"] for row in rows[1:]) > 0
+    stored = json.loads((finished / "config.json").read_text())
+    assert stored["config"]["optim"]["steps"] == 4 and stored["versions"]
+    held_out = json.loads((finished / "held_out.json").read_text())
+    assert np.shape(held_out["before"]["success"]) == np.shape(held_out["after"]["success"]) == (4, 2)
+    assert "test Avg@2" in (finished / "result.md").read_text()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_nothing_compiles_after_the_start(finished):
+    counts = [row["compile/count"] for row in read_metrics(finished / "metrics.jsonl")]
+    assert counts[3:] == counts[3:4] * len(counts[3:])
+
+
+def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
+    """Invariant 2 on the real thing: what the analyser and the environment know stands in no episode's tokens."""
+    targets = 0
+    for step in range(1, 5):
+        records = [json.loads(line) for line in (finished / "episodes" / f"step_{step:06d}.jsonl").read_text().splitlines()]
+        assert len(records) == 6
+        for record in records:
+            assert len(record["logprobs"]) == sum(s["stop"] - s["start"] for s in record["steps"])
+            assert record["success"] == (record["terminated"] and record["reward"] >= 1)
+            assert (record["hindsight"] is None) == record["success"]
+            seen = " ".join([m["content"] for m in record["prompt_messages"]] + [s["observation"] for s in record["steps"]])
+            assert "Use " not in seen and "Call notify" not in seen
+            targets += len(record["hindsight"]["targets"]) if record["hindsight"] else 0
+    assert targets == sum(row["hindsight/targets"] for row in read_metrics(finished / "metrics.jsonl")[1:])
+
+
+def test_a_second_run_writes_the_same(finished, config, tmp_path):
+    training.train(config, str(tmp_path / "again"))
+    assert comparable(tmp_path / "again") == comparable(finished)
+    assert weights(tmp_path / "again") == weights(finished)
+
+
+def test_a_killed_run_continues_as_if_it_had_not_been(finished, config_file, tmp_path):
+    command = [sys.executable, "-m", "hintsd_jax.main", f"--config={config_file}", f"--workdir={tmp_path / 'killed'}", "--mode=train"]
+    first = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoints" / "2").exists():
+        assert first.poll() is None, first.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert len(comparable(tmp_path / "killed")) < len(comparable(finished)) or not (tmp_path / "killed" / "held_out.json").exists()
+    second = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr
+    assert comparable(tmp_path / "killed") == comparable(finished)
+    assert weights(tmp_path / "killed") == weights(finished)
+    assert json.loads((tmp_path / "killed" / "held_out.json").read_text()) == json.loads((finished / "held_out.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"method": "sharpen"},
+        {"hindsight.select": "random", "hindsight.max_targets": 1},
+        {"hindsight.analyser": "environment"},
+        {"hindsight.analyser": "policy_initial"},
+        {"hindsight.analyser": "policy", "distill.divergence": "jsd", "distill.support": "teacher_topk"},
+        {"optim.lr": 0.0, "distill.mean_of_micro_means": True},
+    ],
+)
+def test_every_arm_runs(config, tmp_path, overrides):
+    arm = config.copy_and_resolve_references()
+    arm.update_from_flattened_dict({"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides})
+    training.train(arm, str(tmp_path / "arm"))
+    rows = read_metrics(tmp_path / "arm" / "metrics.jsonl")
+    assert rows[1]["hindsight/privileged"] == (overrides.get("hindsight.analyser") == "environment")
+    if overrides.get("hindsight.analyser") == "environment":
+        assert rows[1]["hindsight/precision"] == 1.0 and rows[1]["distill/tokens"] > 0
+        assert "PRIVILEGED" in (tmp_path / "arm" / "result.md").read_text()
+    if overrides.get("method") == "sharpen":
+        assert rows[1]["distill/tokens"] > 0 and rows[1]["hindsight/failed"] == 0
+    if overrides.get("optim.lr") == 0.0:
+        assert rows[0]["eval/avg@2"] == rows[1]["eval/avg@2"]

@@ -25,28 +25,28 @@ def get_config():
     config.tasks.rollouts = 4
 
     config.rollout.slots = 32
-    config.rollout.context = 384
+    config.rollout.context = 288  # an episode takes about 245 tokens in 11 or 12 steps
     config.rollout.max_steps = 16
     config.rollout.max_action_tokens = 32
-    config.rollout.prefill_buckets = (16, 64, 320)
+    config.rollout.prefill_buckets = (16, 64, 288)
     config.rollout.prefill_rows = 16
     config.rollout.overlap = False  # an office answers in microseconds
 
-    config.hindsight.max_tokens = 128
-    config.hindsight.context = 512
+    config.hindsight.max_tokens = 112
+    config.hindsight.context = 400
 
-    config.distill.length_buckets = (160, 256, 384)
+    config.distill.length_buckets = (160, 288)
     config.distill.teacher_extra = 32
     config.distill.action_buckets = (32,)
     config.distill.rows_per_batch = 8
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4
-    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 60 updates
-    config.optim.steps = 60
+    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 40 updates
+    config.optim.steps = 40
 
-    config.eval.every = 20
-    config.eval.tasks = 50
+    config.eval.every = 10
+    config.eval.tasks = 40
     config.eval.rollouts = 4
     config.eval.test_tasks = 200
     config.checkpoint.every = 10

@@ -97,7 +97,7 @@ def test_what_cannot_be_asked_is_counted():
 def test_the_environment_analyser_gives_its_faults():
     found = ask_environment([failed(faults=(1, 2, 3)), failed(faults=None), failed(faults=())], config(analyser="environment"))
     assert [[t.step for t in analysis.targets] for analysis in found.analyses] == [[1, 2], []]
-    assert found.dropped == Counter(over_limit=1, no_report=1)
+    assert found.dropped == Counter(over_limit=1, no_report=1, nothing_named=1)
     assert "environment" in analyser.PRIVILEGED
 
 
@@ -110,6 +110,11 @@ def test_attribution_against_counting_by_hand():
         {"hindsight/precision": 3 / 5, "hindsight/recall": 3 / 6, "hindsight/first_fault": 2 / 4}
     )
     assert attribution([]) == {}
+
+
+def test_an_answer_that_names_nothing_is_counted():
+    found = ask_policy(ScriptedEngine([answer()]), None, CHAT, [failed()], config())
+    assert found.parsed == 1 and found.analyses[0].targets == () and found.dropped == Counter(nothing_named=1)
 
 
 def test_question_keys_differ_by_episode():

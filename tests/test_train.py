@@ -18,13 +18,10 @@ from hintsd_jax.runs.metrics import read_metrics
 
 REPO = Path(__file__).parents[1]
 CONFIG = '''
-import importlib.util
-spec = importlib.util.spec_from_file_location("desk_smoke", "configs/desk_smoke.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+from configs import desk_smoke
 
 def get_config():
-    config = module.get_config()
+    config = desk_smoke.get_config()
     config.env.data_dir = {data!r}
     config.tasks.tasks_per_step, config.tasks.rollouts, config.rollout.slots = 3, 2, 6
     config.eval.every, config.eval.tasks, config.eval.rollouts, config.eval.test_tasks = 2, 3, 2, 4

@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight import prompts
-from hintsd_jax.hindsight.parse import Parsed, parse_failures
+from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.sampling import Engine, Sampling
 
@@ -103,7 +103,7 @@ def ask_policy(
     for episode, step, question in asked:
         answer = chat.decode(question.ids)
         parsed = parse_failures(answer, len(episode.steps), config.max_targets, only_step=step)
-        _add(found, episode, parsed, answer)
+        _add(found, Analysis(episode, parsed.targets, answer, parsed.problem), parsed.dropped)
     return found
 
 
@@ -118,15 +118,17 @@ def ask_environment(failed: Sequence[tuple[Episode, np.ndarray]], config: Hindsi
         if config.select == "random":
             step = given_step(episode, key)
             faults = [fault for fault in faults if fault.step == step]
-        if len(faults) > config.max_targets:
-            found.dropped["over_limit"] += len(faults) - config.max_targets
-        found.analyses.append(Analysis(episode, tuple(faults[: config.max_targets]), episode.report.summary))
+        dropped = {"over_limit": len(faults) - config.max_targets} if len(faults) > config.max_targets else {}
+        _add(found, Analysis(episode, tuple(faults[: config.max_targets]), episode.report.summary), dropped)
     return found
 
 
-def _add(found: Hindsight, episode: Episode, parsed: Parsed, answer: str) -> None:
-    found.dropped.update(parsed.dropped)
-    found.analyses.append(Analysis(episode, parsed.targets, answer, parsed.problem))
+def _add(found: Hindsight, analysis: Analysis, dropped: Mapping[str, int]) -> None:
+    """Keeps what came of one episode; an episode that is left without any target is counted, whatever the reason."""
+    found.dropped.update(dropped)
+    if not analysis.targets and not dropped:
+        found.dropped["nothing_named"] += 1
+    found.analyses.append(analysis)
 
 
 def attribution(analyses: Sequence[Analysis]) -> dict[str, float]:

@@ -21,10 +21,10 @@ def get_config():
     config.env.name = "desk"
     config.env.options = {"seed": 0, "length": 4, "difficulty": 3}
     config.env.call_timeout_s = 10.0
-    config.tasks.tasks_per_step = 8
+    config.tasks.tasks_per_step = 16
     config.tasks.rollouts = 4
 
-    config.rollout.slots = 32
+    config.rollout.slots = 64
     config.rollout.context = 288  # an episode takes about 245 tokens in 11 or 12 steps
     config.rollout.max_steps = 16
     config.rollout.max_action_tokens = 32
@@ -42,10 +42,10 @@ def get_config():
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4
-    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 40 updates
-    config.optim.steps = 40
+    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 20 updates
+    config.optim.steps = 20
 
-    config.eval.every = 10
+    config.eval.every = 5
     config.eval.tasks = 40
     config.eval.rollouts = 4
     config.eval.test_tasks = 200

@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 bfcl: $(VENV)/.installed-bfcl
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 smoke: $(VENV)/.installed
 	$(PY) -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train

@@ -142,9 +142,8 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, config_file, tmp
         {"method": "sharpen"},
         {"hindsight.select": "random", "hindsight.max_targets": 1},
         {"hindsight.analyser": "environment"},
-        {"hindsight.analyser": "policy_initial"},
-        {"hindsight.analyser": "policy", "distill.divergence": "jsd", "distill.support": "teacher_topk"},
-        {"optim.lr": 0.0, "distill.mean_of_micro_means": True},
+        {"hindsight.analyser": "policy_initial", "distill.divergence": "jsd", "distill.support": "teacher_topk"},
+        {"hindsight.analyser": "policy", "optim.lr": 0.0, "distill.mean_of_micro_means": True},
     ],
 )
 def test_every_arm_runs(config, tmp_path, overrides):

@@ -78,7 +78,8 @@ def table(runs: dict[str, list[dict]]) -> str:
     lines.append("")
     for better, worse in CONTRASTS:
         if better in runs and worse in runs:
-            difference = success(runs[better], "after") - success(runs[worse], "after")
+            seeds = min(len(runs[better]), len(runs[worse]))
+            difference = success(runs[better][:seeds], "after") - success(runs[worse][:seeds], "after")
             lines.append(f"- Avg@4 after, `{better}` minus `{worse}`: {points(difference)} points")
     return "\n".join(lines) + "\n"
 
@@ -88,20 +89,23 @@ def main() -> None:
     parser.add_argument("--config", default="configs/desk.py")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--once", default="", help="arms to run with the first seed only")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time; with more than 1, one thread each")
     parser.add_argument("--workdir", type=Path, default=Path("runs/desk_arms"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/desk_arms"))
     parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as optim.steps=40")
     arguments = parser.parse_args()
     arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
+    once = arguments.once.split(",")
     threads = 1 if arguments.jobs > 1 else 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         futures = {
             (arm, seed): pool.submit(run, arguments.config, arguments.workdir, arm, seed, threads, arguments.overrides)
             for seed in seeds
             for arm in arms
+            if seed in seeds[:1] or arm not in once
         }
-        runs = {arm: [futures[arm, seed].result() for seed in seeds] for arm in arms}
+        runs = {arm: [futures[arm, seed].result() for seed in seeds if (arm, seed) in futures] for arm in arms}
     first = runs[arms[0]][0]
     versions = json.loads((arguments.workdir / f"{arms[0]}-{seeds[0]}" / "config.json").read_text())["versions"][-1]
     tasks = len(first["before"]["success"])

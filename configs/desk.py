@@ -42,10 +42,10 @@ def get_config():
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4
-    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 20 updates
-    config.optim.steps = 20
+    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 12 updates
+    config.optim.steps = 12
 
-    config.eval.every = 5
+    config.eval.every = 4
     config.eval.tasks = 40
     config.eval.rollouts = 4
     config.eval.test_tasks = 200

@@ -6,10 +6,12 @@
 from ml_collections import ConfigDict
 
 
-def _phase(steps, clean, shapes, episode_length, answer_length, plain, drill, hinted, review, advice):
+def _phase(steps, clean, shapes, episode_length, answer_length, plain, drill, hinted, review, advice, lr=0.0, contradict_rate=0.0):
     return ConfigDict(
         {
             "steps": steps,
+            "lr": lr,  # the peak of a fresh optimizer's rate; 0 goes on with the one before
+            "contradict_rate": contradict_rate,  # hinted decisions that go wrong all the same
             "clean": clean,  # the demonstrator makes no mistakes yet
             "shapes": shapes,  # (requests, decisions) of the tasks
             "episode_length": episode_length,
@@ -37,18 +39,22 @@ def get_config():
                 "max_positions": 16384,
                 "remat": False,
             },
-            "lr": 3e-3,
             "b2": 0.98,
             "weight_decay": 0.05,
             "warmup_steps": 50,
             "eval_tasks": 100,
             "log_every": 20,
-            "save_every": 100,
+            "save_every": 50,
             "phases": {
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
-                "1_drills": _phase(120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4),
+                "1_drills": _phase(120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4, lr=3e-3),
                 "2_short": _phase(280, True, ((1, 1), (2, 1), (2, 2)), 160, 208, plain=12, drill=4, hinted=4, review=10, advice=4),
                 "3_full": _phase(800, False, ((4, 3), (4, 3), (3, 2)), 264, 304, plain=10, drill=1, hinted=4, review=8, advice=3),
+                # A teacher scores failed actions: it must stay sane after words that contradict the hint.
+                "4_contradicted": _phase(
+                    140, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=12, review=9, advice=4, lr=1e-3, contradict_rate=0.5
+                ),
+                "5_settle": _phase(100, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=14, review=9, advice=4, lr=8e-4, contradict_rate=0.35),
             },
         }
     )

@@ -90,6 +90,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             if done == config.optim.steps or done % config.checkpoint.every == 0:
                 checkpoints.save(done, state, counters, row)
             bar.update(done, row)
+            if dropped:
+                bar.note(f"step {done}: rollouts that never began: {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}")
 
         checkpoints.wait()
         bar.close()

@@ -65,21 +65,33 @@ class Demonstrator:
         """An episode as it was played."""
         return Row(episode.tokens, [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()])
 
-    def hinted_row(self, task: dict, hint_rate: float = 0.6, neutral_rate: float = 0.1, error_scale: float = 1.0) -> Row:
-        """An episode in which most decisions come right after a correct hint, as the teacher's context has it."""
+    def hinted_row(
+        self, task: dict, hint_rate: float = 0.6, neutral_rate: float = 0.1, error_scale: float = 1.0, contradict_rate: float = 0.0
+    ) -> Row:
+        """An episode in which most decisions come right after a correct hint, as the teacher's context has it.
+
+        A teacher is asked to score *failed* actions: it must stay sane after a word that contradicts the hint, or the rest of
+        the span pulls the student into nonsense. So a share of `contradict_rate` of the hinted decisions goes wrong: the word
+        that contradicts the hint is not trained on, what follows from it is.
+        """
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
 
         def on_step(move: demos.Move, erring: str | None) -> str:
             nonlocal read
             hinted = self.rng.random() < (hint_rate if move.kind else neutral_rate)
-            text = move.right if hinted or erring is None else erring
+            contradicted = hinted and move.wrong is not None and contradict_rate > 0 and self.rng.random() < contradict_rate
+            text = move.wrong if contradicted else move.right if hinted or erring is None else erring
             context = episode.tokens[read : episode.branch] if hinted else episode.tokens[read:]
             if hinted:
                 context = [*context, *self.chat.feedback(move.hint)]
             action = self.encode_action(text)
             ids.extend([*context, *action])
             weights.extend([CONTEXT_WEIGHT] * len(context) + [1.0] * len(action))
+            if contradicted:
+                pairs = zip(action, self.encode_action(move.right), strict=False)
+                first = next(n for n, (taken, right) in enumerate(pairs) if taken != right)
+                weights[len(weights) - len(action) + first] = 0.0
             self._take(episode, env, text)
             read = episode.steps[-1].stop
             return text

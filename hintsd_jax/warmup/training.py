@@ -62,7 +62,7 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
     counts = phase.rows
     while True:
         episodes = [play() for _ in range(counts.plain)] + [demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)]
-        answers = [demonstrator.hinted_row(fresh_task(), error_scale=1.0 - phase.clean) for _ in range(counts.hinted)]
+        answers = [demonstrator.hinted_row(fresh_task(), error_scale=1.0 - phase.clean, contradict_rate=phase.contradict_rate) for _ in range(counts.hinted)]
         answers += [demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))) for _ in range(counts.review)]
         answers += [demonstrator.advice_row(*rng.choice(failures)) for _ in range(counts.advice)]
         groups = {"episodes": (episodes, phase.episode_length), "answers": (answers, phase.answer_length)}

@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--once", default="", help="arms to run with the first seed only")
+    parser.add_argument("--read", action="store_true", help="run nothing: only read the workdirs that are finished")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time; with more than 1, one thread each")
     parser.add_argument("--workdir", type=Path, default=Path("runs/desk_arms"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/desk_arms"))
@@ -103,7 +104,8 @@ def main() -> None:
             (arm, seed): pool.submit(run, arguments.config, arguments.workdir, arm, seed, threads, arguments.overrides)
             for seed in seeds
             for arm in arms
-            if seed in seeds[:1] or arm not in once
+            if (seed in seeds[:1] or arm not in once)
+            and (not arguments.read or (arguments.workdir / f"{arm}-{seed}" / "held_out.json").exists())
         }
         runs = {arm: [futures[arm, seed].result() for seed in seeds if (arm, seed) in futures] for arm in arms}
     first = runs[arms[0]][0]

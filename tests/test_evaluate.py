@@ -33,7 +33,7 @@ def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_pat
     config = namespace["get_config"]()
     config.env.data_dir = str(tmp_path / "data")
     config.tasks.tasks_per_step, config.tasks.rollouts, config.rollout.slots = 3, 2, 6
-    config.eval.rollouts, config.eval.test_tasks = 2, 6
+    config.eval.rollouts, config.eval.test_tasks, config.eval.greedy = 2, 6, True
     first = evaluate.evaluate(config, str(tmp_path / "run"))
     stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert stored["step"] == 0 and np.shape(stored["success"]) == (6, 2) and len(stored["greedy"]) == 6

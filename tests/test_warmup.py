@@ -89,7 +89,7 @@ def test_the_step_learns(demonstrator):
         rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
     phase = ConfigDict(
-        {"clean": True, "shapes": ((1, 1),), "episode_length": 96, "answer_length": 160, "drill_length": 32,
+        {"clean": False, "contradict_rate": 0.5, "shapes": ((1, 1),), "episode_length": 96, "answer_length": 160, "drill_length": 32,
          "rows": {"plain": 3, "drill": 1, "hinted": 1, "review": 1, "advice": 1}}
     )  # fmt: skip
     tx = optax.adam(1e-2)
@@ -102,6 +102,30 @@ def test_the_step_learns(demonstrator):
     rows.close()
     assert losses[-1] < 0.8 * losses[0]
     assert step._cache_size() == 1
+
+
+def test_what_a_producer_raises_reaches_the_consumer():
+    def broken():
+        yield 1
+        raise ValueError("no more rows")
+
+    rows = training.prefetched(broken())
+    assert next(rows) == 1
+    with pytest.raises(ValueError, match="no more rows"):
+        next(rows)
+
+
+def test_a_contradicted_hint_is_not_trained_on_but_what_follows_is(demonstrator, tokenizer):
+    seen = 0
+    for task in TASKS:
+        row = demonstrator.hinted_row(task, hint_rate=1.0, neutral_rate=0.0, contradict_rate=1.0)
+        for n, weight in enumerate(row.weights):
+            if weight == 0.0:  # the one word that goes against the hint
+                hint, taken = tokenizer.decode(row.ids[:n]).rpartition("user\n")[2], tokenizer.decode(row.ids[n])
+                assert hint.startswith(("Use ", "Call notify")) and taken not in hint
+                assert row.weights[n + 1] == 1.0 and row.weights[n - 1] in (1.0, CONTEXT_WEIGHT)
+                seen += 1
+    assert seen > 100
 
 
 def test_the_committed_policy_is_what_desk_needs(demonstrator):

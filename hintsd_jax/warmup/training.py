@@ -70,25 +70,35 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
 
 
 def prefetched(iterator: Iterator, depth: int = 4) -> Iterator:
-    """Runs the iterator in a thread of its own, in order: tokenising goes on while the devices compute."""
+    """Runs an endless iterator in a thread of its own, in order: tokenising goes on while the devices compute. What the
+    iterator raises is raised here."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
+    def put(item) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
+
     def produce() -> None:
-        for item in iterator:
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set():
-                return
+        try:
+            for item in iterator:
+                if not put((item, None)):
+                    return
+        except BaseException as error:  # the consumer would wait for ever
+            put((None, error))
 
     threading.Thread(target=produce, daemon=True).start()
     try:
         while True:
-            yield ready.get()
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item
     finally:
         stop.set()
 

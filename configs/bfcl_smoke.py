@@ -17,6 +17,7 @@ def get_config():
     config = base()
     config.seed = 0
     config.policy.path = "assets/desk-policy"
+    config.lora.rank = 0  # half a million weights: all of them are trained
 
     config.env.name = "bfcl"
     config.env.options = {"category": "multi_turn_base", "max_prompt_chars": 14_000, "max_observation_chars": 600}
@@ -33,9 +34,9 @@ def get_config():
     config.hindsight.max_tokens = 192
     config.hindsight.context = 4096
 
-    config.distill.length_buckets = (11_264, 12_544)
-    config.distill.action_buckets = (48,)
-    config.distill.rows_per_batch = 1
+    config.distill.length_buckets = (11_264, 12_288)
+    config.distill.stream_buckets = (768,)
+    config.distill.action_buckets = (144,)
 
     config.optim.lr = 3e-4
     config.optim.ema_decay = 0.97

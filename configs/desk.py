@@ -17,6 +17,8 @@ def get_config():
     config.seed = 0
     config.policy.path = "assets/desk-policy"
     config.policy.remat = False  # the activations of half a million weights are small
+    config.lora.rank = 0  # and all of them are trained
+    config.mesh.data, config.mesh.fsdp = -1, 1  # a copy on every device
 
     config.env.name = "desk"
     config.env.options = {"seed": 0, "length": 4, "difficulty": 3}
@@ -36,9 +38,9 @@ def get_config():
     config.hindsight.context = 400
 
     config.distill.length_buckets = (160, 288)
-    config.distill.teacher_extra = 32
-    config.distill.action_buckets = (32,)
-    config.distill.rows_per_batch = 8
+    config.distill.stream_buckets = (128,)
+    config.distill.action_buckets = (64,)
+    config.distill.rows_per_device = 8
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4

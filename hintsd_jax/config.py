@@ -23,8 +23,20 @@ def base() -> ConfigDict:
             "history": "keep",  # the sampled tokens stand, also where a chat template would rewrite earlier turns
             "policy": {
                 "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
-                "compute_dtype": "float32",  # of activations; parameters, EMA and optimizer are float32 always
+                "compute_dtype": "auto",  # of activations and served weights: bfloat16 on TPU and GPU, float32 on CPU; or either by name
                 "remat": True,  # layers are computed again in the backward pass instead of kept
+            },
+            "lora": {
+                "rank": 32,  # 0: train all weights
+                "alpha": 64.0,
+                "dropout": 0.05,  # of the student's adapter inputs in the update
+                "targets": ("q_proj", "v_proj"),
+                "path": "",  # a folder in PEFT's format to start from; "": a fresh adapter
+            },
+            "mesh": {  # devices = data x fsdp x tensor; one of them may be -1: all that are left
+                "data": 1,  # replicas
+                "fsdp": -1,  # parts that weights, optimizer and batches are scattered over
+                "tensor": 1,  # parts that heads, ffn and vocabulary are split into
             },
             "env": {
                 "name": "bfcl",  # a registered name, or package.module:Class
@@ -68,10 +80,11 @@ def base() -> ConfigDict:
                 "top_k": 100,
                 "alpha": 0.5,  # jsd only: 0 is forward KL, 1 reverse KL
                 "chunk": 128,  # span tokens that are projected to the vocabulary at once
-                "length_buckets": (2048, 4096, 8192, 16_384, 25_600),
-                "action_buckets": (64, 256, 1024),
-                "teacher_extra": 512,  # how much longer the teacher's row may be: room for the feedback
-                "rows_per_batch": 1,
+                "form": "branches",  # one pass for all targets of an episode; or "rows": one row per target, the plain reference
+                "length_buckets": (4096, 8192, 16_384, 24_576),  # tokens of an episode
+                "stream_buckets": (768, 3072),  # tokens that the teacher reads beyond it: feedback and actions of all its targets
+                "action_buckets": (256, 1536),  # action tokens; the n-th goes with the n-th of stream_buckets
+                "rows_per_device": 1,  # episodes in a batch on each of the mesh's data x fsdp parts
                 "mean_of_micro_means": False,  # True: the released code's average, which weighs tokens unevenly
             },
             "optim": {
@@ -107,9 +120,10 @@ def base() -> ConfigDict:
 _CHOICES = {
     "method": ("hint_sd", "sharpen"),
     "history": ("keep", "template"),
-    "policy.compute_dtype": ("float32", "bfloat16"),
+    "policy.compute_dtype": ("auto", "float32", "bfloat16"),
     "hindsight.select": ("hindsight", "random"),
     "hindsight.analyser": ("policy_ema", "policy", "policy_initial", "environment"),
+    "distill.form": ("branches", "rows"),
     "distill.divergence": ("reverse_kl", "forward_kl", "jsd"),
     "distill.support": ("student_topk", "teacher_topk", "full"),
     "optim.schedule": ("constant", "linear"),
@@ -117,6 +131,9 @@ _CHOICES = {
 # Interval notation; "inf" bounds are open.
 _RANGES = {
     "seed": "[0, 4294967295]",
+    "lora.rank": "[0, inf)",
+    "lora.alpha": "[0, inf)",
+    "lora.dropout": "[0, 1)",
     "env.call_timeout_s": "(0, inf)",
     "tasks.tasks_per_step": "[1, inf)",
     "tasks.rollouts": "[1, inf)",
@@ -138,8 +155,7 @@ _RANGES = {
     "distill.top_k": "[1, inf)",
     "distill.alpha": "[0, 1]",
     "distill.chunk": "[1, inf)",
-    "distill.teacher_extra": "[0, inf)",
-    "distill.rows_per_batch": "[1, inf)",
+    "distill.rows_per_device": "[1, inf)",
     "optim.lr": "[0, inf)",
     "optim.b1": "[0, 1)",
     "optim.b2": "[0, 1)",
@@ -156,7 +172,7 @@ _RANGES = {
     "checkpoint.every": "[1, inf)",
     "checkpoint.keep": "[1, inf)",
 }
-_BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.action_buckets")
+_BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.stream_buckets", "distill.action_buckets")
 
 
 def validate(config: ConfigDict) -> None:
@@ -235,6 +251,7 @@ def _relation_problems(config: ConfigDict) -> list[str]:
     prefill, actions, lengths = (
         max(buckets, default=0) for buckets in (rollout.prefill_buckets, distill.action_buckets, distill.length_buckets)
     )
+    streams = tuple(distill.stream_buckets)
     problems = []
     if rollout.slots > episodes:
         problems.append(
@@ -252,6 +269,10 @@ def _relation_problems(config: ConfigDict) -> list[str]:
         problems.append(f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}")
     if actions >= lengths:
         problems.append(f"distill.action_buckets ends at {actions}, which leaves no history in distill.length_buckets up to {lengths}")
+    if len(streams) != len(distill.action_buckets) or any(a >= m for a, m in zip(distill.action_buckets, streams)):
+        problems.append(
+            f"distill.action_buckets = {tuple(distill.action_buckets)} must hold one length for each of distill.stream_buckets = {streams}, below it"
+        )
     if optim.warmup_steps >= optim.steps:
         problems.append(f"optim.warmup_steps = {optim.warmup_steps} must stay below optim.steps = {optim.steps}")
     for key in ("eval_split", "test_split"):

@@ -117,10 +117,11 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
 def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
     """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they have had."""
-    if not directory.is_dir():
-        return session.params, 0
-    state = create(session.params, optim_config(session.config))
-    checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
-    restored = checkpoints.restore_latest(state)
-    checkpoints.close()
-    return (session.params, 0) if restored is None else (restored[0].params, restored[1]["step"])
+    step = 0
+    if directory.is_dir():
+        checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
+        restored = checkpoints.restore_latest(create(session.trained, optim_config(session.config)))
+        checkpoints.close()
+        if restored is not None:
+            session.trained, step = restored[0].params, restored[1]["step"]
+    return session.weights(session.trained), step

@@ -1,4 +1,4 @@
-"""What a run is made of, from its config: policy, chat format, engine, environment and tasks. Training and evaluation share it."""
+"""What a run is made of, from its config: mesh, policy, chat format, engine, environment and tasks. Training and evaluation share it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,43 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hintsd_jax.distill.losses import LossConfig
+from hintsd_jax.distill.packing import Shapes
 from hintsd_jax.distill.state import OptimConfig
 from hintsd_jax.envs.base import resolve
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
-from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy import lora
+from hintsd_jax.policy.config import LoraConfig, PolicyConfig
 from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
+from hintsd_jax.policy.peft import load_adapter
+from hintsd_jax.policy.sharding import make_mesh, shardings
+from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
 
 @dataclasses.dataclass
 class Session:
-    """The parts of a run. `params` are the loaded weights; training takes a copy and sets them to None."""
+    """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones; training takes a
+    copy and sets it to None. `journal` keeps what the outside world answers in the current phase of the current step; None where
+    nothing is resumed."""
 
     config: ConfigDict
+    mesh: Mesh
     policy: PolicyConfig
-    params: dict | None
+    frozen: dict | None
+    trained: dict | None
     chat: ChatFormat
     engine: Engine
     env_class: type
+    journal: Journal | None = None
 
     @classmethod
     def open(cls, config: ConfigDict) -> Session:
@@ -40,29 +52,37 @@ class Session:
           UserError: whatever the user can mend: a missing or broken checkpoint, a tokenizer that does not fit, an unknown environment.
         """
         env_class = resolve(config.env.name)
+        mesh = make_mesh(**config.mesh)
+        if config.rollout.slots % mesh.shape["data"]:
+            raise UserError(f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}")
         tokenizer = load_tokenizer(config.policy.path)
         chat = ChatFormat(tokenizer, history=config.history)
-        policy, params = load_policy(config.policy.path, compute_dtype=config.policy.compute_dtype, remat=config.policy.remat)
+        adapter = lora_config(config)
+        policy, weights = load_policy(
+            config.policy.path, mesh, compute_dtype=compute_dtype(config), remat=config.policy.remat, lora=adapter
+        )
         if chat.vocab_size > policy.vocab_size:
             raise UserError(
                 f"the tokenizer of {config.policy.path} has ids up to {chat.vocab_size - 1}, but its model only {policy.vocab_size} entries:"
                 " use the tokenizer that belongs to the checkpoint"
             )
-        context = max(config.rollout.context, config.hindsight.context)
-        if context > policy.max_positions:
+        serving = engine_config(config)
+        if serving.context > policy.max_positions:
             raise UserError(
-                f"rollout.context or hindsight.context = {context} exceeds the {policy.max_positions} positions of {config.policy.path}: lower it"
+                f"rollout.context or hindsight.context = {serving.context} exceeds the {policy.max_positions} positions of {config.policy.path}: lower it"
             )
-        engine_config = EngineConfig(
-            slots=config.rollout.slots,
-            context=context,
-            max_tokens=max(config.rollout.max_action_tokens, config.hindsight.max_tokens),
-            prefill_buckets=tuple(config.rollout.prefill_buckets),
-            prefill_rows=config.rollout.prefill_rows,
-            refill=config.rollout.refill,
-            overlap=config.rollout.overlap,
-        )
-        return cls(config, policy, params, chat, Engine(policy, engine_config, chat.stop_ids), env_class)
+        frozen, trained = (None, weights) if adapter is None else (weights, first_adapter(config, policy, mesh))
+        engine = Engine(policy, serving, chat.stop_ids, mesh)
+        return cls(config, mesh, policy, frozen, trained, chat, engine, env_class)
+
+    def weights(self, trained: dict) -> dict:
+        """What the engine and the decoder take, from what is trained."""
+        return lora.attach(self.frozen, trained)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of the update's batches on this mesh."""
+        return update_shapes(self.config, self.mesh)
 
     def tasks(self, split: str) -> Sequence[Mapping]:
         """The tasks of a split. Raises UserError where the environment does not take its options, or has no task."""
@@ -112,6 +132,8 @@ class Session:
             seed=self.config.seed,
             step=step,
             call_timeout_s=env.call_timeout_s,
+            answers=self.journal,
+            phase="greedy" if greedy else "sampled",
         )
         if not episodes and dropped["prompt_too_long"]:
             raise UserError(
@@ -126,6 +148,32 @@ def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> li
     positions = np.arange(step * count, (step + 1) * count)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch in set(positions // len(tasks))}
     return [tasks[int(orders[position // len(tasks)][position % len(tasks)])] for position in positions]
+
+
+def engine_config(config: ConfigDict) -> EngineConfig:
+    """One engine serves rollouts, analysis and evaluation."""
+    rollout, hindsight = config.rollout, config.hindsight
+    return EngineConfig(
+        slots=rollout.slots,
+        context=max(rollout.context, hindsight.context),
+        max_tokens=max(rollout.max_action_tokens, hindsight.max_tokens),
+        prefill_buckets=tuple(rollout.prefill_buckets),
+        prefill_rows=rollout.prefill_rows,
+        refill=rollout.refill,
+        overlap=rollout.overlap,
+    )
+
+
+def update_shapes(config: ConfigDict, mesh: Mesh) -> Shapes:
+    """The shapes of the update's batches: so many rows for each part of the mesh that rows are split over."""
+    distill = config.distill
+    return Shapes(
+        tuple(distill.length_buckets),
+        tuple(distill.stream_buckets),
+        tuple(distill.action_buckets),
+        rows=distill.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
+        trunk=distill.form == "branches",
+    )
 
 
 def loss_config(config: ConfigDict) -> LossConfig:
@@ -145,12 +193,23 @@ def optim_config(config: ConfigDict) -> OptimConfig:
     return OptimConfig(total_steps=options.pop("steps"), **options)
 
 
-def packing_options(config: ConfigDict) -> dict:
-    distill = config.distill
-    return {
-        "length_buckets": tuple(distill.length_buckets),
-        "action_buckets": tuple(distill.action_buckets),
-        "rows_per_batch": distill.rows_per_batch,
-        "teacher_extra": distill.teacher_extra,
-        "mean_of_micro_means": distill.mean_of_micro_means,
-    }
+def lora_config(config: ConfigDict) -> LoraConfig | None:
+    """The adapter that is trained; None where all weights are."""
+    adapter = config.lora
+    return LoraConfig(adapter.rank, adapter.alpha, adapter.dropout, tuple(adapter.targets)) if adapter.rank else None
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """What `policy.compute_dtype` means here. A CPU has no bfloat16 units: its caches in bfloat16 are about 50 times slower."""
+    if config.policy.compute_dtype != "auto":
+        return config.policy.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def first_adapter(config: ConfigDict, policy: PolicyConfig, mesh: Mesh) -> dict:
+    """The adapter that training starts from: of `lora.path`, or a fresh one that follows from the seed."""
+    init = partial(lora.init_adapter, policy)
+    layout = shardings(jax.eval_shape(init, jax.random.key(0)), lora.logical_axes(policy), mesh, "train")
+    if config.lora.path:
+        return jax.device_put(load_adapter(config.lora.path, policy), layout)
+    return jax.jit(init, out_shardings=layout)(jax.random.key(config.seed))

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from hintsd_jax.distill.packing import Packed
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Hindsight
 from hintsd_jax.runs import progress
 from hintsd_jax.sampling import Stats
+from hintsd_jax.session import Session
 
 
 def rollout_metrics(episodes: Sequence[Episode], dropped: Mapping[str, int], stats: Stats) -> dict[str, float]:
@@ -43,6 +45,25 @@ def hindsight_metrics(found: Hindsight, too_long: Mapping[str, int], config: Con
         **analyser.attribution(found.analyses),
         **{f"hindsight/dropped/{reason}": number for reason, number in sorted(dropped.items())},
     }
+
+
+def distill_metrics(distilled: Mapping[str, float], packed: Packed) -> dict[str, float]:
+    """What the update says, the tokens that student and teacher went through, and the share of padding among them."""
+    padding = packed.padding / max(packed.passed, 1)
+    return {f"distill/{name}": value for name, value in (distilled | {"passed": packed.passed, "padding": padding}).items()}
+
+
+def shapes_note(session: Session) -> str:
+    """One line: devices, the lengths that programs are compiled for, and how many programs that makes."""
+    engine, shapes, mesh = session.engine.config, session.shapes, session.mesh
+    pairs = ", ".join(f"{M}/{A}" for M, A in zip(shapes.stream_buckets, shapes.action_buckets, strict=True))
+    programs = len(engine.prefill_buckets) + 2 + len(shapes.all()) + 1  # copy and decode; apply
+    return (
+        f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}, {session.policy.compute_dtype};"
+        f" prefill {engine.prefill_rows} x {', '.join(map(str, engine.prefill_buckets))};"
+        f" decode {engine.slots} slots x {engine.context};"
+        f" update {shapes.rows} x {', '.join(map(str, shapes.length_buckets))} with branches/actions {pairs}: {programs} programs"
+    )
 
 
 def records(episodes: Sequence[Episode], found: Hindsight, config: ConfigDict) -> Iterator[dict]:

@@ -2,7 +2,7 @@
 
 The host loop calls environments and prompts the analyser between compiled steps. Everything a step does follows from (config, step,
 state), so a run that was killed continues from its last checkpoint as if it had not been: task order and keys are functions of
-the step, and counters travel with the checkpoint.
+the step, counters travel with the checkpoint, and what the outside world answered is journalled.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 from ml_collections import ConfigDict
 
 from hintsd_jax import summaries
 from hintsd_jax.distill import packing
-from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.distill.state import OptimConfig, TrainState, create
+from hintsd_jax.distill.state import TrainState, create
 from hintsd_jax.distill.step import update
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
@@ -29,7 +29,7 @@ from hintsd_jax.hindsight.analyser import Hindsight
 from hintsd_jax.runs import metrics as run_metrics, progress as run_progress
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Session, loss_config, optim_config, packing_options, step_tasks
+from hintsd_jax.session import Session, loss_config, optim_config, step_tasks
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -42,10 +42,12 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     session = Session.open(config)
     tasks, eval_tasks = session.tasks(config.tasks.train_split), session.tasks(config.tasks.eval_split)
     eval_tasks = [eval_tasks[n] for n in range(min(config.eval.tasks, len(eval_tasks)))]
-    loss, optim = loss_config(config), optim_config(config)
-    state = create(session.params, optim)
-    initial = session.params if config.hindsight.analyser == "policy_initial" else None
-    session.params = None  # the state has its own copy: no second one stays behind
+    distil = partial(
+        update, session.frozen, policy=session.policy, loss=loss_config(config), optim=optim_config(config), mesh=session.mesh
+    )
+    state = create(session.trained, optim_config(config))
+    initial = session.trained if config.hindsight.analyser == "policy_initial" else None
+    session.trained = None  # the state has its own copy: no second one stays behind
     with Workdir.open(workdir, config) as folder:
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         restored = checkpoints.restore_latest(state)
@@ -53,36 +55,41 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         resume_step = counters["step"] if restored else None
         folder.discard_after(resume_step)
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
-        state = compile_programs(session, state, loss, optim)
+        state = compile_programs(session, state, distil)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
         bar = run_progress.Progress(config.optim.steps, start=counters["step"])
+        bar.note(summaries.shapes_note(session))
         if session.chat.deviation:
             bar.note(f"history = keep, a declared deviation from the chat template: {session.chat.deviation}")
         if restored is None:
             bar.note(f"{len(tasks)} training tasks; evaluating the starting policy")
+            session.journal = folder.journal("before", 0)
             counters["before"] = measure(session, state)
+            session.journal = folder.journal("eval", 0)
             writer.write(0, evaluation(session, state, eval_tasks, timer) | host_metrics(timer))
 
         for step in range(counters["step"], config.optim.steps):
+            session.journal = folder.journal("step", step + 1)
             with timer("step"):
                 # -- roll out with the newest weights
                 with timer("rollout"):
                     chosen = step_tasks(tasks, config.seed, step, config.tasks.tasks_per_step)
-                    episodes, dropped, stats = session.play(state.params, chosen, config.tasks.rollouts, step=step)
+                    episodes, dropped, stats = session.play(session.weights(state.params), chosen, config.tasks.rollouts, step=step)
                 # -- look back: which steps broke the failed ones, and how they should have gone
                 with timer("hindsight"):
                     found = look_back(session, state, initial, episodes, step)
                 # -- distil exactly those action spans, then move the teacher
                 with timer("distill"):
                     rows = make_rows(session, episodes, found, step)
-                    batches, too_long = packing.pack(rows, **packing_options(config))
-                    state, distilled = update(state, batches, policy=session.policy, loss=loss, optim=optim)
+                    packed = packing.pack(rows, session.shapes, mean_of_micro_means=config.distill.mean_of_micro_means)
+                    state, distilled = distil(state, packed.batches)
                     distilled = jax.device_get(distilled)
             # -- write down: the row first, then the checkpoint that stands for it
             done = step + 1
-            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(found, too_long, config)
-            row |= {f"distill/{name}": value for name, value in distilled.items()}
+            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(found, packed.dropped, config)
+            row |= summaries.distill_metrics(distilled, packed)
             if done == config.optim.steps or (config.eval.every and done % config.eval.every == 0):
+                session.journal = folder.journal("eval", done)
                 row |= evaluation(session, state, eval_tasks, timer)
             folder.write_episodes(done, summaries.records(episodes, found, config))
             row = writer.write(done, row | host_metrics(timer))
@@ -95,6 +102,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
         checkpoints.wait()
         bar.close()
+        session.journal = folder.journal("after", config.optim.steps)
         after = measure(session, state)
         before_metrics, after_metrics = ((result or {}).get("metrics", {}) for result in (counters["before"], after))
         table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics)
@@ -120,41 +128,33 @@ def look_back(session: Session, state: TrainState, initial, episodes: Sequence[E
     if hindsight.analyser in analyser.PRIVILEGED:
         return analyser.ask_environment(failed, hindsight)
     weights = {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[hindsight.analyser]
-    return analyser.ask_policy(session.engine, weights, session.chat, failed, hindsight)
+    return analyser.ask_policy(session.engine, session.weights(weights), session.chat, failed, hindsight)
 
 
 def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, step: int) -> list[packing.Row]:
-    """One row per target. The sharpening control instead takes one random step of every episode, failed or not."""
+    """One row per episode with targets. The sharpening control instead takes one random step of every episode, failed or not."""
     config = session.config
-    numbers = {id(episode): n for n, episode in enumerate(episodes)}
-    micro = config.tasks.rollouts  # the released code's micro-step is one task
-    if config.method == "sharpen":
-        return [
-            packing.action_row(
-                episode, analyser.given_step(episode, job_key(config.seed, step, f"sharpen {episode.task_id}", episode.rollout)),
-                index=n, micro=n // micro,
-            )
-            for n, episode in enumerate(episodes)
-            if episode.steps
-        ]  # fmt: skip
-    return [
-        packing.target_row(analysis.episode, target, session.chat, index=numbers[id(analysis.episode)], micro=numbers[id(analysis.episode)] // micro)
-        for analysis in found.analyses
-        for target in analysis.targets
-    ]
+
+    def key(purpose: str, episode: Episode):
+        return job_key(config.seed, step, f"{purpose} {episode.task_id}", episode.rollout)
+
+    targets = {id(analysis.episode): analysis.targets for analysis in found.analyses}
+    rows = []
+    for n, episode in enumerate(episodes):
+        # the released code's micro-step is one task
+        place = {"index": n, "micro": n // config.tasks.rollouts, "key": tuple(key("dropout", episode).tolist())}
+        if config.method == "sharpen" and episode.steps:
+            rows.append(packing.action_row(episode, analyser.given_step(episode, key("sharpen", episode)), **place))
+        elif targets.get(id(episode)):
+            rows.append(packing.trunk_row(episode, targets[id(episode)], session.chat, **place))
+    return rows if session.shapes.trunk else [single for row in rows for single in packing.single(row)]
 
 
-def compile_programs(session: Session, state: TrainState, loss: LossConfig, optim: OptimConfig) -> TrainState:
+def compile_programs(session: Session, state: TrainState, distil) -> TrainState:
     """Compiles everything that the run will need, on empty input: no later step stops for it, whatever the texts. The state is
     donated and comes back as it was (an update without a token changes nothing)."""
-    config, options = session.config, packing_options(session.config)
-    session.engine.compile(state.params)
-    blanks = [
-        packing.blank_batch(config.distill.rows_per_batch, length, action_length, options["teacher_extra"])
-        for length in config.distill.length_buckets
-        for action_length in config.distill.action_buckets
-    ]
-    return update(state, blanks, policy=session.policy, loss=loss, optim=optim)[0]
+    session.engine.compile(session.weights(state.params))
+    return distil(state, [packing.blank_batch(session.shapes, *shape) for shape in session.shapes.all()])[0]
 
 
 def measure(session: Session, state: TrainState) -> dict | None:
@@ -162,12 +162,12 @@ def measure(session: Session, state: TrainState) -> dict | None:
     config = session.config
     if not config.eval.test_tasks:
         return None
-    return dataclasses.asdict(held_out(session, state.params, config.tasks.test_split, config.eval.test_tasks))
+    return dataclasses.asdict(held_out(session, session.weights(state.params), config.tasks.test_split, config.eval.test_tasks))
 
 
 def evaluation(session: Session, state: TrainState, tasks: Sequence[Mapping], timer: run_metrics.Timer) -> dict[str, float]:
     with timer("eval"):
-        scores, _ = score(session, state.params, tasks, session.config.eval.rollouts)
+        scores, _ = score(session, session.weights(state.params), tasks, session.config.eval.rollouts)
     return scores.metrics("eval")
 
 

@@ -53,13 +53,16 @@ def test_every_problem_is_listed_at_once():
     wrong = {
         "method": "hint-sd", "history": "template", "hindsight.analyser": "policy_emma", "rollout.top_p": 0.0, "rollout.refill": 1.5,
         "rollout.slots": 9, "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "distill.action_buckets": (), "checkpoint.keep": 0,
+        "distill.stream_buckets": (0, 768), "distill.form": "branch", "distill.rows_per_device": 0, "policy.compute_dtype": "bf16",
+        "lora.rank": -1, "lora.alpha": -1.0, "lora.dropout": 1.0,
     }  # fmt: skip
     for key, value in wrong.items():
         put(config, key, value)
     text = problem(config)
     for key in wrong:
         assert f"{key} = " in text, key
-    assert "did you mean 'policy_ema'?" in text and "did you mean 'hint_sd'?" in text
+    for meant in ("policy_ema", "hint_sd", "branches"):
+        assert f"did you mean '{meant}'?" in text
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,8 @@ def test_every_problem_is_listed_at_once():
         ({"rollout.prefill_buckets": (64, 32768)}, "beyond rollout.context"),
         ({"hindsight.max_tokens": 24576}, "leaves no prompt in hindsight.context"),
         ({"distill.action_buckets": (64, 25600)}, "leaves no history"),
+        ({"distill.action_buckets": (256,)}, "distill.action_buckets = (256,) must hold one length for each of distill.stream_buckets"),
+        ({"distill.action_buckets": (256, 3072)}, "for each of distill.stream_buckets = (768, 3072), below it"),
         ({"optim.warmup_steps": 1500}, "optim.warmup_steps = 1500 must stay below"),
         ({"tasks.test_split": "train"}, "tasks.test_split = 'train' is the split that is trained on"),
     ],
@@ -83,7 +88,7 @@ def test_relations(changes, says):
 
 
 def test_controls_are_possible():
-    for key, value in {"optim.lr": 0.0, "optim.ema_decay": 1.0, "optim.clip_norm": 0.0, "eval.every": 0, "method": "sharpen"}.items():
+    for key, value in {"optim.lr": 0.0, "lora.rank": 0, "lora.alpha": 0.0, "distill.form": "rows", "optim.ema_decay": 1.0, "optim.clip_norm": 0.0, "eval.every": 0, "method": "sharpen"}.items():
         config = sound()
         put(config, key, value)
         schema.validate(config)

@@ -69,7 +69,7 @@ def oracle_divergence(student_logits, teacher_logits, config):
 
 
 def make_span(seed=0, rows=3, span=4, scale=2.0):
-    """Random hidden states, heads, actions and a ragged mask, float64; the rows' weights differ."""
+    """Random hidden states, heads, actions, log-probs and a ragged mask, float64; the tokens' weights differ."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, span + 1, rows)
     return {
@@ -79,7 +79,8 @@ def make_span(seed=0, rows=3, span=4, scale=2.0):
         "teacher_DV": rng.normal(size=(D, V)) * scale / D**0.5,
         "actions_BA": rng.integers(0, V, (rows, span)),
         "mask_BA": np.arange(span)[None] < lengths[:, None],
-        "weight_B": rng.uniform(0.5, 2.0, rows),
+        "sampled_BA": -rng.uniform(0.5, 4.0, (rows, span)),
+        "weight_BA": rng.uniform(0.5, 2.0, (rows, span)),
     }
 
 
@@ -90,7 +91,7 @@ def head(kernel, hidden):
 def span_sums(x, config, dtype=jnp.float32):
     x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
     student, teacher = functools.partial(head, x["student_DV"]), functools.partial(head, x["teacher_DV"])
-    spans = (x["actions_BA"], x["mask_BA"], x["weight_B"])
+    spans = (x["actions_BA"], x["sampled_BA"], x["mask_BA"], x["weight_BA"])
     if config.loss == "sft":
         return losses.span_cross_entropy(x["student_BAD"], *spans, student=student, config=config)
     return losses.span_divergence(x["student_BAD"], x["teacher_BAD"], *spans, student=student, teacher=teacher, config=config)
@@ -104,11 +105,13 @@ def oracle_sums(x, config):
         sums["tokens"] += 1
         sums["entropy"] -= np.sum(np.exp(log_s) * log_s)
         sums["logprob"] += log_s[action]
+        off = abs(log_s[action] - x["sampled_BA"][b, a])
+        sums["mismatch"], sums["mismatch_max"] = sums["mismatch"] + off, max(sums["mismatch_max"], off)
         if config.loss == "sft":
-            sums["loss"] -= x["weight_B"][b] * log_s[action]
+            sums["loss"] -= x["weight_BA"][b, a] * log_s[action]
         else:
             sums["teacher_gap"] += log_t[action] - log_s[action]
-            sums["loss"] += x["weight_B"][b] * oracle_divergence(s, t, config)
+            sums["loss"] += x["weight_BA"][b, a] * oracle_divergence(s, t, config)
     return sums
 
 
@@ -228,9 +231,17 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
-@given(chunk=st.sampled_from([1, 5, 64]), seed=st.integers(0, 1000))
+def test_sums_of_batches_add_up_but_for_the_largest_mismatch():
+    a, b = ({name: float(n + offset) for n, name in enumerate(LossConfig().sum_names)} for offset in (0, 10))
+    added = losses.add_sums(a, b)
+    assert added.pop("mismatch_max") == b["mismatch_max"]
+    assert added == {name: a[name] + b[name] for name in added}
+
+
+@given(chunk=st.sampled_from([1, 6]), seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_chunk_size_does_not_change_the_result(chunk, seed):
+    """4 columns of 3 rows: one at a time, two at a time, all at once; `chunk` is at least a column of every row."""
     x = make_span(seed)
     assert_same(sums_and_grad(chunk, 3, 4)(x), sums_and_grad(12, 3, 4)(x))
 
@@ -240,24 +251,24 @@ def test_masked_positions_contribute_nothing():
     out = ~x["mask_BA"]
     assert out.any()
     junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD")}
-    junk["actions_BA"] = np.where(out, V - 1, x["actions_BA"])
+    junk |= {"actions_BA": np.where(out, V - 1, x["actions_BA"]), "sampled_BA": np.where(out, -1e4, x["sampled_BA"])}
+    junk["weight_BA"] = np.where(out, 9.0, x["weight_BA"])
     longer = {k: np.pad(v, [(0, 2), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for k, v in junk.items() if k.endswith(("_BAD", "_BA"))}
-    longer = junk | longer | {"weight_B": np.pad(x["weight_B"], (0, 2), constant_values=9.0)}
-    expected = sums_and_grad(5, 3, 4)(x)
-    assert_same(sums_and_grad(5, 3, 4)(junk), expected)
-    assert_same(sums_and_grad(5, 5, 7)(longer), expected)
+    expected = sums_and_grad(6, 3, 4)(x)
+    assert_same(sums_and_grad(6, 3, 4)(junk), expected)
+    assert_same(sums_and_grad(10, 5, 7)(junk | longer), expected)  # 2 columns of 5 rows: the last chunk is half padding
 
 
 @pytest.mark.parametrize("config", [*GRID[::5], LossConfig(loss="sft")], ids=name)
 def test_logits_exist_for_one_chunk_only(config):
-    """No array of the forward or backward pass holds more than `chunk` tokens x vocabulary."""
-    config = dataclasses.replace(config, chunk=8)
+    """No array of the forward or backward pass holds more than `chunk` tokens x vocabulary, in whole columns, or one column."""
     x = make_span(rows=6, span=10)
-    loss = lambda kernel: span_sums(x | {"student_DV": kernel}, config)["loss"]
-    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(jnp.float32(x["student_DV"])))
-    shapes = set(re.findall(rf"\[([\d,]*\b{V}\b[\d,]*)\]", jaxpr))
-    assert f"8,{V}" in shapes
-    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == 8 * V
+    for chunk, tokens in ((15, 12), (2, 6), (999, 60)):
+        loss = lambda kernel: span_sums(x | {"student_DV": kernel}, dataclasses.replace(config, chunk=chunk))["loss"]
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss))(jnp.float32(x["student_DV"])))
+        shapes = set(re.findall(rf"\[([\d,]*\b{V}\b[\d,]*)\]", jaxpr))
+        assert f"{tokens},{V}" in shapes
+        assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == max(tokens, D) * V
 
 
 @pytest.mark.parametrize(

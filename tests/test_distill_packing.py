@@ -1,8 +1,9 @@
-"""Rows and batches: invariants 2 (no feedback in the student's context), 3 (same action ids) and 7 (drops are counted)."""
+"""Rows and batches: no feedback in the student's context, the same action ids under both contexts, drops counted; by properties."""
 
 import dataclasses
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.distill import packing
-from hintsd_jax.distill.packing import Row, action_row, pack, target_row
+from hintsd_jax.distill.packing import DROP_REASONS, Branch, Row, Shapes, action_row, blank_batch, pack, single, trunk_row
 from hintsd_jax.episodes.chat import Delta
 from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.targets import Target
 
 PROMPT = (7, 8, 9)  # a generation prompt
-FEEDBACK = 900  # ids from here on occur in feedback only
-BUCKETS = {"length_buckets": (12, 24, 48), "action_buckets": (2, 5), "rows_per_batch": 3}
+FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only
+SHAPES = Shapes((16, 36), (14, 30), (3, 5), rows=3)
+ALONE = Shapes((16, 36), (40, 52), (3, 5), rows=3, trunk=False)
 
 
 class Chat:
@@ -35,162 +36,264 @@ def make_episode(seed=0, steps=4, longest=5):
     episode = Episode.begin("task", 0, (), delta(4))
     for _ in range(steps):
         action = ids(int(rng.integers(1, longest + 1)))
-        episode.append_action(action, [0.0] * len(action), "")
+        episode.append_action(action, -rng.random(len(action)).round(3), "")
         episode.append_observation(delta(3))
     return episode
 
 
-def make_rows(episodes=3, **options):
+@st.composite
+def steps_of_training(draw):
+    """[(episode, its targets)]: some actions, contexts and feedbacks fit no bucket of SHAPES."""
+    seeds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True))
+    numbers = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)
+    lengths = st.integers(1, 28) | st.integers(1, 6)
     return [
-        target_row(episode, Target(step, "x" * (step + 1)), Chat(), index=e, micro=e // 2)
-        for e, episode in enumerate(make_episode(seed, **options) for seed in range(episodes))
-        for step in range(1, len(episode.steps) + 1)
+        (make_episode(seed, longest=6), [Target(step, "x" * draw(lengths)) for step in draw(numbers)])
+        for seed in seeds
     ]
 
 
-def unpack(batch):
-    """The rows of a batch as (student, teacher, action) tuples, padding rows left out."""
-    for b in range(len(batch.mask_BA)):
-        size = int(batch.mask_BA[b].sum())
-        if size:
-            cut = lambda tokens, start: tuple(int(t) for t in tokens[:start])
-            action = cut(batch.actions_BA[b], size)
-            student = cut(batch.student_BT[b], batch.student_start_B[b])
-            yield student, cut(batch.teacher_BT[b], batch.teacher_start_B[b]), action
+def make_rows(chosen):
+    return [
+        trunk_row(episode, targets, Chat(), index=n, micro=n // 2, key=(n, 7)) for n, (episode, targets) in enumerate(chosen)
+    ]
 
 
-def test_student_contexts_are_prefixes_of_the_episode_without_any_feedback():
-    """Invariant 2: context and action together are the episode's own first tokens; feedback is on the teacher's side only."""
-    for e in range(4):
-        episode = make_episode(e)
-        targets = [Target(step, "do it") for step in range(1, 5)]
-        batches, dropped = pack([target_row(episode, t, Chat(), index=e) for t in targets], **BUCKETS)
-        assert not any(dropped.values())
-        for batch in batches:
-            assert not np.any(batch.student_BT >= FEEDBACK) and not np.any(batch.actions_BA >= FEEDBACK)
-            for b in np.flatnonzero(batch.mask_BA.any(axis=1)):
-                length = batch.student_start_B[b] + batch.mask_BA[b].sum()
-                np.testing.assert_array_equal(batch.student_BT[b, :length], episode.tokens[:length])
-                assert not np.any(batch.student_BT[b, length:])
-                assert np.count_nonzero(batch.teacher_BT[b] >= FEEDBACK) == len("do it")
+def oracle(chosen, shapes, alone, mean_of_micro_means):
+    """What the batches must say of every action token, straight from episodes and targets, and the drops by reason."""
+    kept, dropped = [], dict.fromkeys(DROP_REASONS, 0)
+    for n, (episode, targets) in enumerate(chosen):
+        for target in targets:
+            step, feedback = episode.steps[target.step - 1], Chat().feedback(target.feedback)
+            before = sum(earlier.stop - earlier.start for earlier in episode.steps[: target.step - 1])
+            size = step.stop - step.start
+            stream = len(feedback) + size + (step.branch if alone else 0)
+            if size > shapes.action_buckets[-1]:
+                dropped["action_too_long"] += 1
+            elif step.stop > shapes.length_buckets[-1]:
+                dropped["student_too_long"] += 1
+            elif stream > shapes.stream_buckets[-1]:
+                dropped["teacher_too_long"] += 1
+            else:
+                for i in range(size):
+                    student = tuple(episode.tokens[: step.start + i])
+                    teacher = tuple(episode.tokens[: step.branch]) + feedback + tuple(episode.tokens[step.start : step.start + i])
+                    kept.append((n, student, teacher, episode.tokens[step.start + i], episode.logprobs[before + i]))
+    tokens = Counter(n // 2 for n, *_ in kept)
+    weigh = lambda n: len(kept) / len(tokens) / tokens[n // 2] if mean_of_micro_means else 1.0
+    told = ((n, *words, np.float32(logprob), np.float32(weigh(n))) for n, *words, logprob in kept)
+    return Counter(told), dropped
 
 
-def test_the_same_action_ids_stand_under_both_contexts():
-    """Invariant 3, in the packed arrays: from their own starts, student and teacher read the ids of `actions_BA`."""
-    batches, _ = pack(make_rows(), **BUCKETS)
-    assert batches
-    for batch in batches:
-        for b, a in zip(*np.nonzero(batch.mask_BA)):
-            token = batch.actions_BA[b, a]
-            assert batch.student_BT[b, batch.student_start_B[b] + a] == token
-            assert batch.teacher_BT[b, batch.teacher_start_B[b] + a] == token
-        for start_B, tokens_BT in ((batch.student_start_B, batch.student_BT), (batch.teacher_start_B, batch.teacher_BT)):
-            for b in np.flatnonzero(batch.mask_BA.any(axis=1)):
-                assert tuple(tokens_BT[b, start_B[b] - 3 : start_B[b]]) == PROMPT
+def told_by(batch):
+    """The same of a batch: what each side reads up to the index from which an action token is predicted."""
+    ids = lambda array: tuple(int(i) for i in array)
+    for b, a in zip(*np.nonzero(batch.mask_BA)):
+        at, m = batch.student_at_BA[b, a], batch.teacher_at_BA[b, a]
+        own = [i for i in range(m + 1) if batch.branch_BM[b, i] == batch.branch_BM[b, m]]
+        seen = batch.seen_BM[b, m]
+        # a branch goes on where it left the trunk, and all its tokens agree on where that was
+        assert ids(batch.position_BM[b, own]) == tuple(range(seen, seen + len(own)))
+        assert set(ids(batch.seen_BM[b, own])) == {seen}
+        teacher = ids(batch.trunk_BP[b, :seen]) + ids(batch.stream_BM[b, own])
+        token, values = int(batch.actions_BA[b, a]), (batch.sampled_BA[b, a], batch.weight_BA[b, a])
+        yield (int(batch.key_B2[b, 0]), ids(batch.student_BT[b, : at + 1]), teacher, token, *values)
 
 
-def test_target_row_branches_before_the_generation_prompt():
-    episode = make_episode()
-    step = episode.steps[2]
-    row = target_row(episode, Target(3, "hm"), Chat(), index=5, micro=2)
-    assert row.student == tuple(episode.tokens[: step.start])
-    assert row.teacher == (*episode.tokens[: step.branch], *Chat().feedback("hm"))
-    assert row.action == tuple(episode.tokens[step.start : step.stop])
-    assert (row.episode, row.step, row.micro) == (5, 3, 2)
-    plain = action_row(episode, 3, index=5, micro=2)
-    assert plain == dataclasses.replace(row, teacher=row.student)
+def shape(batch):
+    return (*batch.student_BT.shape, batch.stream_BM.shape[1], batch.actions_BA.shape[1])
 
 
-@pytest.mark.parametrize("step", [0, -1, 5])
-def test_a_step_that_does_not_exist_is_an_error(step):
-    with pytest.raises(ValueError, match="4 steps"):
-        target_row(make_episode(), Target(step, "x"), Chat())
+@given(steps_of_training(), st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.Random, rows_of_batch, alone, micro):
+    shapes = dataclasses.replace(ALONE if alone else SHAPES, rows=rows_of_batch)
+    rows = make_rows(chosen)
+    rows = [part for row in rows for part in single(row)] if alone else rows
+    packed = pack(rows, shapes, mean_of_micro_means=micro)
 
+    # every action token of the kept targets exactly once, its contexts, log-prob and weight its own; the others counted, never cut
+    told, dropped = oracle(chosen, shapes, alone, micro)
+    assert Counter(token for batch in packed.batches for token in told_by(batch)) == told
+    assert packed.dropped == dropped
 
-def test_another_generation_prompt_is_an_error():
-    chat = type("Other", (), {"feedback": lambda self, text: (900, 7, 8, 8)})()
-    with pytest.raises(ValueError, match="generation prompt"):
-        target_row(make_episode(), Target(1, "x"), chat)
-
-
-@pytest.mark.parametrize("empty", ["student", "teacher", "action"])
-def test_a_row_has_no_empty_part(empty):
-    with pytest.raises(ValueError, match="none empty"):
-        Row(**({"episode": 0, "step": 1, "student": (1,), "teacher": (1,), "action": (1,)} | {empty: ()}))
-
-
-@given(st.randoms(use_true_random=False), st.integers(1, 5), st.integers(0, 12), st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_packing_keeps_every_row_once_in_any_order(rng: random.Random, rows_per_batch, teacher_extra, micro):
-    rows = make_rows()
-    options = BUCKETS | {"rows_per_batch": rows_per_batch, "teacher_extra": teacher_extra, "mean_of_micro_means": micro}
-    batches, dropped = pack(rows, **options)
+    # the order of the rows does not matter
     shuffled = rows[:]
     rng.shuffle(shuffled)
-    again, dropped_again = pack(shuffled, **options)
-    assert dropped == dropped_again
-    for batch, other in zip(batches, again, strict=True):
-        for array, same in zip(batch, other):
+    again = pack(shuffled, shapes, mean_of_micro_means=micro)
+    for batch, other in zip(packed.batches, again.batches, strict=True):
+        for array, same in zip(batch, other, strict=True):
             np.testing.assert_array_equal(array, same)
-    kept = Counter(row for batch in batches for row in unpack(batch))
-    assert sum(kept.values()) + sum(dropped.values()) == len(rows)
-    assert kept <= Counter((row.student, row.teacher, row.action) for row in rows)
-    shapes = {(batch.student_BT.shape, batch.teacher_BT.shape, batch.actions_BA.shape) for batch in batches}
-    allowed = {
-        ((rows_per_batch, t), (rows_per_batch, t + teacher_extra), (rows_per_batch, a)) for t in (12, 24, 48) for a in (2, 5)
-    }
-    assert shapes <= allowed
-    for batch in batches:
-        assert batch.student_BT.dtype == batch.actions_BA.dtype == batch.teacher_start_B.dtype == np.int32
-        assert not np.any(batch.weight_B[~batch.mask_BA.any(axis=1)])
+    assert packed[1:] == again[1:]
+
+    allowed = {(rows_of_batch, T, shapes.stream_buckets[pair], shapes.action_buckets[pair]) for T, pair in shapes.all()}
+    assert {shape(batch) for batch in packed.batches} <= allowed
+    assert sum(not batch.mask_BA.any(axis=1).all() for batch in packed.batches) <= 1
+    passed = real = 0
+    for batch in packed.batches:
+        # feedback is on the teacher's side only
+        assert not any(np.any(array >= FEEDBACK) for array in (batch.student_BT, batch.trunk_BP, batch.actions_BA))
+        assert np.any(batch.stream_BM >= FEEDBACK)
+        if alone:
+            assert batch.trunk_BP.shape == (rows_of_batch, 0)
+        else:
+            np.testing.assert_array_equal(batch.trunk_BP, batch.student_BT)
+        # padding: no id, no branch, no weight
+        np.testing.assert_array_equal(batch.stream_BM == 0, batch.branch_BM == -1)
+        assert not np.any(batch.weight_BA[~batch.mask_BA]) and np.all(batch.weight_BA[batch.mask_BA] > 0)
+        # a row ends with its last target
+        ends = np.where(batch.mask_BA, batch.student_at_BA + 2, 0).max(axis=1)
+        np.testing.assert_array_equal(np.count_nonzero(batch.student_BT, axis=1), ends)
+        for read in (batch.student_BT, batch.trunk_BP, batch.stream_BM):
+            passed, real = passed + read.size, real + np.count_nonzero(read)
+        blank = blank_batch(shapes, batch.student_BT.shape[1], shapes.stream_buckets.index(batch.stream_BM.shape[1]))
+        for array, empty in zip(batch, blank, strict=True):
+            assert (array.dtype, array.shape) == (empty.dtype, empty.shape)
+    assert (packed.passed, packed.padding) == (passed, passed - real)
 
 
-def row(student, teacher, action, **options):
-    return Row(episode=0, step=1, student=(1,) * student, teacher=(1,) * teacher, action=(1,) * action, **options)
+def test_a_row_leaves_its_trunk_before_the_generation_prompt():
+    episode = make_episode()
+    second, third = episode.steps[1:3]
+    row = trunk_row(episode, [Target(3, "hm"), Target(2, "no")], Chat(), index=5, micro=2, key=(3, 4))
+    assert (row.episode, row.micro, row.key) == (5, 2, (3, 4))
+    assert row.tokens == tuple(episode.tokens[: third.stop])
+    for branch, step, number, text in zip(row.branches, (second, third), (2, 3), ("no", "hm"), strict=True):
+        assert (branch.step, branch.start, branch.stop, branch.seen) == (number, step.start, step.stop, step.branch)
+        assert branch.words == Chat().feedback(text)
+        assert row.tokens[branch.seen : branch.start] == PROMPT == branch.words[-3:]
+    sizes = [step.stop - step.start for step in episode.steps]
+    assert row.branches[1].sampled == tuple(episode.logprobs[sum(sizes[:2]) : sum(sizes[:3])])
+
+
+def test_a_row_without_feedback_has_the_students_context_on_both_sides():
+    row = action_row(make_episode(), 3, index=5, micro=2, key=(3, 4))
+    hinted = trunk_row(make_episode(), [Target(3, "hm")], Chat(), index=5, micro=2, key=(3, 4))
+    (branch,) = row.branches
+    assert row.tokens[: branch.seen] + branch.words == row.tokens[: branch.start]
+    assert dataclasses.replace(row, branches=hinted.branches) == hinted
+    assert dataclasses.replace(branch, seen=hinted.branches[0].seen, words=hinted.branches[0].words) == hinted.branches[0]
+
+
+def test_single_gives_every_target_a_row_of_its_own():
+    row = trunk_row(make_episode(), [Target(step, "hm") for step in (1, 3)], Chat(), index=1, micro=2, key=(3, 4))
+    first, second = single(row)
+    for part, branch in ((first, row.branches[0]), (second, row.branches[1])):
+        (own,) = part.branches
+        assert own == dataclasses.replace(branch, seen=0, words=row.tokens[: branch.seen] + branch.words)
+        assert part == Row(1, row.tokens[: branch.stop], (own,), 2, (3, 4))
+
+
+def plain_row(size=40, branches=(), **options):
+    """`branches`: (start, tokens of the action, words). All see what stands before their action."""
+    made = (Branch(n, start, start + size, start, (5,) * words, (0.0,) * size) for n, (start, size, words) in enumerate(branches, 1))
+    return Row(0, (1,) * size, tuple(made), **options)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "extra", "reason"),
+    ("target", "reason"),
     [
-        ((43, 43, 5), 0, None),
-        ((44, 44, 5), 10, "student_too_long"),
-        ((43, 44, 5), 0, "teacher_too_long"),
-        ((43, 53, 5), 10, None),
-        ((43, 54, 5), 10, "teacher_too_long"),
-        ((1, 1, 6), 0, "action_too_long"),
-        ((90, 90, 6), 0, "action_too_long"),
+        ((31, 5, 25), None),
+        ((32, 5, 25), "student_too_long"),
+        ((31, 5, 26), "teacher_too_long"),
+        ((1, 6, 1), "action_too_long"),
+        ((90, 6, 90), "action_too_long"),
+        ((90, 5, 90), "student_too_long"),
     ],
 )
-def test_what_does_not_fit_is_dropped_whole_and_counted(lengths, extra, reason):
-    batches, dropped = pack([row(*lengths), row(2, 3, 1)], **BUCKETS, teacher_extra=extra)
-    assert dropped == {name: int(name == reason) for name in packing.DROP_REASONS}
-    assert sum(int(b.mask_BA.sum()) for b in batches) == 1 + (0 if reason else lengths[2])
+def test_what_does_not_fit_is_dropped_whole_and_counted_by_its_first_reason(target, reason):
+    packed = pack([plain_row(99, [target]), plain_row(9, [(2, 1, 3)])], SHAPES)
+    assert packed.dropped == {name: int(name == reason) for name in DROP_REASONS}
+    assert sum(int(batch.mask_BA.sum()) for batch in packed.batches) == 1 + (0 if reason else target[1])
 
 
-def test_a_long_teacher_takes_a_longer_bucket():
-    (batch,), _ = pack([row(8, 20, 2)], **BUCKETS, teacher_extra=4)
-    assert (batch.student_BT.shape[1], batch.teacher_BT.shape[1]) == (24, 28)
+def test_a_row_ends_with_its_last_kept_target():
+    packed = pack([plain_row(40, [(9, 2, 3), (20, 9, 1)])], SHAPES)
+    assert packed.dropped["action_too_long"] == 1
+    assert [shape(batch) for batch in packed.batches] == [(3, 16, 14, 3)]
+    assert packed.batches[0].student_BT[0].tolist() == [1] * 11 + [0] * 5
+
+
+@pytest.mark.parametrize("words, size", [(10, 1), (1, 2)], ids=["stream full", "actions full"])
+def test_a_row_whose_branches_exceed_the_largest_stream_becomes_several(words, size):
+    branches = [(start, size, words) for start in (3, 8, 13, 18, 23)]
+    packed = pack([plain_row(36, branches, key=(3, 4), micro=1)], SHAPES)
+    assert not any(packed.dropped.values())
+    rows = [row for batch in packed.batches for row in zip(*batch, strict=True)]
+    rows = [packing.Batch(*row) for row in rows if row[packing.Batch._fields.index("mask_BA")].any()]
+    numbers = [sorted({int(n) for n in row.branch_BM if n >= 0}) for row in rows]
+    assert numbers == [[0], [0, 1], [0, 1]]  # the shorter ones are sorted to the front
+    ends = sorted(int(np.count_nonzero(row.student_BT)) for row in rows)
+    assert ends == [8 + size, 18 + size, 23 + size]  # each cut after its own last target
+    assert all(tuple(row.key_B2) == (3, 4) for row in rows)
+
+
+def test_a_longer_action_or_feedback_takes_the_larger_pair():
+    shapes = lambda *branch: [shape(batch)[1:] for batch in pack([plain_row(40, [branch])], SHAPES).batches]
+    assert shapes(12, 3, 11) == [(16, 14, 3)]
+    assert shapes(12, 4, 2) == [(16, 30, 5)]
+    assert shapes(12, 3, 12) == [(16, 30, 5)]
+    assert shapes(14, 3, 11) == [(36, 14, 3)]
 
 
 def test_weights_are_one_or_make_micro_steps_equal():
-    rows = [row(3, 4, 1, micro=0), row(3, 5, 5, micro=0), row(3, 6, 2, micro=1)]
+    rows = [plain_row(9, [(3, size, 1)], micro=micro) for size, micro in ((1, 0), (5, 0), (2, 1))]
 
     def weights(**options):  # by length of the action
-        batches, _ = pack(rows, **BUCKETS, **options)
-        return {int(mask.sum()): float(w) for batch in batches for mask, w in zip(batch.mask_BA, batch.weight_B) if mask.any()}
+        batches = pack(rows, SHAPES, **options).batches
+        return {int(mask.sum()): set(w[mask].tolist()) for b in batches for mask, w in zip(b.mask_BA, b.weight_BA) if mask.any()}
 
-    assert weights() == {1: 1.0, 5: 1.0, 2: 1.0}
+    assert weights() == {1: {1.0}, 5: {1.0}, 2: {1.0}}
     # 8 tokens, 2 micro-steps of 6 and of 2: (sum of 6) / 6 / 2 + (sum of 2) / 2 / 2 = (4/6 * first + 4/2 * second) / 8
-    assert weights(mean_of_micro_means=True) == pytest.approx({1: 4 / 6, 5: 4 / 6, 2: 4 / 2})
+    assert weights(mean_of_micro_means=True) == {n: {float(np.float32(w))} for n, w in {1: 4 / 6, 5: 4 / 6, 2: 4 / 2}.items()}
 
 
 def test_nothing_packs_to_nothing():
-    assert pack([], **BUCKETS) == ([], dict.fromkeys(packing.DROP_REASONS, 0))
+    assert pack([], SHAPES) == ([], dict.fromkeys(DROP_REASONS, 0), 0, 0)
+    assert pack([plain_row(9, [])], SHAPES) == ([], dict.fromkeys(DROP_REASONS, 0), 0, 0)
+
+
+def test_every_shape_is_listed_once():
+    assert SHAPES.all() == [(16, 0), (16, 1), (36, 0), (36, 1)]
+    blanks = [blank_batch(SHAPES, *which) for which in SHAPES.all()]
+    assert [shape(batch) for batch in blanks] == [(3, 16, 14, 3), (3, 16, 30, 5), (3, 36, 14, 3), (3, 36, 30, 5)]
+    assert all(batch.trunk_BP.shape == batch.student_BT.shape and not batch.mask_BA.any() for batch in blanks)
+
+
+@pytest.mark.parametrize("step", [0, -1, 5])
+@pytest.mark.parametrize("make", [lambda step: trunk_row(make_episode(), [Target(step, "x")], Chat()), lambda step: action_row(make_episode(), step)])
+def test_a_step_that_does_not_exist_is_an_error(make, step):
+    with pytest.raises(ValueError, match=f"step {step} of an episode with 4 steps"):
+        make(step)
+
+
+@pytest.mark.parametrize("words", [(900, 7, 8, 8), (8, 9), ()])
+def test_another_generation_prompt_is_an_error(words):
+    with pytest.raises(ValueError, match="step 2: .* generation prompt"):
+        trunk_row(make_episode(), [Target(2, "x")], SimpleNamespace(feedback=lambda text: words))
+
+
+def test_a_branch_that_looks_back_needs_shapes_with_a_trunk():
+    rows = make_rows([(make_episode(), [Target(1, "x")])])
+    with pytest.raises(ValueError, match="episode 0, step 1: .* none"):
+        pack(rows, ALONE)
+    assert pack(single(rows[0]), ALONE).batches
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("length_buckets", ()), ("length_buckets", (8, 8)), ("action_buckets", (0, 4)), ("rows_per_batch", 0)]
+    ("changes", "says"),
+    [
+        ({"start": 0, "seen": 0}, "out of order"),
+        ({"seen": 4}, "out of order"),
+        ({"seen": -1}, "out of order"),
+        ({"stop": 3, "sampled": ()}, "out of order"),
+        ({"stop": 7, "sampled": (0.0,) * 4}, "out of order"),
+        ({"words": ()}, "no words"),
+        ({"sampled": (0.0,)}, "1 log-probs of 2 tokens"),
+    ],
 )
-def test_impossible_buckets_are_refused_by_name(option, value):
-    with pytest.raises(UserError, match=f"distill.{option}"):
-        pack([], **(BUCKETS | {option: value}))
+def test_a_row_has_no_empty_or_misplaced_part(changes, says):
+    branch = Branch(step=2, start=3, stop=5, seen=2, words=(9,), sampled=(0.0, 0.0))
+    Row(4, (1,) * 6, (branch,))
+    with pytest.raises(ValueError, match=f"episode 4, step 2: .*{says}"):
+        Row(4, (1,) * 6, (dataclasses.replace(branch, **changes),))

@@ -1,5 +1,6 @@
 """Environment calls: whatever an environment does comes back as a value, in time, and never stops the run."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import pytest
 
 from hintsd_jax.envs.base import Action, Fault, Report, Start, Turn
 from hintsd_jax.episodes.envcalls import ENV_ERROR, ENV_TIMEOUT, EnvPool, Failure
+from hintsd_jax.runs.journal import Journal
 
 USER = {"role": "user", "content": "Go."}
 START = Start((USER,))
@@ -205,15 +207,13 @@ def test_slots_run_side_by_side_and_answer_for_themselves():
 
 def test_failures_in_closing_are_told():
     def fail():
+        time.sleep(0.1)  # the failed one closes in its own thread, and is waited for
         raise OSError("cannot")
 
     pool = make_pool(World(close=fail), World(raising(ValueError("x")), close=fail), World())
     for slot in range(3):
         pool.submit(slot, "reset", {}).result()
     pool.submit(1, "step", Action("x")).result()
-    deadline = time.monotonic() + 5
-    while not pool._close_failures and time.monotonic() < deadline:  # the failed one closes in its own thread
-        time.sleep(0.01)
     failures = pool.close()
     assert [failure.reason for failure in failures] == [ENV_ERROR, ENV_ERROR]
     assert failures[0].detail.startswith("close after an error: OSError: cannot") and "OSError: cannot" in failures[1].detail
@@ -252,3 +252,47 @@ def test_a_hung_environment_does_not_keep_the_interpreter():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=20)
     assert done.stdout.strip() == "env_timeout" and done.returncode == 0, done.stderr
+
+
+def test_a_time_out_is_put_down_and_taken_again(tmp_path):
+    """The second life answers fast everywhere; what timed out in the first has still timed out, and nobody is called for it."""
+    def slow(seconds):
+        return lambda *args: time.sleep(seconds) or Turn((USER,))
+
+    def live(*worlds, limit):
+        supply, names = iter(worlds), [("t1", 0), ("t1", 1), ("t2", 2)]
+        pool = EnvPool(lambda: next(supply), 3, limit, Journal(tmp_path / "step_000001.jsonl"), names)
+        told = [pool.submit(slot, "reset", {}).result() for slot in range(3)]
+        told += [pool.submit(0, "step", Action("a")).result() for _ in range(2)]
+        told += [pool.submit(1, "report").result(), pool.submit(0, "report").result()]
+        return told, pool.close()
+
+    hanging = [World(), World(report=None, close=slow(1)), World(close=slow(1))]
+    hanging[0].behaviour = lambda action: slow(len(hanging[0].called) - 2)(action)  # the second step
+    hanging[1].report = slow(1)
+    first = live(*hanging, limit=0.3)
+    reasons = [failure.reason if isinstance(failure, Failure) else None for failure in first[0] + first[1]]
+    assert reasons == [None, None, None, None, ENV_TIMEOUT, ENV_TIMEOUT, ENV_ERROR, ENV_TIMEOUT]
+    lines = [json.loads(line) for line in (tmp_path / "step_000001.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [["t1", 0, "step 2"], ["t1", 1, "report"], ["t2", 2, "close"]]
+    fast = [World(close=raising(ValueError("it was not closed the first time"))), World(), World()]
+    assert live(*fast, limit=30.0) == first
+    assert [world.called for world in fast] == [["reset", "step"], ["reset"], ["reset"]]
+    assert len((tmp_path / "step_000001.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_reset_that_timed_out_is_not_called_again(tmp_path):
+    journal = Journal(tmp_path / "journal" / "j.jsonl")
+    with EnvPool(lambda: time.sleep(1), 1, 0.05, journal, [("t", 0)]) as pool:
+        first = pool.submit(0, "reset", {}).result()
+    made = []
+    with EnvPool(lambda: made.append(1) or World(), 1, 5.0, journal, [("t", 0)]) as pool:
+        assert pool.submit(0, "reset", {}).result() == first and first.reason == ENV_TIMEOUT
+    assert not made and pool.close() == []
+
+
+def test_nothing_is_put_down_without_a_time_out(tmp_path):
+    with EnvPool(lambda: World(raising(ValueError("x"))), 1, 5.0, Journal(tmp_path / "journal" / "j.jsonl"), [("t", 0)]) as pool:
+        pool.submit(0, "reset", {}).result()
+        assert pool.submit(0, "step", Action("x")).result().reason == ENV_ERROR
+    assert list(tmp_path.iterdir()) == []

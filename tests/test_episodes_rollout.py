@@ -1,6 +1,7 @@
 """Whole episodes through engine, chat format and environments: what stands in the stream, and what a bad environment costs."""
 
 import collections
+import json
 import threading
 
 import jax
@@ -11,6 +12,7 @@ from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import make_tokenizer
 
@@ -154,3 +156,49 @@ def test_the_step_limit_and_the_context_end_an_episode(engine, params):
     episodes, _, _ = play(engine, params, tasks=endless, rollouts=6, config=short)
     assert {e.ended for e in episodes} <= {"context", "action_length"} and "context" in {e.ended for e in episodes}
     assert all(len(e.tokens) <= short.context for e in episodes)
+
+
+class Clockwork(Echo):
+    """In its first life it hangs where its task says so; in the second it is fast everywhere."""
+
+    first_life = True
+
+    def reset(self, task):
+        self.hangs, self.steps = task["hangs"] if Clockwork.first_life else "never", 0
+        self.wait("reset")
+        return super().reset(task | {"turns": 2})
+
+    def step(self, action):
+        self.steps += 1
+        self.wait(f"step {self.steps}")
+        return super().step(action)
+
+    def report(self):
+        self.wait("report")
+        return super().report()
+
+    def close(self):
+        self.wait("close")
+
+    def wait(self, call):
+        if self.hangs == call:
+            threading.Event().wait(3)
+
+
+def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, tmp_path, monkeypatch):
+    tasks = [{"id": call, "hangs": call} for call in ("reset", "step 1", "step 2", "report", "close", "never")]
+    config = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6))
+
+    def life(limit):
+        answers = Journal(tmp_path / "journal" / "step_000001.jsonl")
+        episodes, dropped, stats = play(engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, answers=answers, phase="sampled")
+        return [episode.to_json() for episode in episodes], dropped, stats
+
+    first = life(0.5)
+    journal = (tmp_path / "journal" / "step_000001.jsonl").read_text()
+    ended = collections.Counter(episode["ended"] for episode in first[0])
+    assert ended["env_timeout"] >= 2 and first[1]["env_timeout"] == 2 and first[1]["close_env_timeout"] == 2
+    assert {json.loads(line)["key"][-1] for line in journal.splitlines()} == {"reset", "step 1", "step 2", "report", "close"}
+    monkeypatch.setattr(Clockwork, "first_life", False)
+    assert life(30.0) == first
+    assert (tmp_path / "journal" / "step_000001.jsonl").read_text() == journal

@@ -10,7 +10,7 @@ import pytest
 
 from hintsd_jax.policy import attention, decoder
 from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.sharding import RULES, mesh_specs
+from hintsd_jax.policy.sharding import RULES
 
 CONFIG = PolicyConfig(
     vocab_size=31, num_layers=2, d_model=24, num_heads=4, num_kv_heads=2, head_dim=10, d_ff=40, rope_theta=500.0,
@@ -21,7 +21,15 @@ UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 # Nearly all of this file's time is compilation, so the tests share a few shapes: rows [4, 16], chunks [4, 4] and [4, 1].
 B, T, S = 4, 16, 20
 forward = jax.jit(decoder.forward, static_argnums=1)
-forward_cached = jax.jit(decoder.forward_cached, static_argnums=1)
+decode_step = jax.jit(decoder.decode_step, static_argnums=1)
+
+
+@partial(jax.jit, static_argnums=1)
+def extend(params, config, tokens_BT, start_B, cache):
+    """`decoder.extend` with its result written into the cache."""
+    new = decoder.extend(params, config, tokens_BT, start_B, tuple(map(jnp.stack, zip(*cache))))
+    at = (np.arange(len(tokens_BT))[:, None], start_B[:, None] + np.arange(tokens_BT.shape[1]))
+    return [tuple(old.at[at].set(x[n], mode="drop") for old, x in zip(layer, new)) for n, layer in enumerate(cache)]
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +42,6 @@ def params():
 
 def random_tokens(seed, *shape):
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, dtype=np.int32)
-
-
-def test_attention_equals_a_numpy_loop():
-    """600 queries make three blocks, the last one short; four query heads read two kv heads."""
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(1, 600, heads, 10)).astype(np.float32) for heads in (4, 2, 2))
-    expected = np.empty_like(q)
-    for b, t, h in np.ndindex(1, 600, 4):
-        scores = k[b, : t + 1, h // 2] @ q[b, t, h] / np.sqrt(10)
-        weights = np.exp(scores - scores.max())
-        expected[b, t, h] = weights @ v[b, : t + 1, h // 2] / weights.sum()
-    np.testing.assert_allclose(jax.jit(attention.attend_causal)(q, k, v), expected, atol=2e-6)
-    last_BT = np.arange(600)[None]
-    np.testing.assert_allclose(jax.jit(attention.attend)(q, k, v, last_BT), expected, atol=2e-6)
 
 
 def test_rotation_turns_half_split_pairs():
@@ -74,21 +68,19 @@ def test_prefill_and_decode_equal_the_full_forward(params):
     dirty = lambda leaf: jnp.asarray(50 * rng.normal(size=leaf.shape), leaf.dtype)
     cache = jax.tree.map(dirty, decoder.init_cache(CONFIG, B, S))
     for start in (0, 4):
-        positions = np.broadcast_to(np.arange(start, start + 4), (B, 4))
-        real = positions < prompts[:, None]
+        real = np.arange(start, start + 4) < prompts[:, None] - 1  # the last token of a prompt is the first that is decoded
         chunk = np.where(real, tokens[:, start : start + 4], random_tokens(start, B, 4))
-        hidden, cache = forward_cached(params, CONFIG, chunk, positions, cache)
-        np.testing.assert_allclose(np.asarray(hidden)[real], expected[:, start : start + 4][real], atol=1e-5)
+        cache = extend(params, CONFIG, chunk, np.full(B, start), cache)
     for step in range(8):
-        at = (prompts + step)[:, None]
-        hidden, cache = forward_cached(params, CONFIG, np.take_along_axis(tokens, at, 1), at, cache)
-        np.testing.assert_allclose(hidden[:, 0], expected[np.arange(B), at[:, 0]], atol=1e-5)
+        at = prompts - 1 + step
+        hidden, cache = decode_step(params, CONFIG, tokens[np.arange(B), at], at, cache)
+        np.testing.assert_allclose(hidden, expected[np.arange(B), at], atol=1e-5)
 
 
 def test_a_position_past_the_cache_is_dropped(params):
     cache = jax.tree.map(lambda leaf: leaf + 1.0, decoder.init_cache(CONFIG, B, S))
-    at = np.array([[S], [2], [S + 7], [S - 1]])
-    _, updated = forward_cached(params, CONFIG, random_tokens(3, B, 1), at, cache)
+    at = np.array([S, 2, S + 7, S - 1])
+    _, updated = decode_step(params, CONFIG, random_tokens(3, B), at, cache)
     for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(updated), strict=True):
         rows, slots = np.nonzero((np.asarray(old) != np.asarray(new)).any(axis=(2, 3)))
         assert list(zip(rows, slots, strict=True)) == [(1, 2), (3, S - 1)]
@@ -110,9 +102,8 @@ def test_a_row_is_bit_equal_among_other_neighbours_and_in_another_slot(params, s
     alone, moved = (np.insert(random_tokens(seed, B - 1, T), at, row, axis=0) for seed, at in ((6, 0), (7, slot)))
 
     def cached(tokens):
-        cache = decoder.init_cache(CONFIG, B, S)
-        _, cache = forward_cached(params, CONFIG, tokens[:, :4], np.broadcast_to(np.arange(4), (B, 4)), cache)
-        return forward_cached(params, CONFIG, tokens[:, 4:5], np.full((B, 1), 4), cache)[0]
+        cache = extend(params, CONFIG, tokens[:, :4], np.zeros(B, int), decoder.init_cache(CONFIG, B, S))
+        return decode_step(params, CONFIG, tokens[:, 4], np.full(B, 4), cache)[0]
 
     for path in (partial(forward, params, CONFIG), cached):
         np.testing.assert_array_equal(path(alone)[0], path(moved)[slot])
@@ -134,17 +125,15 @@ def test_every_parameter_is_float32_and_every_axis_has_a_rule(config):
     params = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))
     axes = decoder.logical_axes(config)
     assert set(params) == {"embed", "layers", "final_norm"} | (set() if config.tie_embeddings else {"lm_head"})
-    names = [name for name, _ in RULES]
-    assert len(names) == len(set(names))
 
     def check(leaf, spec):
         assert leaf.dtype == jnp.float32
-        assert len(spec) == leaf.ndim and set(spec) <= set(names)
+        assert len(spec) == leaf.ndim and set(spec) <= set(RULES)
 
     jax.tree.map(check, params, axes)
     for leaf, spec in zip(jax.tree.leaves(params["layers"]), jax.tree.leaves(axes["layers"]), strict=True):
         assert leaf.shape[0] == config.num_layers and spec[0] == "layers"
-    assert mesh_specs(axes)["layers"]["attention"]["query"]["kernel"] == jax.P(None, "fsdp", "tensor", None)
+    assert axes["layers"]["attention"]["query"]["kernel"] == jax.P("layers", "embed", "heads")
 
 
 def test_layers_start_different_and_the_key_decides():
@@ -175,8 +164,8 @@ def test_a_decoding_loop_updates_its_cache_in_place():
     def decode(params, token_B, cache):
         def body(i, carry):
             token_B, cache = carry
-            hidden, cache = decoder.forward_cached(params, config, token_B[:, None], jnp.full((B, 1), i), cache)
-            return decoder.project(params, config, hidden[:, 0]).argmax(-1).astype(jnp.int32), cache
+            hidden_BD, cache = decoder.decode_step(params, config, token_B, jnp.full(B, i), cache)
+            return decoder.project(params, config, hidden_BD).argmax(-1).astype(jnp.int32), cache
 
         return jax.lax.fori_loop(0, 8, body, (token_B, cache))
 

@@ -196,7 +196,7 @@ def test_save_replaces_policies_only_and_leaves_nothing_half_written(tmp_path, m
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("notes", "file"):
-        with pytest.raises(UserError, match="not a policy directory"):
+        with pytest.raises(UserError, match="no policy directory"):
             save_policy(tmp_path / name, config, params)
     with pytest.raises(UserError, match="cannot write the policy"):
         save_policy(tmp_path / "file" / "below", config, params)
@@ -206,7 +206,7 @@ def test_save_replaces_policies_only_and_leaves_nothing_half_written(tmp_path, m
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hintsd_jax.policy.huggingface.save_file", full_disk)
+    monkeypatch.setattr("hintsd_jax.policy.files.save_file", full_disk)
     with pytest.raises(UserError, match="No space left"):
         save_policy(tmp_path / "out", config, jax.tree.map(jnp.zeros_like, params))
     assert_equal(load_policy(tmp_path / "out")[1], params)

@@ -1,9 +1,12 @@
 """Checkpoints come back bit-equal, whole or not at all; donation cannot change what is being saved."""
 
+import asyncio
 import functools
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import flax.struct
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.serialization import serialization as orbax_serialization
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.checkpoints import Checkpoints
@@ -55,7 +59,16 @@ def test_round_trip_is_bit_equal_in_a_new_manager(tmp_path):
     assert restored.step.dtype == jnp.int32 and restored.step == 3
 
 
-def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
+def test_the_state_may_be_donated_while_it_is_saved(tmp_path, monkeypatch):
+    """Writing begins only after the next updates: what is written must not be what they left in the donated buffers."""
+    trained, write = threading.Event(), orbax_serialization.async_serialize_from_host
+
+    async def write_late(*args, **options):
+        assert await asyncio.to_thread(trained.wait, 60)
+        return await write(*args, **options)
+
+    monkeypatch.setattr(orbax_serialization, "async_serialize_from_host", write_late)
+
     @functools.partial(jax.jit, donate_argnums=0)
     def train(state):
         return state.replace(step=state.step + 1, params=jax.tree.map(lambda x: x * 0.5 - 1, state.params))
@@ -64,9 +77,13 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
     state, expected = a_state(1, size=(512, 512)), {}
     for step in range(1, 4):
         expected[step] = raw(jax.tree.map(jnp.copy, state))
+        trained.clear()
         checkpoints.save(step, state, {})
-        state = train(state)
-    checkpoints.wait()
+        for _ in range(3):
+            state = jax.block_until_ready(train(state))
+        assert not (tmp_path / str(step)).exists()
+        trained.set()
+        checkpoints.wait()
     for step in range(1, 4):
         assert raw(checkpoints.restore(step, state)[0]) == expected[step]
     checkpoints.close()
@@ -126,6 +143,20 @@ def test_a_checkpoint_half_written_by_a_kill_is_ignored(tmp_path):
     assert (checkpoints.restore_latest({"x": jnp.zeros(4)})[0]["x"] == 3).all()
     checkpoints.close()
     assert not any("tmp" in p.name for p in tmp_path.iterdir())
+
+
+def test_a_checkpoint_half_deleted_by_a_kill_is_gone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in ((1, 0.9), (2, 0.1), (3, 0.2), (4, 0.3)):
+        checkpoints.save(step, {"x": jnp.int32(step)}, {}, {"eval/avg@4": score})
+    checkpoints.close()
+    shutil.copytree(tmp_path / "3", tmp_path / "2")  # as it was before the last save's deletion
+    shutil.rmtree(tmp_path / "2" / "state")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4"]
+    assert (checkpoints.latest_step, checkpoints.best_step) == (4, 1)
+    assert checkpoints.restore(1, {"x": jnp.int32(0)})[0]["x"] == 1
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("part", ["state", "extra"])

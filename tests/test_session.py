@@ -42,6 +42,9 @@ def test_more_tasks_a_step_than_tasks():
         ({"env.name": "no.such.module:Env"}, "cannot import"),
         ({"policy.path": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"rollout.context": 10**6}, "exceeds the"),
+        ({"mesh.data": 3}, "mesh.data = 3.* do not multiply to the 1 devices"),
+        ({"mesh.tensor": 0}, "mesh.tensor = 0: sizes are at least 1"),
+        ({"lora.rank": 4, "lora.targets": ("query",)}, "lora.targets.*q_proj"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, overrides, message):
@@ -64,8 +67,22 @@ def test_a_vocabulary_that_does_not_match_is_refused(tmp_path):
         Session.open(desk_config(tmp_path, **{"policy.path": str(tmp_path / "small")}))
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
+    changes = {"lora.rank": rank, "mesh.data": 1, "distill.form": "rows" if rank else "branches", "distill.rows_per_device": 5}
+    session = Session.open(desk_config(tmp_path, **changes))
+    whole = session.weights(session.trained)
+    assert session.shapes.rows == 5 and session.shapes.trunk == (rank == 0)
+    if rank == 0:
+        assert session.frozen is None and session.policy.lora is None and whole is session.trained
+    else:
+        assert set(session.trained) == {"layers"} and "lora" not in session.frozen
+        assert whole["lora"] is session.trained and whole["embed"] is session.frozen["embed"]
+        assert session.policy.lora.rank == 4 == session.trained["layers"]["attention"]["query"]["a"].shape[-1]
+
+
 def test_prompts_that_never_fit_end_the_run_with_a_clear_line(tmp_path):
     session = Session.open(desk_config(tmp_path, **{"rollout.context": 20}))
     tasks = session.tasks("eval")
     with pytest.raises(UserError, match="longer than rollout.context = 20"):
-        session.play(session.params, [tasks[0]], 2, step=0)
+        session.play(session.weights(session.trained), [tasks[0]], 2, step=0)

@@ -5,7 +5,8 @@ states of a span to logits and add up everything the update needs. Invariants: l
 in the backward pass too (2048 tokens x 151,936 entries are 4.06 GiB at once, 1.25 GiB in chunks of 128); everything on the
 teacher's side is behind `stop_gradient`; where the mask is False nothing contributes.
 
-Letters: B rows, A tokens of an action span, X any leading axes, D model, V vocabulary, K entries of a reduced support.
+Letters: B rows, A action tokens of a row (of one span or several), X any leading axes, D model, V vocabulary, K entries of a
+reduced support.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ SUPPORTS = ("student_topk", "teacher_topk", "full")
 # The log-mass of the top k is cut at this value, so that the tail keeps a mass of at least 1e-7 and a finite logarithm.
 MAX_LOG_MASS = -1e-7
 
+MAXIMA = ("mismatch_max",)  # of the reported sums, those that are not sums
+
 Project = Callable[[jax.Array], jax.Array]  # hidden [..., D] -> logits [..., V]
 Sums = dict[str, jax.Array]  # scalars
 
@@ -36,7 +39,7 @@ class LossConfig:
     loss: "distill" (teacher against student) or "sft" (cross-entropy on the actions: of the other fields, only `chunk` counts).
     divergence: "reverse_kl" KL(student||teacher), "forward_kl" KL(teacher||student), or "jsd" with `alpha` in [0, 1].
     support: the entries compared: the `top_k` likeliest of one side plus one bucket for the rest, or the full vocabulary.
-    chunk: tokens whose logits exist at the same time.
+    chunk: about how many tokens have logits at the same time (at least one of every row).
     """
 
     loss: str = "distill"
@@ -57,8 +60,8 @@ class LossConfig:
 
     @property
     def sum_names(self) -> tuple[str, ...]:
-        """The keys of the sums that this loss yields; all but "tokens" are meant to be divided by it."""
-        common = ("loss", "tokens", "entropy", "logprob")
+        """The keys of the sums that this loss yields; all but "tokens" are meant to be divided by it, those in `MAXIMA` by nothing."""
+        common = ("loss", "tokens", "entropy", "logprob", "mismatch", "mismatch_max")
         return common + ("teacher_gap",) if self.loss == "distill" else common
 
 
@@ -119,40 +122,51 @@ def _masked_sum(values_X: jax.Array, mask_X: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask_X, values_X, 0.0))
 
 
-def _student_sums(logp_XV: jax.Array, actions_X: jax.Array, mask_X: jax.Array) -> Sums:
+def _student_sums(logp_XV: jax.Array, actions_X: jax.Array, sampled_X: jax.Array, mask_X: jax.Array) -> Sums:
     """What is reported about the student whatever the loss."""
     logp_XV = jax.lax.stop_gradient(logp_XV)
+    logprob_X = _at(logp_XV, actions_X)
+    mismatch_X = jnp.where(mask_X, jnp.abs(logprob_X - sampled_X), 0.0)
     return {
         "tokens": jnp.sum(mask_X, dtype=logp_XV.dtype),
         "entropy": _masked_sum(-jnp.sum(jnp.exp(logp_XV) * logp_XV, axis=-1), mask_X),
-        "logprob": _masked_sum(_at(logp_XV, actions_X), mask_X),
+        "logprob": _masked_sum(logprob_X, mask_X),
+        "mismatch": jnp.sum(mismatch_X),
+        "mismatch_max": jnp.max(mismatch_X),
     }
 
 
+def add_sums(a: Sums, b: Sums) -> Sums:
+    """The sums of both, and the larger of what is a maximum."""
+    return {name: jnp.maximum(a[name], b[name]) if name in MAXIMA else a[name] + b[name] for name in a}
+
+
 def _sum_over_chunks(sums_of: Callable[..., Sums], arrays_BA: tuple[jax.Array, ...], chunk: int) -> Sums:
-    """Adds up `sums_of(*arrays of [chunk, ...])` over all B x A positions, a chunk at a time; padding is False or zero."""
+    """Adds up `sums_of(*arrays of [X, ...])` over all positions, a few columns of all rows at a time: about `chunk` tokens, and rows that
+    are split over devices stay split. Padding is False or zero."""
     rows, span = arrays_BA[0].shape[:2]
-    chunk = min(chunk, rows * span)
-    padding = -(rows * span) % chunk
+    columns = min(span, max(1, chunk // rows))
+    padding = -span % columns
 
     def split(array: Any) -> jax.Array:
-        flat = array.reshape((rows * span, *array.shape[2:]))
-        flat = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
-        return flat.reshape((-1, chunk, *flat.shape[1:]))
+        padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
+        parts = padded.reshape((rows, -1, columns, *array.shape[2:])).swapaxes(0, 1)
+        return parts.reshape((-1, rows * columns, *array.shape[2:]))
 
     # Logits are made again in the backward pass instead of kept; inside a scan CSE cannot undo that, so no barrier is needed.
     policy = jax.checkpoint_policies.save_only_these_names("support")
     body = jax.checkpoint(lambda arrays: sums_of(*arrays), prevent_cse=False, policy=policy)
     _, sums = jax.lax.scan(lambda carry, arrays: (carry, body(arrays)), None, tuple(map(split, arrays_BA)))
-    return jax.tree.map(lambda values: jnp.sum(values, axis=0), sums)
+    return {name: jnp.max(values) if name in MAXIMA else jnp.sum(values) for name, values in sums.items()}
 
 
 def span_divergence(
     student_BAD: jax.Array,
     teacher_BAD: jax.Array,
     actions_BA: jax.Array,
+    sampled_BA: jax.Array,
     mask_BA: jax.Array,
-    weight_B: jax.Array,
+    weight_BA: jax.Array,
     *,
     student: Project,
     teacher: Project,
@@ -163,42 +177,44 @@ def span_divergence(
     Args:
       student_BAD, teacher_BAD: hidden states that predict the action tokens, each side under its own context.
       actions_BA: int32 ids of the action tokens, the same under both contexts.
+      sampled_BA: float32, their log-probabilities as the sampler saw them.
       mask_BA: bool, True on real action tokens.
-      weight_B: float32 weight of a row in the loss (and in nothing else).
+      weight_BA: float32 weight of a token in the loss (and in nothing else).
       student, teacher: hidden states to logits, with each side's weights.
     Returns:
       scalars: loss (weighted nats), tokens, entropy (of the student, full vocabulary, nats), logprob (of the actions under
-      the student), teacher_gap (teacher's minus student's log-probability of the actions).
+      the student), mismatch and mismatch_max (how far that is from `sampled`, its sum and its maximum: nats), teacher_gap (teacher's
+      minus student's log-probability of the actions).
     """
 
-    def sums_of(student_XD, teacher_XD, actions_X, mask_X, weight_X):
+    def sums_of(student_XD, teacher_XD, actions_X, sampled_X, mask_X, weight_X):
         student_XV = _log_probs(student, student_XD)
         teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, teacher_XD))
-        sums = _student_sums(student_XV, actions_X, mask_X)
+        sums = _student_sums(student_XV, actions_X, sampled_X, mask_X)
         sums["teacher_gap"] = _masked_sum(_at(teacher_XV, actions_X), mask_X) - sums["logprob"]
         sums["loss"] = _masked_sum(weight_X * token_divergence(student_XV, teacher_XV, config), mask_X)
         return sums
 
-    weight_BA = jnp.broadcast_to(weight_B[:, None], mask_BA.shape)
-    return _sum_over_chunks(sums_of, (student_BAD, teacher_BAD, actions_BA, mask_BA, weight_BA), config.chunk)
+    arrays_BA = (student_BAD, teacher_BAD, actions_BA, sampled_BA, mask_BA, weight_BA)
+    return _sum_over_chunks(sums_of, arrays_BA, config.chunk)
 
 
 def span_cross_entropy(
     student_BAD: jax.Array,
     actions_BA: jax.Array,
+    sampled_BA: jax.Array,
     mask_BA: jax.Array,
-    weight_B: jax.Array,
+    weight_BA: jax.Array,
     *,
     student: Project,
     config: LossConfig,
 ) -> Sums:
     """Sums over the masked tokens of -log p(action), for plain supervised training; arguments as in `span_divergence`."""
 
-    def sums_of(student_XD, actions_X, mask_X, weight_X):
+    def sums_of(student_XD, actions_X, sampled_X, mask_X, weight_X):
         student_XV = _log_probs(student, student_XD)
-        sums = _student_sums(student_XV, actions_X, mask_X)
+        sums = _student_sums(student_XV, actions_X, sampled_X, mask_X)
         sums["loss"] = _masked_sum(-weight_X * _at(student_XV, actions_X), mask_X)
         return sums
 
-    weight_BA = jnp.broadcast_to(weight_B[:, None], mask_BA.shape)
-    return _sum_over_chunks(sums_of, (student_BAD, actions_BA, mask_BA, weight_BA), config.chunk)
+    return _sum_over_chunks(sums_of, (student_BAD, actions_BA, sampled_BA, mask_BA, weight_BA), config.chunk)

@@ -1,4 +1,5 @@
-"""What training carries from update to update: weights, their EMA (the teacher), and the optimizer's state.
+"""What training carries from update to update: what is trained (all weights, or an adapter), its EMA (the teacher's), and the
+optimizer's state. Frozen weights under an adapter are no part of it.
 
 `create` makes it from loaded weights; `optimizer` and `learning_rate` are rebuilt from the frozen `OptimConfig` wherever they
 are needed, so the state is arrays only and can be saved, sharded and donated as it is. All of it is float32: an EMA in bfloat16
@@ -78,7 +79,7 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def create(params: Params, config: OptimConfig) -> TrainState:
-    """A fresh state; the teacher starts as the student.
+    """A fresh state; the teacher starts as the student. Its arrays lie on devices as those of `params` do.
 
     The weights are copied, once for each of the two: updates donate the state, and an alias would die under its other owner.
     """
@@ -87,4 +88,23 @@ def create(params: Params, config: OptimConfig) -> TrainState:
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), tree)
 
     params = copy(params)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=copy(params), opt_state=optimizer(config).init(params))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+    # Without shardings of its own, Adam's moments would all be made on one device.
+    init = jax.jit(optimizer(config).init, out_shardings=moment_shardings(jax.eval_shape(optimizer(config).init, params), layout))
+    step = jax.device_put(jnp.zeros((), jnp.int32), _everywhere(layout))
+    return TrainState(step=step, params=params, ema=copy(params), opt_state=init(params))
+
+
+def moment_shardings(opt_state: optax.OptState, layout: Params) -> optax.OptState:
+    """A tree like `opt_state` of shardings: the moments lie as the parameters that they belong to, counters are everywhere."""
+    everywhere, structure = _everywhere(layout), jax.tree.structure(layout)
+    like_params = lambda node: jax.tree.structure(node) == structure
+    return jax.tree.map(lambda node: layout if like_params(node) else everywhere, opt_state, is_leaf=like_params)
+
+
+def _everywhere(layout: Params) -> jax.sharding.Sharding:
+    """A replicated sharding on the devices of `layout`, a tree of shardings."""
+    sharding = jax.tree.leaves(layout)[0]
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding

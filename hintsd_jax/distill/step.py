@@ -2,10 +2,12 @@
 
 `accumulate` adds a micro-batch's gradient of the *summed* loss, and its sums, to an accumulator; `apply` divides once by all
 tokens and steps optimizer and EMA (the mean of micro-batch means was 5 % off the token mean). `update` is the two in a row over
-the batches of a training step. Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no
-gradient; without a single target token the state stays as it was, bit for bit; one compilation per batch shape.
+the batches of a training step. With `frozen` weights the trained ones are an adapter: only it gets gradients, moments and an EMA.
 
-Letters: B rows, T tokens of a sequence, A tokens of an action span, D model.
+Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no gradient; without a single target token the
+state stays as it was, bit for bit; one compilation per batch shape.
+
+Letters: B rows, T tokens of a student's row, M tokens of a teacher's branches, A action tokens of a row, D model.
 """
 
 import functools
@@ -15,12 +17,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from hintsd_jax.distill.losses import LossConfig, Sums, span_cross_entropy, span_divergence
+from hintsd_jax.distill.losses import MAXIMA, LossConfig, Sums, add_sums, span_cross_entropy, span_divergence
 from hintsd_jax.distill.packing import Batch
 from hintsd_jax.distill.state import OptimConfig, Params, TrainState, learning_rate, optimizer
-from hintsd_jax.policy import decoder
+from hintsd_jax.policy import decoder, lora
+from hintsd_jax.policy.attention import Branches
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.sharding import constrain_tree, put_rows
 
 
 class Accumulator(flax.struct.PyTreeNode):
@@ -31,61 +36,65 @@ class Accumulator(flax.struct.PyTreeNode):
 
 
 def zeros(params: Params, loss: LossConfig) -> Accumulator:
-    """The accumulator of no batch at all."""
-    grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    """The accumulator of no batch at all, laid out as the parameters."""
+    grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32, device=leaf.sharding), params)
     return Accumulator(grads=grads, sums={name: jnp.zeros((), jnp.float32) for name in loss.sum_names})
 
 
-def action_hidden(
-    params: Params, policy: PolicyConfig, tokens_BT: jax.Array, start_B: jax.Array, action_length: int
-) -> jax.Array:
-    """Hidden states [B, A, D] that predict the action tokens: positions start - 1 .. start + A - 2.
+def _at(hidden_BTD: jax.Array, index_BA: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden_BTD, index_BA[:, :, None], axis=1)
 
-    Positions beyond the sequence (padding of a short action) repeat the last one; the mask of the batch excludes them.
+
+def batch_sums(params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig) -> Sums:
+    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`).
+
+    `params` and `teacher` are whole weights, an adapter attached where there is one.
     """
-    hidden_BTD = decoder.forward(params, policy, tokens_BT)
-    positions_BA = start_B[:, None] - 1 + jnp.arange(action_length, dtype=start_B.dtype)[None, :]
-    positions_BA = jnp.minimum(positions_BA, tokens_BT.shape[1] - 1)
-    return jnp.take_along_axis(hidden_BTD, positions_BA[:, :, None], axis=1)
-
-
-def batch_sums(params: Params, ema: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig) -> Sums:
-    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`)."""
-    action_length = batch.actions_BA.shape[1]
-    student_BAD = action_hidden(params, policy, batch.student_BT, batch.student_start_B, action_length)
-    spans = (batch.actions_BA, batch.mask_BA, batch.weight_B)
+    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=batch.key_B2)
+    student_BAD = _at(hidden_BTD, batch.student_at_BA)
+    spans = (batch.actions_BA, batch.sampled_BA, batch.mask_BA, batch.weight_BA)
     student = functools.partial(decoder.project, params, policy)
     if loss.loss == "sft":
         return span_cross_entropy(student_BAD, *spans, student=student, config=loss)
-    ema = jax.lax.stop_gradient(ema)
-    teacher_BAD = action_hidden(ema, policy, batch.teacher_BT, batch.teacher_start_B, action_length)
-    teacher = functools.partial(decoder.project, ema, policy)
-    return span_divergence(student_BAD, teacher_BAD, *spans, student=student, teacher=teacher, config=loss)
+    teacher = jax.lax.stop_gradient(teacher)
+    branches = Branches(batch.seen_BM, batch.branch_BM)
+    stream_BMD = decoder.forward_branches(teacher, policy, batch.trunk_BP, batch.stream_BM, batch.position_BM, branches)
+    teacher_BAD = _at(stream_BMD, batch.teacher_at_BA)
+    project = functools.partial(decoder.project, teacher, policy)
+    return span_divergence(student_BAD, teacher_BAD, *spans, student=student, teacher=project, config=loss)
+
+
+def _axes(frozen: Params | None, policy: PolicyConfig) -> Params:
+    """Logical axes of what is trained."""
+    return decoder.logical_axes(policy) if frozen is None else lora.logical_axes(policy)
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "loss"), donate_argnames=("accumulator",))
 def accumulate(
-    state: TrainState, accumulator: Accumulator, batch: Batch, *, policy: PolicyConfig, loss: LossConfig
+    frozen: Params | None, state: TrainState, accumulator: Accumulator, batch: Batch, *, policy: PolicyConfig, loss: LossConfig
 ) -> Accumulator:
     """Adds one batch. The given accumulator is donated: use the returned one."""
+    teacher = lora.attach(frozen, state.ema)
 
     def summed(params: Params) -> tuple[jax.Array, Sums]:
-        sums = batch_sums(params, state.ema, batch, policy, loss)
+        sums = batch_sums(lora.attach(frozen, params), teacher, batch, policy, loss)
         return sums["loss"], sums
 
     grads, sums = jax.grad(summed, has_aux=True)(state.params)
-    return jax.tree.map(jnp.add, accumulator, Accumulator(grads=grads, sums=sums))
+    total = jax.tree.map(jnp.add, accumulator.grads, constrain_tree(grads, _axes(frozen, policy), "train"))
+    return Accumulator(grads=total, sums=add_sums(accumulator.sums, sums))
 
 
 @functools.partial(jax.jit, static_argnames=("optim",), donate_argnames=("state",))
 def apply(state: TrainState, accumulator: Accumulator, *, optim: OptimConfig) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step and one EMA step with the token mean of what was accumulated. The given state is donated.
 
-    Metrics, float32 scalars: tokens; loss, entropy, logprob and (with a teacher) teacher_gap per token; grad_norm before
-    clipping; lr; skipped, 1 where there was no token and nothing changed (the others are then 0).
+    Metrics, float32 scalars: tokens; loss, entropy, logprob, mismatch and (with a teacher) teacher_gap per token; mismatch_max;
+    grad_norm before clipping; lr; skipped, 1 where there was no token and nothing changed (the others are then 0).
     """
     tokens = accumulator.sums["tokens"]
     grads, means = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), (accumulator.grads, accumulator.sums))
+    means |= {name: accumulator.sums[name] for name in MAXIMA}
 
     def step(state: TrainState) -> TrainState:
         updates, opt_state = optimizer(optim).update(grads, state.opt_state, state.params)
@@ -104,10 +113,18 @@ def apply(state: TrainState, accumulator: Accumulator, *, optim: OptimConfig) ->
 
 
 def update(
-    state: TrainState, batches: Iterable[Batch], *, policy: PolicyConfig, loss: LossConfig, optim: OptimConfig
+    frozen: Params | None,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    policy: PolicyConfig,
+    loss: LossConfig,
+    optim: OptimConfig,
+    mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One training step over any number of batches, none included. The state is donated; metrics as in `apply`."""
-    accumulator = zeros(state.params, loss)
-    for batch in batches:
-        accumulator = accumulate(state, accumulator, batch, policy=policy, loss=loss)
-    return apply(state, accumulator, optim=optim)
+    with jax.set_mesh(mesh):
+        accumulator = zeros(state.params, loss)
+        for batch in batches:
+            accumulator = accumulate(frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
+        return apply(state, accumulator, optim=optim)

@@ -7,6 +7,9 @@ Invariants: no environment can end or hang the run. Whatever it raises, SystemEx
 returns that is not in the protocol, comes back as a value. After a time-out the object is never touched again; after an
 error it is closed and left; the slot gets a fresh one at its next "reset". Threads are daemons: one that hangs does
 not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is collected.
+
+A time-out is the one answer that depends on the clock. With `answers` (a run's journal) it is put down before anybody learns of
+it; where it is there already, because a killed run is done again, the call fails at once and the environment is not called.
 """
 
 import json
@@ -16,9 +19,9 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from hintsd_jax.envs.base import Environment, Fault, Message, Report, Start, Turn
 
@@ -33,11 +36,23 @@ class Failure:
     detail: str
 
 
-class Call:
-    """A call under way. `result()` may be asked more than once and always says the same."""
+class Answers(Protocol):
+    """Where time-outs are kept (see `runs.journal.Journal`)."""
 
-    def __init__(self, method: str, args: tuple, limit_seconds: float):
+    def get(self, *key: str | int) -> Any: ...
+
+    def put(self, *key: str | int, value: Any) -> None: ...
+
+
+class Call:
+    """A call under way. `result()` may be asked more than once and always says the same.
+
+    `keep(failure)` is called with a time-out, once, before `result()` tells it.
+    """
+
+    def __init__(self, method: str, args: tuple, limit_seconds: float, keep: Callable[[Failure], None] | None = None):
         self.method, self.args = method, args
+        self._keep = keep
         self._limit = limit_seconds
         self._submitted = time.monotonic()
         self._finished = threading.Event()
@@ -48,6 +63,9 @@ class Call:
         """Blocks until the value is there or the limit is over. (None: the value of "close".)"""
         if not self._finished.wait(max(0.0, self._submitted + self._limit - time.monotonic())):
             self.settle(self._timeout())
+        if self._keep and isinstance(self._value, Failure) and self._value.reason == ENV_TIMEOUT:
+            self._keep(self._value)
+            self._keep = None
         return self._value
 
     def settle(self, value: Any) -> bool:
@@ -77,13 +95,13 @@ class Call:
 class EnvWorker:
     """One environment object and the daemon thread that alone touches it, from its construction to its close.
 
-    `close_failures` collects what closing after an error raised, since that call's own failure is already told.
+    After an error it closes the object itself: `begin_close()` gives the call that this counts as, before the error is told.
     """
 
-    def __init__(self, make: Callable[[], Environment], close_failures: list[Failure], name: str = "env"):
+    def __init__(self, make: Callable[[], Environment], begin_close: Callable[[], Call], name: str = "env"):
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._last: Call | None = None
-        threading.Thread(target=self._serve, args=(make, close_failures), name=name, daemon=True).start()
+        threading.Thread(target=self._serve, args=(make, begin_close), name=name, daemon=True).start()
 
     @property
     def usable(self) -> bool:
@@ -95,30 +113,35 @@ class EnvWorker:
         """Whether a call is running."""
         return self._last is not None and not self._last.done
 
-    def submit(self, method: str, args: tuple, limit_seconds: float) -> Call:
-        """Starts `method(*args)`; the limit counts from now. Raises ValueError while another call is running."""
+    def submit(self, call: Call) -> Call:
+        """Starts a call. One that is settled already ends this worker, as its failure did the first time.
+
+        Raises ValueError while another call is running.
+        """
         if self.busy:
-            raise ValueError(f"{method} submitted while {self._last.method} is running")
-        call = Call(method, args, limit_seconds)
+            raise ValueError(f"{call.method} submitted while {self._last.method} is running")
         if self.usable:
             self._last = call
             self._calls.put(call)
         else:
-            call.settle(Failure(ENV_ERROR, f"{method} after the environment had failed"))
+            call.settle(Failure(ENV_ERROR, f"{call.method} after the environment had failed"))
         return call
 
-    def _serve(self, make: Callable[[], Environment], close_failures: list[Failure]) -> None:
+    def _serve(self, make: Callable[[], Environment], begin_close: Callable[[], Call]) -> None:
         env = None
         while True:
             call = self._calls.get()
+            if call.done:
+                return  # it has failed before the environment could be called
             try:
                 if env is None:
                     env = make()  # here, so that a constructor that hangs or fails is a failed call too
                 value = _CHECKS[call.method](getattr(env, call.method)(*call.args))
             except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
+                closing = begin_close() if env is not None and call.method != "close" else None
                 stands = call.settle(Failure(ENV_ERROR, _describe(error)))
-                if stands and env is not None and call.method != "close":
-                    _close_after_error(env, close_failures)
+                if closing is not None and not closing.done:
+                    closing.settle(_close_after_error(env) if stands else None)
                 return
             if not call.settle(value) or call.method == "close":
                 return  # too late: the host has given this environment up; or closed
@@ -129,14 +152,26 @@ class EnvPool:
 
     `make()` builds an environment, in the slot's thread. A slot keeps its environment through resets; after a
     failure its next "reset" builds another. `close()` at the end, or use the pool in a `with` statement.
+
+    `answers` keeps time-outs under `(*names[slot], call)`, the call being "reset", "step 1", "step 2", ..., "report" or "close":
+    names must tell the slots apart, and a slot's episodes too if it is reset more than once.
     """
 
-    def __init__(self, make: Callable[[], Environment], size: int, limit_seconds: float):
+    def __init__(
+        self,
+        make: Callable[[], Environment],
+        size: int,
+        limit_seconds: float,
+        answers: Answers | None = None,
+        names: Sequence[tuple[str | int, ...]] = (),
+    ):
         if size < 1 or not limit_seconds > 0:
             raise ValueError(f"a pool of {size} environments with a limit of {limit_seconds} s")
         self._make, self._limit = make, float(limit_seconds)
+        self._answers, self._names = answers, names
         self._workers: list[EnvWorker | None] = [None] * size
-        self._close_failures: list[Failure] = []
+        self._steps = [0] * size
+        self._closings: list[Call] = []  # of environments that failed
 
     def submit(self, slot: int, method: str, *args: Any) -> Call:
         """Starts "reset"(task), "step"(action) or "report"() on a slot. One call at a time per slot."""
@@ -144,19 +179,37 @@ class EnvPool:
             raise ValueError(f"no environment call {method!r}")
         worker = self._workers[slot]
         if method == "reset" and (worker is None or not worker.usable):
-            worker = self._workers[slot] = EnvWorker(self._make, self._close_failures, name=f"env-{slot}")
+            worker = self._workers[slot] = EnvWorker(self._make, lambda: self._begin_close(slot), name=f"env-{slot}")
         if worker is None:
             raise ValueError(f"{method} on slot {slot} before its reset")
-        return worker.submit(method, args, self._limit)
+        self._steps[slot] = 0 if method == "reset" else self._steps[slot] + (method == "step")
+        return worker.submit(self._call(slot, method, args))
 
     def close(self) -> list[Failure]:
-        """Closes, all at once, every environment that has not failed and is not in a call; returns what went wrong in closing,
-        to be counted. Blocks for one limit at most; the pool may be used again afterwards."""
-        workers = [worker for worker in self._workers if worker is not None and worker.usable and not worker.busy]
+        """Closes, all at once, every environment that has not failed and is not in a call; returns what went wrong in closing, after
+        an error too, to be counted. Blocks for one limit at most; the pool may be used again afterwards."""
+        workers = [(slot, worker) for slot, worker in enumerate(self._workers) if worker is not None and worker.usable and not worker.busy]
         self._workers = [None] * len(self._workers)
-        results = [call.result() for call in [worker.submit("close", (), self._limit) for worker in workers]]
-        earlier, self._close_failures = self._close_failures, []
-        return earlier + [result for result in results if isinstance(result, Failure)]
+        calls, self._closings = self._closings, []
+        calls += [worker.submit(self._call(slot, "close", ())) for slot, worker in workers]
+        return [result for result in [call.result() for call in calls] if isinstance(result, Failure)]
+
+    def _begin_close(self, slot: int) -> Call:
+        call = self._call(slot, "close", ())
+        self._closings.append(call)
+        return call
+
+    def _call(self, slot: int, method: str, args: tuple) -> Call:
+        """A call of this slot; settled where a time-out is known for it."""
+        if self._answers is None:
+            return Call(method, args, self._limit)
+        key = (*self._names[slot], f"step {self._steps[slot]}" if method == "step" else method)
+        known = self._answers.get(*key)
+        if known is None:
+            return Call(method, args, self._limit, lambda failure: self._answers.put(*key, value=asdict(failure)))
+        call = Call(method, args, self._limit)
+        call.settle(Failure(**known))
+        return call
 
     def __enter__(self) -> "EnvPool":
         return self
@@ -165,11 +218,12 @@ class EnvPool:
         self.close()
 
 
-def _close_after_error(env: Environment, close_failures: list[Failure]) -> None:
+def _close_after_error(env: Environment) -> Failure | None:
     try:
         env.close()
     except BaseException as error:
-        close_failures.append(Failure(ENV_ERROR, f"close after an error: {_describe(error)}"))
+        return Failure(ENV_ERROR, f"close after an error: {_describe(error)}")
+    return None
 
 
 def _describe(error: BaseException) -> str:

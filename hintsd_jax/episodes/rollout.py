@@ -19,7 +19,7 @@ import numpy as np
 
 from hintsd_jax.envs.base import Environment, Start, Turn
 from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.envcalls import EnvPool, Failure
+from hintsd_jax.episodes.envcalls import Answers, EnvPool, Failure
 from hintsd_jax.episodes.episode import Episode, observation_text
 from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.sampling import Engine, Sampling, Stats
@@ -114,15 +114,21 @@ def run_episodes(
     seed: int,
     step: int,
     call_timeout_s: float,
+    answers: Answers | None = None,
+    phase: str = "",
 ) -> tuple[list[Episode], Counter, Stats]:
     """Plays `rollouts` episodes of every task.
+
+    `answers` keeps the calls that timed out, under `(phase, task id, slot, call)`: a task may come twice. One journal must not
+    see a phase twice.
 
     Returns:
       (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts that never
       began (a reset that failed, a prompt beyond the context), each of which is missing in `episodes`.
     """
-    with EnvPool(make_env, len(tasks) * rollouts, call_timeout_s) as pool:
-        calls = [pool.submit(worker, "reset", tasks[worker // rollouts]) for worker in range(len(tasks) * rollouts)]
+    names = [(phase, tasks[worker // rollouts]["id"], worker) for worker in range(len(tasks) * rollouts)]
+    with EnvPool(make_env, len(names), call_timeout_s, answers, names) as pool:
+        calls = [pool.submit(worker, "reset", tasks[worker // rollouts]) for worker in range(len(names))]
         jobs: list[Rollout] = []
         dropped: Counter = Counter()
         prompts: dict[int, tuple] = {}

@@ -1,10 +1,11 @@
 """The shape and the numerics of one decoder. A Hugging Face `config.json` flows in, a hashable `PolicyConfig` flows out.
 
-Precision policy (the only one): parameters are stored in float32; matrix products read them cast to `compute_dtype`;
-RMSNorm, rotary angles, the attention softmax and the logits are computed in float32 whatever `compute_dtype` is.
+Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that are not trained
+(under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`; RMSNorm, rotary angles, the attention
+softmax, the logits and every sum over tokens are float32 whatever `compute_dtype` is.
 
-Invariant: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the two fields that say how to run it rather than
-what it is, `compute_dtype` and `remat`.
+Invariant: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than what it
+is: `compute_dtype`, `remat` and `lora`.
 """
 
 import dataclasses
@@ -33,12 +34,50 @@ _HF_KEYS = {
 _HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "rope_scaling": None}
 
 
+# Hugging Face's name of a projection -> where it stands in a layer of ours.
+LORA_TARGETS = {
+    "q_proj": ("attention", "query"),
+    "k_proj": ("attention", "key"),
+    "v_proj": ("attention", "value"),
+    "o_proj": ("attention", "out"),
+    "gate_proj": ("mlp", "gate"),
+    "up_proj": ("mlp", "up"),
+    "down_proj": ("mlp", "down"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv:2106.09685): y = x W + alpha / rank * dropout(x) A B on the target projections.
+
+    `dropout` is the share of a target's inputs set to 0, in the student's training pass only. `targets` are Hugging Face's names,
+    those of `LORA_TARGETS`. Raises UserError on impossible values.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha < 0 or not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"lora: rank {self.rank} must be at least 1, alpha {self.alpha} not negative, dropout {self.dropout} in [0, 1)")
+        wrong = [target for target in self.targets if target not in LORA_TARGETS]
+        if wrong or not self.targets or len(set(self.targets)) != len(self.targets):
+            raise UserError(f"lora.targets = {self.targets}: name different ones of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """A Qwen3 decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
-    `remat` recomputes each layer in the backward pass of the training forward. Raises UserError on impossible shapes.
+    `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
+    parameters hold one. Raises UserError on impossible shapes.
     """
 
     vocab_size: int
@@ -54,6 +93,7 @@ class PolicyConfig:
     max_positions: int
     compute_dtype: str = "float32"
     remat: bool = True
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_positions"):

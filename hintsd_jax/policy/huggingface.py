@@ -1,17 +1,14 @@
 """Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params, tokenizer).
 
 One table gives every parameter its Hugging Face name. Reading and writing walk the same list, so what is written is read back
-bit for bit: kernels are only transposed and reshaped. Nothing is guessed: a tensor too few, too many, of another shape
+bit for bit: kernels are only transposed. Nothing is guessed: a tensor too few, too many, of another shape
 or cut short ends in a UserError that names file and tensor.
 """
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import Mesh, NamedSharding
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.files import Tensors, read_json, replacing, write_json, write_tensors
+from hintsd_jax.policy.sharding import spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +32,7 @@ INDEX = "model.safetensors.index.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # Path in our tree -> Hugging Face name. "{n}" is the layer: such leaves are stacked here and separate there.
-_NAMES = {
+NAMES = {
     "embed/embedding": _EMBED,
     "layers/attention_norm/scale": "model.layers.{n}.input_layernorm.weight",
     "layers/attention/query/kernel": "model.layers.{n}.self_attn.q_proj.weight",
@@ -64,7 +62,7 @@ class _Leaf:
         return self.path.startswith("layers/")
 
     def name(self, n: int) -> str:
-        return _NAMES[self.path].format(n=n)
+        return NAMES[self.path].format(n=n)
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
@@ -76,17 +74,12 @@ class _Leaf:
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """Kernels are [out, in] there and [*in, *out] here; the output projection of attention has two input axes."""
-        if not self.is_kernel:
-            return self.layer_shape
-        inputs = 2 if self.path.endswith("/out/kernel") else 1
-        return math.prod(self.layer_shape[inputs:]), math.prod(self.layer_shape[:inputs])
+        """Kernels are [out, in] there and [in, out] here."""
+        return self.layer_shape[::-1] if self.is_kernel else self.layer_shape
 
-    def to_hf(self, weight: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(weight.reshape(self.hf_shape[::-1]).T) if self.is_kernel else weight
-
-    def from_hf(self, weight: np.ndarray) -> np.ndarray:
-        return weight.T.reshape(self.layer_shape) if self.is_kernel else weight
+    def transposed(self, weight: np.ndarray) -> np.ndarray:
+        """From our layout to theirs, and back."""
+        return np.ascontiguousarray(weight.T) if self.is_kernel else weight
 
 
 def _leaves(config: PolicyConfig) -> Iterator[_Leaf]:
@@ -95,77 +88,57 @@ def _leaves(config: PolicyConfig) -> Iterator[_Leaf]:
         yield _Leaf("/".join(key.key for key in path), leaf.shape)
 
 
-class _Checkpoint:
-    """The tensors of one directory by name, from one file or from the shards of an index; opened lazily, read one by one."""
-
-    def __init__(self, path: pathlib.Path, stack: contextlib.ExitStack):
-        self.file_of: dict[str, pathlib.Path] = {}
-        self._open = {}
-        if (path / INDEX).is_file():
-            self.listing = path / INDEX
-            weight_map = _read_json(self.listing).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-                raise UserError(f"{self.listing}: no weight_map from tensor names to files")
-            files = sorted({path / file for file in weight_map.values()})
-        elif (path / WEIGHTS).is_file():
-            self.listing, weight_map = path / WEIGHTS, None
-            files = [self.listing]
-        else:
+def _open_checkpoint(path: pathlib.Path, stack: contextlib.ExitStack) -> Tensors:
+    """The tensors of a directory, from one file or from the shards of an index."""
+    if not (path / INDEX).is_file():
+        if not (path / WEIGHTS).is_file():
             raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
-        for file in files:
-            _check_complete(file)
-            self._open[file] = stack.enter_context(safe_open(file, framework="np"))
-            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
-        for name, file in (weight_map or {}).items():
-            if self.file_of.get(name) != path / file:
-                raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
-
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as float32. Raises UserError when it is missing, not floating point or not of `shape`."""
-        if name not in self.file_of:
-            raise UserError(f"{self.listing}: tensor {name} of shape {list(shape)} is missing")
-        file = self.file_of[name]
-        about = self._open[file].get_slice(name)
-        if tuple(about.get_shape()) != shape:
-            raise UserError(f"{file}: tensor {name} has shape {about.get_shape()}; config.json asks for {list(shape)}")
-        if about.get_dtype() not in ("F32", "F16", "BF16"):
-            raise UserError(f"{file}: tensor {name} has dtype {about.get_dtype()}; only F32, F16 and BF16 are supported")
-        return self._open[file].get_tensor(name).astype(np.float32)
+        return Tensors([path / WEIGHTS], path / WEIGHTS, "config.json", stack)
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
+    checkpoint = Tensors(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json", stack)
+    for name, file in weight_map.items():
+        if checkpoint.file_of.get(name) != path / file:
+            raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
+    return checkpoint
 
 
-def load_policy(path: str | os.PathLike, **overrides: Any) -> tuple[PolicyConfig, decoder.Params]:
+def load_policy(path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any) -> tuple[PolicyConfig, decoder.Params]:
     """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
 
-    Returns float32 parameters on the default device. Raises UserError when the directory, a file or a tensor is missing,
-    cut short, misshapen or unexpected, naming it.
+    Returns the parameters as training lays them out on `mesh` (None: the default device), in float32; those that an adapter
+    (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a tensor is
+    missing, cut short, misshapen or unexpected, naming it.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
-    config = PolicyConfig.from_hf(_read_json(path / "config.json"), **overrides)
+    config = PolicyConfig.from_hf(read_json(path / "config.json"), **overrides)
     params: decoder.Params = {}
+    axes = decoder.logical_axes(config)
     with contextlib.ExitStack() as stack:
-        checkpoint = _Checkpoint(path, stack)
+        checkpoint = _open_checkpoint(path, stack)
         expected = set()
         for leaf in _leaves(config):
             layers = []
             for n in range(leaf.shape[0] if leaf.stacked else 1):
                 expected.add(leaf.name(n))
-                layers.append(leaf.from_hf(checkpoint.read(leaf.name(n), leaf.hf_shape)))
+                layers.append(leaf.transposed(checkpoint.read(leaf.name(n), leaf.hf_shape)))
             *parents, last = leaf.path.split("/")
-            node = params
+            node, names = params, axes
             for key in parents:
-                node = node.setdefault(key, {})
-            node[last] = jnp.asarray(np.stack(layers) if leaf.stacked else layers[0])
-        extra = sorted(set(checkpoint.file_of) - expected)
-        if config.tie_embeddings and _HEAD in extra:
+                node, names = node.setdefault(key, {}), names[key]
+            frozen = config.lora is not None and last != "scale"
+            weight = np.stack(layers) if leaf.stacked else layers[0]
+            sharding = None if mesh is None else NamedSharding(mesh, spec(leaf.shape, names[last], mesh, "train"))
+            node[last] = jax.device_put(weight.astype(jnp.dtype(config.compute_dtype) if frozen else np.float32), sharding)
+        if config.tie_embeddings and _HEAD in checkpoint.file_of:
             # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
             shape = (config.vocab_size, config.d_model)
             if np.array_equal(checkpoint.read(_HEAD, shape), checkpoint.read(_EMBED, shape)):
-                extra.remove(_HEAD)
-        if extra:
-            more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-            raise UserError(f"{checkpoint.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; config.json does not ask for it")
+                expected.add(_HEAD)
+        checkpoint.refuse_others(expected)
     return config, params
 
 
@@ -180,29 +153,11 @@ def save_policy(
     It is written beside `path` and then renamed. A policy that already stands at `path` is replaced; anything else there, and
     a place that cannot be written, is a UserError.
     """
-    path = pathlib.Path(path).absolute()
-    if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists and is not a policy directory; choose another place")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
-            new.mkdir()
-            (new / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
-            save_file(_to_hf(config, params), new / WEIGHTS, metadata={"format": "pt"})
-            (new / WEIGHTS).chmod((new / "config.json").stat().st_mode)  # safetensors writes for the owner only
-            if tokenizer is not None:
-                tokenizer.save_pretrained(new)
-            if path.exists():
-                path.rename(old)  # steps aside first: a rename cannot replace a full directory
-            try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot write the policy there: {error}") from error
+    with replacing(path, "policy", marker="config.json") as new:
+        write_json(new / "config.json", config.to_hf())
+        write_tensors(new / WEIGHTS, _to_hf(config, params))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
 
 
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
@@ -210,7 +165,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast  # here, because this import alone takes seconds
 
     path = pathlib.Path(path)
-    _read_json(path / "tokenizer.json")
+    read_json(path / "tokenizer.json")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
@@ -226,39 +181,5 @@ def _to_hf(config: PolicyConfig, params: decoder.Params) -> dict[str, np.ndarray
     for leaf in _leaves(config):
         weight = np.asarray(flat[leaf.path], np.float32)
         for n, layer in enumerate(weight if leaf.stacked else [weight]):
-            tensors[leaf.name(n)] = leaf.to_hf(layer)
+            tensors[leaf.name(n)] = leaf.transposed(layer)
     return tensors
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__}, not a JSON object")
-    return content
-
-
-def _check_complete(file: pathlib.Path) -> None:
-    """Reads the safetensors header and names the first tensor whose bytes are not there (the library only says 'incomplete').
-
-    Format: 8 bytes little-endian header length, the header as JSON, then the data that its offsets point into.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise UserError(f"{file}: cut short within its header ({size} bytes); copy it again")
-            header = json.loads(stream.read(length))
-        ends = {name: about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"}
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing; {INDEX} lists it") from None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a safetensors file: {error!r}") from error
-    cut = [name for name, end in sorted(ends.items(), key=lambda item: item[1]) if 8 + length + end > size]
-    if cut:
-        raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")

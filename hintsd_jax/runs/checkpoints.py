@@ -1,7 +1,7 @@
 """Checkpoints: a train state and a small JSON record go in under a step, and come out bit-equal.
 
 Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on disk;
-what a kill left behind is ignored and removed at the next start.
+what a kill left behind, half written or half deleted, is ignored and removed at the next start.
 """
 
 import os
@@ -46,6 +46,10 @@ class Checkpoints:
                 enable_async_checkpointing=True,
             ),
         )
+        # Orbax deletes file by file: a kill leaves half a checkpoint, which it would offer as a whole one.
+        steps = self._manager.all_steps()
+        for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
+            self._manager.delete(step)
 
     def save(self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> bool:
         """Starts saving and returns when `state` has been copied to the host: it may be donated at once.

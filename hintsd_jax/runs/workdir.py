@@ -20,6 +20,7 @@ import ml_collections
 import hintsd_jax
 from hintsd_jax.config import flatten
 from hintsd_jax.errors import UserError
+from hintsd_jax.runs.journal import Journal
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
@@ -124,6 +125,14 @@ class Workdir:
         with atomic_writer(path) as file:
             file.write(text)
         return path
+
+    def journal(self, kind: str, step: int) -> Journal:
+        """`journal/<kind>_<step>.jsonl`: what the outside world answered there, in this process and in those before it.
+
+        One journal for each time that tasks are played: "step" (a training step's rollouts and hindsight), "eval" (the evaluation
+        after that step), "before" and "after" (the held-out tasks).
+        """
+        return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
 
     def discard_after(self, step: int | None) -> None:
         """Removes the episodes of steps later than `step` (None: all): a resumed run makes them again."""

@@ -13,14 +13,19 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.sharding import make_mesh
 from hintsd_jax.sampling import programs
+from hintsd_jax.sampling.serving import ServingLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +95,23 @@ class _Slot:
 
 class Engine:
     """Serves any weights of one policy shape: the student's in rollouts, the teacher's in analysis, from the arrays that
-    training updates.
+    training updates. Where serving lays weights out otherwise than training does, they are laid out once per run.
 
     Args:
       policy: the policy's shape.
       config: see `EngineConfig`.
       stop_ids: token ids that end a generation.
+      mesh: the devices it runs on, by default the first one alone.
     """
 
-    def __init__(self, policy: PolicyConfig, config: EngineConfig, stop_ids: Sequence[int]):
+    def __init__(self, policy: PolicyConfig, config: EngineConfig, stop_ids: Sequence[int], mesh: Mesh | None = None):
         if list(config.prefill_buckets) != sorted(set(config.prefill_buckets)) or not config.prefill_buckets:
             raise UserError(f"rollout.prefill_buckets must ascend, got {config.prefill_buckets}")
         self.policy, self.config, self._stop_ids = policy, config, tuple(stop_ids)
-        self._cache = decoder.init_cache(policy, config.slots, config.context)
+        self.mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+        self._layout = ServingLayout(policy, self.mesh)
+        with jax.set_mesh(self.mesh):
+            self._cache = jax.jit(partial(decoder.init_cache, policy, config.slots, config.context))()
 
     def run(self, params, jobs: Iterable[Job]) -> Stats:
         """Runs all jobs to their end, in their order as slots come free.
@@ -110,7 +119,20 @@ class Engine:
         Raises:
           UserError: a prompt leaves no room for a single sampled token.
         """
-        queue, stats = deque(jobs), Stats()
+        with jax.set_mesh(self.mesh):
+            return self._run(self._layout(params), deque(jobs))
+
+    def compile(self, params) -> None:
+        """Compiles every program that `run` may need, by calling each on empty slots: later, nothing compiles."""
+        with jax.set_mesh(self.mesh):
+            params = self._layout(params)
+            for bucket in self.config.prefill_buckets:
+                self._prefill_bucket(params, bucket, [], Stats())
+            self._copy_part([])
+            self._decode(params, self._idle_lanes(), Stats())
+
+    def _run(self, params, queue: deque) -> Stats:
+        stats = Stats()
         slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
         lanes = self._idle_lanes()
         while True:
@@ -126,13 +148,6 @@ class Engine:
             self._submit(slots, lanes, stats)
             if not self.config.overlap:
                 self._collect(slots, lanes)
-
-    def compile(self, params) -> None:
-        """Compiles every program that `run` may need, by calling each on empty slots: later, nothing compiles."""
-        for bucket in self.config.prefill_buckets:
-            self._prefill_bucket(params, bucket, [], Stats())
-        self._copy_part([])
-        self._decode(params, self._idle_lanes(), Stats())
 
     def _idle_lanes(self) -> programs.Lanes:
         B, A = self.config.slots, self.config.max_tokens
@@ -159,6 +174,7 @@ class Engine:
             answer = slot.job.collect()
             if answer is None:
                 slot.job = None
+                lanes.position_B[index] = self.config.context  # nothing attends for an empty slot
             else:
                 slot.fresh = [int(lanes.pending_B[index]), *answer]
 

@@ -1,4 +1,5 @@
-"""The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back (donated).
+"""The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back (donated), and is
+called under the engine's mesh.
 
 A slot's row of the cache holds the keys and values of positions 0..length-1; its *pending* token, the last one known, stands at
 position `length` and is fed by the next decode step. So prefill needs no logits at all, and a sampled token enters the cache
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
 
@@ -40,12 +42,13 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
 
     Rows shorter than L are padded on the right: the padding lands beyond the slot's length, where it does no harm.
     """
-    rows = [(k.at[slots_R].get(mode="clip"), v.at[slots_R].get(mode="clip")) for k, v in cache]
-    positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])[None]
-    _, rows = decoder.forward_cached(params, config, tokens_RL, positions_RL, rows)
+    # Only what is read is copied out, as one array for the scan over layers; only the new tokens are written back.
+    rows = tuple(jnp.stack([x.at[slots_R].get(mode="clip") for x in layers]) for layers in zip(*cache, strict=True))
+    new = decoder.extend(params, config, tokens_RL, start_R, rows)
+    positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
     return [
-        (k.at[slots_R].set(row_k, mode="drop"), v.at[slots_R].set(row_v, mode="drop"))
-        for (k, v), (row_k, row_v) in zip(cache, rows, strict=True)
+        tuple(old.at[slots_R[:, None], positions_RL].set(x[n], mode="drop") for old, x in zip(layer, new, strict=True))
+        for n, layer in enumerate(cache)
     ]
 
 
@@ -78,10 +81,8 @@ def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, lanes
 
     def step(carry):
         cache, lanes, steps = carry
-        hidden_B1D, cache = decoder.forward_cached(
-            params, config, lanes.pending_B[:, None], lanes.position_B[:, None], cache
-        )
-        logits_BV = decoder.project(params, config, hidden_B1D[:, 0])
+        hidden_BD, cache = decoder.decode_step(params, config, lanes.pending_B, lanes.position_B, cache)
+        logits_BV = constrain(decoder.project(params, config, hidden_BD), "serve", "batch", "act_vocab")
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(lanes.key_B2), lanes.position_B)
         token_B, logprob_B = sample(logits_BV, keys_B, lanes.temperature_B, lanes.top_p_B, lanes.top_k_B)
         active_B = lanes.active_B

@@ -1,0 +1,143 @@
+"""Every compiled program of a run from shapes alone: config, policy shape and mesh in, programs to lower and compile out.
+
+No weights and no devices are needed: a mesh of a described topology does (see `topology`), so what a pod will hold and do can be read
+off the real compiler's result on any machine. Invariant: these are the functions and layouts that a run uses, not copies of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from hintsd_jax.distill import packing, step
+from hintsd_jax.distill.state import TrainState, moment_shardings, optimizer
+from hintsd_jax.errors import UserError
+from hintsd_jax.policy import decoder, lora
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.sharding import make_mesh, shardings, spec
+from hintsd_jax.sampling import programs as sampling
+from hintsd_jax.session import engine_config, loss_config, optim_config, update_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """name; lower: traces and lowers it under its mesh; held: bytes of its weights on one device."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    held: int
+
+
+def topology(name: str, **sizes: int) -> Mesh:
+    """A mesh (`make_mesh` with `sizes`) of a TPU topology such as "v5e:2x4" or "v5p:2x2x2", of which no chip is here.
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the topology.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of the machine that libtpu believes it is on; any will do
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        described = topologies.get_topology_desc(name, "tpu")
+    except Exception as error:  # libtpu reports both by RuntimeError or ValueError of several kinds
+        raise UserError(f"TPU topology {name!r} cannot be described: {error}: install requirements-tpu.txt, or name one such as v5e:2x4") from error
+    return make_mesh(**sizes, devices=described.devices)
+
+
+def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
+    """The engine's programs (rollout, analysis and evaluation are the same three on other weights), then those of the update."""
+    engine, B = engine_config(config), config.rollout.slots
+    axes = _axes(policy)
+    served = _abstract(_weights(policy, served=True), axes, mesh, "serve")
+    layer = _array((B, engine.context, policy.num_kv_heads, policy.head_dim), policy.compute_dtype, mesh, decoder.CACHE_AXES)
+    cache = [(layer, layer)] * policy.num_layers
+    everywhere = partial(_array, mesh=mesh, names=None)
+    R, A = engine.prefill_rows, engine.max_tokens
+    ids = everywhere((R,), "int32")
+    for L in engine.prefill_buckets:
+        lower = partial(sampling.prefill.lower, served, policy, cache, everywhere((R, L), "int32"), ids, ids)
+        yield Program(f"prefill {R} x {L}", _under(mesh, lower), _held(served))
+    yield Program("copy", _under(mesh, partial(sampling.copy_slots.lower, cache, ids, ids)), 0)
+    dtypes = ("int32", "int32", "bool", "int32", "int32", "int32", "float32", "uint32", "float32", "float32", "int32")
+    widths = ((), (), (), (), (), (A,), (A,), (2,), (), (), ())
+    lanes = sampling.Lanes(*(everywhere((B, *width), dtype) for dtype, width in zip(dtypes, widths, strict=True)))
+    decode = partial(sampling.decode.lower, served, policy, stop_ids, cache, lanes, everywhere((), "int32"))
+    yield Program(f"decode {B} slots x {engine.context}", _under(mesh, decode), _held(served))
+
+    weights = _abstract(_weights(policy, served=False), axes, mesh, "train")
+    frozen, trained = (weights, weights.pop("lora")) if policy.lora else (None, weights)
+    state = abstract_state(trained, config)
+    loss, shapes = loss_config(config), update_shapes(config, mesh)
+    scalar = everywhere((), "float32")
+    accumulator = step.Accumulator(grads=state.params, sums=dict.fromkeys(loss.sum_names, scalar))
+    held = _held(weights) + _held(state)
+    for length, pair in shapes.all():
+        blank = packing.blank_batch(shapes, length, pair)
+        batch = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, mesh, ("batch",) + ("length",) * (leaf.ndim - 1), "train"), blank)
+        lower = partial(step.accumulate.lower, frozen, state, accumulator, batch, policy=policy, loss=loss)
+        name = f"update {shapes.rows} x {length} + {shapes.stream_buckets[pair]}"
+        yield Program(name, _under(mesh, lower), held)
+    yield Program("apply", _under(mesh, partial(step.apply.lower, state, accumulator, optim=optim_config(config))), held)
+
+
+def abstract_state(trained: Any, config: ConfigDict) -> TrainState:
+    """The train state of these abstract weights, laid out as `distill.state.create` does."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, trained)
+    moments = jax.eval_shape(optimizer(optim_config(config)).init, trained)
+    moments = jax.tree.map(_at, moments, moment_shardings(moments, layout))
+    everywhere = NamedSharding(jax.tree.leaves(layout)[0].mesh, PartitionSpec())
+    return TrainState(step=jax.ShapeDtypeStruct((), "int32", sharding=everywhere), params=trained, ema=trained, opt_state=moments)
+
+
+def _under(mesh: Mesh, lower: Callable) -> Callable:
+    def call():
+        with jax.set_mesh(mesh):
+            return lower()
+
+    return call
+
+
+def _axes(policy: PolicyConfig) -> Any:
+    return decoder.logical_axes(policy) | ({"lora": lora.logical_axes(policy)} if policy.lora else {})
+
+
+def _weights(policy: PolicyConfig, served: bool) -> Any:
+    """Shapes and dtypes of all weights: what is trained in float32, what is served or frozen in the compute dtype, but for norms."""
+    weights = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0))
+    if policy.lora:
+        weights["lora"] = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
+
+    def dtype(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        trained = policy.lora is None or path[0].key == "lora"
+        full = path[-1].key == "scale" or (trained and not served)
+        return jax.ShapeDtypeStruct(leaf.shape, "float32" if full else policy.compute_dtype)
+
+    return jax.tree_util.tree_map_with_path(dtype, weights)
+
+
+def _abstract(tree: Any, axes: Any, mesh: Mesh, role: str) -> Any:
+    return jax.tree.map(_at, tree, shardings(tree, axes, mesh, role))
+
+
+def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _array(shape: tuple[int, ...], dtype: Any, mesh: Mesh, names: tuple[str, ...] | None, role: str = "serve") -> jax.ShapeDtypeStruct:
+    where = PartitionSpec() if names is None else spec(shape, names, mesh, role)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, where))
+
+
+def _held(tree: Any) -> int:
+    """Bytes on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,91 @@
+"""Answers of the outside world: a key and a JSON value go in, and come out again when the step is done again after a kill.
+
+A step is recomputed from its checkpoint, and everything it computes comes out as before. What it was told does not: whether an
+environment answered in time, what an endpoint replied. Such an answer is put down here first and acted on second.
+
+Invariant: an answer that anything was built on is on disk, under one key once. Journals are never cut back: a resumed run
+reads those of the steps that it does again, the others stay as a record. A run that puts nothing down leaves no file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hintsd_jax.errors import UserError
+
+Key = tuple[str | int, ...]
+
+
+class Journal:
+    """The answers of one step, one file: `{"key": [...], "value": ...}` a line. Safe to use from several threads.
+
+    A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next one is put down.
+
+    Args:
+      path: the file; it and its folder are made with the first answer.
+
+    Raises:
+      UserError: another line is broken.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._answers: dict[Key, Any] = {}
+        self._bytes = 0  # of whole lines
+        for line, key, value in _entries(self.path):
+            self._answers[key] = value
+            self._bytes += len(line)
+
+    def get(self, *key: str | int, default: Any = None) -> Any:
+        """The JSON value put down under `key`, in this process or an earlier one."""
+        with self._lock:
+            return self._answers.get(key, default)
+
+    def put(self, *key: str | int, value: Any) -> None:
+        """Puts a JSON value down under a new key; on return it is on disk.
+
+        Raises:
+          ValueError: the key has a value already, or the value is not JSON.
+        """
+        line = (json.dumps({"key": key, "value": value}, allow_nan=False) + "\n").encode()
+        with self._lock:
+            if key in self._answers:
+                raise ValueError(f"{self.path} has an answer for {key} already")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.truncate(self._bytes)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self._bytes:
+                _sync_folder(self.path.parent)
+            self._bytes += len(line)
+            self._answers[key] = json.loads(line)["value"]  # what a resumed run will read: tuples are lists
+
+
+def _entries(path: Path) -> Iterator[tuple[bytes, Key, Any]]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            entry = json.loads(line)
+            yield line, tuple(entry["key"]), entry["value"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} line {number} is not an answer put down by this program: mend or remove the file") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts a new file's name on disk as well; and its folder's own."""
+    for path in (folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,43 @@
+"""Weights as training holds them in, weights as serving wants them out: split over all devices, in the compute dtype.
+
+A decoding step reads every weight once, so it wants them in bfloat16 where that is what is computed in, and never to be gathered.
+Invariant: where layout and dtype are what they were, the arrays that come out are the ones that went in, not copies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from hintsd_jax.policy import decoder, lora
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.sharding import shardings
+
+
+class ServingLayout:
+    """`layout(params)` -> the same weights for the engine. Weights under an adapter never change: their copy, if one is needed, is kept."""
+
+    def __init__(self, policy: PolicyConfig, mesh: Mesh):
+        self._policy, self._mesh = policy, mesh
+        self._axes = decoder.logical_axes(policy) | ({"lora": lora.logical_axes(policy)} if policy.lora else {})
+        self._frozen: dict[int, tuple[jax.Array, jax.Array]] = {}  # id of an array -> the array (so that the id stays its own), its copy
+
+    def __call__(self, params: decoder.Params) -> decoder.Params:
+        axes = {name: self._axes[name] for name in params}
+        layout = shardings(params, axes, self._mesh, "serve")
+        frozen = {id(leaf) for leaf in jax.tree.leaves({**params, "lora": {}})} if "lora" in params else set()
+
+        def lay(path: tuple, leaf: jax.Array, sharding: Any) -> jax.Array:
+            kept = self._frozen.get(id(leaf))
+            if kept is not None:
+                return kept[1]
+            # RMSNorm computes in float32 whatever the rest does.
+            dtype = leaf.dtype if path[-1].key == "scale" else self._policy.compute_dtype
+            laid = jax.device_put(leaf.astype(dtype), sharding)
+            if id(leaf) in frozen:
+                self._frozen[id(leaf)] = (leaf, laid)
+            return laid
+
+        return jax.tree_util.tree_map_with_path(lay, params, layout)

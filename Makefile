@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
+LIBTPU := .cache/libtpu
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test bfcl smoke desk-policy clean
+.PHONY: help demo test test-tpu tpu-table libtpu bfcl smoke desk-policy clean
 
 help:
 	@echo "make demo         train the embedded agent on the Desk environment and print the result"
 	@echo "make test         run the tests"
+	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
+	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make bfcl         install the BFCL tasks and tools"
 	@echo "make smoke        the shortest whole run (under a minute)"
 	@echo "make desk-policy  make assets/desk-policy again"
@@ -23,8 +26,17 @@ demo: $(VENV)/.installed
 # The real BFCL tasks and tools, for configs/bfcl_smoke.py and the tests.
 bfcl: $(VENV)/.installed-bfcl
 
-test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
+test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile
+
+test-tpu: $(VENV)/.installed-dev $(LIBTPU)/.installed
+	$(PY) -m pytest -q -m tpu tests/test_aot.py
+
+tpu-table: $(VENV)/.installed $(LIBTPU)/.installed
+	$(PY) -m benchmarks.tpu_programs
+
+# The TPU compiler, which needs no TPU.
+libtpu: $(LIBTPU)/.installed
 
 smoke: $(VENV)/.installed
 	$(PY) -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train
@@ -58,4 +70,13 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 $(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
 	@echo "installing requirements-bfcl.txt"
 	@$(PIP) --no-deps -r requirements-bfcl.txt
+	@touch $@
+
+# Beside the environment, not in it: there, jax would look for a TPU at every start and warn that it finds none.
+$(LIBTPU)/.installed: $(VENV)/.installed
+	@rm -rf $(LIBTPU) && mkdir -p $(LIBTPU)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		wanted=$$($(PY) -c 'import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))') && \
+		echo "installing $$wanted under $(LIBTPU)" && $(PIP) --no-deps --target $(LIBTPU) "$$wanted"; \
+	else echo "libtpu is for Linux x86_64 only: tests of TPU programs will be skipped"; fi
 	@touch $@

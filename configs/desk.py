@@ -38,9 +38,9 @@ def get_config():
     config.hindsight.context = 400
 
     config.distill.length_buckets = (160, 288)
-    config.distill.stream_buckets = (128,)
-    config.distill.action_buckets = (64,)
-    config.distill.rows_per_device = 8
+    config.distill.stream_buckets = (72,)
+    config.distill.action_buckets = (36,)
+    config.distill.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4

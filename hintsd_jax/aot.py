@@ -7,18 +7,25 @@ off the real compiler's result on any machine. Invariant: these are the function
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import math
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from hintsd_jax import hlo
 from hintsd_jax.distill import packing, step
 from hintsd_jax.distill.state import TrainState, moment_shardings, optimizer
 from hintsd_jax.errors import UserError
@@ -26,31 +33,103 @@ from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.sharding import make_mesh, shardings, spec
 from hintsd_jax.sampling import programs as sampling
-from hintsd_jax.session import engine_config, loss_config, optim_config, update_shapes
+from hintsd_jax.session import engine_config, lora_config, loss_config, optim_config, update_shapes
+
+HBM = {"v5e": 15.75, "v5p": 95.74}  # GiB that the compiler lets a program have on one chip
+_LIBTPU = Path(__file__).parents[1] / ".cache" / "libtpu" / "libtpu" / "libtpu.so"  # where `make libtpu` puts it
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """name; lower: traces and lowers it under its mesh; held: bytes of its weights on one device."""
+    """name; lower: traces and lowers it under its mesh; held: bytes of its weights (and of the train state) on one device."""
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
     held: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of a program. Bytes are those of one device; `alias` is the output that is written over arguments.
+
+    flops: of one device, loop bodies counted once. seconds: of lowering and compiling. collectives: inside its loops.
+    """
+
+    arguments: int
+    temp: int
+    output: int
+    alias: int
+    flops: float
+    seconds: float
+    collectives: Counter[hlo.Operation]
+    text: str = dataclasses.field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the device's memory while it runs."""
+        return self.arguments + self.temp + self.output - self.alias
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Without jax's cache of compiled programs: it would take one for a topology in, but cannot give it back.
+
+    Raises jax.errors.JaxRuntimeError with RESOURCE_EXHAUSTED where the program does not fit the memory of the described chip.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it looks at the setting once
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
+def report(program: Program) -> Report:
+    """Compiles it; see `compiled`."""
+    began = time.perf_counter()
+    executable = compiled(program.lower())
+    memory, text = executable.memory_analysis(), executable.as_text()
+    return Report(
+        arguments=memory.argument_size_in_bytes,
+        temp=memory.temp_size_in_bytes,
+        output=memory.output_size_in_bytes,
+        alias=memory.alias_size_in_bytes,
+        flops=executable.cost_analysis().get("flops", math.nan),
+        seconds=time.perf_counter() - began,
+        collectives=hlo.collectives(text),
+        text=text,
+    )
+
+
+def described_policy(config: ConfigDict, shape: Path, layers: int | None = None) -> PolicyConfig:
+    """The policy of a Hugging Face config.json alone, as the config's run has it on an accelerator; `layers` cuts it short."""
+    dtype = "bfloat16" if config.policy.compute_dtype == "auto" else config.policy.compute_dtype
+    policy = PolicyConfig.from_hf(json.loads(shape.read_text()), compute_dtype=dtype, remat=config.policy.remat, lora=lora_config(config))
+    return dataclasses.replace(policy, num_layers=layers or policy.num_layers)
+
+
 def topology(name: str, **sizes: int) -> Mesh:
     """A mesh (`make_mesh` with `sizes`) of a TPU topology such as "v5e:2x4" or "v5p:2x2x2", of which no chip is here.
 
+    libtpu, the compiler, is that of the environment variable TPU_LIBRARY_PATH, else an installed one, else the checkout's.
+
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: there is no libtpu, or it does not know the topology.
     """
+    if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+        if not _LIBTPU.exists():
+            raise UserError(f"libtpu, the TPU compiler, is neither installed nor at {_LIBTPU}: run `make libtpu`, or set TPU_LIBRARY_PATH")
+        os.environ["TPU_LIBRARY_PATH"] = str(_LIBTPU)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of the machine that libtpu believes it is on; any will do
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # one process at a time may use a chip, but none is used here
+    os.environ.setdefault("TPU_LOG_DIR", "disabled")
     try:
         described = topologies.get_topology_desc(name, "tpu")
     except Exception as error:  # libtpu reports both by RuntimeError or ValueError of several kinds
-        raise UserError(f"TPU topology {name!r} cannot be described: {error}: install requirements-tpu.txt, or name one such as v5e:2x4") from error
+        raise UserError(f"TPU topology {name!r} cannot be described ({error}): name one such as v5e:2x4 or v5p:2x2x1") from error
     return make_mesh(**sizes, devices=described.devices)
 
 

@@ -1,10 +1,28 @@
-"""Shared by all tests: the CPU, and compiled programs kept between runs in the ignored `.cache/` folder."""
+"""Shared by all tests: the CPU, quick compiling, and compiled programs kept between runs in the ignored `.cache/` folder."""
 
 import os
 from pathlib import Path
 
 # Before any test imports jax; environment variables so that subprocesses of tests have them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nearly all of most tests' time is compiling; without the costly passes it takes a third. Files that really roll out the embedded
+# policy say OPTIMIZED = True.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimized(request):
+    """Compiles as in a real run for the files that ask for it, and in the processes that they start."""
+    import jax
+
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = wanted = "0" if getattr(request.module, "OPTIMIZED", False) else before
+    jax.config.update("jax_disable_most_optimizations", wanted != "0")
+    yield
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = before
+    jax.config.update("jax_disable_most_optimizations", before != "0")

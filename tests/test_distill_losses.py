@@ -31,13 +31,6 @@ def name(config):
     return f"{config.support}-{config.divergence}-{config.alpha}"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def no_silent_broadcast():
     with jax.numpy_rank_promotion("raise"):

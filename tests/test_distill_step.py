@@ -37,13 +37,6 @@ SHAPES = Shapes((32,), (24,), (8,), rows=6)
 ALONE = Shapes((32,), (40,), (4,), rows=6, trunk=False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make_rows(number=5, seed=0):
     """Rows of one or two targets; the first 5 are one batch in SHAPES."""
     rng = np.random.default_rng(seed)

@@ -8,6 +8,8 @@ import pytest
 from hintsd_jax import train as training
 from hintsd_jax.runs.metrics import read_metrics
 
+OPTIMIZED = True  # real rollouts: see conftest.py
+
 REPO = Path(__file__).parents[1]
 
 

@@ -11,6 +11,8 @@ from hintsd_jax import evaluate
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import Scores, interval
 
+OPTIMIZED = True  # real rollouts: see conftest.py
+
 
 def test_avg_and_best_by_hand():
     scores = Scores(np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), tokens=5, ended={})

@@ -32,7 +32,6 @@ def play(folder):
     from hintsd_jax.runs.checkpoints import Checkpoints
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all of the time
     policy = PolicyConfig(
         vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4, norm_eps=1e-6,
         tie_embeddings=True, max_positions=64, remat=False, lora=LoraConfig(4, 8.0, 0.1),
@@ -75,17 +74,20 @@ def play(folder):
         jobs = [Job(prompt) for prompt in prompts]
         engine.run(lora.attach(params, trained), jobs)
         full, metrics = update(None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
-        low, low_metrics = update(params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
         states[name] = full
-        arrays = {"state": (full, low), "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
+        arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
         whole = [
             f"{jax.tree_util.keystr(path)} {leaf.shape}"
             for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]
             if leaf.size > LARGE and leaf.sharding.is_fully_replicated
         ]
-        result = {"loss": float(metrics["loss"]), "lora_loss": float(low_metrics["loss"]), "tokens": [job.tokens for job in jobs], "whole": whole}
+        result = {"loss": float(metrics["loss"]), "tokens": [job.tokens for job in jobs], "whole": whole}
         (folder / f"{name}.json").write_text(json.dumps(result))
-        np.savez(folder / f"{name}.npz", *host((full.params, full.ema, low.params, low.ema)))
+        np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
+        if name in ("1x1x1", "2x2x2"):
+            low, metrics = update(params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
+            (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
+            np.savez(folder / f"lora_{name}.npz", *host((low.params, low.ema)))
 
     weights = jax.tree.map(jnp.asarray, {**base, "lora": adapter})
     logits = jax.jit(lambda tokens: decoder.project(weights, policy, decoder.forward(weights, policy, tokens)))
@@ -122,14 +124,13 @@ def read(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", [*NAMES[1:], "lora_2x2x2"])
 def test_one_update_is_the_same(played, name):
-    one, other = read(played, "1x1x1"), read(played, name)
-    for loss in ("loss", "lora_loss"):
-        assert one[loss] > 1e-3
-        np.testing.assert_allclose(other[loss], one[loss], rtol=1e-5)
-    ours, theirs = (np.load(played / f"{n}.npz") for n in (name, "1x1x1"))
-    assert len(ours.files) > 20
+    alone = name.replace(name[-5:], "1x1x1")
+    assert read(played, alone)["loss"] > 1e-3
+    np.testing.assert_allclose(read(played, name)["loss"], read(played, alone)["loss"], rtol=1e-5)
+    ours, theirs = (np.load(played / f"{n}.npz") for n in (name, alone))
+    assert len(ours.files) >= 8
     for leaf in theirs.files:
         np.testing.assert_allclose(ours[leaf], theirs[leaf], atol=1e-4)
 

@@ -54,9 +54,14 @@ def dialogues(count, seed=0, sampling=WARM, turns=3):
     return [Dialogue(draw(30), [draw(8) for _ in range(rng.integers(0, turns))], key=n, sampling=sampling) for n in range(count)]
 
 
+@jax.jit
+def _logprobs(params, tokens_BT):
+    return jax.nn.log_softmax(decoder.project(params, POLICY, decoder.forward(params, POLICY, tokens_BT)), axis=-1)
+
+
 def teacher_forced(params, tokens):
-    logits_BTV = decoder.project(params, POLICY, decoder.forward(params, POLICY, jnp.asarray([tokens])))
-    return np.asarray(jax.nn.log_softmax(logits_BTV, axis=-1))[0]
+    padded = jnp.asarray([tokens + [0] * (SHAPE.context - len(tokens))])  # one length, one compilation
+    return np.asarray(_logprobs(params, padded))[0]
 
 
 def engine(**changes):

@@ -10,6 +10,8 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.policy.huggingface import load_policy, load_tokenizer, save_policy
 from hintsd_jax.session import Session, step_tasks
 
+OPTIMIZED = True  # real rollouts: see conftest.py
+
 POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
 
 

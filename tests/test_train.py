@@ -1,7 +1,11 @@
 """The whole loop on Desk with the embedded policy: what a run leaves behind, that it repeats itself, and that a kill costs nothing."""
 
+import contextlib
+import io
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +19,7 @@ import pytest
 from hintsd_jax import train as training
 from hintsd_jax.runs.metrics import read_metrics
 
+OPTIMIZED = True  # real rollouts: see conftest.py
 REPO = Path(__file__).parents[1]
 CONFIG = '''
 from configs import desk_smoke
@@ -69,9 +74,18 @@ def in_the_repository():
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A run from beginning to end; others are compared with it."""
+    """A run from beginning to end; others are compared with it. What it printed, and what jax compiled, stands beside it."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    training.train(config, str(path))
+    compiled, printed = [], io.StringIO()
+    listener = logging.Handler()
+    listener.emit = lambda record: compiled.append(record.getMessage())
+    logger = logging.getLogger("jax")
+    logger.addHandler(listener)
+    with jax.log_compiles(), contextlib.redirect_stderr(printed):
+        training.train(config, str(path))
+    logger.removeHandler(listener)
+    (path / "compiled.json").write_text(json.dumps(compiled))
+    (path / "printed.txt").write_text(printed.getvalue())
     return path
 
 
@@ -88,6 +102,12 @@ def test_a_run_leaves_its_record(finished, config):
     assert np.shape(held_out["before"]["success"]) == np.shape(held_out["after"]["success"]) == (4, 2)
     assert "test Avg@2" in (finished / "result.md").read_text()
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_programs_are_as_many_as_it_said(finished):
+    said = re.search(r"update 4 x 288 with branches/actions 72/36: (\d+) programs", (finished / "printed.txt").read_text())
+    ours = re.compile(r"Compiling jit\((prefill|copy_slots|decode|accumulate|apply)\)")
+    assert int(said[1]) == sum(bool(ours.match(line)) for line in json.loads((finished / "compiled.json").read_text()))
 
 
 def test_nothing_compiles_after_the_start(finished):

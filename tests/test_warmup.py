@@ -22,6 +22,8 @@ from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
 from hintsd_jax.warmup import __main__ as command, training
 from hintsd_jax.warmup.rows import CONTEXT_WEIGHT
 
+OPTIMIZED = True  # real rollouts: see conftest.py
+
 POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
 TASKS = [generate_task(77, index) for index in range(40)]
 

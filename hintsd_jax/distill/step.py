@@ -53,14 +53,14 @@ def batch_sums(params: Params, teacher: Params, batch: Batch, policy: PolicyConf
     hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=batch.key_B2)
     student_BAD = _at(hidden_BTD, batch.student_at_BA)
     spans = (batch.actions_BA, batch.sampled_BA, batch.mask_BA, batch.weight_BA)
-    student = functools.partial(decoder.project, params, policy)
+    student = functools.partial(decoder.project_split, decoder.split_head(params, policy), policy)
     if loss.loss == "sft":
         return span_cross_entropy(student_BAD, *spans, student=student, config=loss)
     teacher = jax.lax.stop_gradient(teacher)
     branches = Branches(batch.seen_BM, batch.branch_BM)
     stream_BMD = decoder.forward_branches(teacher, policy, batch.trunk_BP, batch.stream_BM, batch.position_BM, branches)
     teacher_BAD = _at(stream_BMD, batch.teacher_at_BA)
-    project = functools.partial(decoder.project, teacher, policy)
+    project = functools.partial(decoder.project_split, decoder.split_head(teacher, policy), policy)
     return span_divergence(student_BAD, teacher_BAD, *spans, student=student, teacher=project, config=loss)
 
 

@@ -24,6 +24,7 @@ ROLES = ("train", "serve")
 
 _SPLIT = (("tensor",), ("fsdp", "tensor"))
 _WHOLE = ((), ())
+_SPREAD = ("tensor", "data", "fsdp")  # in this order `tensor` holds what it holds alone, and the others what they hold of a batch
 # name -> mesh axes in training, in serving. Parameters and activations have different names for the same letter, because a weight
 # may be scattered over an axis along which the activation that it multiplies must be whole.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -46,6 +47,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "act_head_dim": _WHOLE,
     "act_mlp": _SPLIT,
     "act_vocab": _SPLIT,
+    "split_vocab": (_SPREAD, _SPREAD),  # weights and logits of the loss's projection
 }
 _LAST = ("batch", "slots")  # these take what the other dimensions of an array have left
 

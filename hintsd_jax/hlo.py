@@ -1,0 +1,99 @@
+"""What a compiled program does, read off its text (`compiled.as_text()`): collectives inside loops, and arrays laid out anew.
+
+Text of the optimised program flows in, counters of operations with their bytes on one device flow out. A computation belongs to a
+loop where it is a while body or condition, or is called by one through any chain of fusions, conditionals and asynchronous wrappers.
+
+Invariant: what runs in a loop counts once, however often and deeply it is called; an array of an unknown type is an error, not nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import NamedTuple
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+BYTES = {"pred": 1, "bf16": 2} | {f"{kind}{bits}": bits / 8 for kind in "suf" for bits in (4, 8, 16, 32, 64)}
+
+_HEADER = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
+_OPERATION = re.compile(r"^\s+(?:ROOT\s+)?%?[\w.\-]+\s*=\s*(.*)$")
+_KIND = re.compile(r"(?<![\w.%\-])([a-z][a-z0-9\-]*)\(")  # the first word before a bracket: layouts are T(8,128), S(1), in capitals
+_LOOP = re.compile(r"\b(?:body|condition)=%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED_MANY = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*)(?:e[0-9]m[0-9]\w*)?\[([0-9,]*)\]")  # f8e4m3fn counts as f8
+
+
+class Operation(NamedTuple):
+    """kind: "all-gather", "copy", ...; result: its largest array, such as "bf16[8,2560]"; size: bytes of that array on one device."""
+
+    kind: str
+    result: str
+    size: int
+
+
+def collectives(text: str, inside_loops: bool = True) -> Counter[Operation]:
+    """How many of each there are in the program's text, by default only of those inside loops. A loop's body counts once."""
+    return _count(text, (*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)), inside_loops)
+
+
+def relaid(text: str, at_least: int) -> Counter[Operation]:
+    """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program. Asynchronous copies are
+    not among them: they fetch an array as it is into on-chip memory."""
+    found = _count(text, ("copy", "transpose"), inside_loops=False)
+    return Counter({operation: number for operation, number in found.items() if operation.size >= at_least})
+
+
+def _count(text: str, kinds: Collection[str], inside_loops: bool) -> Counter[Operation]:
+    computations = _computations(text)
+    found: Counter[Operation] = Counter()
+    for name in _looping(computations) if inside_loops else computations:
+        for result, kind, _ in computations[name]:
+            if kind in kinds:
+                size, array = max((_size(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(result))
+                found[Operation(kind.removesuffix("-start"), array, size)] += 1
+    return found
+
+
+def _size(dtype: str, dims: str) -> int:
+    return math.ceil(BYTES[dtype] * math.prod(int(dim) for dim in dims.split(",") if dim))
+
+
+def _computations(text: str) -> dict[str, list[tuple[str, str, str]]]:
+    """Computation -> (result's type, kind, the whole right-hand side) of its operations."""
+    computations: dict[str, list[tuple[str, str, str]]] = {}
+    current: list[tuple[str, str, str]] | None = None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[1], [])
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (operation := _OPERATION.match(line)):
+            if kind := _KIND.search(operation[1]):
+                current.append((operation[1][: kind.start()], kind[1], operation[1]))
+    return computations
+
+
+def _looping(computations: dict[str, list[tuple[str, str, str]]]) -> set[str]:
+    """The computations that run in some loop."""
+    loops = [line for operations in computations.values() for _, kind, line in operations if kind == "while"]
+    waiting = [name for line in loops for name in _LOOP.findall(line)]
+    reached: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and name in computations:
+            reached.add(name)
+            for _, _, line in computations[name]:
+                waiting += _CALLED.findall(line)
+                waiting += [one.strip().lstrip("%") for many in _CALLED_MANY.findall(line) for one in many.split(",")]
+    return reached

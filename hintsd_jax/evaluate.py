@@ -102,10 +102,10 @@ def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split.
 
-    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` goes) and prints a table.
+    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
-    with Workdir.open(workdir, config, may_differ=("eval.",)) as folder:
+    with Workdir.open(workdir, config, may_differ=("eval.", "mesh.")) as folder:
         params, step = restored_params(session, folder.path / "checkpoints")
         result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
         folder.write_text("evaluation.json", json.dumps({"step": step, **dataclasses.asdict(result)}) + "\n")

@@ -48,17 +48,17 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     state = create(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
     session.trained = None  # the state has its own copy: no second one stays behind
-    with Workdir.open(workdir, config) as folder:
+    with Workdir.open(workdir, config, may_differ=("mesh.",)) as folder:  # a run may go on on other devices
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         restored = checkpoints.restore_latest(state)
         state, counters = restored or (state, {"step": 0, "seconds": 0.0, "tokens": 0, "before": None})
         resume_step = counters["step"] if restored else None
         folder.discard_after(resume_step)
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
-        state = compile_programs(session, state, distil)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
         bar = run_progress.Progress(config.optim.steps, start=counters["step"])
         bar.note(summaries.shapes_note(session))
+        state = compile_programs(session, state, distil)
         if session.chat.deviation:
             bar.note(f"history = keep, a declared deviation from the chat template: {session.chat.deviation}")
         if restored is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hintsd_jax.policy import attention, decoder
+from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.sharding import RULES
 
@@ -42,16 +42,6 @@ def params():
 
 def random_tokens(seed, *shape):
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, dtype=np.int32)
-
-
-def test_rotation_turns_half_split_pairs():
-    """Each pair (i, i + C/2), read as a complex number, turns by position * theta^(-2i/C)."""
-    x = np.random.default_rng(0).normal(size=(1, 5, 1, 8)).astype(np.float32)
-    positions = np.array([[0, 1, 2, 30, 1000]])
-    angles = positions[..., None] * 500.0 ** (-2 * np.arange(4) / 8)
-    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, :, None]
-    actual = attention.rotate(x, attention.rotation(jnp.asarray(positions), 8, 500.0))
-    np.testing.assert_allclose(actual, np.concatenate([turned.real, turned.imag], -1), atol=2e-4)
 
 
 def test_only_relative_positions_matter(params):

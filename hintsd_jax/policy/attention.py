@@ -1,11 +1,11 @@
-"""Attention of grouped queries over keys, and rotary positions. Projected heads flow in, mixed values flow out.
+"""Attention of grouped queries over keys. Projected, rotated heads flow in, mixed values flow out.
 
 Ways to look: `attend_causal` within a row (training), `attend_stream` back on what came before and at oneself (prefill, and in
 `attend_branches` the teacher), `attend_cached` at a cache (decoding). All of them score a stretch of keys at a time, and stretches are merged by
 log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array of all heads exists.
 
 Invariants: a query sees the keys that its mask says, nothing else; a stretch that it does not see changes no bit of its result;
-softmax and rotary angles are float32.
+the softmax is float32.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,6 @@ KEY_BLOCK = 1024  # keys of a cache that are read at once
 _QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,576 keys x 32 heads are 0.4 GB
 
 
-class Rotation(NamedTuple):
-    """Cosine and sine of the rotary angles, float32, [B or 1, T, C / 2]; made once and shared by all layers."""
-
-    cos: jax.Array
-    sin: jax.Array
-
-
 class Branches(NamedTuple):
     """Which keys the tokens of a branch stream may see; M tokens, some branches one behind the other.
 
@@ -36,21 +29,6 @@ class Branches(NamedTuple):
 
     seen_BM: jax.Array
     branch_BM: jax.Array
-
-
-def rotation(positions_BT: jax.Array, head_dim: int, theta: float) -> Rotation:
-    """Rotary angles position * theta^(-2i/C), i < C/2 (RoFormer, arXiv:2104.09864), in float32."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies[None, None]
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x_BTHC: jax.Array, by: Rotation) -> jax.Array:
-    """Turns the pairs (i, i + C/2) of every head, the half-split layout of Hugging Face checkpoints. Keeps the dtype."""
-    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
-    first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHC.dtype)
 
 
 class _Part(NamedTuple):

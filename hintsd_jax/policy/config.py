@@ -1,23 +1,42 @@
 """The shape and the numerics of one decoder. A Hugging Face `config.json` flows in, a hashable `PolicyConfig` flows out.
 
+The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and keys, biases of
+query, key and value, and a scaling of the rotary frequencies.
+
 Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that are not trained
 (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`; RMSNorm, rotary angles, the attention
 softmax, the logits and every sum over tokens are float32 whatever `compute_dtype` is.
 
-Invariant: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than what it
-is: `compute_dtype`, `remat` and `lora`.
+Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than what it
+is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute is refused by name.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from hintsd_jax.errors import UserError
 
-_ARCHITECTURE = "Qwen3ForCausalLM"
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
-# Our field -> the key of config.json. `rope_theta` has two homes and is read on its own.
+
+class Family(NamedTuple):
+    """What differs between the decoders: Hugging Face's names, RMSNorm of each query and key head, biases of query, key and value."""
+
+    architecture: str
+    model_type: str
+    qk_norm: bool
+    qkv_bias: bool
+
+
+FAMILIES = {
+    "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm=True, qkv_bias=False),
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qk_norm=False, qkv_bias=True),
+    "llama": Family("LlamaForCausalLM", "llama", qk_norm=False, qkv_bias=False),
+}
+
+# Our field -> the key of config.json.
 _HF_KEYS = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -31,8 +50,15 @@ _HF_KEYS = {
     "max_positions": "max_position_embeddings",
 }
 # What the decoder computes; a checkpoint that says otherwise is refused. An absent key means the value given here.
-_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "rope_scaling": None}
-
+_HF_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+_LARGEST = 2**24  # far above any real dimension, and low enough that no product of them overflows where shapes are computed
 
 # Hugging Face's name of a projection -> where it stands in a layer of ours.
 LORA_TARGETS = {
@@ -72,8 +98,38 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """The "llama3" scaling of rotary frequencies for contexts longer than those first trained on (see `policy.rope`).
+
+    Wavelengths, in tokens, above original_positions / low_freq are divided by `factor`, those below original_positions / high_freq
+    stay, those between are blended. Raises UserError on impossible values.
+    """
+
+    factor: float
+    low_freq: float
+    high_freq: float
+    original_positions: int
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not _is_positive(value):
+                raise UserError(f"config.json: llama3 rope scaling: {name} must be a positive number, not {value!r}")
+        if self.high_freq <= self.low_freq:
+            raise UserError(f"config.json: llama3 rope scaling: high_freq ({self.high_freq}) must exceed low_freq ({self.low_freq})")
+
+
+# Our field -> the key in rope_scaling or rope_parameters.
+_ROPE_KEYS = {
+    "factor": "factor",
+    "low_freq": "low_freq_factor",
+    "high_freq": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """A Qwen3 decoder. Hashable, so that it can be a static argument of `jax.jit`.
+    """A dense decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
     `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
@@ -91,6 +147,8 @@ class PolicyConfig:
     norm_eps: float
     tie_embeddings: bool
     max_positions: int
+    family: str = "qwen3"
+    rope_scaling: RopeScaling | None = None
     compute_dtype: str = "float32"
     remat: bool = True
     lora: LoraConfig | None = None
@@ -98,8 +156,8 @@ class PolicyConfig:
     def __post_init__(self):
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_positions"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"policy config: {name} must be a positive integer, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+                raise UserError(f"policy config: {name} must be a positive integer up to {_LARGEST}, not {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"policy config: num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
@@ -107,59 +165,125 @@ class PolicyConfig:
         if self.head_dim % 2:
             raise UserError(f"policy config: head_dim must be even for rotary positions, not {self.head_dim}")
         for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise UserError(f"policy config: {name} must be a positive number, not {value!r}")
+            if not _is_positive(getattr(self, name)):
+                raise UserError(f"policy config: {name} must be a positive number, not {getattr(self, name)!r}")
         if not isinstance(self.tie_embeddings, bool):
             raise UserError(f"policy config: tie_embeddings must be true or false, not {self.tie_embeddings!r}")
+        if self.family not in FAMILIES:
+            raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
             raise UserError(f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}")
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normed per head."""
+        return FAMILIES[self.family].qk_norm
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of query, key and value have a bias."""
+        return FAMILIES[self.family].qkv_bias
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> "PolicyConfig":
         """Reads a parsed `config.json`; `overrides` set fields by our names, `compute_dtype` and `remat` among them.
 
-        Raises UserError naming the architecture, or the key that is missing or asks for something not supported.
+        Absent keys mean what they mean to transformers where old checkpoints lack them: kv heads as many as heads, head_dim
+        hidden_size / heads (but for Qwen3), untied embeddings. Raises UserError naming the architecture, or the key that is missing
+        or asks for something not supported.
         """
+        known = {family.architecture: name for name, family in FAMILIES.items()}
         architectures = hf.get("architectures")
-        if architectures != [_ARCHITECTURE]:
-            raise UserError(f"config.json: architectures is {architectures!r}; only [{_ARCHITECTURE!r}] is supported")
+        if not isinstance(architectures, list) or len(architectures) != 1 or str(architectures[0]) not in known:
+            raise UserError(f"config.json: architectures is {architectures!r}; supported is one of {', '.join(known)}")
+        family = known[architectures[0]]
         for key, only in _HF_FIXED.items():
             if hf.get(key, only) != only:
-                raise UserError(f"config.json: {key} is {hf[key]!r}; only {only!r} is supported")
-        if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
-            raise UserError(f"config.json: layer_types is {hf['layer_types']!r}; only full_attention is supported")
-        missing = [key for key in _HF_KEYS.values() if key not in hf]
+                raise UserError(f"config.json: {key} is {_short(hf[key])}; only {only!r} is supported")
+        kinds = hf.get("layer_types") or []
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+            raise UserError(f"config.json: layer_types is {_short(kinds)}; only full_attention is supported")
+        given = {name: hf[key] for name, key in _HF_KEYS.items() if hf.get(key) is not None}
+        given.setdefault("tie_embeddings", False)
+        given.setdefault("num_kv_heads", given.get("num_heads"))
+        if family != "qwen3" and "head_dim" not in given:
+            given["head_dim"] = _head_dim(hf.get("hidden_size"), hf.get("num_attention_heads"))
+        missing = [key for name, key in _HF_KEYS.items() if given.get(name) is None]
         if missing:
             raise UserError(f"config.json: missing {', '.join(missing)}")
-        fields = {name: hf[key] for name, key in _HF_KEYS.items()} | {"rope_theta": _rope_theta(hf)}
+        theta, scaling = _rope(hf)
         unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(f"policy config: unknown override {', '.join(unknown)}")
-        return cls(**(fields | overrides))
+        return cls(**(given | {"rope_theta": theta, "rope_scaling": scaling, "family": family} | overrides))
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that transformers and vLLM read, with both spellings of the rotary base."""
+        """The `config.json` that transformers and vLLM read, with both spellings of the rotary settings; weights in float32."""
+        family, scaling = FAMILIES[self.family], None
+        if self.rope_scaling is not None:
+            scaling = {"rope_type": "llama3"} | {key: getattr(self.rope_scaling, name) for name, key in _ROPE_KEYS.items()}
         return {
-            "architectures": [_ARCHITECTURE],
-            "model_type": "qwen3",
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
             **{key: getattr(self, name) for name, key in _HF_KEYS.items()},
             "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            **_HF_FIXED,
+            "rope_scaling": scaling,
+            "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},
+            **{key: value for key, value in _HF_FIXED.items() if value is not None},
             "attention_dropout": 0.0,
             "dtype": "float32",
             "torch_dtype": "float32",
         }
 
 
-def _rope_theta(hf: Mapping[str, Any]) -> float:
-    """The rotary base: `rope_parameters.rope_theta` (transformers 5) or `rope_theta` (older)."""
-    rope = hf.get("rope_parameters") or {}
-    kind = rope.get("rope_type", "default")
-    if kind != "default":
-        raise UserError(f"config.json: rope_parameters.rope_type is {kind!r}; only 'default' is supported")
-    theta = rope.get("rope_theta", hf.get("rope_theta"))
-    if theta is None:
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _head_dim(hidden_size: Any, heads: Any) -> int | None:
+    """What transformers takes where head_dim is absent. None where the sizes are no numbers, which is told later."""
+    if not (isinstance(hidden_size, int) and isinstance(heads, int) and heads > 0):
+        return None
+    if hidden_size % heads:
+        raise UserError(f"config.json: head_dim is missing, and hidden_size ({hidden_size}) is no multiple of num_attention_heads ({heads})")
+    return hidden_size // heads
+
+
+def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
+    """The rotary base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (older).
+
+    A file may have both; what they say must agree.
+    """
+    homes = {}
+    for home in ("rope_parameters", "rope_scaling"):
+        if (value := hf.get(home)) is not None:
+            if not isinstance(value, Mapping):
+                raise UserError(f"config.json: {home} is {_short(value)}, not an object")
+            homes[home] = value
+    thetas = [value for value in (*(home.get("rope_theta") for home in homes.values()), hf.get("rope_theta")) if value is not None]
+    if not thetas:
         raise UserError("config.json: missing rope_theta (or rope_parameters.rope_theta)")
-    return float(theta) if isinstance(theta, int | float) else theta
+    scalings = [_rope_scaling(home, value) for home, value in homes.items()]
+    if any(theta != thetas[0] for theta in thetas) or any(scaling != scalings[0] for scaling in scalings):
+        raise UserError("config.json: rope_parameters, rope_theta and rope_scaling contradict each other")
+    theta = float(thetas[0]) if _is_positive(thetas[0]) else thetas[0]
+    return theta, scalings[0] if scalings else None
+
+
+def _rope_scaling(home: str, rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise UserError(f"config.json: {home}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: {home}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])}; only 1.0 is supported")
+    if kind == "default":
+        return None
+    missing = [key for key in _ROPE_KEYS.values() if rope.get(key) is None]
+    if missing:
+        raise UserError(f"config.json: {home} of type llama3 lacks {', '.join(missing)}")
+    return RopeScaling(**{name: rope[key] for name, key in _ROPE_KEYS.items()})

@@ -1,4 +1,4 @@
-"""The Qwen3 decoder. Token ids flow in, final-normed hidden states flow out; `project` turns those into logits.
+"""The dense decoder of Qwen3, Qwen2.5 and Llama 3. Token ids flow in, final-normed hidden states flow out; `project` turns those into logits.
 
 Four paths run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a trunk and branches
 that leave it) and `extend` (prefill) scan it over the stacked layers: 36 layers compile as one. `decode_step` unrolls them: a scan
@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.policy import attention
+from hintsd_jax.policy import attention, rope
 from hintsd_jax.policy.attention import Branches
 from hintsd_jax.policy.config import LORA_TARGETS, PolicyConfig
 from hintsd_jax.policy.sharding import constrain
@@ -37,7 +37,7 @@ class View(NamedTuple):
     others, or of the cache. noise_BT2: raw keys (uint32) of each token's dropout.
     """
 
-    turn: attention.Rotation
+    turn: rope.Rotation
     last_BT: jax.Array | None = None
     branches: Branches | None = None
     noise_BT2: jax.Array | None = None
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A projection x W without bias, and the low-rank adapter of its name where there is one.
+    """A projection x W (+ bias), and the low-rank adapter of its name where there is one.
 
     W is [in, out], heads and head dimension as one: with them apart, TPU keeps a second copy of it in another layout while it decodes.
     `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2). `keep`: adapter dropout by module.
@@ -68,6 +68,7 @@ class Linear(nn.Module):
     config: PolicyConfig
     features: int
     axes: tuple[str, str]
+    bias: bool = False
     residual: bool = False
 
     @nn.compact
@@ -77,7 +78,11 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32)
         x = x.astype(cfg.compute_dtype)
-        y = x @ kernel.astype(cfg.compute_dtype)
+        # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 % closer to float32.
+        y = jnp.matmul(x, kernel.astype(cfg.compute_dtype), preferred_element_type=jnp.float32 if self.bias else cfg.compute_dtype)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            y = (y + self.param("bias", zeros, (self.features,), jnp.float32)).astype(cfg.compute_dtype)
         if cfg.lora is not None and self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(cfg.compute_dtype) for name in "ab")
             if self.name in keep:
@@ -100,7 +105,7 @@ def dropout_masks(config: PolicyConfig, noise_BT2: jax.Array | None, layer: jax.
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with q/k RMSNorm per head before the rotation (Qwen3, arXiv:2505.09388)."""
+    """Grouped-query attention; in Qwen3 (arXiv:2505.09388) with q/k RMSNorm per head before the rotation."""
 
     config: PolicyConfig
     role: str
@@ -110,7 +115,7 @@ class Attention(nn.Module):
         cfg = self.config
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
-            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), name=name)(x_BTD, keep)
+            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, keep)
             if view.last_BT is not None:
                 # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed copy of it.
                 x = jax.lax.optimization_barrier(x)
@@ -120,8 +125,10 @@ class Attention(nn.Module):
         q_BTHC = heads("query", cfg.num_heads, "heads")
         k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads")
         v_BTKC = heads("value", cfg.num_kv_heads, "kv_heads")
-        q_BTHC = attention.rotate(RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC), view.turn)
-        k_BTKC = attention.rotate(RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC), view.turn)
+        if cfg.qk_norm:
+            q_BTHC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC)
+            k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
+        q_BTHC, k_BTKC = rope.rotate(q_BTHC, view.turn), rope.rotate(k_BTKC, view.turn)
         if view.last_BT is not None:  # write, then look at the cache
             rows = jnp.arange(x_BTD.shape[0])[:, None]
             cache = tuple(
@@ -225,7 +232,7 @@ class Decoder(nn.Module):
 def _init(config: PolicyConfig, key: jax.Array) -> Any:
     """Parameters boxed with their logical axes."""
     one = jnp.zeros((1, 1), jnp.int32)
-    view = View(attention.rotation(one, config.head_dim, config.rope_theta))
+    view = View(rope.rotation(one, config))
     return Decoder(config).init(key, one, one, view)["params"]
 
 
@@ -264,7 +271,7 @@ def forward(
     noise_BT2 = None
     if dropout_B2 is not None and config.lora is not None and config.lora.dropout > 0:
         noise_BT2 = _fold_in(dropout_B2[:, None], jnp.broadcast_to(positions_BT, tokens_BT.shape))
-    view = View(attention.rotation(positions_BT, config.head_dim, config.rope_theta), noise_BT2=noise_BT2)
+    view = View(rope.rotation(positions_BT, config), noise_BT2=noise_BT2)
     return Decoder(config).apply(_variables(params), tokens_BT, positions_BT, view)
 
 
@@ -278,7 +285,7 @@ def forward_branches(
     """
     P = trunk_BP.shape[1]
     positions_BT = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), trunk_BP.shape), positions_BM], axis=1)
-    view = View(attention.rotation(positions_BT, config.head_dim, config.rope_theta), branches=branches)
+    view = View(rope.rotation(positions_BT, config), branches=branches)
     return Decoder(config).apply(_variables(params), jnp.concatenate([trunk_BP, stream_BM], axis=1), positions_BT, view)[:, P:]
 
 
@@ -300,7 +307,7 @@ def extend(
     variables = _variables(params)
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
     branches = Branches(jnp.broadcast_to(start_R[:, None], tokens_RL.shape), jnp.zeros(tokens_RL.shape, jnp.int32))
-    view = View(attention.rotation(positions_RL, config.head_dim, config.rope_theta), branches=branches)
+    view = View(rope.rotation(positions_RL, config), branches=branches)
 
     def layer(x_RLD, inputs):
         weights, n, cache = inputs
@@ -324,7 +331,7 @@ def decode_step(
     positions_B1 = position_B[:, None]
     # A row past the end of its slot is an empty one: it must not make the others' keys be read to the end.
     last_B1 = jnp.where(positions_B1 < cache[0][0].shape[1], positions_B1, 0)
-    view = View(attention.rotation(positions_B1, config.head_dim, config.rope_theta), last_B1)
+    view = View(rope.rotation(positions_B1, config), last_B1)
     x_B1D, updated = Embed(config, "serve").apply({"params": params["embed"]}, token_B[:, None]), []
     for n, layer_cache in enumerate(cache):
         weights = {name: jax.tree.map(lambda stacked: stacked[n], tree["layers"]) for name, tree in variables.items()}

@@ -1,7 +1,7 @@
-"""Safetensors and JSON on disk, for whole policies and for adapters. Paths flow in, checked float32 arrays and dictionaries flow out.
+"""Safetensors and JSON on disk, for whole policies and for adapters. Paths flow in, checked arrays and dictionaries flow out.
 
 Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names file and
-tensor. A directory is written whole or not at all.
+tensor. No more than a tensor is read at a time. A directory is written whole or not at all.
 """
 
 import contextlib
@@ -10,42 +10,64 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hintsd_jax.errors import UserError
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
 
 class Tensors:
-    """The tensors of one or several safetensors files by name; opened lazily, read one by one.
+    """The tensors of one or several safetensors files by name. Headers are read at once, data when asked for, one tensor at a time.
 
     `listing` is the file to name where a tensor is missing, `asker` what says which tensors there should be. `file_of`: name -> file.
     Raises UserError when a file is missing, cut short or something else.
     """
 
-    def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, asker: str, stack: contextlib.ExitStack):
+    def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, asker: str):
         self.listing, self.asker = listing, asker
         self.file_of: dict[str, pathlib.Path] = {}
-        self._open = {}
+        self._about: dict[str, _About] = {}
         for file in files:
-            _check_complete(file)
-            self._open[file] = stack.enter_context(safe_open(file, framework="np"))
-            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
+            about = _read_header(file)
+            self.file_of |= dict.fromkeys(about, file)
+            self._about |= about
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as float32. Raises UserError when it is missing, not floating point or not of `shape`."""
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError when the tensor is missing, not floating point or not of `shape`. Reads no data."""
         if name not in self.file_of:
             raise UserError(f"{self.listing}: tensor {name} of shape {list(shape)} is missing")
+        file, about = self.file_of[name], self._about[name]
+        if about.shape != shape:
+            raise UserError(f"{file}: tensor {name} has shape {list(about.shape)}; {self.asker} asks for {list(shape)}")
+        if about.dtype not in DTYPES:
+            raise UserError(f"{file}: tensor {name} has dtype {about.dtype}; only {', '.join(DTYPES)} are supported")
+
+    def dtype(self, name: str) -> np.dtype:
+        """As it is stored, of a tensor that was checked."""
+        return DTYPES[self._about[name].dtype]
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of a tensor as it is stored; only its bytes are read."""
         file = self.file_of[name]
-        about = self._open[file].get_slice(name)
-        if tuple(about.get_shape()) != shape:
-            raise UserError(f"{file}: tensor {name} has shape {about.get_shape()}; {self.asker} asks for {list(shape)}")
-        if about.get_dtype() not in ("F32", "F16", "BF16"):
-            raise UserError(f"{file}: tensor {name} has dtype {about.get_dtype()}; only F32, F16 and BF16 are supported")
-        return self._open[file].get_tensor(name).astype(np.float32)
+        try:
+            # Opened anew each time: pages of a mapped file that were read once would count as this process's memory until it is closed.
+            with safe_open(file, framework="np") as opened:
+                return opened.get_slice(name)[index]
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A whole tensor as it is stored. Raises UserError as `check` does."""
+        self.check(name, shape)
+        return self.part(name, tuple(slice(0, size) for size in shape))
 
     def refuse_others(self, expected: Collection[str]) -> None:
         """Raises UserError when there is a tensor that is not `expected`."""
@@ -61,7 +83,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not a JSON object")
@@ -78,6 +100,41 @@ def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     mode = file.stat().st_mode
     save_file(tensors, file, metadata={"format": "pt"})
     file.chmod(mode)
+
+
+def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = 4 * 2**30) -> None:
+    """Writes tensors as they come into `model.safetensors`, or, beyond `limit` bytes, into several files with their index.
+
+    At most one file's tensors are held in memory.
+    """
+    shards: list[list[str]] = []
+    pending: dict[str, np.ndarray] = {}
+    total = held = 0
+
+    def flush() -> None:
+        nonlocal pending, held
+        write_tensors(folder / _shard(len(shards)), pending)
+        shards.append(list(pending))
+        pending, held = {}, 0
+
+    for name, tensor in tensors:
+        if pending and held + tensor.nbytes > limit:
+            flush()
+        pending[name] = np.ascontiguousarray(tensor)
+        held, total = held + tensor.nbytes, total + tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / _shard(0)).rename(folder / WEIGHTS)
+        return
+    final = {n: f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))}  # how many is known now only
+    for n, file in final.items():
+        (folder / _shard(n)).rename(folder / file)
+    weight_map = {name: final[n] for n, names in enumerate(shards) for name in names}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _shard(n: int) -> str:
+    return f"model-{n + 1:05d}.safetensors"
 
 
 @contextlib.contextmanager
@@ -108,8 +165,15 @@ def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathl
         raise UserError(f"{path}: cannot write the {what} there: {error}") from error
 
 
-def _check_complete(file: pathlib.Path) -> None:
-    """Reads the safetensors header and names the first tensor whose bytes are not there (the library only says 'incomplete').
+class _About(NamedTuple):
+    """What a header says of a tensor; dtype is the format's own name, such as BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _read_header(file: pathlib.Path) -> dict[str, _About]:
+    """What a file holds. Names the first tensor whose bytes are not there (the library only says 'incomplete').
 
     Format: 8 bytes little-endian header length, the header as JSON, then the data that its offsets point into.
     """
@@ -120,11 +184,14 @@ def _check_complete(file: pathlib.Path) -> None:
             if size < 8 or length > size - 8:
                 raise UserError(f"{file}: cut short within its header ({size} bytes); copy it again")
             header = json.loads(stream.read(length))
-        ends = {name: about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        ends = {name: int(about["data_offsets"][1]) for name, about in header.items()}
+        tensors = {name: _About(str(about["dtype"]), tuple(int(n) for n in about["shape"])) for name, about in header.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: missing; copy the whole directory again") from None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error!r}") from error
     cut = [name for name, end in sorted(ends.items(), key=lambda item: item[1]) if 8 + length + end > size]
     if cut:
         raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")
+    return tensors

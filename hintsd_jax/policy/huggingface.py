@@ -1,12 +1,10 @@
 """Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params, tokenizer).
 
-One table gives every parameter its Hugging Face name. Reading and writing walk the same list, so what is written is read back
-bit for bit: kernels are only transposed. Nothing is guessed: a tensor too few, too many, of another shape
-or cut short ends in a UserError that names file and tensor.
+Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and dtype is
+checked before a byte of data is read; then tensors go to their place on the mesh one at a time, each device's part by itself: the
+host never holds more than a tensor.
 """
 
-import contextlib
-import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
@@ -16,129 +14,69 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.files import Tensors, read_json, replacing, write_json, write_tensors
-from hintsd_jax.policy.sharding import spec
+from hintsd_jax.policy.files import INDEX, WEIGHTS, Tensors, read_json, replacing, write_json, write_shards
+from hintsd_jax.policy.naming import EMBED, HEAD, Leaf, leaves
+from hintsd_jax.policy.sharding import make_mesh, spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# Path in our tree -> Hugging Face name. "{n}" is the layer: such leaves are stacked here and separate there.
-NAMES = {
-    "embed/embedding": _EMBED,
-    "layers/attention_norm/scale": "model.layers.{n}.input_layernorm.weight",
-    "layers/attention/query/kernel": "model.layers.{n}.self_attn.q_proj.weight",
-    "layers/attention/key/kernel": "model.layers.{n}.self_attn.k_proj.weight",
-    "layers/attention/value/kernel": "model.layers.{n}.self_attn.v_proj.weight",
-    "layers/attention/query_norm/scale": "model.layers.{n}.self_attn.q_norm.weight",
-    "layers/attention/key_norm/scale": "model.layers.{n}.self_attn.k_norm.weight",
-    "layers/attention/out/kernel": "model.layers.{n}.self_attn.o_proj.weight",
-    "layers/mlp_norm/scale": "model.layers.{n}.post_attention_layernorm.weight",
-    "layers/mlp/gate/kernel": "model.layers.{n}.mlp.gate_proj.weight",
-    "layers/mlp/up/kernel": "model.layers.{n}.mlp.up_proj.weight",
-    "layers/mlp/down/kernel": "model.layers.{n}.mlp.down_proj.weight",
-    "final_norm/scale": "model.norm.weight",
-    "lm_head/kernel": _HEAD,
-}
+_ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """One parameter: its path and shape here, its name and layout there."""
-
-    path: str
-    shape: tuple[int, ...]
-
-    @property
-    def stacked(self) -> bool:
-        return self.path.startswith("layers/")
-
-    def name(self, n: int) -> str:
-        return NAMES[self.path].format(n=n)
-
-    @property
-    def layer_shape(self) -> tuple[int, ...]:
-        return self.shape[1:] if self.stacked else self.shape
-
-    @property
-    def is_kernel(self) -> bool:
-        return self.path.endswith("/kernel")
-
-    @property
-    def hf_shape(self) -> tuple[int, ...]:
-        """Kernels are [out, in] there and [in, out] here."""
-        return self.layer_shape[::-1] if self.is_kernel else self.layer_shape
-
-    def transposed(self, weight: np.ndarray) -> np.ndarray:
-        """From our layout to theirs, and back."""
-        return np.ascontiguousarray(weight.T) if self.is_kernel else weight
+def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
+    """The `config.json` of a directory; `overrides` are fields of PolicyConfig. Raises UserError as `load_policy` does."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
+    try:
+        return PolicyConfig.from_hf(read_json(path / "config.json"), **overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _leaves(config: PolicyConfig) -> Iterator[_Leaf]:
-    shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        yield _Leaf("/".join(key.key for key in path), leaf.shape)
-
-
-def _open_checkpoint(path: pathlib.Path, stack: contextlib.ExitStack) -> Tensors:
-    """The tensors of a directory, from one file or from the shards of an index."""
-    if not (path / INDEX).is_file():
-        if not (path / WEIGHTS).is_file():
-            raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
-        return Tensors([path / WEIGHTS], path / WEIGHTS, "config.json", stack)
-    weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
-    checkpoint = Tensors(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json", stack)
-    for name, file in weight_map.items():
-        if checkpoint.file_of.get(name) != path / file:
-            raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
+def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
+    """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked but not read."""
+    checkpoint = _listed(path)
+    if config.num_layers > len(checkpoint.file_of):  # before a million absent layers are named
+        raise UserError(f"{checkpoint.listing}: holds {len(checkpoint.file_of)} tensors; config.json asks for {config.num_layers} layers")
+    expected = set()
+    for leaf in leaves(config):
+        for name in leaf.names:
+            checkpoint.check(name, leaf.hf_shape)
+            expected.add(name)
+    if config.tie_embeddings and HEAD in checkpoint.file_of:
+        # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
+        shape = (config.vocab_size, config.d_model)
+        checkpoint.check(HEAD, shape)
+        if all(np.array_equal(checkpoint.part(HEAD, rows), checkpoint.part(EMBED, rows)) for rows in _row_blocks(shape)):
+            expected.add(HEAD)
+    checkpoint.refuse_others(expected)
     return checkpoint
 
 
 def load_policy(path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any) -> tuple[PolicyConfig, decoder.Params]:
     """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
 
-    Returns the parameters as training lays them out on `mesh` (None: the default device), in float32; those that an adapter
+    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an adapter
     (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a tensor is
     missing, cut short, misshapen or unexpected, naming it.
     """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
-    config = PolicyConfig.from_hf(read_json(path / "config.json"), **overrides)
+    config = read_config(path, **overrides)
+    checkpoint = open_checkpoint(pathlib.Path(path), config)
+    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     params: decoder.Params = {}
-    axes = decoder.logical_axes(config)
-    with contextlib.ExitStack() as stack:
-        checkpoint = _open_checkpoint(path, stack)
-        expected = set()
-        for leaf in _leaves(config):
-            layers = []
-            for n in range(leaf.shape[0] if leaf.stacked else 1):
-                expected.add(leaf.name(n))
-                layers.append(leaf.transposed(checkpoint.read(leaf.name(n), leaf.hf_shape)))
-            *parents, last = leaf.path.split("/")
-            node, names = params, axes
-            for key in parents:
-                node, names = node.setdefault(key, {}), names[key]
-            frozen = config.lora is not None and last != "scale"
-            weight = np.stack(layers) if leaf.stacked else layers[0]
-            sharding = None if mesh is None else NamedSharding(mesh, spec(leaf.shape, names[last], mesh, "train"))
-            node[last] = jax.device_put(weight.astype(jnp.dtype(config.compute_dtype) if frozen else np.float32), sharding)
-        if config.tie_embeddings and _HEAD in checkpoint.file_of:
-            # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
-            shape = (config.vocab_size, config.d_model)
-            if np.array_equal(checkpoint.read(_HEAD, shape), checkpoint.read(_EMBED, shape)):
-                expected.add(_HEAD)
-        checkpoint.refuse_others(expected)
+    for leaf in leaves(config):
+        frozen = config.lora is not None and leaf.path[-1] != "scale"
+        node = params
+        for key in leaf.path[:-1]:
+            node = node.setdefault(key, {})
+        node[leaf.path[-1]] = _place(checkpoint, leaf, mesh, jnp.dtype(config.compute_dtype if frozen else np.float32))
     return config, params
 
 
@@ -155,9 +93,65 @@ def save_policy(
     """
     with replacing(path, "policy", marker="config.json") as new:
         write_json(new / "config.json", config.to_hf())
-        write_tensors(new / WEIGHTS, _to_hf(config, params))
+        write_shards(new, _tensors(config, params))
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+
+
+def _listed(path: pathlib.Path) -> Tensors:
+    if not (path / INDEX).is_file():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
+        return Tensors([path / WEIGHTS], path / WEIGHTS, "config.json")
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
+    checkpoint = Tensors(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
+    for name, file in weight_map.items():
+        if checkpoint.file_of.get(name) != path / file:
+            raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
+    return checkpoint
+
+
+def _row_blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    for first in range(0, shape[0], _ROWS):
+        yield slice(first, min(first + _ROWS, shape[0])), slice(0, shape[1])
+
+
+def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.Array:
+    """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
+    layout = NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, "train"))
+    parts = tuple(layout.spec)[1:] if leaf.stacked else tuple(layout.spec)
+    there = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts)))  # a tensor of the file, split alike
+    made = jnp.zeros(leaf.shape, dtype, device=layout) if leaf.stacked else None
+    for n, name in enumerate(leaf.names):
+        tensor = jax.make_array_from_callback(leaf.hf_shape, there, partial(checkpoint.part, name))
+        made = _write(made, tensor, n, transposed=leaf.transposed) if leaf.stacked else _take(tensor, leaf.transposed, dtype, layout)
+        made.block_until_ready()  # else the host would read ahead of what devices have taken, and hold it all
+    return made
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="transposed")
+def _write(stack: jax.Array, tensor: jax.Array, n: int, transposed: bool) -> jax.Array:
+    tensor = (tensor.T if transposed else tensor).astype(stack.dtype)
+    return jax.lax.dynamic_update_index_in_dim(stack, tensor, n, 0)
+
+
+def _take(tensor: jax.Array, transposed: bool, dtype: np.dtype, layout: NamedSharding) -> jax.Array:
+    if not transposed and tensor.dtype == dtype:
+        return tensor
+    return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=layout)(tensor)
+
+
+def _tensors(config: PolicyConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors in float32, one after the other."""
+    for leaf in leaves(config):
+        node = params
+        for key in leaf.path:
+            node = node[key]
+        for n, name in enumerate(leaf.names):
+            weight = np.asarray(node[n] if leaf.stacked else node, np.float32)
+            yield name, weight.T if leaf.transposed else weight
 
 
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
@@ -173,13 +167,3 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     if not tokenizer.chat_template:
         raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja")
     return tokenizer
-
-
-def _to_hf(config: PolicyConfig, params: decoder.Params) -> dict[str, np.ndarray]:
-    flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    tensors = {}
-    for leaf in _leaves(config):
-        weight = np.asarray(flat[leaf.path], np.float32)
-        for n, layer in enumerate(weight if leaf.stacked else [weight]):
-            tensors[leaf.name(n)] = leaf.transposed(layer)
-    return tensors

@@ -7,7 +7,6 @@ Invariant: an adapter that loads computes here what PEFT computes with it. What 
 differ between modules, ...) is refused by the name of its key, keys that are not known among them.
 """
 
-import contextlib
 import os
 import pathlib
 from typing import Any
@@ -18,7 +17,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.policy import lora
 from hintsd_jax.policy.config import LoraConfig, PolicyConfig
 from hintsd_jax.policy.files import Tensors, read_json, replacing, write_json, write_tensors
-from hintsd_jax.policy.huggingface import NAMES
+from hintsd_jax.policy.naming import NAMES
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,21 +52,18 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
         raise UserError(f"{path}: no such directory; give a PEFT adapter with {CONFIG} and {WEIGHTS}")
     _check(read_json(path / CONFIG), path / CONFIG, config.lora)
     expected: set[str] = set()
-    with contextlib.ExitStack() as stack:
-        tensors = Tensors([path / WEIGHTS], path / WEIGHTS, f"the policy with rank {config.lora.rank}", stack)
+    tensors = Tensors([path / WEIGHTS], path / WEIGHTS, f"the policy with rank {config.lora.rank}")
 
-        def read(target: lora.Target, _: int):
-            a_shape, b_shape = _hf_shapes(target, config.lora.rank)
-            a, b = [], []
-            for n in range(target.shape[0]):
-                a_name, b_name = _name(target, n, "A"), _name(target, n, "B")
-                expected.update((a_name, b_name))
-                a.append(tensors.read(a_name, a_shape).T)
-                b.append(tensors.read(b_name, b_shape).T)
-            return np.stack(a), np.stack(b)
+    def read(target: lora.Target, _: int):
+        pair = []
+        for letter, shape in zip("AB", _hf_shapes(target, config.lora.rank), strict=True):
+            names = [_name(target, n, letter) for n in range(target.shape[0])]
+            expected.update(names)
+            pair.append(np.stack([tensors.read(name, shape).astype(np.float32).T for name in names]))
+        return tuple(pair)
 
-        adapter = lora.build(config, read)
-        tensors.refuse_others(expected)
+    adapter = lora.build(config, read)
+    tensors.refuse_others(expected)
     return adapter
 
 

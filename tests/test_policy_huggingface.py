@@ -3,14 +3,19 @@
 import json
 import pathlib
 import shutil
+import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from benchmarks import load_memory
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.huggingface import INDEX, WEIGHTS, load_policy, load_tokenizer, save_policy
@@ -87,6 +92,16 @@ def test_bfloat16_weights_become_float32(checkpoint):
     assert_equal(params, expected)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+def test_loading_holds_little_more_than_the_parameters(tmp_path):
+    """Stacked parameters are filled in place: one of 80 MiB, held twice or converted as a whole, would be seen."""
+    shape = load_memory.SHAPE | {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 20, "intermediate_size": 2048}
+    load_memory.write_checkpoint(tmp_path, shape, files=2)
+    found = load_memory.run(str(tmp_path))
+    assert found["files"] == 2 and found["params"] > 250 * 2**20
+    assert found["params"] < found["peak"] - found["start"] < found["params"] + 2 * found["largest"] + 110 * 2**20
+
+
 def test_a_tied_checkpoint_may_store_its_head_if_it_is_the_embedding(checkpoint):
     edit(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
     assert "lm_head" not in load_policy(checkpoint)[1]
@@ -124,6 +139,61 @@ def test_a_truncated_file_is_named(checkpoint, keep, message):
     (checkpoint / WEIGHTS).write_bytes(content[: keep(len(content))])
     with pytest.raises(UserError, match=message):
         load_policy(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(data_offsets=[8, 4]), "not a safetensors file"),
+        (lambda about: about.update(data_offsets=[0, 4]), f"tensor {Q_PROJ} has 4 bytes, too few or too many for its shape"),
+        (lambda about: about.pop("shape"), "not a safetensors file: KeyError"),
+        (lambda about: about.update(shape="wide"), "not a safetensors file: ValueError"),
+        (lambda about: about.update(dtype="F8_E4M3"), f"{Q_PROJ} has dtype F8_E4M3; only F32, F16, BF16"),
+    ],
+    ids=["backwards", "short", "shapeless", "no shape", "fp8"],
+)
+def test_a_header_that_lies_is_refused(checkpoint, change, message):
+    content = (checkpoint / WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    change(header[Q_PROJ])
+    text = json.dumps(header).encode()
+    (checkpoint / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    with pytest.raises(UserError, match=message):
+        load_policy(checkpoint)
+
+
+def test_a_config_of_more_layers_than_tensors_is_refused_at_once(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text()) | {"num_hidden_layers": 16_000_000}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="holds 35 tensors; config.json asks for 16000000 layers"):
+        load_policy(checkpoint)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_checkpoint_spoiled_anywhere_is_refused_in_one_line(data):
+    """Bytes of the file changed or cut off, or a tensor renamed: whatever it is, it loads or is refused in words."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = shutil.copytree(TIED, pathlib.Path(folder, "policy"))
+        content = bytearray((checkpoint / WEIGHTS).read_bytes())
+        header = 8 + int.from_bytes(content[:8], "little")
+        kind = data.draw(st.sampled_from(["cut", "header", "rename"]))
+        if kind == "cut":
+            content = content[: data.draw(st.integers(0, len(content) - 1))]
+        elif kind == "header":
+            for _ in range(data.draw(st.integers(1, 3))):
+                content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+        else:
+            name = data.draw(st.sampled_from(sorted(load_file(checkpoint / WEIGHTS)))).encode()
+            content = content.replace(b'"' + name + b'"', b'"' + name[::-1] + b'"')
+        (checkpoint / WEIGHTS).write_bytes(content)
+        try:
+            load_policy(checkpoint)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert kind == "header"  # some bytes of a header mean nothing
 
 
 def test_files_that_are_missing_or_something_else(checkpoint):

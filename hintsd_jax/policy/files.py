@@ -6,6 +6,7 @@ tensor. No more than a tensor is read at a time. A directory is written whole or
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hintsd_jax.errors import UserError
@@ -49,25 +50,29 @@ class Tensors:
             raise UserError(f"{file}: tensor {name} has shape {list(about.shape)}; {self.asker} asks for {list(shape)}")
         if about.dtype not in DTYPES:
             raise UserError(f"{file}: tensor {name} has dtype {about.dtype}; only {', '.join(DTYPES)} are supported")
+        if about.stop - about.start != math.prod(shape) * DTYPES[about.dtype].itemsize:
+            raise UserError(f"{file}: tensor {name} has {about.stop - about.start} bytes, too few or too many for its shape; copy the file again")
 
     def dtype(self, name: str) -> np.dtype:
         """As it is stored, of a tensor that was checked."""
         return DTYPES[self._about[name].dtype]
 
-    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of a tensor as it is stored; only its bytes are read."""
-        file = self.file_of[name]
+    def rows(self, name: str, first: int, stop: int) -> np.ndarray:
+        """Rows of a tensor that was checked, as they are stored. Plain reads: the pages of a mapped file would count as this process's memory."""
+        file, about, dtype = self.file_of[name], self._about[name], self.dtype(name)
+        row = math.prod(about.shape[1:])
         try:
-            # Opened anew each time: pages of a mapped file that were read once would count as this process's memory until it is closed.
-            with safe_open(file, framework="np") as opened:
-                return opened.get_slice(name)[index]
-        except (OSError, SafetensorError) as error:
+            data = np.fromfile(file, dtype, (stop - first) * row, offset=about.start + first * row * dtype.itemsize)
+        except OSError as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
+        if data.size != (stop - first) * row:
+            raise UserError(f"{file}: tensor {name} ends too early; was the file changed?")
+        return data.reshape(stop - first, *about.shape[1:])
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A whole tensor as it is stored. Raises UserError as `check` does."""
         self.check(name, shape)
-        return self.part(name, tuple(slice(0, size) for size in shape))
+        return self.rows(name, 0, shape[0])
 
     def refuse_others(self, expected: Collection[str]) -> None:
         """Raises UserError when there is a tensor that is not `expected`."""
@@ -166,10 +171,12 @@ def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathl
 
 
 class _About(NamedTuple):
-    """What a header says of a tensor; dtype is the format's own name, such as BF16."""
+    """What a header says of a tensor. dtype is the format's own name, such as BF16; start, stop: its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 def _read_header(file: pathlib.Path) -> dict[str, _About]:
@@ -185,13 +192,17 @@ def _read_header(file: pathlib.Path) -> dict[str, _About]:
                 raise UserError(f"{file}: cut short within its header ({size} bytes); copy it again")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        ends = {name: int(about["data_offsets"][1]) for name, about in header.items()}
-        tensors = {name: _About(str(about["dtype"]), tuple(int(n) for n in about["shape"])) for name, about in header.items()}
+        tensors = {}
+        for name, about in header.items():
+            start, stop = (8 + length + int(offset) for offset in about["data_offsets"])
+            if not 8 + length <= start <= stop:
+                raise ValueError(f"tensor {name} from byte {start} to {stop}")
+            tensors[name] = _About(str(about["dtype"]), tuple(int(n) for n in about["shape"]), start, stop)
     except FileNotFoundError:
         raise UserError(f"{file}: missing; copy the whole directory again") from None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error!r}") from error
-    cut = [name for name, end in sorted(ends.items(), key=lambda item: item[1]) if 8 + length + end > size]
+    cut = [name for name, about in sorted(tensors.items(), key=lambda item: item[1].stop) if about.stop > size]
     if cut:
         raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")
     return tensors

@@ -1,8 +1,7 @@
 """Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params, tokenizer).
 
 Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and dtype is
-checked before a byte of data is read; then tensors go to their place on the mesh one at a time, each device's part by itself: the
-host never holds more than a tensor.
+checked before a byte of data is read; then tensors go to their place on the mesh one at a time.
 """
 
 import os
@@ -52,9 +51,9 @@ def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
             expected.add(name)
     if config.tie_embeddings and HEAD in checkpoint.file_of:
         # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
-        shape = (config.vocab_size, config.d_model)
-        checkpoint.check(HEAD, shape)
-        if all(np.array_equal(checkpoint.part(HEAD, rows), checkpoint.part(EMBED, rows)) for rows in _row_blocks(shape)):
+        checkpoint.check(HEAD, (config.vocab_size, config.d_model))
+        blocks = [(first, min(first + _ROWS, config.vocab_size)) for first in range(0, config.vocab_size, _ROWS)]
+        if all(np.array_equal(checkpoint.rows(HEAD, *block), checkpoint.rows(EMBED, *block)) for block in blocks):
             expected.add(HEAD)
     checkpoint.refuse_others(expected)
     return checkpoint
@@ -113,11 +112,6 @@ def _listed(path: pathlib.Path) -> Tensors:
     return checkpoint
 
 
-def _row_blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    for first in range(0, shape[0], _ROWS):
-        yield slice(first, min(first + _ROWS, shape[0])), slice(0, shape[1])
-
-
 def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.Array:
     """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
     layout = NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, "train"))
@@ -125,7 +119,7 @@ def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.
     there = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts)))  # a tensor of the file, split alike
     made = jnp.zeros(leaf.shape, dtype, device=layout) if leaf.stacked else None
     for n, name in enumerate(leaf.names):
-        tensor = jax.make_array_from_callback(leaf.hf_shape, there, partial(checkpoint.part, name))
+        tensor = jax.make_array_from_callback(leaf.hf_shape, there, checkpoint.read(name, leaf.hf_shape).__getitem__)
         made = _write(made, tensor, n, transposed=leaf.transposed) if leaf.stacked else _take(tensor, leaf.transposed, dtype, layout)
         made.block_until_ready()  # else the host would read ahead of what devices have taken, and hold it all
     return made

@@ -1,0 +1,124 @@
+"""How much host memory does loading a checkpoint take? A random sharded bfloat16 checkpoint onto four fake devices, the peak against its bound.
+
+  python -m benchmarks.load_memory --out=benchmarks/results/load_memory.md
+
+Linux only: the peak is the process's own high-water mark (VmHWM), set back before the load. On CPU the parameters themselves are host
+memory. The bound: memory at start + the parameters + twice the largest tensor of the checkpoint + 1 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+REPO = Path(__file__).resolve().parents[1]
+GIB = 2**30
+# A decoder as wide as Qwen3-0.6B and as deep as it takes to be 1.1 GiB in bfloat16.
+SHAPE = {
+    "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936, "num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "tie_word_embeddings": True, "max_position_embeddings": 40_960,
+}  # fmt: skip
+
+
+def write_checkpoint(folder: Path, shape: dict, files: int) -> None:
+    """Random weights in about so many files of equal size."""
+    from hintsd_jax.policy.config import PolicyConfig
+    from hintsd_jax.policy.files import DTYPES, write_json, write_shards
+    from hintsd_jax.policy.naming import leaves
+
+    rng = np.random.default_rng(0)
+    todo = leaves(PolicyConfig.from_hf(shape))
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for leaf in todo:
+            for name in leaf.names:
+                bits = rng.integers(0x3C00, 0x3D00, leaf.hf_shape, dtype=np.uint16)  # bfloat16 between 0.0078 and 0.03
+                yield name, bits.view(DTYPES["BF16"])
+
+    total = sum(2 * int(np.prod(leaf.hf_shape)) * len(leaf.names) for leaf in todo)
+    write_json(folder / "config.json", shape)
+    write_shards(folder, tensors(), limit=-(-total * 21 // (files * 20)))
+
+
+def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[str, float]:
+    """Loads in this process. Bytes: memory at start, the parameters, the largest tensor of the files, the peak; and seconds."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    import time
+
+    import jax
+    import jax.numpy as jnp
+
+    from hintsd_jax.policy.config import LoraConfig
+    from hintsd_jax.policy.files import read_json
+    from hintsd_jax.policy.huggingface import load_policy, open_checkpoint, read_config
+    from hintsd_jax.policy.naming import leaves
+    from hintsd_jax.policy.sharding import make_mesh
+
+    mesh = make_mesh(fsdp=devices)
+    jnp.zeros(8).block_until_ready()  # the backend is up
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is held
+    start, began = _resident("VmRSS"), time.perf_counter()
+    config, params = load_policy(folder, mesh, compute_dtype=compute_dtype, lora=LoraConfig(8, 16.0) if lora else None)
+    jax.block_until_ready(params)
+    seconds, peak = time.perf_counter() - began, _resident("VmHWM")
+    checkpoint = open_checkpoint(Path(folder), read_config(folder))
+    largest = max(int(np.prod(leaf.hf_shape)) * checkpoint.dtype(leaf.names[0]).itemsize for leaf in leaves(config))
+    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+    files = len(set(checkpoint.file_of.values()))
+    return {"start": start, "params": held, "largest": largest, "peak": peak, "seconds": seconds, "files": files, "config": read_json(Path(folder, "config.json"))}
+
+
+def run(folder: str, devices: int = 4, compute_dtype: str = "float32", lora: bool = False) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    call = f"import json; from benchmarks.load_memory import measure; print(json.dumps(measure({folder!r}, {devices}, {compute_dtype!r}, {lora})))"
+    done = subprocess.run([sys.executable, "-c", call], cwd=REPO, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bound(found: dict[str, float], slack: int = GIB) -> float:
+    return found["start"] + found["params"] + 2 * found["largest"] + slack
+
+
+def _resident(field: str) -> int:
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--devices", type=int, default=4)
+    arguments = parser.parse_args()
+    lines = ["| | files | parameters | largest tensor | at start | peak | bound | seconds |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), SHAPE, files=2)
+        for name, dtype, lora in (("all weights, float32", "float32", False), ("frozen under LoRA, bfloat16", "bfloat16", True)):
+            found = run(folder, arguments.devices, dtype, lora)
+            numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
+            gib = " | ".join(f"{number / GIB:.2f}" for number in numbers)
+            lines.append(f"| {name} | {found['files']} | {gib} | {found['seconds']:.1f} |")
+            print(lines[-1], flush=True)
+            if found["peak"] > bound(found):
+                raise SystemExit("the peak exceeds its bound")
+    if arguments.out:
+        from hintsd_jax.runs.workdir import versions
+
+        head = f"# Memory while a checkpoint is loaded, GiB\n\nMade by `python -m benchmarks.load_memory`, {arguments.devices} fake devices; {versions()}.\n\n"
+        arguments.out.write_text(head + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -110,12 +110,20 @@ def base() -> ConfigDict:
                 "every": 50,  # optimizer steps; the last step is always saved
                 "keep": 2,  # the latest ones; the best by evaluation stays as well
             },
+            "export": {  # --mode=export
+                "checkpoint": "latest",  # or "best" by evaluation, or a step
+                "weights": ("student",),  # as whole directories; also "ema". Adapters are written of both, where one was trained
+                "dtype": "auto",  # of the whole directories: as policy.path stores it; or float32, bfloat16, float16
+                "path": "",  # where to; "": export/step_<n> in the workdir
+            },
         }
     )
     config.lock()
     config.env.options.unlock()
     return config
 
+
+NOT_OF_A_RUN = ("export.",)  # what these groups say changes no run: it may differ from what a workdir was made with
 
 _CHOICES = {
     "method": ("hint_sd", "sharpen"),
@@ -127,6 +135,7 @@ _CHOICES = {
     "distill.divergence": ("reverse_kl", "forward_kl", "jsd"),
     "distill.support": ("student_topk", "teacher_topk", "full"),
     "optim.schedule": ("constant", "linear"),
+    "export.dtype": ("auto", "float32", "bfloat16", "float16"),
 }
 # Interval notation; "inf" bounds are open.
 _RANGES = {
@@ -240,6 +249,12 @@ def _value_problems(config: ConfigDict) -> list[str]:
     for key, what in named.items():
         if not values[key]:
             problems.append(f"{key} is empty: name {what}")
+    weights = tuple(values["export.weights"])
+    if set(weights) - {"student", "ema"}:
+        problems.append(f"export.weights = {weights!r}: name some of 'student' and 'ema', or none")
+    checkpoint = str(values["export.checkpoint"])
+    if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
+        problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
     if values["history"] == "template":
         problems.append("history = 'template' is not supported yet: use 'keep', which trains on the tokens as they were sampled")
     return problems

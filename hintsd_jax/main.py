@@ -15,7 +15,7 @@ from hintsd_jax.errors import UserError
 
 config_flags.DEFINE_config_file("config", None, "The config file, such as configs/desk.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The folder of this run; one that holds a run already continues it.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
 
 
 def run(argv: list[str]) -> None:
@@ -32,10 +32,14 @@ def run(argv: list[str]) -> None:
         from hintsd_jax import train
 
         train.train(config, workdir)
-    else:
+    elif flags.FLAGS.mode == "evaluate":
         from hintsd_jax import evaluate
 
         evaluate.evaluate(config, workdir)
+    else:
+        from hintsd_jax import export
+
+        export.export(config, workdir)
 
 
 def parse(argv: list[str]) -> list[str]:

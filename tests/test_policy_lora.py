@@ -35,12 +35,20 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (B, T), dtype=n
 KEYS = np.random.default_rng(1).integers(0, 2**32, (B, 2), dtype=np.uint32)
 POSITIONS = np.arange(T)[None]
 forward = jit(decoder.forward, static_argnums=1)
-merge = jit(lora.merge, static_argnums=1)
 init_adapter = jit(lora.init_adapter, static_argnums=0)
 
 
 def with_lora(**fields):
     return dataclasses.replace(CONFIG, lora=dataclasses.replace(LORA, **fields))
+
+
+def merge(base, adapter, config):
+    """The base with every pair of the adapter merged into its kernel."""
+    layers = {part: dict(modules) for part, modules in base["layers"].items()}
+    for part, modules in adapter["layers"].items():
+        for module, pair in modules.items():
+            layers[part][module] = layers[part][module] | {"kernel": lora.merge(layers[part][module]["kernel"], pair, config)}
+    return base | {"layers": layers}
 
 
 def pick(*modules):
@@ -94,11 +102,11 @@ def test_alpha_0_changes_no_bit(base_hidden, hidden):
 
 
 def test_merged_equals_attached_for_all_targets(hidden):
-    merged = merge(lora.attach(BASE, ADAPTER), LORA)
+    merged = merge(BASE, ADAPTER, LORA)
     assert jax.tree.structure(merged) == jax.tree.structure(BASE)
     np.testing.assert_allclose(forward(merged, CONFIG, TOKENS), hidden, atol=1e-5)
-    assert lora.merge(BASE, LORA) is BASE and lora.attach(None, BASE) is BASE
-    narrow = merge(lora.attach(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), BASE), ADAPTER), LORA)
+    assert lora.attach(None, BASE) is BASE
+    narrow = merge(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), BASE), ADAPTER, LORA)
     assert narrow["layers"]["mlp"]["up"]["kernel"].dtype == jnp.float32
 
 
@@ -106,8 +114,7 @@ def test_modules_that_are_no_targets_stay():
     config = with_lora(targets=("up_proj", "o_proj"))
     adapter = pick("out", "up")
     assert jax.tree.structure(adapter) == jax.tree.structure(jax.eval_shape(partial(lora.init_adapter, config), jax.random.key(0)))
-    attached = lora.attach(BASE, adapter)
-    merged = merge(attached, config.lora)
+    merged = merge(BASE, adapter, config.lora)
     changed = jax.tree_util.tree_map_with_path(lambda path, a, b: (path, not np.array_equal(a, b)), BASE, merged)
     changed = [path for path, differs in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)) if differs]
     assert [[key.key for key in path] for path in changed] == [["layers", "attention", "out", "kernel"], ["layers", "mlp", "up", "kernel"]]

@@ -6,7 +6,8 @@ checked before a byte of data is read; then tensors go to their place on the mes
 
 import os
 import pathlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from hintsd_jax.policy.sharding import make_mesh, spec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}  # and the old model's card
 _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
@@ -97,6 +99,35 @@ def save_policy(
             tokenizer.save_pretrained(new)
 
 
+def write_like(
+    path: str | os.PathLike, source: str | os.PathLike, checkpoint: Tensors, tensors: Iterable[tuple[str, np.ndarray]], dtype: str | None
+) -> None:
+    """Writes a Hugging Face directory like `source`, with other weights: all of it or nothing.
+
+    checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written ones; None: each as
+    `source` stores it. What else lies in `source` (tokenizer, chat template, generation settings, licence) is copied.
+    """
+
+    def stored() -> Iterator[tuple[str, np.ndarray]]:
+        for name, tensor in tensors:
+            with np.errstate(over="ignore"):
+                cast = tensor.astype(checkpoint.dtype(name) if dtype is None else jnp.dtype(dtype))
+            if cast.dtype == np.float16 and not np.isfinite(cast).all():
+                raise UserError(f"tensor {name} has values that float16 cannot hold: choose export.dtype bfloat16 or float32")
+            yield name, cast
+
+    source = pathlib.Path(source)
+    config = read_json(source / "config.json")
+    if dtype is not None:
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    with replacing(path, "policy", marker="config.json") as new:
+        for file in source.iterdir():
+            if file.is_file() and not file.name.startswith(".") and file.suffix not in _WEIGHT_FILES and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, new / file.name)
+        write_json(new / "config.json", config)
+        write_shards(new, stored())
+
+
 def _listed(path: pathlib.Path) -> Tensors:
     if not (path / INDEX).is_file():
         if not (path / WEIGHTS).is_file():
@@ -137,15 +168,20 @@ def _take(tensor: jax.Array, transposed: bool, dtype: np.dtype, layout: NamedSha
     return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=layout)(tensor)
 
 
+def layers(leaf: Leaf, weight: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors of one of our parameters, as views of it where it is NumPy's."""
+    for n, name in enumerate(leaf.names):
+        layer = np.asarray(weight[n] if leaf.stacked else weight)
+        yield name, layer.T if leaf.transposed else layer
+
+
 def _tensors(config: PolicyConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's tensors in float32, one after the other."""
     for leaf in leaves(config):
         node = params
         for key in leaf.path:
             node = node[key]
-        for n, name in enumerate(leaf.names):
-            weight = np.asarray(node[n] if leaf.stacked else node, np.float32)
-            yield name, weight.T if leaf.transposed else weight
+        for name, layer in layers(leaf, node):
+            yield name, layer.astype(np.float32)
 
 
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":

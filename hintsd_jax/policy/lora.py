@@ -1,4 +1,4 @@
-"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass, merged it is gone.
+"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass, merged into them it is gone.
 
 An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like the weights:
 `a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints hold nothing else.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from hintsd_jax.policy import decoder
@@ -78,15 +79,6 @@ def attach(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Pa
     return trained if frozen is None else {**frozen, "lora": trained}
 
 
-def merge(params: decoder.Params, config: LoraConfig) -> decoder.Params:
-    """W + alpha / rank * A B in float32, as weights without an adapter; weights that have none come back as they are."""
-    if "lora" not in params:
-        return params
-    merged = {name: tree for name, tree in params.items() if name != "lora"}
-    merged["layers"] = {part: dict(modules) for part, modules in params["layers"].items()}
-    for part, modules in params["lora"]["layers"].items():
-        for module, pair in modules.items():
-            change = jnp.einsum("nir,nro->nio", pair["a"], pair["b"])
-            kernel = merged["layers"][part][module]["kernel"]
-            merged["layers"][part][module] = {"kernel": kernel.astype(jnp.float32) + config.scale * change}
-    return merged
+def merge(kernel: Any, pair: Any, config: LoraConfig) -> Any:
+    """One projection's W + alpha / rank * A B in float32: kernel [..., in, out], pair of `a` [..., in, r] and `b` [..., r, out]."""
+    return kernel.astype(np.float32) + np.float32(config.scale) * (pair["a"] @ pair["b"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -72,6 +73,11 @@ class Checkpoints:
         return self._manager.save(step, args=items, metrics=tracked, force=True)
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, ascending."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
@@ -99,17 +105,37 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # orbax, tensorstore and json each raise their own kinds for a damaged folder
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): "
-                "remove that folder to continue from an earlier one"
-            ) from error
+            raise self._unreadable(step, error, "remove that folder to continue from an earlier one") from error
         return restored["state"], restored["extra"]
 
     def restore_latest(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """`restore` of the latest checkpoint; None where there is none yet."""
         step = self.latest_step
         return None if step is None else self.restore(step, abstract_state)
+
+    def restore_part(self, step: int, names: PyTree) -> PyTree:
+        """Reads a part of a checkpoint's state into host memory, on whatever devices it was saved.
+
+        Args:
+          step: one of `steps`.
+          names: nested dicts like the state, down to the wanted leaves (their values do not matter).
+
+        Returns:
+          NumPy arrays in the same nesting.
+
+        Raises:
+          UserError: the checkpoint is damaged, or has no such part.
+        """
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=names, restore_args=on_host, partial_restore=True))
+        try:
+            return self._manager.restore(step, args=items)["state"]
+        except Exception as error:  # see `restore`
+            raise self._unreadable(step, error, "choose another checkpoint, or give the config that the run was trained with") from error
+
+    def _unreadable(self, step: int, error: Exception, remedy: str) -> UserError:
+        reason = " ".join(str(error).split())[:300]
+        return UserError(f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): {remedy}")
 
     def wait(self) -> None:
         """Returns when every started save is on disk; raises what a save in the background raised."""

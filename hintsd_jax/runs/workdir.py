@@ -18,7 +18,7 @@ from typing import IO, Any
 import ml_collections
 
 import hintsd_jax
-from hintsd_jax.config import flatten
+from hintsd_jax.config import NOT_OF_A_RUN, flatten
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.journal import Journal
 
@@ -80,7 +80,8 @@ class Workdir:
         Args:
           path: the folder; its parents are made too.
           config: the resolved config of this run.
-          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`).
+          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`), beside
+            `config.NOT_OF_A_RUN`.
 
         Raises:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
@@ -93,7 +94,7 @@ class Workdir:
             raise UserError(f"workdir {path} cannot be written ({error.strerror}): give another --workdir") from error
         try:
             _take_lock(lock, path)
-            resumed = _settle_config(path / "config.json", config, may_differ)
+            resumed = _settle_config(path / "config.json", config, may_differ + NOT_OF_A_RUN)
         except BaseException:
             lock.close()
             raise

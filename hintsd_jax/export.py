@@ -1,0 +1,104 @@
+"""`--mode=export`: a run's checkpoint in, directories out that transformers, vLLM and SGLang read.
+
+A whole directory (config, weights with the adapter merged, tokenizer, chat template) in the form of the checkpoint that training began
+with, and the adapters in PEFT's format, of the student and of its EMA, the teacher.
+
+Invariants: what training did not change is written as it was, bit for bit, in its own dtype. Neither a device nor the whole model is
+needed: weights pass through host memory parameter by parameter. A directory has its final name only when all of it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.policy import lora
+from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.policy.files import Tensors
+from hintsd_jax.policy.huggingface import layers, open_checkpoint, read_config, write_like
+from hintsd_jax.policy.naming import leaves
+from hintsd_jax.policy.peft import save_adapter
+from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.session import lora_config
+
+_TREES = {"student": "params", "ema": "ema"}  # as the config names them -> in the train state
+
+
+def export(config: ConfigDict, workdir: str) -> list[Path]:
+    """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`, `ema_adapter/`, those asked for.
+
+    Returns the directories and prints them.
+
+    Raises:
+      UserError: no such checkpoint, a missing or changed `policy.path`, a place that cannot be written.
+    """
+    if not Path(workdir, "checkpoints").is_dir():
+        raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
+    policy = read_config(config.policy.path, lora=lora_config(config))
+    source = open_checkpoint(Path(config.policy.path), policy)
+    # the base may lie elsewhere than it did while training
+    with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
+        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
+        step = _chosen(checkpoints, config.export.checkpoint, folder.path)
+        out = Path(config.export.path).expanduser() if config.export.path else folder.path / "export" / f"step_{step:06d}"
+        dtype = None if config.export.dtype == "auto" else config.export.dtype
+        written = []
+        for name, tree in _TREES.items():
+            read = lambda part, tree=tree: checkpoints.restore_part(step, {tree: part})[tree]
+            adapter = read(_names(policy)) if policy.lora else None
+            if name in config.export.weights:
+                tensors = _trained(policy, read) if adapter is None else _merged(policy, source, adapter)
+                written.append(out / name)
+                write_like(written[-1], config.policy.path, source, tensors, dtype)
+            if adapter is not None:
+                written.append(out / f"{name}_adapter")
+                save_adapter(written[-1], policy, adapter, config.policy.path)
+        checkpoints.close()
+    for path in written:
+        print(f"step {step}: {path}")
+    return written
+
+
+def _chosen(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
+    step = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(wanted, wanted)
+    if step is None:
+        raise UserError(f"{workdir}: no checkpoint that could be the {wanted} one; there are {checkpoints.steps or 'none'}")
+    if int(step) not in checkpoints.steps:
+        raise UserError(f"export.checkpoint = {step}: {workdir} has no such checkpoint; there are {checkpoints.steps or 'none'}")
+    return int(step)
+
+
+def _names(policy: PolicyConfig):
+    return jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
+
+
+def _trained(policy: PolicyConfig, read) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors of weights that were all trained; one of our parameters is read at a time."""
+    for leaf in leaves(policy):
+        node = names = {}
+        for key in leaf.path[:-1]:
+            node = node.setdefault(key, {})
+        node[leaf.path[-1]] = 0
+        found = read(names)
+        for key in leaf.path:
+            found = found[key]
+        yield from layers(leaf, found)
+
+
+def _merged(policy: PolicyConfig, source: Tensors, adapter: lora.Adapter) -> Iterator[tuple[str, np.ndarray]]:
+    """Those of the checkpoint that training began with, the adapter merged into its targets."""
+    pairs = {("layers", *target.path, "kernel"): adapter["layers"][target.path[0]][target.path[1]] for target in lora.targets(policy)}
+    for leaf in leaves(policy):
+        pair = pairs.get(leaf.path)
+        for n, name in enumerate(leaf.names):
+            weight = source.read(name, leaf.hf_shape)
+            if pair is not None:
+                weight = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, policy.lora).T
+            yield name, weight

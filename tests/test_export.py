@@ -1,0 +1,183 @@
+"""Checkpoints of runs as Hugging Face directories and PEFT adapters, compared with the files that training began with."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hintsd_jax import config as schema
+from hintsd_jax.distill.state import create
+from hintsd_jax.errors import UserError
+from hintsd_jax.export import export
+from hintsd_jax.policy import decoder, lora
+from hintsd_jax.policy.files import write_shards
+from hintsd_jax.policy.huggingface import load_policy
+from hintsd_jax.policy.peft import load_adapter
+from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.session import lora_config, optim_config
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+BIASED, NARROW = "qwen2_tiny_untied", "llama_tiny_tied"  # float32 in one file; bfloat16 in three
+BESIDE = {"tokenizer.json": "{}", "chat_template.jinja": "x", "generation_config.json": "{}", "LICENSE": "free", "README.md": "another model"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Makes a workdir whose checkpoints hold what `change` makes of the starting weights: of step 3 (the best) and 5 (the latest)."""
+
+    def make(name: str, rank: int, change=lambda leaf: leaf):
+        base = shutil.copytree(FIXTURES / name, tmp_path / "base")
+        (base / "expected.npz").unlink()
+        for file, text in BESIDE.items():
+            (base / file).write_text(text)
+        config = schema.base()
+        config.policy.path = str(base)
+        config.lora.rank, config.lora.targets = rank, ("q_proj", "o_proj", "down_proj")
+        adapter = lora_config(config)
+        policy, weights = load_policy(base, lora=adapter)
+        trained = lora.init_adapter(policy, jax.random.key(0)) if adapter else weights
+        state = create(jax.tree.map(change, trained), optim_config(config))
+        state = state.replace(ema=jax.tree.map(lambda leaf: leaf / 2, state.params))
+        with Workdir.open(tmp_path / "run", config):
+            checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint.keep)
+            for step, score in ((3, 0.9), (5, 0.1)):
+                checkpoints.save(step, state.replace(params=jax.tree.map(lambda leaf: leaf + (5 - step), state.params)), {}, {"eval/avg@4": score})
+            checkpoints.close()
+        return config, tmp_path / "run", base, policy
+
+    return make
+
+
+def tensors(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def random(leaf):
+    return leaf + 0.1 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", [BIASED, NARROW])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run, name, rank):
+    config, workdir, base, _ = run(name, rank)
+    written = export(config, workdir)
+    student = workdir / "export" / "step_000005" / "student"
+    same(tensors(student), tensors(base))  # a fresh adapter changes nothing
+    assert json.loads((student / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+    assert {file.name for file in student.iterdir()} == {"config.json", "model.safetensors", *BESIDE} - {"README.md"}
+    assert [path.name for path in written] == (["student", "student_adapter", "ema_adapter"] if rank else ["student"])
+    assert sorted(path.name for path in student.parent.iterdir()) == sorted(path.name for path in written)
+
+
+def test_all_weights_after_training_of_student_and_ema(run):
+    config, workdir, base, _ = run(BIASED, 0, random)
+    config.export.weights, config.export.checkpoint, config.export.path = ("student", "ema"), "3", str(workdir / "out")
+    student, ema = export(config, workdir)
+    assert (student, ema) == (workdir / "out" / "student", workdir / "out" / "ema")
+    before = load_policy(base)[1]
+    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) + 2), load_policy(student)[1], before)
+    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) / 2), load_policy(ema)[1], before)
+
+
+def test_merged_weights_and_adapters_compute_what_training_computed(run):
+    config, workdir, base, policy = run(BIASED, 2, random)
+    student, adapter, ema = export(config, workdir)
+    before, after, changed = tensors(base), tensors(student), set()
+    pairs = load_file(adapter / "adapter_model.safetensors")
+    for name, weight in before.items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" in pairs:
+            weight = weight + config.lora.alpha / 2 * pairs[f"{stem}.lora_B.weight"] @ pairs[f"{stem}.lora_A.weight"]
+            changed.add(name)
+        np.testing.assert_allclose(after[name], weight, rtol=1e-5, atol=1e-5)
+    assert len(changed) == 3 * policy.num_layers and not np.array_equal(before[min(changed)], after[min(changed)])
+
+    fresh = jax.tree.map(random, lora.init_adapter(policy, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(adapter, policy), fresh)
+    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, then / 2), load_adapter(ema, policy), fresh)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+    tokens = np.arange(24).reshape(2, 12)
+    logits = lambda params, policy: decoder.project(params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens))
+    attached = logits(lora.attach(load_policy(base)[1], load_adapter(adapter, policy)), policy)
+    np.testing.assert_allclose(logits(load_policy(student)[1], policy), attached, atol=1e-5, rtol=1e-5)
+
+
+def test_another_dtype_is_said_in_the_config(run):
+    config, workdir, base, _ = run(BIASED, 2)
+    config.export.dtype = "bfloat16"
+    student = export(config, workdir)[0]
+    assert {str(weight.dtype) for weight in tensors(student).values()} == {"bfloat16"}
+    assert json.loads((student / "config.json").read_text())["dtype"] == "bfloat16"
+    for name, weight in tensors(base).items():
+        np.testing.assert_array_equal(tensors(student)[name], weight.astype(tensors(student)[name].dtype))
+
+
+def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(run):
+    config, workdir, _, _ = run(BIASED, 0, lambda leaf: leaf + 1e5)
+    config.export.dtype = "float16"
+    with pytest.raises(UserError, match="has values that float16 cannot hold: choose export.dtype bfloat16 or float32"):
+        export(config, workdir)
+    assert not list((workdir / "export" / "step_000005").iterdir())
+
+
+def test_a_failed_export_leaves_the_one_before_it(run, monkeypatch):
+    config, workdir, _, _ = run(NARROW, 0)
+    student = export(config, workdir)[0]
+    before = {file.name: file.read_bytes() for file in student.iterdir()}
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hintsd_jax.policy.files.save_file", full_disk)
+    with pytest.raises(UserError, match="cannot write the policy there: .* No space left"):
+        export(config, workdir)
+    assert {file.name: file.read_bytes() for file in student.iterdir()} == before
+    assert [path.name for path in student.parent.iterdir()] == ["student"]
+
+
+def test_which_checkpoint(run):
+    config, workdir, base, _ = run(NARROW, 2)
+    for wanted, step in (("latest", 5), ("best", 3), ("3", 3)):
+        config.export.checkpoint = wanted
+        assert export(config, workdir)[0].parent.name == f"step_{step:06d}"
+    config.export.checkpoint = "4"
+    with pytest.raises(UserError, match=r"export.checkpoint = 4: .* has no such checkpoint; there are \[3, 5\]"):
+        export(config, workdir)
+    with pytest.raises(UserError, match="there is no run with checkpoints"):
+        export(config, workdir / "elsewhere")
+    assert not (workdir / "elsewhere").exists()
+    config.lora.rank = 3
+    with pytest.raises(UserError, match=r"belongs to another config: lora.rank \(there 2, now 3\)"):
+        export(config, workdir)
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match="base: no such directory"):
+        export(config, workdir)
+
+
+def test_large_weights_go_into_several_files(tmp_path):
+    config, params = load_policy(FIXTURES / NARROW)
+    original = tensors(FIXTURES / NARROW)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    write_shards(tmp_path, original.items(), limit=20_000)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3 and files[0].name == f"model-00001-of-{count:05d}.safetensors"
+    assert all(file.stat().st_size < 20_000 + 5000 for file in files if len(load_file(file)) > 1)
+    same(tensors(tmp_path), original)
+    jax.tree.map(np.testing.assert_array_equal, load_policy(tmp_path)[1], params)

@@ -110,7 +110,7 @@ def test_remat_changes_no_gradient(params):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("config", [CONFIG, UNTIED])
+@pytest.mark.parametrize("config", [CONFIG, UNTIED, dataclasses.replace(CONFIG, family="qwen2")])
 def test_every_parameter_is_float32_and_every_axis_has_a_rule(config):
     params = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))
     axes = decoder.logical_axes(config)

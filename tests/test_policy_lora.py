@@ -11,6 +11,7 @@ import pytest
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import LORA_TARGETS, LoraConfig, PolicyConfig
+from hintsd_jax.policy.layers import Linear, dropout_masks
 from hintsd_jax.policy.sharding import RULES
 
 LORA = LoraConfig(rank=3, alpha=5.0, dropout=0.3, targets=tuple(LORA_TARGETS))
@@ -139,9 +140,9 @@ def test_prefill_and_decoding_equal_the_full_forward(hidden):
 def mask(key_BT2, name="query"):
     """What dropout leaves of ones at a module: its adapter is the identity and its kernel zero."""
     config = with_lora(rank=24, alpha=24.0, targets=("q_proj", "up_proj"))
-    module = decoder.Linear(config, 24, ("embed", "mlp"), name=name)
+    module = Linear(config, 24, ("embed", "mlp"), name=name)
     variables = {"params": {"kernel": jnp.zeros((24, 24))}, "lora": {"a": jnp.eye(24), "b": jnp.eye(24)}}
-    return module.apply(variables, jnp.ones((*key_BT2.shape[:2], 24)), decoder.dropout_masks(config, key_BT2, 0))
+    return module.apply(variables, jnp.ones((*key_BT2.shape[:2], 24)), dropout_masks(config, key_BT2, 0))
 
 
 def test_dropout_has_its_rate_and_no_bias():

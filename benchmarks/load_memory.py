@@ -9,7 +9,6 @@ memory. The bound: memory at start + the parameters + twice the largest tensor o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -61,7 +60,6 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     import jax.numpy as jnp
 
     from hintsd_jax.policy.config import LoraConfig
-    from hintsd_jax.policy.files import read_json
     from hintsd_jax.policy.huggingface import load_policy, open_checkpoint, read_config
     from hintsd_jax.policy.naming import leaves
     from hintsd_jax.policy.sharding import make_mesh
@@ -77,7 +75,7 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     largest = max(int(np.prod(leaf.hf_shape)) * checkpoint.dtype(leaf.names[0]).itemsize for leaf in leaves(config))
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     files = len(set(checkpoint.file_of.values()))
-    return {"start": start, "params": held, "largest": largest, "peak": peak, "seconds": seconds, "files": files, "config": read_json(Path(folder, "config.json"))}
+    return {"start": start, "params": held, "largest": largest, "peak": peak, "seconds": seconds, "files": files}
 
 
 def run(folder: str, devices: int = 4, compute_dtype: str = "float32", lora: bool = False) -> dict[str, float]:
@@ -101,11 +99,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--shape", type=Path, help="a config.json; by default one of 1.1 GiB")
+    parser.add_argument("--files", type=int, default=2)
+    parser.add_argument("--lora-only", action="store_true", help="weights in bfloat16 only, which take half the memory")
     arguments = parser.parse_args()
+    shape = json.loads(arguments.shape.read_text()) if arguments.shape else SHAPE
+    kinds = {"all weights, float32": ("float32", False), "frozen under LoRA, bfloat16": ("bfloat16", True)}
+    if arguments.lora_only:
+        del kinds["all weights, float32"]
     lines = ["| | files | parameters | largest tensor | at start | peak | bound | seconds |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), SHAPE, files=2)
-        for name, dtype, lora in (("all weights, float32", "float32", False), ("frozen under LoRA, bfloat16", "bfloat16", True)):
+        write_checkpoint(Path(folder), shape, arguments.files)
+        for name, (dtype, lora) in kinds.items():
             found = run(folder, arguments.devices, dtype, lora)
             numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
             gib = " | ".join(f"{number / GIB:.2f}" for number in numbers)

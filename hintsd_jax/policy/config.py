@@ -157,7 +157,7 @@ class PolicyConfig:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_positions"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-                raise UserError(f"policy config: {name} must be a positive integer up to {_LARGEST}, not {value!r}")
+                raise UserError(f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST}, not {_short(value)}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"policy config: num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
@@ -166,9 +166,9 @@ class PolicyConfig:
             raise UserError(f"policy config: head_dim must be even for rotary positions, not {self.head_dim}")
         for name in ("rope_theta", "norm_eps"):
             if not _is_positive(getattr(self, name)):
-                raise UserError(f"policy config: {name} must be a positive number, not {getattr(self, name)!r}")
+                raise UserError(f"policy config: {name} must be a positive number, not {_short(getattr(self, name))}")
         if not isinstance(self.tie_embeddings, bool):
-            raise UserError(f"policy config: tie_embeddings must be true or false, not {self.tie_embeddings!r}")
+            raise UserError(f"policy config: tie_embeddings must be true or false, not {_short(self.tie_embeddings)}")
         if self.family not in FAMILIES:
             raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
@@ -195,7 +195,7 @@ class PolicyConfig:
         known = {family.architecture: name for name, family in FAMILIES.items()}
         architectures = hf.get("architectures")
         if not isinstance(architectures, list) or len(architectures) != 1 or str(architectures[0]) not in known:
-            raise UserError(f"config.json: architectures is {architectures!r}; supported is one of {', '.join(known)}")
+            raise UserError(f"config.json: architectures is {_short(architectures)}; supported is one of {', '.join(known)}")
         family = known[architectures[0]]
         for key, only in _HF_FIXED.items():
             if hf.get(key, only) != only:

@@ -35,8 +35,9 @@ def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
+    parsed = read_json(path / "config.json")
     try:
-        return PolicyConfig.from_hf(read_json(path / "config.json"), **overrides)
+        return PolicyConfig.from_hf(parsed, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

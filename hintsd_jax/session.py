@@ -21,9 +21,10 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
 from hintsd_jax.policy import lora
 from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
+from hintsd_jax.policy.huggingface import load_policy
 from hintsd_jax.policy.peft import load_adapter
 from hintsd_jax.policy.sharding import make_mesh, shardings
+from hintsd_jax.policy.tokenizer import load_tokenizer
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 

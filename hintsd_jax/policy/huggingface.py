@@ -160,21 +160,6 @@ def save_policy(
             tokenizer.save_pretrained(new)
 
 
-def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a Hugging Face directory, exactly as `tokenizer.json` defines it, with its chat template."""
-    from transformers import PreTrainedTokenizerFast  # here, because this import alone takes seconds
-
-    path = pathlib.Path(path)
-    read_json(path / "tokenizer.json")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
-        raise UserError(f"{path / 'tokenizer.json'}: cannot be read as a tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja")
-    return tokenizer
-
-
 def _to_hf(config: PolicyConfig, params: decoder.Params) -> dict[str, np.ndarray]:
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     tensors = {}

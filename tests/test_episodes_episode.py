@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.episodes.chat import ChatFormat, Delta
-from hintsd_jax.episodes.episode import Episode, observation_text
+from hintsd_jax.episodes.episode import Episode
 from tests.helpers import make_tokenizer
+
+SEEN = [{"role": "tool", "content": "seen"}]
 
 
 def random_turns(seed: int):
@@ -40,7 +42,7 @@ def test_random_episodes_are_append_only(seed):
         assert step.branch == openings[number]
         sampled += range(len(stream), len(stream) + len(ids))
         stream += ids
-        episode.append_observation(delta, "seen", reward=number)
+        episode.append_observation(delta, SEEN, reward=number)
         if delta is not None:
             openings.append(len(stream) + delta.branch)
             stream += delta.ids
@@ -55,7 +57,7 @@ def test_random_episodes_are_append_only(seed):
     for step, (ids, _) in zip(episode.steps, turns, strict=True):
         assert episode.tokens[step.start : step.stop] == ids
     record = json.loads(json.dumps(episode.to_json()))
-    assert record["tokens"] == stream and len(record["steps"]) == len(episode.steps)
+    assert record["streams"] == [stream] and len(record["steps"]) == len(episode.steps)
 
 
 def test_an_episode_of_real_text_reads_as_the_template_writes_it():
@@ -67,7 +69,7 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
     for action, answer in zip(("Looking.", "It says a, b."), answers, strict=True):
         ids = [*tokenizer.encode(action), chat.stop_ids[0]]
         episode.append_action(ids, [0.0] * len(ids), chat.decode(ids))
-        episode.append_observation(chat.delta(answer), observation_text(answer))
+        episode.append_observation(chat.delta(answer), answer)
         messages += [{"role": "assistant", "content": action}, *answer]
     assert tuple(episode.tokens) == chat.prompt(messages).ids
     assert [step.text for step in episode.steps] == ["Looking.", "It says a, b."]
@@ -80,7 +82,7 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
 def episode_of_two_steps() -> Episode:
     episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], Delta((1, 2, 3), 2))
     episode.append_action([4, 5], [-1.0, -2.0], "one")
-    episode.append_observation(Delta((6, 7), 1), "seen", 0.5)
+    episode.append_observation(Delta((6, 7), 1), SEEN, 0.5)
     episode.append_action([8], [-3.0], "two")
     return episode
 
@@ -126,13 +128,13 @@ def test_actions_and_observations_alternate():
     episode.append_action([3], [0.0], "x")
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="outside the observation"):
+    with pytest.raises(ValueError, match="branch 2 lies outside the 2 tokens"):
         episode.append_observation(Delta((1, 2), 2))
-    episode.append_observation(None, "the end", 1.0)  # nothing is tokenised once it ended
+    episode.append_observation(None, [{"role": "tool", "content": "the end"}], 1.0)  # nothing is tokenised once it ended
     assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="outside the prompt"):
+    with pytest.raises(ValueError, match="branch 0 lies outside the 0 tokens"):
         Episode.begin("t", 0, [], Delta((), 0))
 
 
@@ -148,8 +150,8 @@ def test_the_record_holds_everything():
     episode.report, episode.ended, episode.detail = Report("why", (Fault(1, "do"),)), "max_steps", "d"
     record = json.loads(json.dumps(episode.to_json()))
     assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}]}
-    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5}
+    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5, "stream": 0}
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
-    assert record["tokens"] == list(range(1, 9)) and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
+    assert record["streams"] == [list(range(1, 9))] and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
     assert (record["task_id"], record["rollout"], record["ended"], record["detail"]) == ("t", 0, "max_steps", "d")
     assert (record["reward"], record["terminated"], record["success"]) == (0.0, False, False)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from hintsd_jax.distill import packing
 from hintsd_jax.distill.packing import DROP_REASONS, Branch, Row, Shapes, action_row, blank_batch, pack, single, trunk_rows
-from hintsd_jax.episodes.chat import Delta
+from hintsd_jax.episodes.chat import ChatFormat, Delta
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight.targets import Target
+from tests.helpers import KEEPING_TEMPLATE, LLAMA3_TEMPLATE, QWEN3_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_llama_tokenizer, make_tokenizer
 
 PROMPT = (7, 8, 9)  # a generation prompt
 FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only
@@ -206,6 +207,64 @@ def test_every_stream_with_targets_has_a_row():
     last = action_row(episode, 6)
     assert last.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and last.branches[0].start == episode.steps[-1].start
     assert trunk_rows(episode, [], Chat()) == []
+
+
+TEMPLATES = {"keeping": KEEPING_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "thinking": QWEN3_THINKING_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
+HISTORY = ({"role": "system", "content": "Rules."}, {"role": "user", "content": "Go."})
+_turns = st.lists(st.tuples(st.sampled_from(["hm", "", "why\n\nso"]), st.sampled_from(["Done.", " Done. ", "a\n"]), st.booleans()), min_size=1, max_size=5)
+
+
+def played(tokenizer, chat, turns, opened):
+    """An episode of these (thinking, words, whether a user speaks next) after HISTORY, as sampled token by token."""
+    episode = Episode.begin("task", 0, HISTORY, chat.prompt(HISTORY))
+    for number, (thinking, words, asked) in enumerate(turns):
+        text = f"<think>\n{thinking}\n</think>\n\n{words}".removeprefix(opened)
+        ids = [id for letter in text.split(" ") for id in tokenizer.encode(letter + " ", add_special_tokens=False)][:-1] + [chat.stop_ids[0]]
+        episode.append_action(ids, [-0.5 - number] * len(ids), chat.decode(ids))
+        answers = [{"role": "tool", "content": f"seen {number}"}] + [{"role": "user", "content": "And?"}] * asked
+        episode.append_observation(chat.answer(episode.dialogue(number + 1), (), ids, answers), answers)
+    return episode
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(turns=_turns, data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_where_a_template_is_followed_both_contexts_are_its_own_text(name, turns, data):
+    tokenizer = make_llama_tokenizer() if name == "llama3" else make_tokenizer(TEMPLATES[name])
+    chat, opened = ChatFormat(tokenizer, history="template"), "<think>\n" if name == "thinking" else ""
+    render = lambda messages: tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024")
+    episode = played(tokenizer, chat, turns, opened)
+    steps = data.draw(st.lists(st.integers(1, len(turns)), min_size=1, unique=True))
+    rows = trunk_rows(episode, [Target(step, f"Not {step}.") for step in steps], chat)
+    assert sorted(branch.step for row in rows for branch in row.branches) == sorted(steps)
+    for row, branch in ((row, branch) for row in rows for branch in row.branches):
+        dialogue = list(HISTORY)
+        for number, (step, (_, _, asked)) in enumerate(zip(episode.steps[: branch.step - 1], turns)):
+            dialogue += [{"role": "assistant", "content": step.text}, {"role": "tool", "content": f"seen {number}"}]
+            dialogue += [{"role": "user", "content": "And?"}] * asked
+        student, teacher = row.tokens[: branch.start], row.tokens[: branch.seen] + branch.words
+        assert tokenizer.decode(student) == render(dialogue) and "Not" not in tokenizer.decode(row.tokens)
+        advised = render([*dialogue, {"role": "user", "content": f"Not {branch.step}."}])
+        assert tokenizer.decode(teacher) == advised
+        prompt = row.tokens[episode.steps[branch.step - 1].branch : branch.start]
+        assert branch.words[-len(prompt) :] == prompt and row.tokens[branch.start : branch.stop][-1] == chat.stop_ids[0]
+        rewritten = branch.seen < episode.steps[branch.step - 1].branch
+        if rewritten:
+            assert list(teacher) == tokenizer.encode(advised, add_special_tokens=False)
+        # what feedback drops is thinking since the last user message
+        since = max((number for number, (_, _, asked) in enumerate(turns[: branch.step - 1], 1) if asked), default=0)
+        thought = any(thinking for thinking, _, _ in turns[since : branch.step - 1])
+        assert rewritten == (name in ("qwen3", "thinking") and thought)
+
+
+def test_keep_shares_one_trunk_whatever_the_template_drops():
+    tokenizer = make_tokenizer(QWEN3_TEMPLATE)
+    chat, turns = ChatFormat(tokenizer, history="keep"), [("hm", "Done.", False), ("why", "Done.", True), ("so", "Done.", False)]
+    episode = played(tokenizer, chat, turns, "")
+    (row,) = trunk_rows(episode, [Target(step, "No.") for step in (1, 2, 3)], chat)
+    assert row.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and len(episode.streams) == 1
+    for branch, step in zip(row.branches, episode.steps, strict=True):
+        assert (branch.seen, branch.words) == (step.branch, chat.feedback("No."))
 
 
 def test_a_row_without_feedback_has_the_students_context_on_both_sides():

@@ -304,6 +304,17 @@ def test_unusable_templates_are_refused_in_one_line(template, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_template_that_keeps_no_turn_at_all_can_only_be_followed():
+    dropping = KEEPING_TEMPLATE.replace("turn('assistant', m.content)", "turn('assistant', m.content if loop.last else '...')")
+    with pytest.raises(UserError, match="rewrites the whole of an assistant turn .* history='template'") as error:
+        ChatFormat(make_tokenizer(dropping), history="keep")
+    assert "\n" not in str(error.value)
+    tokenizer = make_tokenizer(dropping)
+    chat = ChatFormat(tokenizer, history="template")
+    delta = chat.answer([user("Go.")], (), [*tokenizer.encode("Going."), chat.stop_ids[0]], [tool("1")])
+    assert delta.fresh and "assistant\n...<|im_end|>" in tokenizer.decode(delta.ids) and "Going" not in tokenizer.decode(delta.ids)
+
+
 def test_a_merging_template_can_be_followed():
     """Where two user messages become one, the teacher's context is the template's, not one message more."""
     merging = MINIMAL_TEMPLATE.replace(

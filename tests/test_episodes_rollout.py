@@ -19,6 +19,7 @@ from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.runs.journal import Journal
+from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
 
@@ -262,7 +263,11 @@ def test_a_template_that_keeps_everything_gives_the_same_under_both(closing):
 @pytest.mark.parametrize("template", [ABSENT_MINDED, QWEN3_TEMPLATE], ids=["absent-minded", "qwen3 not thinking"])
 def test_with_template_every_step_is_sampled_after_the_templates_own_text(closing, template):
     tokenizer = make_tokenizer(template)
+    closing[0].compile(closing[1])
+    job_key(0, 0, "", 0)
+    compiled = compile_count()
     _, episodes, dropped, stats = play_closing(closing, template, "template")
+    assert compile_count() == compiled  # not even for the keys of further streams
     fresh, context = 0, 0
     for episode in episodes:
         episode.verify()
@@ -291,7 +296,9 @@ def test_a_followed_episode_depends_on_its_own_four_numbers_only(closing):
     again = {(e.task_id, e.rollout): e.to_json() for e in whole}
     assert [e.to_json() for e in alone] == [again["t1", 0], again["t1", 1]]
     key = job_key(0, 0, "a", 0)
-    assert (stream_key(key, 0) == key).all() and len({tuple(stream_key(key, n)) for n in range(5)}) == 5
+    keys = [stream_key(key, n) for n in range(100)]
+    assert (keys[0] == key).all() and len({tuple(other) for other in keys}) == 100
+    assert {(other.dtype, other.shape) for other in keys} == {(key.dtype, key.shape)}
 
 
 def test_rows_of_a_followed_episode_are_the_templates_own_text(closing):

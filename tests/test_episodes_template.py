@@ -86,6 +86,15 @@ def test_control_tokens_in_contents_are_written_apart():
     assert PYTHON_TAG not in said("user")
 
 
+def test_an_assistants_own_tags_stand_even_as_control_tokens():
+    tokenizer = make_tokenizer(QWEN3_TEMPLATE)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<tool_call>"]})
+    assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<think>")].special
+    said = "<think>\nhm\n</think>\n\n<tool_call>\n{}\n</tool_call>"
+    text = Template(tokenizer, {}).render([user("<think>"), {"role": "assistant", "content": said}, {"role": "tool", "content": "</think>"}])
+    assert "user\n< think>" in text and f"assistant\n{said}<|im_end|>" in text and "\n< /think>\n" in text
+
+
 @pytest.mark.parametrize(
     ("written", "style"),
     [

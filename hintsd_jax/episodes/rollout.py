@@ -5,12 +5,13 @@ environment's step in a worker, and answers with the observation's tokens. A fai
 limit ends the episode and is counted; it never ends the run.
 
 Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four. Each further stream of it
-(see `Episode`) has a key of its own, folded from that one.
+(see `Episode`) has a key of its own, which follows from that one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -46,10 +47,14 @@ def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
 
 
 def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
-    """Raw key data of an episode's stream: the episode's own key for the first."""
+    """Raw key data of an episode's stream: the episode's own key for the first, a hash of it for the others.
+
+    Not `jax.random.fold_in`: this is called while the engine runs, under whose mesh that would compile once more.
+    """
     if stream == 0:
         return key
-    return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), stream)))
+    digest = hashlib.blake2b(key.astype("<u4").tobytes() + stream.to_bytes(4, "little"), digest_size=8).digest()
+    return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
 class Rollout:

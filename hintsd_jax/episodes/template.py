@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.episodes.toolcalls import BARE, HERMES, PYTHON_TAG, STYLES, THINK_CLOSE, THINK_OPEN, render_call
+from hintsd_jax.episodes.toolcalls import BARE, CLOSE, HERMES, OPEN, PYTHON_TAG, STYLES, THINK_CLOSE, THINK_OPEN, render_call
 from hintsd_jax.errors import UserError
 
 Tools = Sequence[Mapping[str, Any]]
@@ -28,6 +28,7 @@ _REPLACED = "".join(f" | replace('%{d}', '{DATE.strftime('%' + d)}')" for d in (
 _CLOCK = "{% macro strftime_now(format) %}{{ format" + _REPLACED + " }}{% endmacro %}\n"
 _SENTINEL = "@sampled@"
 _STUB = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
+_OWN_TAGS = (THINK_OPEN, THINK_CLOSE, OPEN, CLOSE)  # an assistant's own words, also where a tokenizer calls them control tokens
 _CALL = ToolCall("look", {"at": "x"})
 
 
@@ -86,8 +87,14 @@ class Template:
             raise UserError(f"the chat template cannot render the roles {roles}: {error}") from error
 
     def added(self, messages: Iterable[Message]) -> str:
-        """What `messages` add after an assistant turn that its stop token has ended: closing, messages, generation prompt."""
-        return self.render((*_STUB, *messages)).partition(_SENTINEL + self.stop)[2]
+        """What `messages` add after an assistant turn that its stop token has ended: closing, messages, generation prompt.
+
+        Raises UserError when the template lets nothing of an earlier turn stand.
+        """
+        _, found, text = self.render((*_STUB, *messages)).partition(_SENTINEL + self.stop)
+        if not found:
+            raise UserError("the chat template rewrites the whole of an assistant turn once messages follow it: set history='template' to follow it")
+        return text
 
     def _text(self, tools: bool) -> str:
         text = self._tokenizer.get_chat_template(tools=tools or None)  # a tokenizer may have one more for dialogues with tools
@@ -98,7 +105,8 @@ class Template:
         if message["role"] == "assistant" and self.style == BARE and content.startswith(PYTHON_TAG):
             kept, content = PYTHON_TAG, content[len(PYTHON_TAG) :]  # where the policy announces a call: no turn begins with it
         for token in self._control:
-            content = content.replace(token, f"{token[0]} {token[1:]}")
+            if message["role"] != "assistant" or token not in _OWN_TAGS:
+                content = content.replace(token, f"{token[0]} {token[1:]}")
         return kept + content
 
     def _first_token(self, text: str) -> str | None:

@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
+from hintsd_jax.policy.huggingface import load_policy
+from hintsd_jax.policy.tokenizer import load_tokenizer
 from hintsd_jax.tasks.desk import desk_tasks
 from hintsd_jax.warmup.training import decision_probabilities, seeded_demonstrator
 

@@ -1,7 +1,7 @@
 """The schema of every config: `base()` gives all keys with their defaults, `validate` refuses what cannot work.
 
 A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings for
-BFCL where it states them. Everything but `env.options` is locked: a misspelt key is an error, not a new key.
+BFCL where it states them. Everything but `env.options` and `template_kwargs` is locked: a misspelt key is an error, not a new key.
 No jax here, so that a wrong config is refused at once.
 """
 
@@ -15,12 +15,16 @@ from hintsd_jax.errors import UserError
 
 
 def base() -> ConfigDict:
-    """All keys, with the released settings as defaults; locked but for `env.options`."""
+    """All keys, with the released settings as defaults; locked but for those of `FREE`."""
     config = ConfigDict(
         {
             "seed": 42,
             "method": "hint_sd",  # or "sharpen": the control that trains on the policy's own unselected samples
-            "history": "keep",  # the sampled tokens stand, also where a chat template would rewrite earlier turns
+            # keep: the sampled tokens stand, also where the chat template would rewrite earlier turns. template: the template is followed;
+            # then the teacher's branches bring what it rewrites, and distill.stream_buckets must hold that.
+            "history": "keep",
+            "enable_thinking": True,  # for templates that know it; True is their own default
+            "template_kwargs": {},  # further variables of the chat template, such as date_string
             "policy": {
                 "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
                 "compute_dtype": "auto",  # of activations and served weights: bfloat16 on TPU and GPU, float32 on CPU; or either by name
@@ -120,10 +124,17 @@ def base() -> ConfigDict:
     )
     config.lock()
     config.env.options.unlock()
+    config.template_kwargs.unlock()
     return config
 
 
 NOT_OF_A_RUN = ("export.",)  # what these groups say changes no run: it may differ from what a workdir was made with
+FREE = ("env.options", "template_kwargs")  # groups that take any key
+_RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
+    *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
 
 _CHOICES = {
     "method": ("hint_sd", "sharpen"),
@@ -209,11 +220,11 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
     """One line about a dotted key that the schema lacks, with the nearest that it has; None for a key that it has.
 
-    `known` are the dotted keys to compare with, those of `base()` by default; any key under `env.options` passes.
+    `known` are the dotted keys to compare with, those of `base()` by default; any key under those of `FREE` passes.
     """
     known = list(flatten(base()) if known is None else known)
     groups = {name.rsplit(".", 1)[0] for name in known}
-    if key in known or key in groups or key.startswith("env.options."):
+    if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
         return None
 
     def closeness(name: str) -> tuple[bool, float]:
@@ -227,7 +238,7 @@ def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
 def _schema_problems(config: ConfigDict) -> list[str]:
     keys, known = flatten(config), flatten(base())
     problems = [problem for key in keys if (problem := unknown_key(key, known))]
-    missing = [key for key in known if key not in keys and key != "env.options"]
+    missing = [key for key in known if key not in keys and key not in FREE]
     return problems + [f"config key {key} is missing: start from hintsd_jax.config.base()" for key in missing]
 
 
@@ -255,8 +266,8 @@ def _value_problems(config: ConfigDict) -> list[str]:
     checkpoint = str(values["export.checkpoint"])
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
-    if values["history"] == "template":
-        problems.append("history = 'template' is not supported yet: use 'keep', which trains on the tokens as they were sampled")
+    for key in sorted(set(_RESERVED) & set(config.template_kwargs)):
+        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history and enable_thinking are keys of their own)")
     return problems
 
 

@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> list[str]:
             override = re.match(r"--?(?:no)?config\.([^=]+)", arg)
             if override and (problem := schema.unknown_key(override[1])):
                 raise UserError(problem) from error
-        if "config is locked" in str(error) or ".env.options." in " ".join(argv):
+        if "config is locked" in str(error) or any(f".{group}." in " ".join(argv) for group in schema.FREE):
             raise UserError(f"unknown config key: {error.args[0]}") from error
         raise
     except OSError as error:

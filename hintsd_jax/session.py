@@ -21,9 +21,10 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
 from hintsd_jax.policy import lora
 from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
+from hintsd_jax.policy.huggingface import load_policy
 from hintsd_jax.policy.peft import load_adapter
 from hintsd_jax.policy.sharding import make_mesh, shardings
+from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
@@ -56,7 +57,13 @@ class Session:
         if config.rollout.slots % mesh.shape["data"]:
             raise UserError(f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}")
         tokenizer = load_tokenizer(config.policy.path)
-        chat = ChatFormat(tokenizer, history=config.history)
+        chat = ChatFormat(
+            tokenizer,
+            history=config.history,
+            stop_ids=generation_stops(config.policy.path),
+            enable_thinking=config.enable_thinking,
+            **config.template_kwargs.to_dict(),
+        )
         adapter = lora_config(config)
         policy, weights = load_policy(
             config.policy.path, mesh, compute_dtype=compute_dtype(config), remat=config.policy.remat, lora=adapter

@@ -132,7 +132,7 @@ def look_back(session: Session, state: TrainState, initial, episodes: Sequence[E
 
 
 def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, step: int) -> list[packing.Row]:
-    """One row per episode with targets. The sharpening control instead takes one random step of every episode, failed or not."""
+    """One row per episode with targets (per stream, where history = template). The sharpening control instead takes one random step of every episode, failed or not."""
     config = session.config
 
     def key(purpose: str, episode: Episode):
@@ -146,7 +146,7 @@ def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, s
         if config.method == "sharpen" and episode.steps:
             rows.append(packing.action_row(episode, analyser.given_step(episode, key("sharpen", episode)), **place))
         elif targets.get(id(episode)):
-            rows.append(packing.trunk_row(episode, targets[id(episode)], session.chat, **place))
+            rows += packing.trunk_rows(episode, targets[id(episode)], session.chat, **place)
     return rows if session.shapes.trunk else [single for row in rows for single in packing.single(row)]
 
 

@@ -1,14 +1,18 @@
-"""Shared by tests: a small Qwen-like tokenizer and chat templates, made in memory, offline."""
+"""Shared by tests: small tokenizers and chat templates in the form of Qwen and Llama, made in memory, offline."""
 
 import functools
 import json
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 # the pre-tokeniser pattern of Qwen2 and Qwen3
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Llama 3's: up to three digits at a time
+LLAMA_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 _HEAD = r"""
@@ -56,6 +60,76 @@ MINIMAL_TEMPLATE = r"""
 FORGETTING_TEMPLATE = _HEAD + _TAIL.replace("ASSISTANT", "m.content.split('</think>')[-1].lstrip('\\n')")
 """Drops the thinking of every assistant turn that is history, as reasoning templates do."""
 
+# -- The families, in what their published templates do with a dialogue; the wording is ours.
+
+_THINKING = r"""
+{%- macro calls(m) -%}
+{%- for call in m.tool_calls or [] -%}
+{{- ('\n' if m.content or not loop.first else '') ~ '<tool_call>\n{"name": "' ~ call.function.name ~ '", "arguments": ' -}}
+{{- (call.function.arguments | tojson) ~ '}\n</tool_call>' -}}
+{%- endfor -%}
+{%- endmacro -%}
+{%- macro spoken(m, recent, last) -%}
+{%- set said = m.content.split('</think>')[-1].lstrip('\n') if '</think>' in m.content else m.content -%}
+{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in m.content else '' -%}
+{{- ('<think>\n' ~ thought ~ '\n</think>\n\n' ~ said.lstrip('\n') if recent and (last or thought) else said) ~ calls(m) -}}
+{%- endmacro -%}
+{%- set query = namespace(last=messages | length - 1) -%}
+{%- for m in messages -%}
+{%- if m.role == 'user' and not (m.content.startswith('<tool_response>') and m.content.endswith('</tool_response>')) -%}
+{%- set query.last = loop.index0 -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+_OPENED = "'<|im_start|>assistant\\n' -"
+
+QWEN3_TEMPLATE = (_THINKING + _HEAD + _TAIL.replace("ASSISTANT", "spoken(m, loop.index0 > query.last, loop.last)")).replace(
+    _OPENED, "'<|im_start|>assistant\\n' ~ ('<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '') -"
+)
+"""Stock Qwen3: the thinking of turns before the last thing that the user said is dropped; enable_thinking=False opens and closes it."""
+
+QWEN3_THINKING_TEMPLATE = QWEN3_TEMPLATE.replace("'<|im_start|>assistant\\n' ~", "'<|im_start|>assistant\\n<think>\\n' ~")
+"""Qwen3-Thinking-2507: the same, and the generation prompt opens the thinking."""
+
+QWEN25_TEMPLATE = (
+    _THINKING.partition("{%- macro spoken")[0]
+    + _HEAD.replace("messages[0].role == 'system' else ''", "messages[0].role == 'system' else 'You are of use.'")
+    + _TAIL.replace("ASSISTANT", "m.content ~ calls(m)")
+)
+"""Qwen2.5: a system prompt of its own where the dialogue has none; every turn stays."""
+
+LLAMA3_TEMPLATE = r"""
+{%- if date_string is not defined -%}{%- set date_string = strftime_now('%d %b %Y') -%}{%- endif -%}
+{%- macro turn(role, body) -%}
+{{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' ~ body ~ '<|eot_id|>' -}}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- set system = messages[0].content | trim if messages[0].role == 'system' else '' -%}
+{%- set rest = messages[1:] if messages[0].role == 'system' else messages -%}
+{{- turn('system', ('Tools: yes\n' if tools else '') ~ 'Day: ' ~ date_string ~ '\n\n' ~ system) -}}
+{%- if tools -%}
+{%- if not rest -%}{{- raise_exception('tools need a first user message to stand in') -}}{%- endif -%}
+{%- set ns = namespace(listing='Call these with {"name": ..., "parameters": {...}}.\n\n') -%}
+{%- for tool in tools -%}{%- set ns.listing = ns.listing ~ (tool | tojson(indent=4)) ~ '\n\n' -%}{%- endfor -%}
+{{- turn('user', ns.listing ~ rest[0].content | trim) -}}
+{%- set rest = rest[1:] -%}
+{%- endif -%}
+{%- for m in rest -%}
+{%- if m.tool_calls -%}
+{%- if m.tool_calls | length != 1 -%}{{- raise_exception('one call at a time') -}}{%- endif -%}
+{%- set call = m.tool_calls[0].function -%}
+{{- turn('assistant', '{"name": "' ~ call.name ~ '", "parameters": ' ~ (call.arguments | tojson) ~ '}') -}}
+{%- elif m.role in ('tool', 'ipython') -%}
+{{- turn('ipython', m.content | tojson) -}}
+{%- else -%}
+{{- turn(m.role, m.content | trim) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}
+"""
+"""Llama 3.1 to 3.3: BOS, a date, tools in the first user message, one bare call a turn, results as JSON strings of role ipython,
+contents trimmed."""
+
 _CORPUS = (
     "The quick brown fox reads the report and sends it to the team. Move the file, then write a mail about it.",
     "Please book a meeting with Ana at 10:30 on 2024-05-17; the notes are in /home/ana/notes.txt.",
@@ -71,28 +145,39 @@ def make_tokenizer(template: str | None = KEEPING_TEMPLATE, *, corpus=_CORPUS, v
     `extra`: strings added as whole, non-special tokens. Ids: the BPE entries, then the three control tokens
     <|endoftext|> <|im_start|> <|im_end|>, then Qwen's tags (not special), then `extra`.
     """
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_train(tuple(corpus), vocab_size, tuple(extra))),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
+    control = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tags = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    definition = _train(tuple(corpus), vocab_size, QWEN_SPLIT, control, (*tags, *extra))
+    return _wrap(definition, template, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def make_llama_tokenizer(template: str | None = LLAMA3_TEMPLATE, *, vocab_size=400) -> PreTrainedTokenizerFast:
+    """The same in Llama 3's form: no normalizer, no tags, its control tokens after the BPE entries, a BOS before what is encoded
+    with special tokens."""
+    control = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
+    tokenizer = _wrap(_train(_CORPUS, vocab_size, LLAMA_SPLIT, control, ()), template, bos_token=control[0], eos_token="<|eot_id|>")
+    bos = (control[0], tokenizer.convert_tokens_to_ids(control[0]))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
+def _wrap(definition: str, template: str | None, **special: str) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(definition), clean_up_tokenization_spaces=False, **special)
     tokenizer.chat_template = template
     return tokenizer
 
 
 @functools.lru_cache(maxsize=8)
-def _train(corpus: tuple[str, ...], vocab_size: int, extra: tuple[str, ...]) -> str:
+def _train(corpus: tuple[str, ...], vocab_size: int, pattern: str, control: tuple[str, ...], plain: tuple[str, ...]) -> str:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated")
+    tokenizer.normalizer = normalizers.NFC() if pattern == QWEN_SPLIT else None
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
-    tags = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in (*tags, *extra)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain])
     return tokenizer.to_str()

@@ -51,7 +51,7 @@ def test_defaults_are_the_released_settings():
 def test_every_problem_is_listed_at_once():
     config = sound()
     wrong = {
-        "method": "hint-sd", "history": "template", "hindsight.analyser": "policy_emma", "rollout.top_p": 0.0, "rollout.refill": 1.5,
+        "method": "hint-sd", "history": "templat", "hindsight.analyser": "policy_emma", "rollout.top_p": 0.0, "rollout.refill": 1.5,
         "rollout.slots": 9, "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "distill.action_buckets": (), "checkpoint.keep": 0,
         "distill.stream_buckets": (0, 768), "distill.form": "branch", "distill.rows_per_device": 0, "policy.compute_dtype": "bf16",
         "lora.rank": -1, "lora.alpha": -1.0, "lora.dropout": 1.0,
@@ -61,7 +61,7 @@ def test_every_problem_is_listed_at_once():
     text = problem(config)
     for key in wrong:
         assert f"{key} = " in text, key
-    for meant in ("policy_ema", "hint_sd", "branches"):
+    for meant in ("policy_ema", "hint_sd", "branches", "template"):
         assert f"did you mean '{meant}'?" in text
 
 
@@ -88,7 +88,7 @@ def test_relations(changes, says):
 
 
 def test_controls_are_possible():
-    for key, value in {"optim.lr": 0.0, "lora.rank": 0, "lora.alpha": 0.0, "distill.form": "rows", "optim.ema_decay": 1.0, "optim.clip_norm": 0.0, "eval.every": 0, "method": "sharpen"}.items():
+    for key, value in {"history": "template", "enable_thinking": False, "template_kwargs": {"date_string": "01 Jan 2025"}, "optim.lr": 0.0, "lora.rank": 0, "lora.alpha": 0.0, "distill.form": "rows", "optim.ema_decay": 1.0, "optim.clip_norm": 0.0, "eval.every": 0, "method": "sharpen"}.items():
         config = sound()
         put(config, key, value)
         schema.validate(config)
@@ -101,6 +101,16 @@ def test_keys_are_locked_but_the_environments_options():
     config.env.options.anything = 3
     config.env.options = {"length": 4}
     assert config.env.options.length == 4
+
+
+@pytest.mark.parametrize("key", ["enable_thinking", "tools", "tokenize"])
+def test_template_kwargs_are_variables_of_the_template_only(key):
+    config = sound()
+    config.template_kwargs.date_string = "01 Jan 2025"
+    config.template_kwargs[key] = False
+    assert problem(config) == (
+        f"impossible config: template_kwargs.{key} is no variable of a chat template: remove it (history and enable_thinking are keys of their own)"
+    )
 
 
 def test_a_config_not_made_from_base_is_named_by_its_keys():
@@ -118,7 +128,7 @@ def test_nearest_key(key, nearest):
     assert schema.unknown_key(key) == f"unknown config key {key}: did you mean {nearest}?"
 
 
-@pytest.mark.parametrize("key", ["optim.lr", "seed", "env.options.whatever", "env.options", "optim"])
+@pytest.mark.parametrize("key", ["optim.lr", "seed", "env.options.whatever", "env.options", "optim", "template_kwargs.whatever"])
 def test_known_key(key):
     assert schema.unknown_key(key) is None
 

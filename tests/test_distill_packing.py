@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.distill import packing
-from hintsd_jax.distill.packing import DROP_REASONS, Branch, Row, Shapes, action_row, blank_batch, pack, single, trunk_row
-from hintsd_jax.episodes.chat import Delta
+from hintsd_jax.distill.packing import DROP_REASONS, Branch, Row, Shapes, action_row, blank_batch, pack, single, trunk_rows
+from hintsd_jax.episodes.chat import ChatFormat, Delta
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight.targets import Target
+from tests.helpers import KEEPING_TEMPLATE, LLAMA3_TEMPLATE, QWEN3_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_llama_tokenizer, make_tokenizer
 
 PROMPT = (7, 8, 9)  # a generation prompt
 FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only
@@ -28,46 +29,68 @@ class Chat:
     def feedback(self, text):
         return (*(FEEDBACK + ord(c) % 32 for c in text), *PROMPT)
 
+    def advised(self, dialogue, tools, trunk, text):
+        return len(trunk), self.feedback(text)
 
-def make_episode(seed=0, steps=4, longest=5):
+
+class Rewriting(Chat):
+    """Its template rewrites the second half of what the student read, in one token more."""
+
+    def advised(self, dialogue, tools, trunk, text):
+        seen = len(trunk) // 2
+        return seen, (*(300 + id for id in trunk[seen:]), 300, *self.feedback(text))
+
+
+def trunk_row(episode, targets, chat=Chat(), **place):
+    """The row of an episode with one stream."""
+    (row,) = trunk_rows(episode, targets, chat, **place)
+    return row
+
+
+def make_episode(seed=0, steps=4, longest=5, rewrites=False):
+    """With `rewrites`, some answers begin a new stream."""
     rng = np.random.default_rng(seed)
     ids = lambda n: tuple(int(i) for i in rng.integers(10, 200, n))
-    delta = lambda n: Delta(ids=ids(n) + PROMPT, branch=n)
+    delta = lambda n, fresh=False: Delta(ids(n) + PROMPT, n, fresh)
     episode = Episode.begin("task", 0, (), delta(4))
     for _ in range(steps):
         action = ids(int(rng.integers(1, longest + 1)))
         episode.append_action(action, -rng.random(len(action)).round(3), "")
-        episode.append_observation(delta(3))
+        episode.append_observation(delta(int(rng.integers(2, 9)), fresh=True) if rewrites and rng.random() < 0.4 else delta(3))
     return episode
 
 
 @st.composite
 def steps_of_training(draw):
-    """[(episode, its targets)]: some actions, contexts and feedbacks fit no bucket of SHAPES."""
+    """[(episode, its targets)]: some actions, contexts and feedbacks fit no bucket of SHAPES, some episodes have several streams."""
     seeds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True))
     numbers = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)
     lengths = st.integers(1, 28) | st.integers(1, 6)
     return [
-        (make_episode(seed, longest=6), [Target(step, "x" * draw(lengths)) for step in draw(numbers)])
+        (make_episode(seed, longest=6, rewrites=seed % 2 == 1), [Target(step, "x" * draw(lengths)) for step in draw(numbers)])
         for seed in seeds
     ]
 
 
-def make_rows(chosen):
+def make_rows(chosen, chat=Chat()):
     return [
-        trunk_row(episode, targets, Chat(), index=n, micro=n // 2, key=(n, 7)) for n, (episode, targets) in enumerate(chosen)
+        row
+        for n, (episode, targets) in enumerate(chosen)
+        for row in trunk_rows(episode, targets, chat, index=n, micro=n // 2, key=(n, 7))
     ]
 
 
-def oracle(chosen, shapes, alone, mean_of_micro_means):
+def oracle(chosen, shapes, alone, mean_of_micro_means, chat):
     """What the batches must say of every action token, straight from episodes and targets, and the drops by reason."""
     kept, dropped = [], dict.fromkeys(DROP_REASONS, 0)
     for n, (episode, targets) in enumerate(chosen):
         for target in targets:
-            step, feedback = episode.steps[target.step - 1], Chat().feedback(target.feedback)
+            step = episode.steps[target.step - 1]
+            tokens = tuple(episode.streams[step.stream].tokens)
+            seen, words = chat.advised([], (), tokens[: step.branch], target.feedback)
             before = sum(earlier.stop - earlier.start for earlier in episode.steps[: target.step - 1])
             size = step.stop - step.start
-            stream = len(feedback) + size + (step.branch if alone else 0)
+            stream = len(words) + size + (seen if alone else 0)
             if size > shapes.action_buckets[-1]:
                 dropped["action_too_long"] += 1
             elif step.stop > shapes.length_buckets[-1]:
@@ -76,9 +99,8 @@ def oracle(chosen, shapes, alone, mean_of_micro_means):
                 dropped["teacher_too_long"] += 1
             else:
                 for i in range(size):
-                    student = tuple(episode.tokens[: step.start + i])
-                    teacher = tuple(episode.tokens[: step.branch]) + feedback + tuple(episode.tokens[step.start : step.start + i])
-                    kept.append((n, student, teacher, episode.tokens[step.start + i], episode.logprobs[before + i]))
+                    student, teacher = tokens[: step.start + i], tokens[:seen] + words + tokens[step.start : step.start + i]
+                    kept.append((n, student, teacher, tokens[step.start + i], episode.logprobs[before + i]))
     tokens = Counter(n // 2 for n, *_ in kept)
     weigh = lambda n: len(kept) / len(tokens) / tokens[n // 2] if mean_of_micro_means else 1.0
     told = ((n, *words, np.float32(logprob), np.float32(weigh(n))) for n, *words, logprob in kept)
@@ -104,16 +126,18 @@ def shape(batch):
     return (*batch.student_BT.shape, batch.stream_BM.shape[1], batch.actions_BA.shape[1])
 
 
-@given(steps_of_training(), st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.Random, rows_of_batch, alone, micro):
+@given(
+    steps_of_training(), st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.booleans(), st.sampled_from([Chat(), Rewriting()])
+)
+@settings(max_examples=80, deadline=None)
+def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.Random, rows_of_batch, alone, micro, chat):
     shapes = dataclasses.replace(ALONE if alone else SHAPES, rows=rows_of_batch)
-    rows = make_rows(chosen)
+    rows = make_rows(chosen, chat)
     rows = [part for row in rows for part in single(row)] if alone else rows
     packed = pack(rows, shapes, mean_of_micro_means=micro)
 
     # every action token of the kept targets exactly once, its contexts, log-prob and weight its own; the others counted, never cut
-    told, dropped = oracle(chosen, shapes, alone, micro)
+    told, dropped = oracle(chosen, shapes, alone, micro, chat)
     assert Counter(token for batch in packed.batches for token in told_by(batch)) == told
     assert packed.dropped == dropped
 
@@ -155,7 +179,7 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
 def test_a_row_leaves_its_trunk_before_the_generation_prompt():
     episode = make_episode()
     second, third = episode.steps[1:3]
-    row = trunk_row(episode, [Target(3, "hm"), Target(2, "no")], Chat(), index=5, micro=2, key=(3, 4))
+    row = trunk_row(episode, [Target(3, "hm"), Target(2, "no")], index=5, micro=2, key=(3, 4))
     assert (row.episode, row.micro, row.key) == (5, 2, (3, 4))
     assert row.tokens == tuple(episode.tokens[: third.stop])
     for branch, step, number, text in zip(row.branches, (second, third), (2, 3), ("no", "hm"), strict=True):
@@ -166,9 +190,86 @@ def test_a_row_leaves_its_trunk_before_the_generation_prompt():
     assert row.branches[1].sampled == tuple(episode.logprobs[sum(sizes[:2]) : sum(sizes[:3])])
 
 
+def test_every_stream_with_targets_has_a_row():
+    episode = make_episode(seed=8, steps=6, rewrites=True)
+    streams = [step.stream for step in episode.steps]
+    assert len(set(streams)) >= 3 and len(streams) > len(set(streams))
+    steps = [1, *(n for n in range(2, 7) if streams[n - 1] > 0)]
+    rows = trunk_rows(episode, [Target(step, "hm") for step in reversed(steps)], Chat(), index=5, micro=2, key=(3, 4))
+    assert [branch.step for row in rows for branch in row.branches] == steps
+    assert [len({streams[branch.step - 1] for branch in row.branches}) for row in rows] == [1] * len(set(streams))
+    for row in rows:
+        step = episode.steps[row.branches[-1].step - 1]
+        assert row.tokens == tuple(episode.streams[step.stream].tokens[: step.stop]) and (row.episode, row.micro, row.key) == (5, 2, (3, 4))
+        for branch in row.branches:
+            before = sum(earlier.stop - earlier.start for earlier in episode.steps[: branch.step - 1])
+            assert branch.sampled == tuple(episode.logprobs[before : before + branch.size])
+    last = action_row(episode, 6)
+    assert last.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and last.branches[0].start == episode.steps[-1].start
+    assert trunk_rows(episode, [], Chat()) == []
+
+
+TEMPLATES = {"keeping": KEEPING_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "thinking": QWEN3_THINKING_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
+HISTORY = ({"role": "system", "content": "Rules."}, {"role": "user", "content": "Go."})
+_turns = st.lists(st.tuples(st.sampled_from(["hm", "", "why\n\nso"]), st.sampled_from(["Done.", " Done. ", "a\n"]), st.booleans()), min_size=1, max_size=5)
+
+
+def played(tokenizer, chat, turns, opened):
+    """An episode of these (thinking, words, whether a user speaks next) after HISTORY, as sampled token by token."""
+    episode = Episode.begin("task", 0, HISTORY, chat.prompt(HISTORY))
+    for number, (thinking, words, asked) in enumerate(turns):
+        text = f"<think>\n{thinking}\n</think>\n\n{words}".removeprefix(opened)
+        ids = [id for letter in text.split(" ") for id in tokenizer.encode(letter + " ", add_special_tokens=False)][:-1] + [chat.stop_ids[0]]
+        episode.append_action(ids, [-0.5 - number] * len(ids), chat.decode(ids))
+        answers = [{"role": "tool", "content": f"seen {number}"}] + [{"role": "user", "content": "And?"}] * asked
+        episode.append_observation(chat.answer(episode.dialogue(number + 1), (), ids, answers), answers)
+    return episode
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(turns=_turns, data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_where_a_template_is_followed_both_contexts_are_its_own_text(name, turns, data):
+    tokenizer = make_llama_tokenizer() if name == "llama3" else make_tokenizer(TEMPLATES[name])
+    chat, opened = ChatFormat(tokenizer, history="template"), "<think>\n" if name == "thinking" else ""
+    render = lambda messages: tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024")
+    episode = played(tokenizer, chat, turns, opened)
+    steps = data.draw(st.lists(st.integers(1, len(turns)), min_size=1, unique=True))
+    rows = trunk_rows(episode, [Target(step, f"Not {step}.") for step in steps], chat)
+    assert sorted(branch.step for row in rows for branch in row.branches) == sorted(steps)
+    for row, branch in ((row, branch) for row in rows for branch in row.branches):
+        dialogue = list(HISTORY)
+        for number, (step, (_, _, asked)) in enumerate(zip(episode.steps[: branch.step - 1], turns)):
+            dialogue += [{"role": "assistant", "content": step.text}, {"role": "tool", "content": f"seen {number}"}]
+            dialogue += [{"role": "user", "content": "And?"}] * asked
+        student, teacher = row.tokens[: branch.start], row.tokens[: branch.seen] + branch.words
+        assert tokenizer.decode(student) == render(dialogue) and "Not" not in tokenizer.decode(row.tokens)
+        advised = render([*dialogue, {"role": "user", "content": f"Not {branch.step}."}])
+        assert tokenizer.decode(teacher) == advised
+        prompt = row.tokens[episode.steps[branch.step - 1].branch : branch.start]
+        assert branch.words[-len(prompt) :] == prompt and row.tokens[branch.start : branch.stop][-1] == chat.stop_ids[0]
+        rewritten = branch.seen < episode.steps[branch.step - 1].branch
+        if rewritten:
+            assert list(teacher) == tokenizer.encode(advised, add_special_tokens=False)
+        # what feedback drops is thinking since the last user message
+        since = max((number for number, (_, _, asked) in enumerate(turns[: branch.step - 1], 1) if asked), default=0)
+        thought = any(thinking for thinking, _, _ in turns[since : branch.step - 1])
+        assert rewritten == (name in ("qwen3", "thinking") and thought)
+
+
+def test_keep_shares_one_trunk_whatever_the_template_drops():
+    tokenizer = make_tokenizer(QWEN3_TEMPLATE)
+    chat, turns = ChatFormat(tokenizer, history="keep"), [("hm", "Done.", False), ("why", "Done.", True), ("so", "Done.", False)]
+    episode = played(tokenizer, chat, turns, "")
+    (row,) = trunk_rows(episode, [Target(step, "No.") for step in (1, 2, 3)], chat)
+    assert row.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and len(episode.streams) == 1
+    for branch, step in zip(row.branches, episode.steps, strict=True):
+        assert (branch.seen, branch.words) == (step.branch, chat.feedback("No."))
+
+
 def test_a_row_without_feedback_has_the_students_context_on_both_sides():
     row = action_row(make_episode(), 3, index=5, micro=2, key=(3, 4))
-    hinted = trunk_row(make_episode(), [Target(3, "hm")], Chat(), index=5, micro=2, key=(3, 4))
+    hinted = trunk_row(make_episode(), [Target(3, "hm")], index=5, micro=2, key=(3, 4))
     (branch,) = row.branches
     assert row.tokens[: branch.seen] + branch.words == row.tokens[: branch.start]
     assert dataclasses.replace(row, branches=hinted.branches) == hinted
@@ -176,7 +277,7 @@ def test_a_row_without_feedback_has_the_students_context_on_both_sides():
 
 
 def test_single_gives_every_target_a_row_of_its_own():
-    row = trunk_row(make_episode(), [Target(step, "hm") for step in (1, 3)], Chat(), index=1, micro=2, key=(3, 4))
+    row = trunk_row(make_episode(), [Target(step, "hm") for step in (1, 3)], index=1, micro=2, key=(3, 4))
     first, second = single(row)
     for part, branch in ((first, row.branches[0]), (second, row.branches[1])):
         (own,) = part.branches
@@ -261,7 +362,7 @@ def test_every_shape_is_listed_once():
 
 
 @pytest.mark.parametrize("step", [0, -1, 5])
-@pytest.mark.parametrize("make", [lambda step: trunk_row(make_episode(), [Target(step, "x")], Chat()), lambda step: action_row(make_episode(), step)])
+@pytest.mark.parametrize("make", [lambda step: trunk_row(make_episode(), [Target(step, "x")]), lambda step: action_row(make_episode(), step)])
 def test_a_step_that_does_not_exist_is_an_error(make, step):
     with pytest.raises(ValueError, match=f"step {step} of an episode with 4 steps"):
         make(step)
@@ -270,7 +371,7 @@ def test_a_step_that_does_not_exist_is_an_error(make, step):
 @pytest.mark.parametrize("words", [(900, 7, 8, 8), (8, 9), ()])
 def test_another_generation_prompt_is_an_error(words):
     with pytest.raises(ValueError, match="step 2: .* generation prompt"):
-        trunk_row(make_episode(), [Target(2, "x")], SimpleNamespace(feedback=lambda text: words))
+        trunk_row(make_episode(), [Target(2, "x")], SimpleNamespace(advised=lambda dialogue, tools, trunk, text: (0, words)))
 
 
 def test_a_branch_that_looks_back_needs_shapes_with_a_trunk():

@@ -1,4 +1,4 @@
-"""Invariant 1: an episode only grows, sampled ids stand as sampled, and the mask covers exactly them."""
+"""Invariant 1: an episode's streams only grow, sampled ids stand as sampled, and the masks cover exactly them."""
 
 import json
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.episodes.chat import ChatFormat, Delta
-from hintsd_jax.episodes.episode import Episode, observation_text
+from hintsd_jax.episodes.episode import Episode
 from tests.helpers import make_tokenizer
+
+SEEN = [{"role": "tool", "content": "seen"}]
 
 
 def random_turns(seed: int):
@@ -20,11 +22,11 @@ def random_turns(seed: int):
     def ids():
         return rng.integers(0, 200_000, rng.integers(1, 9)).tolist()
 
-    def piece():
+    def piece(rewrites=0.0):
         tokens = ids()
-        return Delta(tuple(tokens), int(rng.integers(0, len(tokens))))
+        return Delta(tuple(tokens), int(rng.integers(0, len(tokens))), fresh=bool(rng.random() < rewrites))
 
-    turns = [(ids(), piece()) for _ in range(rng.integers(0, 7))]
+    turns = [(ids(), piece(rewrites=0.3)) for _ in range(rng.integers(0, 7))]
     return piece(), turns + ([(ids(), None)] if seed % 2 else [])
 
 
@@ -33,29 +35,37 @@ def random_turns(seed: int):
 def test_random_episodes_are_append_only(seed):
     prompt, turns = random_turns(seed)
     episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], prompt)
-    stream, sampled, openings = list(prompt.ids), [], [prompt.branch]
+    streams, sampled, openings = [list(prompt.ids)], [[]], [prompt.branch]
     for number, (ids, delta) in enumerate(turns):
-        before = list(episode.tokens)
+        before = [list(stream.tokens) for stream in episode.streams]
         step = episode.append_action(np.array(ids), -np.arange(len(ids)), "text")
-        assert step.branch == openings[number]
-        sampled += range(len(stream), len(stream) + len(ids))
-        stream += ids
-        episode.append_observation(delta, "seen", reward=number)
+        assert (step.stream, step.branch) == (len(streams) - 1, openings[number])
+        sampled[-1] += range(len(streams[-1]), len(streams[-1]) + len(ids))
+        streams[-1] += ids
+        episode.append_observation(delta, SEEN, reward=number)
         if delta is not None:
-            openings.append(len(stream) + delta.branch)
-            stream += delta.ids
-        assert episode.tokens[: len(before)] == before
+            if delta.fresh:
+                streams.append([])
+                sampled.append([])
+            openings.append(len(streams[-1]) + delta.branch)
+            streams[-1] += delta.ids
+        for stream, old in zip(episode.streams, before, strict=False):
+            assert stream.tokens[: len(old)] == old
         episode.verify()
-    assert episode.tokens == stream
-    assert all(type(token) is int for token in episode.tokens)
-    mask = episode.action_mask()
-    assert mask.dtype == bool and mask.shape == (len(stream),)
-    assert np.flatnonzero(mask).tolist() == sampled
-    assert len(episode.logprobs) == len(sampled)
+    assert [stream.tokens for stream in episode.streams] == streams and episode.tokens == streams[-1]
+    assert all(type(token) is int for stream in episode.streams for token in stream.tokens)
+    for number, stream in enumerate(streams):
+        mask = episode.action_mask(number)
+        assert mask.dtype == bool and mask.shape == (len(stream),)
+        assert np.flatnonzero(mask).tolist() == sampled[number]
+    np.testing.assert_array_equal(episode.action_mask(), mask)
+    assert len(episode.logprobs) == sum(map(len, sampled))
     for step, (ids, _) in zip(episode.steps, turns, strict=True):
-        assert episode.tokens[step.start : step.stop] == ids
+        assert episode.streams[step.stream].tokens[step.start : step.stop] == ids
     record = json.loads(json.dumps(episode.to_json()))
-    assert record["tokens"] == stream and len(record["steps"]) == len(episode.steps)
+    assert record["streams"] == streams and [step["stream"] for step in record["steps"]] == [step.stream for step in episode.steps]
+    said = [{"role": "user", "content": "Go."}] + [{"role": "assistant", "content": "text"}, *SEEN] * len(turns)
+    assert [episode.dialogue(number) for number in range(1, len(turns) + 2)] == [said[: 1 + 2 * n] for n in range(len(turns) + 1)]
 
 
 def test_an_episode_of_real_text_reads_as_the_template_writes_it():
@@ -67,7 +77,7 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
     for action, answer in zip(("Looking.", "It says a, b."), answers, strict=True):
         ids = [*tokenizer.encode(action), chat.stop_ids[0]]
         episode.append_action(ids, [0.0] * len(ids), chat.decode(ids))
-        episode.append_observation(chat.delta(answer), observation_text(answer))
+        episode.append_observation(chat.delta(answer), answer)
         messages += [{"role": "assistant", "content": action}, *answer]
     assert tuple(episode.tokens) == chat.prompt(messages).ids
     assert [step.text for step in episode.steps] == ["Looking.", "It says a, b."]
@@ -80,7 +90,7 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
 def episode_of_two_steps() -> Episode:
     episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], Delta((1, 2, 3), 2))
     episode.append_action([4, 5], [-1.0, -2.0], "one")
-    episode.append_observation(Delta((6, 7), 1), "seen", 0.5)
+    episode.append_observation(Delta((6, 7), 1), SEEN, 0.5)
     episode.append_action([8], [-3.0], "two")
     return episode
 
@@ -105,6 +115,29 @@ def test_tokens_changed_from_outside_are_found_out(break_it):
         episode.append_observation(Delta((9, 10), 0))
 
 
+def test_an_earlier_stream_is_guarded_too():
+    def rewritten():
+        episode = episode_of_two_steps()
+        episode.append_observation(Delta((1, 2), 1, fresh=True), SEEN)
+        return episode
+
+    for break_it in (lambda e: e.streams[0].tokens.append(9), lambda e: e.streams[0].tokens.__setitem__(0, 9)):
+        episode = rewritten()
+        break_it(episode)
+        with pytest.raises(RuntimeError, match="changed outside append"):
+            episode.verify()
+    for stream, at in ((1, 0), (0, 9)):  # a step in another stream, a span beyond its stream
+        episode = rewritten()
+        episode.append_action([3], [0.0], "three")
+        episode.steps[0].stream, episode.steps[0].stop = stream, episode.steps[0].stop + at
+        with pytest.raises(RuntimeError, match="step . is out of order"):
+            episode.verify()
+    episode = episode_of_two_steps()
+    episode.tokens.append(9)
+    with pytest.raises(RuntimeError, match="changed outside append"):
+        episode.append_observation(Delta((1, 2), 1, fresh=True), SEEN)
+
+
 def test_spans_that_lie_are_found_out():
     episode = episode_of_two_steps()
     episode.steps[1].start -= 2
@@ -126,13 +159,13 @@ def test_actions_and_observations_alternate():
     episode.append_action([3], [0.0], "x")
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="outside the observation"):
+    with pytest.raises(ValueError, match="branch 2 lies outside the 2 tokens"):
         episode.append_observation(Delta((1, 2), 2))
-    episode.append_observation(None, "the end", 1.0)  # nothing is tokenised once it ended
+    episode.append_observation(None, [{"role": "tool", "content": "the end"}], 1.0)  # nothing is tokenised once it ended
     assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="outside the prompt"):
+    with pytest.raises(ValueError, match="branch 0 lies outside the 0 tokens"):
         Episode.begin("t", 0, [], Delta((), 0))
 
 
@@ -148,8 +181,8 @@ def test_the_record_holds_everything():
     episode.report, episode.ended, episode.detail = Report("why", (Fault(1, "do"),)), "max_steps", "d"
     record = json.loads(json.dumps(episode.to_json()))
     assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}]}
-    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5}
+    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5, "stream": 0}
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
-    assert record["tokens"] == list(range(1, 9)) and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
+    assert record["streams"] == [list(range(1, 9))] and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
     assert (record["task_id"], record["rollout"], record["ended"], record["detail"]) == ("t", 0, "max_steps", "d")
     assert (record["reward"], record["terminated"], record["success"]) == (0.0, False, False)

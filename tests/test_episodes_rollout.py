@@ -1,20 +1,27 @@
 """Whole episodes through engine, chat format and environments: what stands in the stream, and what a bad environment costs."""
 
 import collections
+import dataclasses
 import json
 import threading
 
 import jax
+import numpy as np
 import pytest
 
+from hintsd_jax.distill.packing import trunk_rows
 from hintsd_jax.envs.base import Report, Start, Turn
 from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
+from hintsd_jax.episodes.envcalls import EnvPool
+from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.episodes.rollout import Rollout, RolloutConfig, job_key, run_episodes, stream_key
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.runs.journal import Journal
+from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-from tests.helpers import make_tokenizer
+from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
 
 CHAT = ChatFormat(make_tokenizer())
 POLICY = PolicyConfig(
@@ -66,9 +73,9 @@ def engine():
     return Engine(POLICY, EngineConfig(slots=6, context=200, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4), STOPS)
 
 
-def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, **options):
+def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, chat=CHAT, **options):
     options = {"seed": 1, "step": 0, "call_timeout_s": 20.0} | options
-    return run_episodes(engine, params, CHAT, make_env, tasks, rollouts, config, **options)
+    return run_episodes(engine, params, chat, make_env, tasks, rollouts, config, **options)
 
 
 def test_the_stream_is_prompt_actions_and_deltas(engine, params):
@@ -202,3 +209,144 @@ def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, t
     monkeypatch.setattr(Clockwork, "first_life", False)
     assert life(30.0) == first
     assert (tmp_path / "journal" / "step_000001.jsonl").read_text() == journal
+
+
+# -- history = template
+
+# Of what the agent said before, some letters are forgotten.
+_FORGOTTEN = "".join(f" | replace('{letter}', '')" for letter in "onrtic")
+ABSENT_MINDED = KEEPING_TEMPLATE.replace("turn('assistant', m.content)", f"turn('assistant', m.content{_FORGOTTEN})")
+UNTIED = dataclasses.replace(POLICY, tie_embeddings=False)
+LONG = [{"id": f"t{n}", "turns": 99} for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def closing():
+    """(engine, weights): about every fourth token is the template's own stop token, no other control token is ever sampled. All tokens
+    share the first component of the residual stream, and the output layer reads it."""
+    params = decoder.init_params(UNTIED, jax.random.key(0))
+    control = np.array([i for i, t in make_tokenizer().added_tokens_decoder.items() if t.special])
+    head = params["lm_head"]["kernel"].at[0].set(0.0).at[0, control].set(-9.0).at[0, CHAT.stop_ids[0]].set(1.4)
+    params = params | {"embed": {"embedding": params["embed"]["embedding"].at[:, 0].set(10.0)}, "lm_head": {"kernel": head}}
+    shape = EngineConfig(slots=6, context=400, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4)
+    return Engine(UNTIED, shape, CHAT.stop_ids), params
+
+
+def play_closing(closing, template, history, **options):
+    chat = ChatFormat(make_tokenizer(template), history=history, enable_thinking=False)
+    config = RolloutConfig(max_steps=5, context=400, sampling=Sampling(1.0, 1.0, 0, 6))
+    return chat, *play(*closing, **({"tasks": LONG, "config": config, "chat": chat} | options))
+
+
+def answers_of(step):
+    return [{"role": "tool", "content": f"ok {len(step.text)}"}]
+
+
+def rendering(template, episode, number, more=()):
+    """What the template writes before step `number`, from the texts and from how `Echo` answers."""
+    messages = [{"role": "user", "content": f"say {episode.task_id}"}]
+    for step in episode.steps[: number - 1]:
+        messages += [{"role": "assistant", "content": step.text}, *answers_of(step)]
+    return make_tokenizer(template).apply_chat_template([*messages, *more], add_generation_prompt=True, tokenize=False, enable_thinking=False)
+
+
+def test_a_template_that_keeps_everything_gives_the_same_under_both(closing):
+    _, kept, *others = play_closing(closing, KEEPING_TEMPLATE, "keep")
+    chat, followed, *same = play_closing(closing, KEEPING_TEMPLATE, "template")
+    assert [e.to_json() for e in followed] == [e.to_json() for e in kept] and same == others
+    assert sum(len(e.steps) for e in kept) > 20 and all(len(e.streams) == 1 for e in followed)
+    for one, other in zip(kept, followed, strict=True):
+        targets = [Target(number, "No.") for number in range(1, len(one.steps) + 1)]
+        assert trunk_rows(one, targets, CHAT) == trunk_rows(other, targets, chat)
+
+
+@pytest.mark.parametrize("template", [ABSENT_MINDED, QWEN3_TEMPLATE], ids=["absent-minded", "qwen3 not thinking"])
+def test_with_template_every_step_is_sampled_after_the_templates_own_text(closing, template):
+    tokenizer = make_tokenizer(template)
+    closing[0].compile(closing[1])
+    job_key(0, 0, "", 0)
+    compiled = compile_count()
+    _, episodes, dropped, stats = play_closing(closing, template, "template")
+    assert compile_count() == compiled  # not even for the keys of further streams
+    fresh, context = 0, 0
+    for episode in episodes:
+        episode.verify()
+        for number, step in enumerate(episode.steps, 1):
+            read = episode.streams[step.stream].tokens[: step.start]
+            truth = rendering(template, episode, number)
+            assert tokenizer.decode(read) == truth
+            if number == 1 or step.stream > episode.steps[number - 2].stream:
+                assert read == tokenizer.encode(truth)
+                fresh += number > 1
+            context += len(read)
+    steps = sum(len(e.steps) for e in episodes)
+    # not thinking, every answer rewrites (the empty thinking goes); the absent-minded one rewrites only some
+    assert fresh == steps - len(episodes) if template is QWEN3_TEMPLATE else 5 < fresh < steps - len(episodes) - 5
+    assert not dropped and stats.prefilled + stats.copied < 0.6 * context  # what contexts begin with in common is not prefilled again
+
+    _, kept, *_ = play_closing(closing, template, "keep")
+    for one, other in zip(kept, episodes, strict=True):
+        assert len(one.streams) == 1 and one.steps[0].text == other.steps[0].text  # the same key until something is rewritten
+    assert [e.steps[1:] for e in kept] != [e.steps[1:] for e in episodes]
+
+
+def test_a_followed_episode_depends_on_its_own_four_numbers_only(closing):
+    _, whole, *_ = play_closing(closing, ABSENT_MINDED, "template")
+    _, alone, *_ = play_closing(closing, ABSENT_MINDED, "template", tasks=LONG[1:2], rollouts=2)
+    again = {(e.task_id, e.rollout): e.to_json() for e in whole}
+    assert [e.to_json() for e in alone] == [again["t1", 0], again["t1", 1]]
+    key = job_key(0, 0, "a", 0)
+    keys = [stream_key(key, n) for n in range(100)]
+    assert (keys[0] == key).all() and len({tuple(other) for other in keys}) == 100
+    assert {(other.dtype, other.shape) for other in keys} == {(key.dtype, key.shape)}
+
+
+def test_rows_of_a_followed_episode_are_the_templates_own_text(closing):
+    """Both contexts of every target against renderings that are made without the chat format."""
+    tokenizer = make_tokenizer(ABSENT_MINDED)
+    chat, episodes, *_ = play_closing(closing, ABSENT_MINDED, "template")
+    shared = 0
+    for episode in episodes:
+        rows = trunk_rows(episode, [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)], chat)
+        assert len(rows) == len(episode.streams) == len({step.stream for step in episode.steps})
+        branches = [(row, branch) for row in rows for branch in row.branches]
+        assert [branch.step for _, branch in branches] == list(range(1, len(episode.steps) + 1))
+        for row, branch in branches:
+            step = episode.steps[branch.step - 1]
+            assert row.tokens[branch.start : branch.stop] == tuple(episode.streams[step.stream].tokens[step.start : step.stop])
+            student, teacher = row.tokens[: branch.start], row.tokens[: branch.seen] + branch.words
+            assert tokenizer.decode(student) == rendering(ABSENT_MINDED, episode, branch.step)
+            advice = {"role": "user", "content": f"Not {branch.step}."}
+            assert tokenizer.decode(teacher) == rendering(ABSENT_MINDED, episode, branch.step, [advice])
+            assert "Not" not in tokenizer.decode(student) and student[-3:] == teacher[-3:] == chat.prompt([advice]).ids[-3:]
+            shared += branch.seen == step.branch
+    assert shared == sum(len(e.steps) for e in episodes)  # feedback is at the end: here it rewrites nothing
+
+
+def test_a_stream_beyond_the_context_ends_the_episode(closing):
+    prompt = len(CHAT.prompt(({"role": "user", "content": "say t0"},)).ids)
+    short = RolloutConfig(50, prompt + 40, Sampling(1.0, 1.0, 0, 6))
+    for history in ("keep", "template"):
+        _, episodes, *_ = play_closing(closing, ABSENT_MINDED, history, config=short)
+        assert {e.ended for e in episodes} <= {"context", "action_length"} and "context" in {e.ended for e in episodes}
+        assert all(len(stream.tokens) <= short.context for e in episodes for stream in e.streams)
+
+
+class Caller(Echo):
+    """Tells which calls it heard."""
+
+    def step(self, action):
+        return Turn(({"role": "tool", "content": f"{action.problem} {[call.name for call in action.calls]}"},))
+
+
+def test_actions_are_read_in_the_style_of_the_template():
+    """A job of a Llama policy without a policy: what the environment hears of a bare call."""
+    tokenizer = make_llama_tokenizer()
+    chat = ChatFormat(tokenizer)
+    with EnvPool(Caller, 1, 20.0) as pool:
+        start = pool.submit(0, "reset", {"id": "a", "turns": 1}).result()
+        job = Rollout(Episode.begin("a", 0, start.messages, chat.prompt(start.messages)), 0, pool, chat, CONFIG, job_key(0, 0, "a", 0))
+        ids = [*tokenizer.encode('{"name": "cat", "parameters": {}}', add_special_tokens=False), chat.stop_ids[0]]
+        job.submit(ids, [0.0] * len(ids), True)
+        answered = tokenizer.decode(job.collect())
+    assert "None ['cat']" in answered

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import ToolCall
-from hintsd_jax.episodes.toolcalls import MAX_DEPTH, parse_action, render_call
+from hintsd_jax.episodes.toolcalls import BARE, HERMES, MAX_DEPTH, PYTHON_TAG, parse_action, render_call
 
 GOOD = '<tool_call>\n{"name": "cat", "arguments": {"path": "a.txt"}}\n</tool_call>'
 
@@ -100,3 +100,70 @@ def test_what_cannot_be_read_is_a_problem(text, words):
 def test_render_refuses_what_is_not_json():
     with pytest.raises(ValueError, match="not JSON compliant"):
         render_call(ToolCall("x", {"a": float("nan")}))
+
+
+BARE_GOOD = '{"name": "cat", "parameters": {"path": "a.txt"}}'
+_bare_fragments = st.sampled_from(
+    [BARE_GOOD, PYTHON_TAG, ";", "\n", "{", "}", "[", ":", ",", "{}", '"name"', '"parameters"', "NaN", "<think>", "</think>", "<tool_call>"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(_calls, min_size=1, max_size=3),
+    st.sampled_from(["", "\n ", PYTHON_TAG, f"<think>\nmaybe {BARE_GOOD}\n</think>\n\n"]),
+    st.sampled_from([";", "; ", "\n", " ;\n", "\n\n"]),
+    st.sampled_from(["", "\n", "  "]),
+)
+def test_any_bare_arguments_come_back(calls, before, separator, after):
+    text = before + separator.join(render_call(call, BARE) for call in calls) + after
+    action = parse_action(text, BARE)
+    assert (action.problem, action.calls, action.text) == (None, tuple(calls), text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text() | st.lists(_bare_fragments, max_size=14).map("".join) | st.text(alphabet=st.characters(categories=["Cs", "Lu"])))
+def test_bare_never_raises_and_is_all_or_nothing(text):
+    action = parse_action(text, BARE)
+    assert action.text == text
+    assert action.problem is None or (action.calls == () and "\n" not in action.problem)
+    json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("text", ["", "Done.", f"I call {BARE_GOOD}", GOOD, "[1]", "<think>\n{\n</think>\n\nDone.", ";"])
+def test_bare_text_that_begins_otherwise_holds_no_call(text):
+    assert parse_action(text, BARE).calls == () and parse_action(text, BARE).problem is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BARE_GOOD.replace("parameters", "arguments"), 'lacks "parameters"'),
+        ('{"name": "x", "parameters": "{}"}', '"parameters" must be'),
+        ('{"name": "x", "parameters": {}, "type": "function"}', "unknown key 'type'"),
+        ('{"name": "x", "parameters": {}', "call 1 is not valid JSON"),
+        ("{ not json", "call 1 is not valid JSON"),
+        (f"{BARE_GOOD}; rm", "call 2 is not valid JSON"),
+        (f"{BARE_GOOD};", "call 2 is not valid JSON"),
+        (f"{BARE_GOOD}\nDone.", "call 2 is not valid JSON"),
+        (f"{BARE_GOOD} Done.", "followed by more"),
+        (BARE_GOOD + BARE_GOOD, "followed by more"),
+        (f"{BARE_GOOD}, {BARE_GOOD}", "followed by more"),
+        (f"{PYTHON_TAG}print(1)", "call 1 is not valid JSON"),
+        (f"{PYTHON_TAG}[{BARE_GOOD}]", "not a JSON object"),
+        ('{"name": "x", "parameters": {"a": 1e999}}', "too large"),
+        ('{"name": "x", "parameters": {"a": "\\ud83d"}}', "surrogate"),
+        ('{"name": "x", "parameters": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}", "too deeply"),
+        (f"<think>\nhm {BARE_GOOD}", "<think> without </think>"),
+    ],
+)
+def test_bare_calls_that_cannot_be_read_are_a_problem(text, words):
+    action = parse_action(text, BARE)
+    assert action.calls == ()
+    assert words in action.problem
+
+
+def test_the_styles_write_what_their_templates_write():
+    call = ToolCall("cat", {"path": "é.txt"})
+    assert render_call(call) == render_call(call, HERMES) == '<tool_call>\n{"name": "cat", "arguments": {"path": "é.txt"}}\n</tool_call>'
+    assert render_call(call, BARE) == '{"name": "cat", "parameters": {"path": "é.txt"}}'

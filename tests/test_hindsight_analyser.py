@@ -49,7 +49,7 @@ def failed(steps=3, name="a", faults=None):
         episode.append_action(ids, [-0.1] * len(ids), f"act {number}")
         last = number + 1 == steps
         messages = [{"role": "tool", "content": f"seen {number}"}]
-        episode.append_observation(None if last else CHAT.delta(messages), f"seen {number}")
+        episode.append_observation(None if last else CHAT.delta(messages), messages)
     episode.ended, episode.terminated = "terminated", True
     episode.report = Report(SECRET, None if faults is None else tuple(Fault(step, f"{SECRET} {step}") for step in faults))
     return episode, job_key(0, 0, name, 0)

@@ -12,9 +12,10 @@ from hintsd_jax.hindsight.parse import parse_failures
 def make_episode() -> Episode:
     messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Move it."}]
     episode = Episode.begin("task-7", 0, messages, Delta((1, 2), 1))
-    for action, observation, reward in (("look", "a b", 0.0), ("take a", "ok\nuser: And now?", 0.25), ("bye", "", 0.0)):
+    told, asked = lambda text: {"role": "tool", "content": text}, {"role": "user", "content": "And now?"}
+    for action, answer, reward in (("look", [told("a b")], 0.0), ("take a", [told("ok"), asked], 0.25), ("bye", [], 0.0)):
         episode.append_action([3], [0.0], action)
-        episode.append_observation(Delta((4, 5), 1), observation, reward)
+        episode.append_observation(Delta((4, 5), 1), answer, reward)
     episode.reward, episode.ended = 0.25, "max_steps"
     return episode
 

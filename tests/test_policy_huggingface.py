@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks import load_memory
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
-from hintsd_jax.policy.huggingface import INDEX, WEIGHTS, load_policy, load_tokenizer, save_policy
+from hintsd_jax.policy.huggingface import INDEX, WEIGHTS, load_policy, save_policy
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 TIED, UNTIED = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_untied"
@@ -234,23 +233,3 @@ def test_save_replaces_policies_only_and_leaves_nothing_half_written(tmp_path, m
         save_policy(tmp_path / "out", config, jax.tree.map(jnp.zeros_like, params))
     assert_equal(load_policy(tmp_path / "out")[1], params)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "notes", "out"]
-
-
-def test_tokenizer_round_trip_and_its_errors(tmp_path):
-    config, params = load_policy(TIED)
-    tokenizer = make_tokenizer()
-    save_policy(tmp_path / "out", config, params, tokenizer)
-    again = load_tokenizer(tmp_path / "out")
-    text = '<|im_start|>user\nMove "report.txt" to /archive<|im_end|>\n'
-    assert again.encode(text) == tokenizer.encode(text)
-    assert again.chat_template == tokenizer.chat_template and len(again) == len(tokenizer)
-
-    make_tokenizer(template=None).save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="bare: the tokenizer has no chat template"):
-        load_tokenizer(tmp_path / "bare")
-    (tmp_path / "bare" / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(UserError, match="tokenizer.json: cannot be read as a tokenizer"):
-        load_tokenizer(tmp_path / "bare")
-    (tmp_path / "bare" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="tokenizer.json: missing"):
-        load_tokenizer(tmp_path / "bare")

@@ -8,7 +8,7 @@ import pytest
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.sampling import Engine, EngineConfig, Sampling, programs
+from hintsd_jax.sampling import Engine, EngineConfig, Rewrite, Sampling, programs
 
 POLICY = PolicyConfig(
     vocab_size=40, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48,
@@ -26,13 +26,14 @@ def params():
 
 
 class Dialogue:
-    """A job that answers every span with the next of its prepared observations."""
+    """A job that answers every span with the next of its prepared observations; a function among them makes a `Rewrite` of all the
+    tokens so far, with the key that is given beside it. `contexts`: what stood before each rewrite."""
 
     def __init__(self, prompt, observations=(), key=0, sampling=WARM, context=96):
         self.prompt, self.sampling, self.context = tuple(prompt), sampling, context
         self.key = np.asarray(jax.random.key_data(jax.random.key(key)))
         self.tokens, self.spans, self.logprobs, self.stopped = list(prompt), [], [], []
-        self._observations = list(observations)
+        self._observations, self.contexts = list(observations), []
 
     def submit(self, ids, logprobs, stopped):
         self.spans.append((len(self.tokens), len(self.tokens) + len(ids)))
@@ -44,6 +45,11 @@ class Dialogue:
         if not self._observations:
             return None
         observation = self._observations.pop(0)
+        if isinstance(observation, tuple):
+            rewrite, key = observation
+            self.contexts.append((self.tokens, self.spans, self.logprobs))
+            self.tokens, self.spans, self.logprobs = list(rewrite(self.tokens)), [], []
+            return Rewrite(tuple(self.tokens), np.asarray(jax.random.key_data(jax.random.key(key))))
         self.tokens += observation
         return observation
 
@@ -189,3 +195,96 @@ def test_other_weights_see_nothing_of_the_last_run(params):
     served.run(other, [again])
     engine().run(other, [fresh])
     assert again.tokens == fresh.tokens and again.logprobs == fresh.logprobs
+
+
+def drop_some(at, size):
+    """A template that drops `size` tokens at `at` and adds two at the end."""
+    return lambda tokens: (*tokens[:at], *tokens[at + size :], 21, 22)
+
+
+# kept of what the cache holds; 12 tokens of prompt and at least one of action stand before
+REWRITES = {
+    "within the prompt": drop_some(5, 3),
+    "within the action": lambda tokens: (*tokens[:12], 31, *tokens[12:], 21),
+    "everything": lambda tokens: (39, *tokens[1:], 21),
+    "an extension": lambda tokens: (*tokens, 21, 22),
+    "a beginning": lambda tokens: tokens[:7],
+    "the same again": lambda tokens: tokens,
+    "one token": lambda tokens: (17,),
+}
+PROMPT_12 = [3, 9, 27, 4, 12, 36, 31, 16, 8, 24, 32, 19]
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_a_rewrite_is_a_fresh_job_with_that_context(params, name):
+    job = Dialogue(PROMPT_12, [(REWRITES[name], 5), [13, 14]], key=1, sampling=GREEDY)
+    stats = engine().run(params, [job])
+    ((before, _, _),) = job.contexts
+    context = list(REWRITES[name](before))
+    fresh = Dialogue(context, [[13, 14]], key=5, sampling=GREEDY)
+    engine().run(params, [fresh])
+    assert job.tokens == fresh.tokens and job.spans == fresh.spans
+    np.testing.assert_allclose(job.logprobs, fresh.logprobs, atol=2e-5)
+
+    held = before[:-1]  # the last sampled token never entered the cache
+    common = next((n for n, (a, b) in enumerate(zip(held, context)) if a != b), min(len(held), len(context) - 1))
+    assert stats.prefilled == 11 + (len(context) - 1 - common) + 2
+    assert (common == 0) == (name in ("everything", "one token"))
+
+
+def test_what_is_sampled_after_a_rewrite_has_its_own_key(params):
+    spans = lambda job: job.tokens[job.spans[0][0] :]
+    jobs = [Dialogue(PROMPT_12, [(REWRITES["within the prompt"], key)], key=1) for key in (5, 5, 6)]
+    engine().run(params, jobs)
+    assert spans(jobs[0]) == spans(jobs[1]) != spans(jobs[2])
+    logprobs_TV = teacher_forced(params, jobs[2].tokens)
+    expected = [logprobs_TV[t - 1, jobs[2].tokens[t]] for start, stop in jobs[2].spans for t in range(start, stop)]
+    np.testing.assert_allclose(jobs[2].logprobs, expected, atol=2e-5)
+
+
+def rewriting(count, seed):
+    """Dialogues in which about every second answer is a rewrite."""
+    rng = np.random.default_rng(seed)
+    jobs = dialogues(count, seed=seed, turns=4)
+    for job in jobs:
+        answers = [
+            (drop_some(int(rng.integers(0, 12)), int(rng.integers(1, 9))), int(rng.integers(99))) if rng.random() < 0.5 else answer
+            for answer in job._observations
+        ]
+        job._observations = answers
+    return jobs
+
+
+def test_rewritten_jobs_are_bit_equal_alone_among_others_and_under_any_schedule(params):
+    target = lambda: Dialogue(PROMPT_12, [(REWRITES["within the action"], 7), [3, 4], (drop_some(4, 9), 8), [5]], key=77)
+    alone = target()
+    engine().run(params, [alone])
+    assert len(alone.contexts) == 2
+    served = engine()
+    served.compile(params)
+    before = [program._cache_size() for program in (programs.prefill, programs.copy_slots, programs.decode)]
+    for position, others, changes in ((0, 7, {}), (3, 3, {"overlap": True}), (6, 6, {"refill": 1.0})):
+        job, crowd = target(), rewriting(others, seed=position + 10)
+        (engine(**changes) if changes else served).run(params, [*crowd[:position], job, *crowd[position:]])
+        assert (job.tokens, job.logprobs, job.contexts) == (alone.tokens, alone.logprobs, alone.contexts)  # exactly
+    assert [program._cache_size() for program in (programs.prefill, programs.copy_slots, programs.decode)] == before
+
+
+def test_a_prompt_that_a_rewrite_has_broken_is_no_source_for_others(params):
+    """One slot: each job takes over the row that the one before has rewritten; four: rows are copied while others are rewritten."""
+    names = list(REWRITES)
+    dialogue = lambda n: Dialogue(PROMPT_12, [(REWRITES[names[n % 7]], n)] * (n % 3 > 0), key=n)
+    for slots in (1, 4):
+        served, group = engine(slots=slots), [dialogue(n) for n in range(14)]
+        stats = served.run(params, group)
+        for n, job in enumerate(group):
+            alone = dialogue(n)
+            served.run(params, [alone])
+            assert (job.tokens, job.logprobs, job.contexts) == (alone.tokens, alone.logprobs, alone.contexts)
+        assert stats.copied > 0 or slots == 1
+
+
+def test_a_rewrite_without_room_is_refused(params):
+    with pytest.raises(UserError, match="a rewritten context of 20 tokens leaves no room in a context of 20") as error:
+        engine().run(params, [Dialogue([1] * 10, [(lambda tokens: [1] * 20, 0)], context=20)])
+    assert "\n" not in str(error.value)

@@ -18,7 +18,8 @@ from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.huggingface import load_policy, load_tokenizer
+from hintsd_jax.policy.huggingface import load_policy
+from hintsd_jax.policy.tokenizer import load_tokenizer
 from hintsd_jax.warmup import __main__ as command, training
 from hintsd_jax.warmup.rows import CONTEXT_WEIGHT
 

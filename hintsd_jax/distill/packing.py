@@ -1,12 +1,13 @@
-"""Targets in, fixed-shape batches out: a row is an episode's tokens (the trunk) with the branches that the teacher reads.
+"""Targets in, fixed-shape batches out: a row is one token stream of an episode (the trunk) with the branches that the teacher reads.
 
-All targets of an episode share its history. The student goes once through the trunk, cut after the last target. The teacher goes once
-through the same trunk and, for each target, through a branch: it leaves the trunk before the target's generation prompt and holds
-the feedback message, the generation prompt and the action. `single` makes the plain form of it, one row per target with no
-trunk shared: the reference, and what a chat template that rewrites history needs.
+All targets in a stream share its history; an episode has one, but where a chat template's rewriting of earlier turns is followed. The
+student goes once through the trunk, cut after the last target. The teacher goes once
+through the same trunk and, for each target, through a branch: it leaves the trunk before the target's generation prompt, or where
+the template has rewritten what the student read, and holds the rest of the teacher's context (the feedback message, the generation
+prompt) and the action. `single` makes the plain form of it, one row per target with no trunk shared: the reference.
 
 Invariants: the same action ids stand under both contexts, and both contexts end with the generation prompt; the student's side is a
-prefix of the episode's tokens, so that no feedback can be in it; the batches do not depend on the order of the rows; at most
+prefix of the stream's tokens, so that no feedback can be in it; the batches do not depend on the order of the rows; at most
 len(length_buckets) x len(stream_buckets) shapes occur; what does not fit is dropped whole and counted, never cut.
 """
 
@@ -24,7 +25,7 @@ DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
 class Branch:
     """One target. `tokens[start:stop]` of its row is the action; before it the teacher reads `tokens[:seen]` and its own `words`.
 
-    step: 1-based, of the episode. words: feedback message and generation prompt (with `seen` = 0 the whole context).
+    step: 1-based, of the episode. words: what follows, up to the generation prompt (with `seen` = 0 the whole context).
     sampled: log-probabilities of the action's ids when they were sampled.
     """
 
@@ -43,7 +44,7 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Row:
-    """Tokens of an episode up to the end of its last branch's action. Token ids.
+    """Tokens of an episode's stream up to the end of its last branch's action. Token ids.
 
     episode: its number in the training step; it orders the rows. micro: the micro-step it belongs to (see `pack`).
     key: raw key (two uint32) of the adapter's dropout. Branches are in the order of their steps.
@@ -113,34 +114,36 @@ class Shapes:
         return [(length, pair) for length in self.length_buckets for pair in range(len(self.stream_buckets))]
 
 
-def trunk_row(
+def trunk_rows(
     episode: Any, targets: Sequence[Any], chat: Any, *, index: int = 0, micro: int = 0, key: tuple[int, int] = (0, 0)
-) -> Row:
-    """The row of all targets of an episode.
+) -> list[Row]:
+    """The rows of all targets of an episode: one for each of its streams that has any.
 
     Args:
-      episode: has `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `start`, `stop` (the action span) and `branch`
-        (where the generation prompt of the step begins).
-      targets: have `step`, 1-based, and `feedback`, text; different steps, at least one.
-      chat: `chat.feedback(text)` gives the ids of a user message with the text and the generation prompt after it.
+      episode: has `streams` with `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `stream`, `start`, `stop` (the
+        action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and `tools` are for `chat`.
+      targets: have `step`, 1-based, and `feedback`, text; different steps.
+      chat: `chat.advised(dialogue, tools, trunk, feedback)` gives the teacher's context: how much of the trunk, and the words after it.
     Raises:
       ValueError: the episode has no such step, or the two contexts do not end with the same generation prompt.
     """
-    branches = []
+    branches: dict[int, list[Branch]] = {}
     for target in sorted(targets, key=lambda target: target.step):
         step = _step(episode, target.step)
-        words, prompt = tuple(chat.feedback(target.feedback)), tuple(episode.tokens[step.branch : step.start])
-        if words[len(words) - len(prompt) :] != prompt:
+        tokens = episode.streams[step.stream].tokens
+        trunk, prompt = tokens[: step.branch], tuple(tokens[step.branch : step.start])
+        seen, words = chat.advised(episode.dialogue(target.step), episode.tools, trunk, target.feedback)
+        if tuple(words[len(words) - len(prompt) :]) != prompt:
             raise ValueError(f"step {target.step}: the teacher's context does not end with the generation prompt of the rollout")
-        branches.append(_branch(episode, target.step, seen=step.branch, words=words))
-    return Row(index, tuple(episode.tokens), tuple(branches), micro, key).with_branches(branches)
+        branches.setdefault(step.stream, []).append(_branch(episode, target.step, seen=seen, words=tuple(words)))
+    return [_row(episode, stream, found, index, micro, key) for stream, found in branches.items()]
 
 
 def action_row(episode: Any, step: int, *, index: int = 0, micro: int = 0, key: tuple[int, int] = (0, 0)) -> Row:
     """The row of one step (1-based) without feedback: both contexts are the student's."""
-    start = _step(episode, step).start
-    branch = _branch(episode, step, seen=start - 1, words=(episode.tokens[start - 1],))  # a branch begins with a token of its own
-    return Row(index, tuple(episode.tokens), (branch,), micro, key).with_branches([branch])
+    taken = _step(episode, step)
+    last = episode.streams[taken.stream].tokens[taken.start - 1]  # a branch begins with a token of its own
+    return _row(episode, taken.stream, [_branch(episode, step, seen=taken.start - 1, words=(last,))], index, micro, key)
 
 
 def single(row: Row) -> list[Row]:
@@ -149,6 +152,10 @@ def single(row: Row) -> list[Row]:
         row.with_branches([dataclasses.replace(branch, seen=0, words=row.tokens[: branch.seen] + branch.words)])
         for branch in row.branches
     ]
+
+
+def _row(episode: Any, stream: int, branches: list[Branch], index: int, micro: int, key: tuple[int, int]) -> Row:
+    return Row(index, tuple(episode.streams[stream].tokens), tuple(branches), micro, key).with_branches(branches)
 
 
 def _step(episode: Any, number: int) -> Any:

@@ -35,7 +35,7 @@ class ToolCall:
 class Action:
     """What the policy did in one step.
 
-    `calls` are in written order. `problem` says why a `<tool_call>` block could not be read; then `calls` is
+    `calls` are in written order. `problem` says why a tool call could not be read; then `calls` is
     empty, because half of an action is not what the policy meant. Neither calls nor problem: plain text to the user.
     """
 

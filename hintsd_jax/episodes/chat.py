@@ -1,192 +1,202 @@
-"""Chat rendering: messages in, only the token ids that they add out.
+"""Chat rendering as token ids: messages in, the ids that they add to an append-only stream out.
 
-A template renders whole dialogues, while an episode only grows. So the text that new messages add is read off the template
-itself: render a stub dialogue whose last message is an assistant's sentinel, followed by the new messages and
-the generation prompt, and keep what comes after the sentinel and its end-of-turn token. Only that piece is
-tokenised, once.
+A template renders whole dialogues, while a stream only grows. So only what new messages add is tokenised, once.
 
-Invariant 1: prompt + sampled ids + deltas is the episode, and equals the template's rendering of the same
-dialogue, text and ids. That is verified on probe dialogues when a `ChatFormat` is built. Some templates break it by
-rewriting earlier turns (stock Qwen3 drops earlier thinking); `history` says which truth holds then.
+Invariant 1: prompt + sampled ids + deltas is the stream. With history="keep" the deltas are read off a stub dialogue, and the stream
+equals the template's rendering of the dialogue, text and ids, wherever the template keeps earlier turns; that is verified on
+probe dialogues when a `ChatFormat` is built, and where it rewrites them (stock Qwen3 drops earlier thinking) the sampled tokens
+stand, a declared deviation. With history="template" the student always reads the template's own rendering of the dialogue so far:
+while that extends the stream's text, the sampled ids stand and only the rest is tokenised; where it rewrites anything (earlier
+thinking; spaces around an action; a control token in it, or another stop token than the template's), a new stream begins with the
+whole rendering tokenised afresh.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import jinja2
-
-from hintsd_jax.envs.base import Message
+from hintsd_jax.envs.base import Message, ToolCall
+from hintsd_jax.episodes.template import Template, Tools
+from hintsd_jax.episodes.toolcalls import THINK_CLOSE, THINK_OPEN, render_call
 from hintsd_jax.errors import UserError
-
-_SENTINEL = "@sampled@"
-_STUB = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
-
-_CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "x"}}\n</tool_call>'
-_PROBES = tuple(
-    (
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Look twice."},
-        {"role": "assistant", "content": f"{thought}{_CALL}\n{_CALL}"},
-        {"role": "tool", "content": '{"seen": 1}'},
-        {"role": "tool", "content": "two\nlines"},
-        {"role": "assistant", "content": f"{thought}Done."},
-        {"role": "user", "content": "Thanks. Once more?"},
-    )
-    for thought in ("", "<think>\nhm\n</think>\n\n")
-)
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Token ids that messages add; `branch` is the index in `ids` where the generation prompt starts."""
+    """Token ids that messages add; `branch` is the index in `ids` where the generation prompt starts. `fresh`: they begin a new
+    stream, because the template has rewritten what was read before."""
 
     ids: tuple[int, ...]
     branch: int
+    fresh: bool = False
 
 
 class ChatFormat:
-    """A tokenizer and its chat template, as the frames of an append-only episode.
+    """A tokenizer and its chat template, as the frames of append-only streams.
 
     `stop_ids`: token ids that close a sampled action; the first is the one the template writes.
+    `style`: the format of tool calls, see `toolcalls`.
     `vocab_size`: the largest token id plus one; a policy must have at least as many.
     `deviation`: None, or with history="keep" one line that shows where the template rewrites earlier turns.
 
     history=None (the default) refuses a template that rewrites earlier turns; "keep" lets the sampled tokens
-    stand, a declared deviation from the template. ("template", one row per step, is not built yet.)
-    `template_kwargs` go to the template, e.g. enable_thinking=False.
-
-    Control tokens in message contents are written with a space after their first character, so that no
-    environment's or policy's text can open or close a turn.
+    stand, a declared deviation from the template; "template" follows the template.
+    `stop_ids` of the constructor also close an action (`tokenizer.generation_stops`). `variables` go to the template,
+    e.g. enable_thinking=False; see `Template`.
 
     Raises UserError when the template cannot be used this way; the line shows the differing piece.
     """
 
-    def __init__(self, tokenizer: Any, *, history: str | None = None, **template_kwargs: Any):
+    def __init__(self, tokenizer: Any, *, history: str | None = None, stop_ids: Sequence[int] = (), **variables: Any):
         if history not in (None, "keep", "template"):
             raise UserError(f"history {history!r}: use 'keep' or 'template'")
-        if history == "template":
-            raise UserError("history 'template' is not built yet: use 'keep', or a chat template that keeps earlier turns as they are")
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError("the tokenizer has no chat template: put chat_template.jinja beside its tokenizer.json")
-        self._tokenizer = tokenizer
-        self._template_kwargs = template_kwargs
-        self._control = tuple(sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special))
+        self._tokenizer, self._history = tokenizer, history
+        self._template = Template(tokenizer, variables)
+        self.style = self._template.style
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
-
-        bare, prompting = self._render(_STUB), self._render(_STUB, generate=True)
-        if bare.count(_SENTINEL) != 1 or not prompting.startswith(bare) or prompting == bare:
-            raise UserError("the chat template does not render assistant text and a generation prompt in one piece each")
-        self._generation = prompting[len(bare) :]
-        generation_ids, tail = self._encode(self._generation), bare.partition(_SENTINEL)[2]
-        tail_ids = self._encode(tail)
-        if not tail_ids or tail_ids[0] not in tokenizer.added_tokens_decoder:
-            raise UserError(f"the chat template does not close an assistant turn with a control token: {tail[:40]!r}")
-        if generation_ids[0] not in tokenizer.added_tokens_decoder:
-            raise UserError(f"the generation prompt does not begin with a control token: {self._generation[:40]!r}")
-        self._generation_ids = generation_ids
-        stop = tokenizer.added_tokens_decoder[tail_ids[0]].content
-        if not tail.startswith(stop):
-            raise UserError(f"the chat template writes {tail[:40]!r} after assistant text, which does not begin with {stop!r}")
-        self._stop = stop
-        self._closing = tail[len(stop) :]  # "\n" in ChatML: outside the action, before the next message
-        eos = tokenizer.eos_token_id
-        self.stop_ids = (tail_ids[0],) + ((eos,) if eos is not None and eos != tail_ids[0] else ())
-
-        self._verify_feedback()
-        self.deviation = next((text for probe in _PROBES if (text := self._difference(probe))), None)
+        self._generation_ids = self._encode(self._template.generation)
+        eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self.stop_ids = tuple(dict.fromkeys((*self._encode(self._template.stop), *eos, *stop_ids)))
+        if max(self.stop_ids) >= self.vocab_size:
+            raise UserError(f"generation_config.json ends a generation with token {max(self.stop_ids)}, but the tokenizer has only {self.vocab_size}")
+        if history != "template":
+            self._verify_feedback()
+        probes = ((probe, tools) for probe in self._probes() for tools in ((), _TOOLS))
+        self.deviation = next((text for probe, tools in probes if (text := self._difference(probe, tools))), None)
+        if self.deviation and history == "template":
+            raise UserError(f"the chat template cannot be followed: {self.deviation}")
         if self.deviation and history is None:
             raise UserError(
-                f"the chat template rewrites earlier turns: {self.deviation}."
-                " Use a template that keeps them, or set history='keep' to let the sampled tokens stand"
+                f"the chat template rewrites earlier turns: {self.deviation}. Use a template that keeps them,"
+                " set history='keep' to let the sampled tokens stand, or history='template' to follow the template"
             )
 
-    def prompt(self, messages: Iterable[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Delta:
+    def prompt(self, messages: Iterable[Message], tools: Tools = ()) -> Delta:
         """The first messages and the generation prompt. `tools` are rendered by the template, as they are."""
-        return self._delta(self._render(self._plain(messages), tools, generate=True))
+        return self._delta(self._template.render(messages, tools))
 
     def delta(self, messages: Iterable[Message]) -> Delta:
         """What follows an action span that ended with a stop token: the closing of its turn, the messages, the
         generation prompt."""
-        return self._delta(self._added(messages))
+        return self._delta(self._template.added(messages))
+
+    def answer(self, dialogue: Sequence[Message], tools: Tools, ids: Sequence[int], messages: Sequence[Message]) -> Delta:
+        """What the student reads when `messages` answer the action `ids`, which ended with a stop token; `dialogue` came before it."""
+        if self._history != "template":
+            return self.delta(messages)
+        read = self._template.render(dialogue, tools) + self._text(ids)
+        text = self._template.render([*dialogue, {"role": "assistant", "content": self.decode(ids)}, *messages], tools)
+        if text.startswith(read):
+            return self._delta(text[len(read) :])
+        return replace(self._delta(text), fresh=True)
 
     def feedback(self, text: str) -> tuple[int, ...]:
         """One more user message and the generation prompt, to follow `tokens[:branch]` of an episode, which already
         ends with a closed message."""
-        return self._delta(self._added([{"role": "user", "content": text}])[len(self._closing) :]).ids
+        return self._delta(self._template.added([_user(text)])[len(self._template.closing) :]).ids
+
+    def advised(self, dialogue: Sequence[Message], tools: Tools, trunk: Sequence[int], text: str) -> tuple[int, tuple[int, ...]]:
+        """The teacher's context: `dialogue`, the feedback as one more user message, the generation prompt.
+
+        Args:
+          trunk: what the student read of `dialogue`, without the generation prompt.
+        Returns:
+          (seen, words): the context is `trunk[:seen]` and then `words`. All of the trunk is seen but where, with
+          history="template", the feedback makes the template rewrite earlier turns.
+        """
+        if self._history != "template":
+            return len(trunk), self.feedback(text)
+        read = self._template.render(dialogue, tools).removesuffix(self._template.generation)
+        whole = self._template.render([*dialogue, _user(text)], tools)
+        if whole.startswith(read):
+            return len(trunk), self._delta(whole[len(read) :]).ids
+        context = self._delta(whole)
+        seen = common_prefix(trunk, context.ids[: context.branch])
+        return seen, context.ids[seen:]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an action span, without the stop token that closed it."""
-        ids = [int(token) for token in ids]
+        """The text of an action span, without the stop token that closed it. Where the generation prompt has opened the thinking,
+        the text begins with that opening, so that it reads like any other thinking."""
+        ids = list(ids)
         if ids and ids[-1] in self.stop_ids:
             ids.pop()
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._template.opening + self._text(ids)
 
-    def _render(self, messages: Iterable[Message], tools: Sequence[Mapping[str, Any]] = (), generate: bool = False) -> str:
-        messages = list(messages)
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                tools=[dict(tool) for tool in tools] or None,
-                add_generation_prompt=generate,
-                tokenize=False,
-                **self._template_kwargs,
-            )
-        except jinja2.TemplateError as error:  # also what a template raises on purpose about an order of roles
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"the chat template cannot render the roles {roles}: {error}") from error
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _added(self, messages: Iterable[Message]) -> str:
-        text = self._render((*_STUB, *self._plain(messages)), generate=True)
-        return text.partition(_SENTINEL + self._stop)[2]
-
     def _delta(self, text: str) -> Delta:
-        if not text.endswith(self._generation):
+        generation = self._template.generation
+        if not text.endswith(generation):
             raise UserError(f"the chat template does not end with its generation prompt: {text[-60:]!r}")
         # tokenised apart: they meet at a control token, so the ids are those of the joint text (verified on the probes)
-        before = self._encode(text[: -len(self._generation)])
+        before = self._encode(text[: -len(generation)])
         return Delta(before + self._generation_ids, len(before))
 
-    def _plain(self, messages: Iterable[Message]) -> list[Message]:
-        return [dict(message, content=self._neutral(message["content"])) for message in messages]
+    def _probes(self) -> list[tuple[Message, ...]]:
+        """Small dialogues in all roles; without thinking only where an action can begin without it."""
+        opening = self._template.opening
+        thought = f"{opening or THINK_OPEN + chr(10)}hm\n{THINK_CLOSE}\n\n"
+        return [self._probe(text) for text in ((thought,) if opening else ("", thought))]
 
-    def _neutral(self, content: str) -> str:
-        for token in self._control:
-            content = content.replace(token, f"{token[0]} {token[1:]}")
-        return content
+    def _probe(self, thought: str) -> tuple[Message, ...]:
+        call = render_call(ToolCall("look", {"at": "x"}), self.style)
+        return (
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Look twice."},
+            {"role": "assistant", "content": f"{thought}{call}\n{call}"},
+            {"role": "tool", "content": '{"seen": 1}'},
+            {"role": "tool", "content": "two\nlines"},
+            {"role": "assistant", "content": f"{thought}Done."},
+            {"role": "user", "content": "Thanks. Once more?"},
+        )
 
-    def _difference(self, messages: Sequence[Message]) -> str | None:
-        """One line where prompt + actions + deltas leave the template's own rendering of `messages`; None if nowhere."""
+    def _difference(self, messages: Sequence[Message], tools: Tools) -> str | None:
+        """One line where the stream of a dialogue leaves the template's own rendering of it; None if nowhere."""
+        template = self._template
         actions = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        ids, text = list(self.prompt(messages[: actions[0]]).ids), self._render(messages[: actions[0]], generate=True)
+        text, ids = template.render(messages[: actions[0]], tools), self.prompt(messages[: actions[0]], tools).ids
         for index, end in zip(actions, [*actions[1:], len(messages)], strict=True):
-            ids += self._encode(messages[index]["content"]) + self.stop_ids[:1] + self.delta(messages[index + 1 : end]).ids
-            text += messages[index]["content"] + self._stop + self._added(messages[index + 1 : end])
-        truth = self._render(messages, generate=True)
-        return _compare(text, truth) or (None if tuple(ids) == self._encode(truth) else _RETOKENISED)
+            sampled, answers = messages[index]["content"].removeprefix(template.opening) + template.stop, messages[index + 1 : end]
+            action = self._encode(sampled)
+            delta = self.answer(messages[:index], tools, action, answers)
+            ids = delta.ids if delta.fresh else ids + action + delta.ids
+            text = template.render(messages[:end], tools) if self._history == "template" else text + sampled + template.added(answers)
+        truth = template.render(messages, tools)
+        return _compare(text, truth) or (None if ids == self._encode(truth) else _RETOKENISED)
 
     def _verify_feedback(self) -> None:
         """A user message after any closed message (user, tool) must read as the template itself would write it."""
-        advice = {"role": "user", "content": "Take the other one."}
-        for history in (_PROBES[0][:2], _PROBES[0][:5]):
+        advice, template = _user("Take the other one."), self._template
+        for history in (self._probe("")[:2], self._probe("")[:5]):
             trunk = self.prompt(history)
-            truth = self._render((*history, advice), generate=True)
-            text = self._render(history) + self._added([advice])[len(self._closing) :]
+            truth = template.render((*history, advice))
+            text = template.render(history, generate=False) + template.added([advice])[len(template.closing) :]
             grown = trunk.ids[: trunk.branch] + self.feedback(advice["content"])
             if problem := _compare(text, truth) or (None if grown == self._encode(truth) else _RETOKENISED):
                 raise UserError(f"the chat template does not take one more user message after a {history[-1]['role']} message: {problem}")
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 _RETOKENISED = "the pieces tokenise differently from the whole dialogue"
+_TOOLS = ({"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}},)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
 def _compare(text: str, truth: str) -> str | None:
     """The first difference with a little before it, as one line; None when there is none."""
     if text == truth:
         return None
-    at = next((i for i, (a, b) in enumerate(zip(text, truth, strict=False)) if a != b), min(len(text), len(truth)))
+    at = common_prefix(text, truth)
     piece = slice(max(0, at - 12), at + 40)
     return f"the episode has {text[piece]!r} where the template writes {truth[piece]!r}"

@@ -4,12 +4,14 @@ A `Rollout` is the engine's job for one episode. The engine hands it each sample
 environment's step in a worker, and answers with the observation's tokens. A failing environment, a full context or the step
 limit ends the episode and is counted; it never ends the run.
 
-Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four.
+Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four. Each further stream of it
+(see `Episode`) has a key of its own, which follows from that one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +20,17 @@ import jax
 import numpy as np
 
 from hintsd_jax.envs.base import Environment, Start, Turn
-from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.episodes.chat import ChatFormat, Delta
 from hintsd_jax.episodes.envcalls import Answers, EnvPool, Failure
-from hintsd_jax.episodes.episode import Episode, observation_text
+from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.toolcalls import parse_action
-from hintsd_jax.sampling import Engine, Sampling, Stats
+from hintsd_jax.sampling import Engine, Rewrite, Sampling, Stats
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """max_steps: assistant generations an episode. context: tokens of an episode. reports: ask environments for theirs (privileged)."""
+    """max_steps: assistant generations an episode. context: tokens that the student may read and write at once. reports: ask
+    environments for theirs (privileged)."""
 
     max_steps: int
     context: int
@@ -41,6 +44,17 @@ def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
     for part in (step, zlib.crc32(name.encode()), index):
         key = jax.random.fold_in(key, part)
     return np.asarray(jax.random.key_data(key))
+
+
+def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
+    """Raw key data of an episode's stream: the episode's own key for the first, a hash of it for the others.
+
+    Not `jax.random.fold_in`: this is called while the engine runs, under whose mesh that would compile once more.
+    """
+    if stream == 0:
+        return key
+    digest = hashlib.blake2b(key.astype("<u4").tobytes() + stream.to_bytes(4, "little"), digest_size=8).digest()
+    return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
 class Rollout:
@@ -59,16 +73,19 @@ class Rollout:
             full = len(self.episode.tokens) >= self._config.context
             self._end("context" if full else "action_length")
             return
-        self._call = self._pool.submit(self._worker, "step", parse_action(text))
+        self._call = self._pool.submit(self._worker, "step", parse_action(text, self._chat.style))
 
-    def collect(self) -> Sequence[int] | None:
+    def collect(self) -> Sequence[int] | Rewrite | None:
         if self._call is not None:
             self._answer(self._call.result())
             self._call = None
         if self.episode.ended:
             self._report()
             return None
-        return self.episode.tokens[self.episode.steps[-1].stop :]
+        last, current = self.episode.steps[-1], len(self.episode.streams) - 1
+        if last.stream < current:
+            return Rewrite(tuple(self.episode.tokens), stream_key(self.key, current))
+        return self.episode.tokens[last.stop :]
 
     def _answer(self, turn: Turn | Failure) -> None:
         episode = self.episode
@@ -77,9 +94,9 @@ class Rollout:
             self._end(turn.reason, turn.detail)
             return
         over = turn.terminated or turn.truncated or len(episode.steps) >= self._config.max_steps
-        delta = None if over else self._chat.delta(turn.messages)
-        full = delta is not None and len(episode.tokens) + len(delta.ids) >= self._config.context
-        episode.append_observation(None if full else delta, observation_text(turn.messages), turn.reward)
+        delta = None if over else self._answered(turn)
+        full = delta is not None and len(delta.ids) + (0 if delta.fresh else len(episode.tokens)) >= self._config.context
+        episode.append_observation(None if full else delta, turn.messages, turn.reward)
         episode.reward, episode.terminated = turn.reward, turn.terminated
         if turn.terminated:
             self._end("terminated")
@@ -87,6 +104,11 @@ class Rollout:
             self._end("truncated" if turn.truncated else "max_steps")
         elif full:
             self._end("context")
+
+    def _answered(self, turn: Turn) -> Delta:
+        episode, last = self.episode, self.episode.steps[-1]
+        before = episode.dialogue(len(episode.steps))
+        return self._chat.answer(before, episode.tools, episode.tokens[last.start : last.stop], turn.messages)
 
     def _end(self, reason: str, detail: str = "") -> None:
         self.episode.ended, self.episode.detail = reason, detail
@@ -142,7 +164,7 @@ def run_episodes(
             if len(prompt.ids) >= config.context:
                 dropped["prompt_too_long"] += 1
                 continue
-            episode = Episode.begin(task["id"], index, start.messages, prompt)
+            episode = Episode.begin(task["id"], index, start.messages, prompt, start.tools)
             jobs.append(Rollout(episode, worker, pool, chat, config, job_key(seed, step, task["id"], index)))
         stats = engine.run(params, jobs)
         for failure in pool.close():

@@ -1,10 +1,12 @@
-"""Tool calls in the Qwen (Hermes) format: action text in, `Action` out, and back.
+"""Tool calls in the format that a chat template teaches: action text in, `Action` out, and back.
 
-A call is `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with nothing but
-whitespace between. The object is read by a JSON decoder from the opening tag on, so that a tag inside a string
-argument is only text. A leading `<think>` block is reasoning and is not read for calls.
+Two styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with nothing but
+whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects {"name": str,
+"parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them; text that begins otherwise holds
+no call. An object is read by a JSON decoder from its first character on, so that a tag or a ";" inside a string argument is only
+text. A leading `<think>` block is reasoning and is not read for calls.
 
-Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one block that cannot be
+Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one call that cannot be
 read makes a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
 """
 
@@ -15,47 +17,75 @@ from typing import Any
 
 from hintsd_jax.envs.base import Action, ToolCall
 
+HERMES, BARE = "hermes", "bare"
+STYLES = (HERMES, BARE)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+PYTHON_TAG = "<|python_tag|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 MAX_DEPTH = 32  # of nested arrays and objects; far above real arguments, far below Python's recursion limit
 
+_ARGUMENTS = {HERMES: "arguments", BARE: "parameters"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAG = re.compile("</?tool_call>")
+_NEXT = re.compile(r"[ \t\r]*[;\n][ \t\r\n]*")
 
 
-def render_call(call: ToolCall) -> str:
-    """The text of one call exactly as Qwen's chat templates write it. Raises ValueError for NaN or infinity."""
-    payload = {"name": call.name, "arguments": call.arguments}
-    return f"{OPEN}\n{json.dumps(payload, ensure_ascii=False, allow_nan=False)}\n{CLOSE}"
+def render_call(call: ToolCall, style: str = HERMES) -> str:
+    """The text of one call exactly as the chat templates of its style write it. Raises ValueError for NaN or infinity."""
+    payload = json.dumps({"name": call.name, _ARGUMENTS[style]: call.arguments}, ensure_ascii=False, allow_nan=False)
+    return f"{OPEN}\n{payload}\n{CLOSE}" if style == HERMES else payload
 
 
-def parse_action(text: str) -> Action:
+def parse_action(text: str, style: str = HERMES) -> Action:
     """Reads every tool call of a sampled action; never raises. See the module docstring for what is accepted."""
     try:
-        return Action(text, calls=_read_calls(text))
+        return Action(text, calls=(_read_blocks if style == HERMES else _read_bare)(text))
     except (ValueError, RecursionError) as error:  # RecursionError: the C decoder on thousands of brackets
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         return Action(text, problem=problem)
 
 
-def _read_calls(text: str) -> tuple[ToolCall, ...]:
+def _read_blocks(text: str) -> tuple[ToolCall, ...]:
     calls = []
     position = _after_thinking(text)
     while tag := _TAG.search(text, position):
         if tag.group() == CLOSE:
             raise ValueError(f"{CLOSE} without {OPEN}")
-        start = _SPACE.match(text, tag.end()).end()
-        try:
-            payload, end = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            # the position counts from the object's first character, where a reader would look
-            raise ValueError(f"call {len(calls) + 1} is not valid JSON: {error.msg} at character {error.pos - start}") from None
+        payload, end = _read_object(text, tag.end(), len(calls) + 1)
         position = _SPACE.match(text, end).end()
         if not text.startswith(CLOSE, position):
             raise ValueError(f"call {len(calls) + 1} does not end with {CLOSE} after its JSON object")
         position += len(CLOSE)
-        calls.append(_to_call(payload, len(calls) + 1))
+        calls.append(_to_call(payload, len(calls) + 1, HERMES))
     return tuple(calls)
+
+
+def _read_bare(text: str) -> tuple[ToolCall, ...]:
+    position = _SPACE.match(text, _after_thinking(text)).end()
+    if text.startswith(PYTHON_TAG, position):
+        position += len(PYTHON_TAG)
+    elif not text.startswith("{", position):
+        return ()
+    calls = []
+    while True:
+        payload, end = _read_object(text, position, len(calls) + 1)
+        calls.append(_to_call(payload, len(calls) + 1, BARE))
+        if _SPACE.match(text, end).end() == len(text):
+            return tuple(calls)
+        separator = _NEXT.match(text, end)
+        if not separator:
+            raise ValueError(f'call {len(calls)} is followed by more than ";" or a newline and the next call')
+        position = separator.end()
+
+
+def _read_object(text: str, position: int, number: int) -> tuple[Any, int]:
+    """The JSON value that stands next, and where it ends."""
+    start = _SPACE.match(text, position).end()
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        # the position counts from the object's first character, where a reader would look
+        raise ValueError(f"call {number} is not valid JSON: {error.msg} at character {error.pos - start}") from None
 
 
 def _after_thinking(text: str) -> int:
@@ -68,19 +98,20 @@ def _after_thinking(text: str) -> int:
     return end + len(THINK_CLOSE)
 
 
-def _to_call(payload: Any, number: int) -> ToolCall:
+def _to_call(payload: Any, number: int, style: str) -> ToolCall:
+    wanted = _ARGUMENTS[style]
     if not isinstance(payload, dict):
         raise ValueError(f"call {number} is not a JSON object")
-    for key in ("name", "arguments"):
+    for key in ("name", wanted):
         if key not in payload:
             raise ValueError(f'call {number} lacks "{key}"')
-    if unknown := sorted(payload.keys() - {"name", "arguments"}):
+    if unknown := sorted(payload.keys() - {"name", wanted}):
         raise ValueError(f"call {number} has the unknown key {unknown[0]!a}")
-    name, arguments = payload["name"], payload["arguments"]
+    name, arguments = payload["name"], payload[wanted]
     if not (isinstance(name, str) and name):
         raise ValueError(f'call {number}: "name" must be a non-empty string')
     if not isinstance(arguments, dict):
-        raise ValueError(f'call {number}: "arguments" must be an object')
+        raise ValueError(f'call {number}: "{wanted}" must be an object')
     _check(payload, number)
     return ToolCall(name, arguments)
 

@@ -63,7 +63,7 @@ def _read_entries(text: str) -> list:
     opened, close, rest = text.partition(_THINK_CLOSE)
     if not close:
         return _parse_entries(opened)
-    # either the generation prompt had opened the reasoning, so that only its end was sampled, or a feedback speaks of the tag
+    # either reasoning that nobody has opened, or a feedback that speaks of the tag
     if "}" not in rest:
         raise ValueError("no JSON object after the reasoning")
     try:

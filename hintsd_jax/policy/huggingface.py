@@ -183,18 +183,3 @@ def _tensors(config: PolicyConfig, params: decoder.Params) -> Iterator[tuple[str
             node = node[key]
         for name, layer in layers(leaf, node):
             yield name, layer.astype(np.float32)
-
-
-def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a Hugging Face directory, exactly as `tokenizer.json` defines it, with its chat template."""
-    from transformers import PreTrainedTokenizerFast  # here, because this import alone takes seconds
-
-    path = pathlib.Path(path)
-    read_json(path / "tokenizer.json")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
-        raise UserError(f"{path / 'tokenizer.json'}: cannot be read as a tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja")
-    return tokenizer

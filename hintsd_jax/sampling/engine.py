@@ -1,9 +1,10 @@
 """Continuous batching: jobs (dialogues with a policy) in, sampled spans out through the jobs' own methods.
 
 A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an environment
-prefills only its own tokens. Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one.
+prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin with in common stays.
+Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one.
 
-Invariant: what a job samples depends on the weights, its prompt, its key and what it was answered, never on its slot, its
+Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot, its
 neighbours or the clock. Every row is prefilled in chunks that follow from its own length, keys are folded from
 (job, position), and the schedule counts stopped slots, not seconds.
 """
@@ -57,6 +58,15 @@ class Sampling:
     max_tokens: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """A job's new context, in place of all that it had. Sampling folds a key with the position, and positions come again: so there is
+    a new key for what is sampled from here on."""
+
+    tokens: Sequence[int]
+    key: np.ndarray
+
+
 class Job(Protocol):
     """A dialogue. The engine samples after `prompt`, hands the span to `submit`, and goes on with what `collect` gives."""
 
@@ -68,8 +78,8 @@ class Job(Protocol):
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         """Takes a sampled span (its stop token included; `stopped` False if it was cut). Must not block."""
 
-    def collect(self) -> Sequence[int] | None:
-        """The tokens that answer the span, or None when the job is over. May block."""
+    def collect(self) -> Sequence[int] | Rewrite | None:
+        """The tokens that answer the span, a whole new context, or None when the job is over. May block."""
 
 
 @dataclasses.dataclass
@@ -87,10 +97,23 @@ class Stats:
 @dataclasses.dataclass
 class _Slot:
     job: Job | None = None
-    prompt: tuple[int, ...] = ()  # what positions 0.. of the cache hold, kept after the job ended
+    prompt: tuple[int, ...] = ()  # all of it but the last token stands in the cache or is `fresh`; kept after the job ended
     fresh: Sequence[int] = ()  # known tokens that are not in the cache yet
-    length: int = 0  # tokens in the cache
+    held: list[int] = dataclasses.field(default_factory=list)  # tokens in the cache, from position 0 on
+    pending: int = 0  # the last known token when its generation began
     waiting: bool = False  # submitted, not collected
+
+    @property
+    def length(self) -> int:
+        return len(self.held)
+
+    def rewrite(self, tokens: Sequence[int]) -> None:
+        """Keeps of the cache what `tokens` begin with; the rest is fresh, at least the last token, which is to be pending."""
+        common = next((n for n, (a, b) in enumerate(zip(self.held, tokens)) if a != b), min(len(self.held), len(tokens) - 1))
+        del self.held[common:]
+        self.fresh = tokens[common:]
+        if common < len(self.prompt) - 1:
+            self.prompt = ()  # no more there for others
 
 
 class Engine:
@@ -175,6 +198,9 @@ class Engine:
             if answer is None:
                 slot.job = None
                 lanes.position_B[index] = self.config.context  # nothing attends for an empty slot
+            elif isinstance(answer, Rewrite):
+                slot.rewrite(self._checked(answer.tokens, slot.job, "rewritten context"))
+                lanes.key_B2[index] = answer.key
             else:
                 slot.fresh = [int(lanes.pending_B[index]), *answer]
 
@@ -187,19 +213,17 @@ class Engine:
             if slot.job is not None or not queue:
                 continue
             job = queue.popleft()
-            prompt = tuple(int(t) for t in job.prompt)
-            if not 1 <= len(prompt) < min(job.context, self.config.context):
-                raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in a context of {job.context}: raise it, or shorten the prompt")
+            prompt = self._checked(job.prompt, job, "prompt")
             source = holders.get(prompt)
             fresh_source = source is not None and slots[source].length < len(prompt) - 1
             if slot.prompt and holders.get(slot.prompt) == index:
                 del holders[slot.prompt]  # its row is overwritten from here on
             if source is None or source == index:
                 same = source == index
-                slots[index] = _Slot(job, prompt, fresh=prompt[-1:] if same else prompt, length=len(prompt) - 1 if same else 0)
+                slots[index] = _Slot(job, prompt, fresh=prompt[-1:] if same else prompt, held=list(prompt[:-1]) if same else [])
             else:
                 (late if fresh_source else copies).append((source, index))
-                slots[index] = _Slot(job, prompt, fresh=prompt[-1:], length=len(prompt) - 1)
+                slots[index] = _Slot(job, prompt, fresh=prompt[-1:], held=list(prompt[:-1]))
                 stats.copied += len(prompt) - 1
             holders.setdefault(prompt, index)
             self._set_lane(lanes, index, job)
@@ -208,6 +232,12 @@ class Engine:
         if late:
             self._prefill(params, slots, lanes, stats)
             self._copy(late)
+
+    def _checked(self, tokens: Sequence[int], job: Job, what: str) -> tuple[int, ...]:
+        """A whole context, with room for a sampled token."""
+        if not 1 <= len(tokens) < min(job.context, self.config.context):
+            raise UserError(f"a {what} of {len(tokens)} tokens leaves no room in a context of {job.context}: raise it, or shorten the prompt")
+        return tuple(int(t) for t in tokens)
 
     @staticmethod
     def _set_lane(lanes: programs.Lanes, index: int, job: Job) -> None:
@@ -250,7 +280,7 @@ class Engine:
                 while len(rounds) <= nth:
                     rounds.append({})
                 rounds[nth].setdefault(bucket, []).append((index, slot.length + offset, chunk))
-            slot.length += len(tokens)
+            slot.held.extend(tokens)
             slot.fresh = ()
             self._start(lanes, index, slot, pending)
         for chunks in rounds:  # a row's later chunks attend to its earlier ones
@@ -272,6 +302,7 @@ class Engine:
 
     def _start(self, lanes: programs.Lanes, index: int, slot: _Slot, pending: int) -> None:
         room = min(slot.job.context, self.config.context) - 1 - slot.length  # after the pending token
+        slot.pending = pending
         lanes.pending_B[index], lanes.position_B[index] = pending, slot.length
         lanes.count_B[index], lanes.active_B[index] = 0, True
         lanes.limit_B[index] = min(slot.job.sampling.max_tokens, self.config.max_tokens, room)
@@ -291,7 +322,7 @@ class Engine:
                 continue
             count = int(lanes.count_B[index])
             ids = [int(t) for t in lanes.tokens_BA[index, :count]]
-            slot.length = int(lanes.position_B[index])
+            slot.held += [slot.pending, *ids[:-1]]
             slot.waiting = True
             stats.sampled += count
             slot.job.submit(ids, [float(x) for x in lanes.logprobs_BA[index, :count]], ids[-1] in self._stop_ids)

@@ -13,7 +13,7 @@ from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode, observation_text
+from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.hindsight import prompts
 
@@ -138,15 +138,13 @@ class Demonstrator:
     def _begin(self, task: dict) -> tuple[Episode, Desk]:
         env = Desk()
         start = env.reset(task)
-        return Episode.begin(task["id"], 0, start.messages, self.chat.prompt(start.messages, start.tools)), env
+        return Episode.begin(task["id"], 0, start.messages, self.chat.prompt(start.messages, start.tools), start.tools), env
 
     def _take(self, episode: Episode, env: Desk, text: str) -> None:
         action = self.encode_action(text)
         episode.append_action(action, [0.0] * len(action), text)
         turn = env.step(parse_action(text))
-        episode.append_observation(
-            self.chat.delta(turn.messages) if turn.messages else None, observation_text(turn.messages), turn.reward
-        )
+        episode.append_observation(self.chat.delta(turn.messages) if turn.messages else None, turn.messages, turn.reward)
         episode.reward, episode.terminated = turn.reward, turn.terminated
         if turn.terminated:
             episode.ended = "terminated"

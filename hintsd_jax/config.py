@@ -110,6 +110,12 @@ def base() -> ConfigDict:
                 "every": 50,  # optimizer steps; the last step is always saved
                 "keep": 2,  # the latest ones; the best by evaluation stays as well
             },
+            "plan": {  # of --mode=plan alone, which says whether a run fits
+                "devices": "",  # "v5e-8", "v5p-64", "v5e:2x4", "h100", "h200:8", ...; "": the devices of this machine
+                "memory_gib": 0.0,  # of one device, for this program; 0: what the device is known to give
+                "compile": True,  # ask the compiler where there is one for the devices (minutes); False: arithmetic alone
+                "cache_dir": ".cache/plan",  # what the compiler said is kept here; "": nowhere
+            },
         }
     )
     config.lock()
@@ -171,6 +177,7 @@ _RANGES = {
     "eval.test_tasks": "[0, inf)",
     "checkpoint.every": "[1, inf)",
     "checkpoint.keep": "[1, inf)",
+    "plan.memory_gib": "[0, inf)",
 }
 _BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.stream_buckets", "distill.action_buckets")
 

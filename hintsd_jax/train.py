@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     state = create(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
     session.trained = None  # the state has its own copy: no second one stays behind
-    with Workdir.open(workdir, config, may_differ=("mesh.",)) as folder:  # a run may go on on other devices
+    with Workdir.open(workdir, config, may_differ=("mesh.", "plan.")) as folder:  # a run may go on on other devices
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         restored = checkpoints.restore_latest(state)
         state, counters = restored or (state, {"step": 0, "seconds": 0.0, "tokens": 0, "before": None})

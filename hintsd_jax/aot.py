@@ -7,6 +7,7 @@ off the real compiler's result on any machine. Invariant: these are the function
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -174,11 +175,7 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
 
 def abstract_weights(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any:
     """Shapes, dtypes and layouts of all weights: what is trained in float32, what is served or frozen in the compute dtype, but for norms."""
-    weights = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0))
-    axes = decoder.logical_axes(policy)
-    if policy.lora:
-        weights["lora"] = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
-        axes["lora"] = lora.logical_axes(policy)
+    weights, axes = _shapes(policy)
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         trained = policy.lora is None or path[0].key == "lora"
@@ -186,6 +183,16 @@ def abstract_weights(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str)
         return jax.ShapeDtypeStruct(leaf.shape, "float32" if full else policy.compute_dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(lay, weights, shardings(weights, axes, mesh, role))
+
+
+@functools.cache
+def _shapes(policy: PolicyConfig) -> tuple[Any, Any]:
+    """All weights and their logical axes; traced once, because a plan asks for many layouts."""
+    weights, axes = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0)), decoder.logical_axes(policy)
+    if policy.lora:
+        weights["lora"] = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
+        axes["lora"] = lora.logical_axes(policy)
+    return weights, axes
 
 
 def abstract_cache(config: ConfigDict, policy: PolicyConfig, mesh: Mesh | AbstractMesh) -> decoder.Cache:

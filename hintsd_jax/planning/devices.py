@@ -89,6 +89,14 @@ def find(name: str, memory_gib: float = 0.0) -> Devices:
     return found
 
 
+def larger(devices: Devices) -> list[str]:
+    """Names of two, four and eight times as many, where there are such."""
+    if devices.platform == "gpu":
+        return [f"{devices.kind}:{devices.count * times}" for times in (2, 4, 8)]
+    cores, slices = _CORES[devices.kind], _SLICES[devices.kind]
+    return [f"{devices.kind}-{devices.count * times * cores}" for times in (2, 4, 8) if devices.count * times in slices]
+
+
 def fraction() -> float:
     """The share of a GPU that jax takes, by its environment variables."""
     for variable in FRACTION_VARIABLES:

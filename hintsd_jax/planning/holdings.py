@@ -1,0 +1,69 @@
+"""What stays on a device while a run does something: config, policy shape and mesh in, bytes by name and phase out. Exact.
+
+Shapes, dtypes and layouts are those of the run (`aot`), so these rows are not estimates. Phases:
+
+- rollout: decoding and analysis. All that training carries, the cache of all slots, and the served copy of the weights.
+- update: the same, and the gradients. Of the served copy only that of frozen weights stays (`sampling.serving`).
+- resume: a checkpoint is read while the state that it replaces is still there.
+
+Invariant: a served copy counts only where dtype or layout differ from training's; elsewhere the arrays are the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from hintsd_jax import aot
+from hintsd_jax.policy.config import PolicyConfig
+
+PHASES = ("rollout", "update", "resume")
+
+
+class Holding(NamedTuple):
+    """Bytes on one device in each of `PHASES`; note: what they are."""
+
+    name: str
+    rollout: int
+    update: int
+    resume: int
+    note: str
+
+
+def holdings(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh) -> list[Holding]:
+    """The rows, those of 0 bytes included."""
+    train, serve = (aot.abstract_weights(policy, mesh, role) for role in ("train", "serve"))
+    served = copied(train, serve)
+    frozen = train if policy.lora else {}
+    trained = frozen.pop("lora") if policy.lora else train
+    adapter = {"lora": trained} if policy.lora else {}
+    kept = copied(frozen, {name: serve[name] for name in frozen})  # a copy of frozen weights never changes: made once
+    state = aot.abstract_state(trained, config)
+    params, moments = aot.held(trained), aot.held(state.opt_state)
+    cache = aot.held(aot.abstract_cache(config, policy, mesh))
+    initial = params if config.hindsight.analyser == "policy_initial" else 0
+    everywhere = lambda name, size, note: Holding(name, size, size, size, note)
+    return [
+        everywhere("weights", aot.held(frozen) if policy.lora else params, f"{policy.compute_dtype}, frozen" if policy.lora else "float32, trained"),
+        everywhere("adapter", aot.held(adapter), "float32, trained"),
+        everywhere("EMA", params, "float32, the teacher"),
+        everywhere("optimizer", moments, "float32, two moments"),
+        everywhere("initial weights", initial, "hindsight.analyser = policy_initial"),
+        Holding("served copy", served, kept, 0, f"{policy.compute_dtype}, in serving's layout"),
+        everywhere("KV slots", cache, f"{config.rollout.slots} x {max(config.rollout.context, config.hindsight.context):,}, {policy.compute_dtype}"),
+        Holding("gradients", 0, params, 0, "float32, summed over batches"),
+        Holding("state to replace", 0, 0, 2 * params + moments, "while a checkpoint is read"),
+    ]
+
+
+def copied(train: Any, serve: Any) -> int:
+    """Bytes on one device of the leaves that serving has a copy of its own of."""
+
+    def own(here: jax.ShapeDtypeStruct, there: jax.ShapeDtypeStruct) -> int:
+        same = here.dtype == there.dtype and here.sharding.spec == there.sharding.spec
+        return 0 if same else aot.held(there)
+
+    return sum(jax.tree.leaves(jax.tree.map(own, train, serve)))

@@ -1,7 +1,7 @@
 """Every compiled program of a run from shapes alone: config, policy shape and mesh in, programs to lower and compile out.
 
-No weights and no devices are needed: a mesh of a described topology does (see `topology`), so what a pod will hold and do can be read
-off the real compiler's result on any machine. Invariant: these are the functions and layouts that a run uses, not copies of them.
+No weights and no devices are needed: a mesh of a described topology does (see `topology` and `gpu_topology`), so what a pod will hold
+and do can be read off the real compiler's result on any machine. Invariant: these are the functions and layouts that a run uses, not copies of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import functools
 import importlib.util
 import math
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,19 @@ from hintsd_jax.sampling import programs as sampling
 from hintsd_jax.session import engine_config, lora_config, loss_config, optim_config, update_shapes
 
 HBM = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}  # GiB that the compiler lets a program have on one chip
+# What XLA's GPU compiler asks of a GPU that is not here; clocks and bandwidths only order its schedules.
+GPU_TARGETS = {
+    "a100-40gb": {"cuda_compute_capability": "8.0", "core_count": 108, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912},
+    "a100-80gb": {"cuda_compute_capability": "8.0", "core_count": 108, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912},
+    "h100": {"cuda_compute_capability": "9.0", "core_count": 132, "shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448},
+    "h200": {"cuda_compute_capability": "9.0", "core_count": 132, "shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448},
+}
+_GPU_COMMON = {
+    "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152, "threads_per_core_limit": 2048, "fpus_per_core": 64,
+    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535, "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536, "memory_bandwidth": 2 * 10**12, "l2_cache_size": 40 * 2**20, "clock_rate_ghz": 1.5,
+}  # fmt: skip
+GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # tuning would run kernels on a GPU
 _SMALLEST = {"1x1": "2x2", "1x1x1": "2x2x1"}  # of one host
 _LIBTPU = Path(__file__).parents[1] / ".cache" / "libtpu" / "libtpu" / "libtpu.so"  # where `make libtpu` puts it
 
@@ -72,8 +86,8 @@ class Report:
         return self.arguments + self.temp + self.output - self.alias
 
 
-def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Without jax's cache of compiled programs: it would take one for a topology in, but cannot give it back.
+def compiled(lowered: jax.stages.Lowered, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
+    """Without jax's cache of compiled programs: it would take one for a topology in, but cannot give it back. options: the compiler's.
 
     Raises jax.errors.JaxRuntimeError with RESOURCE_EXHAUSTED where the program does not fit the memory of the described chip.
     """
@@ -81,7 +95,7 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()  # it looks at the setting once
-        return lowered.compile()
+        return lowered.compile(compiler_options=options and dict(options))
     finally:
         jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()
@@ -138,6 +152,30 @@ def topology(name: str, **sizes: int) -> Mesh:
     except Exception as error:  # libtpu reports both by RuntimeError or ValueError of several kinds
         raise UserError(f"TPU topology {name!r} cannot be described ({error}): name one such as v5e:2x4 or v5p:2x2x1") from error
     return make_mesh(**sizes, devices=described.devices[: 1 if single else None])
+
+
+def gpu_compiler() -> bool:
+    """Whether jax's CUDA plugin is installed, which can compile for GPUs that are not here."""
+    if importlib.util.find_spec("jax_plugins") is None:
+        return False
+    return any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13))
+
+
+def gpu_topology(kind: str, count: int, memory: int, **sizes: int) -> Mesh:
+    """A mesh (`make_mesh` with `sizes`) of `count` GPUs of a kind in `GPU_TARGETS` in one machine, none of which is here. memory: bytes of one;
+    the compiler's scheduler looks at it. Programs must be compiled with `GPU_OPTIONS`.
+
+    Raises:
+      UserError: jax's CUDA plugin does not make one.
+    """
+    facts = {**_GPU_COMMON, **GPU_TARGETS[kind], "device_memory_size": memory}
+    text = "gpu_device_info {" + " ".join(f"{name}: {value}" for name, value in facts.items()) + '} platform_name: "CUDA" dnn_version_info { major: 9 }'
+    text = re.sub(r"cuda_compute_capability: (\d+)\.(\d+)", r"cuda_compute_capability { major: \1 minor: \2 }", text)
+    try:
+        described = topologies.get_topology_desc(kind, "cuda", target_config=text, topology=f"1x1x{count}")
+    except Exception as error:  # the plugin reports by several kinds
+        raise UserError(f"{count} x {kind} cannot be described to XLA ({error}): set plan.compile = False, or install requirements-cuda.txt") from error
+    return make_mesh(**sizes, devices=described.devices)
 
 
 def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
@@ -205,7 +243,16 @@ def abstract_cache(config: ConfigDict, policy: PolicyConfig, mesh: Mesh | Abstra
 
 def held(tree: Any) -> int:
     """Bytes of laid out arrays, abstract or not, on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(_elements(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def elements(tree: Any) -> int:
+    """Their number of entries on one device."""
+    return sum(map(_elements, jax.tree.leaves(tree)))
+
+
+def _elements(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def abstract_state(trained: Any, config: ConfigDict) -> TrainState:

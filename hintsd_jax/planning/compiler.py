@@ -83,7 +83,7 @@ def _wanted(config: ConfigDict, policy: PolicyConfig, mesh: Mesh) -> dict[tuple[
 
 def _temp(program: aot.Program, devices: Devices) -> tuple[int, bool]:
     try:
-        memory = aot.compiled(program.lower()).memory_analysis()
+        memory = aot.compiled(program.lower(), devices.options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -12,6 +12,7 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -44,7 +45,7 @@ _CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that a chip counts for in the name of
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note` says of what.
-    topology: of TPUs that are not here. here: whether they are this machine's."""
+    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they are this machine's."""
 
     kind: str
     platform: str
@@ -56,12 +57,17 @@ class Devices:
 
     @property
     def name(self) -> str:
-        return f"{self.count} x {self.kind}" + (f" ({self.topology})" if self.topology else "")
+        return f"{self.count} x {self.kind}" + (f" ({self.topology})" if self.platform == "tpu" and self.topology else "")
 
     @property
     def compiler(self) -> bool:
-        """Whether a compiler for them is at hand: they are here, or a TPU topology describes them."""
+        """Whether a compiler for them is at hand: they are here, or something describes them to one."""
         return self.platform in ("tpu", "gpu") and (self.here or self.topology is not None)
+
+    @property
+    def options(self) -> Mapping[str, str] | None:
+        """What the compiler must be told."""
+        return aot.GPU_OPTIONS if self.platform == "gpu" and not self.here else None
 
     def layout(self, **sizes: int) -> AbstractMesh:
         """The mesh of `config.mesh` over them, for shapes and shardings. Raises UserError as `make_mesh` does."""
@@ -69,7 +75,11 @@ class Devices:
 
     def mesh(self, **sizes: int) -> Mesh:
         """The same mesh for the compiler."""
-        return make_mesh(**sizes) if self.here else aot.topology(self.topology, **sizes)
+        if self.here:
+            return make_mesh(**sizes)
+        if self.platform == "gpu":
+            return aot.gpu_topology(self.kind, self.count, self.memory, **sizes)
+        return aot.topology(self.topology, **sizes)
 
 
 def find(name: str, memory_gib: float = 0.0) -> Devices:
@@ -130,7 +140,9 @@ def _gpus(name: str) -> Devices | None:
     kind, _, number = name.lower().partition(":")
     if kind not in GPUS or (number and not re.fullmatch("[1-9][0-9]*", number)):
         return None
-    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * fraction() * 2**30), f"{fraction():.0%} of {GPUS[kind]} GiB, jax's share")
+    topology = name.lower() if kind in aot.GPU_TARGETS and aot.gpu_compiler() else None
+    memory = int(GPUS[kind] * fraction() * 2**30)
+    return Devices(kind, "gpu", int(number or 1), memory, f"{fraction():.0%} of {GPUS[kind]} GiB, jax's share", topology)
 
 
 def _local() -> Devices:

@@ -53,7 +53,7 @@ def holdings(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh) -> li
         everywhere("optimizer", moments, "float32, two moments"),
         everywhere("initial weights", initial, "hindsight.analyser = policy_initial"),
         Holding("served copy", served, kept, 0, f"{policy.compute_dtype}, in serving's layout"),
-        everywhere("KV slots", cache, f"{config.rollout.slots} x {max(config.rollout.context, config.hindsight.context):,}, {policy.compute_dtype}"),
+        everywhere("KV slots", cache, f"{config.rollout.slots} x {max(config.rollout.context, config.hindsight.context):,}, {policy.compute_dtype}, {cache / config.rollout.slots / 2**30:.2f} a slot"),
         Holding("gradients", 0, params, 0, "float32, summed over batches"),
         Holding("state to replace", 0, 0, 2 * params + moments, "while a checkpoint is read"),
     ]

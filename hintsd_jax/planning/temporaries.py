@@ -1,130 +1,150 @@
 """What a program holds beside its arguments, by arithmetic: config, policy shape, mesh and length in, bytes on one device out.
 
-Read off the code and off compiled programs' largest buffers. B rows, T tokens, M stream tokens, and D, H, K, C, F, V as everywhere are those of
-one device: heads, ffn and vocabulary are split by `tensor`, rows by `data` and `fsdp`, as `policy.sharding` has it. c: bytes of the compute dtype.
+B rows, T tokens, M stream tokens, and D, H, K, C, F, V as everywhere are those of one device: heads, ffn and vocabulary are split by
+`tensor`, rows by `data` and `fsdp`, as `policy.sharding` has it. c: bytes of the compute dtype. N layers.
 
-update     kept + max(layer backwards, teacher, loss) + gathered + gradients
-  kept     N x B T D c: the inputs of the layers, kept for the backward pass (all that a layer makes where policy.remat is off)
-  layer    B T c (a F + b H C + d D), and the attention scores that exist at once (float32 H x queries x keys, several times over):
-           of 128 queries in a row of more than 4096 tokens, of all of them, by halves of the square, in a shorter one; none where
-           TPU's kernel takes the row (T a multiple of 1024, from 2048 on)
-  teacher  the same forwards on trunk and stream, B (T + M) tokens; the stream's scores against itself, M x M, are all there at once
-  loss     `distill.chunk` tokens x V in float32, several times over (student, teacher, their sorted halves, their gradients)
-  gathered one layer's weights twice and the vocabulary's table, where `fsdp` scatters them
-  gradients of what is trained, before they are added to the sum: float32, and the table's whole
-prefill    the rows' caches as one array N R S K C, twice (keys, values), what is new of them, and the scores L x 1024
-decode     a token's activations and its logits, several times over
+update     kept + max(layer, teacher, loss) + gathered + gradients
+  kept     N B T D c: the inputs of the layers, for the backward pass (all that a layer makes, N times, where policy.remat is off)
+  layer    B T c (f F + h H C + d D) + scores: one layer made again, and its gradients
+  scores   of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens (chunks of queries
+           under remat), H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a multiple of 1024, from 2048 on)
+  teacher  B (T + M) c (f' F + h' H C + d' D) + B H M max(M, 1024) s: no gradient, but the stream's scores against itself are all there
+  loss     chunk x V float32 logits, l times: of student and teacher, ranked, and their gradients
+  gathered with `fsdp` or `data` above 1: one layer's weights twice, and the vocabulary's table
+  gradients where all weights are trained: float32 twice, before and after they are summed over devices, and the table's whole
+prefill    the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores of L x max(L, 1024)
+decode     logits B V and scores B H 1024 in float32, several times over
 
-The factors (`_FACTORS`) are fitted to what the compilers of TPUs and GPUs said (docs/plan.md has the table). The
-compilers reuse and reorder as they see fit, so that this is an estimate; `ERROR` says how far off it was.
+The formulas follow the code and the largest buffers of compiled programs; their factors (`_FACTORS`) are fitted to what the compilers for
+TPU and GPU said. Compilers reorder and reuse as they see fit: `ERROR` says how far off this was, docs/plan.md has every case.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from hintsd_jax.policy import attention
+from hintsd_jax import aot
+from hintsd_jax.policy import attention, splash
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.sharding import spec
 from hintsd_jax.session import engine_config, update_shapes
 
 ERROR = "UNFITTED"
 
+_LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
+_CHUNK = 128  # queries that have scores at once in longer ones
 
-class _Factors(NamedTuple):
-    """How often an array of its kind is there at the peak; see the module's formulas."""
+
+class _Widths(NamedTuple):
+    """How many arrays as wide as the ffn, the query heads and the model are there at once."""
 
     ffn: float
     heads: float
     model: float
-    direct: float  # bytes a score of a short row
-    chunked: float  # bytes a score of a chunk of queries
-    stream: float  # bytes a score of the stream
-    logits: float
-    table: float
-    rows: float  # of the caches of the rows that are prefilled
+
+
+class _Factors(NamedTuple):
+    """layer, teacher: see `_Widths`. direct, chunked, stream: bytes a score. rows: copies of the caches that prefill reads."""
+
+    layer: _Widths
+    teacher: _Widths
+    direct: float
+    chunked: float
+    stream: float
+    rows: float
 
 
 _FACTORS = {
-    "tpu": _Factors(ffn=4.0, heads=4.0, model=4.0, direct=8.0, chunked=12.0, stream=8.0, logits=8.0, table=1.0, rows=1.5),
-    "gpu": _Factors(ffn=4.0, heads=4.0, model=4.0, direct=8.0, chunked=12.0, stream=8.0, logits=8.0, table=1.0, rows=1.0),
+    "tpu": _Factors(_Widths(4, 4, 4), _Widths(4, 4, 4), direct=8, chunked=12, stream=2.5, rows=1.5),
+    "gpu": _Factors(_Widths(3, 2, 2), _Widths(0, 4, 2), direct=7, chunked=12, stream=6, rows=1),
 }
+_LOGITS = 8  # copies of a chunk's logits
 
 
-@dataclasses.dataclass(frozen=True)
-class _Local:
-    """Sizes on one device of the activations of a batch of rows."""
+class _Layout:
+    """Sizes on one device of the activations of `rows` rows."""
 
-    policy: PolicyConfig
-    mesh: AbstractMesh
-    role: str
+    def __init__(self, policy: PolicyConfig, mesh: AbstractMesh, role: str, rows: int):
+        self.mesh, self.role, self.rows = mesh, role, rows
+        self.ffn = self.width("act_mlp", policy.d_ff)
+        self.queries = self.width("act_heads", policy.num_heads)  # query heads of a token
+        self.heads = self.queries * policy.head_dim
+        self.keys = self.width("act_kv_heads", policy.num_kv_heads) * policy.head_dim
+        self.model = self.width("act_embed", policy.d_model)
+        self.logits = self.width("act_vocab", policy.vocab_size)
 
-    def size(self, shape: tuple[int, ...], *names: str) -> int:
-        """Elements of an array of this shape, by its logical axes."""
-        return math.prod(NamedSharding(self.mesh, spec(shape, names, self.mesh, self.role)).shard_shape(shape))
+    def width(self, axis: str, number: int) -> int:
+        """Of one token in each row: how many of `number` features this device has, times the rows that it has."""
+        shape = (self.rows, 1, number)
+        return math.prod(NamedSharding(self.mesh, spec(shape, ("batch", "length", axis), self.mesh, self.role)).shard_shape(shape))
 
-    def width(self, rows: int, axis: str, number: int, each: int = 1) -> int:
-        """Elements of one token column of `rows` rows: all of its `number` x `each` features on this device."""
-        return self.size((rows, 1, number, each), "batch", "length", axis, "act_head_dim")
+    def token(self, widths: _Widths) -> float:
+        return widths.ffn * self.ffn + widths.heads * self.heads + widths.model * self.model
 
 
 def update(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str, length: int, pair: int) -> int:
-    """Bytes of `distill.step.accumulate` at a length and a pair of stream and action buckets (their number)."""
-    shapes, factor = update_shapes(config, mesh), _factors(platform)
-    local, B, T, M = _Local(policy, mesh, "train"), shapes.rows, length, shapes.stream_buckets[pair]
-    c, N = jnp.dtype(policy.compute_dtype).itemsize, policy.num_layers
-    ffn, heads = local.width(B, "act_mlp", policy.d_ff), local.width(B, "act_heads", policy.num_heads, policy.head_dim)
-    model = local.width(B, "act_embed", policy.d_model)
-    layer = c * (factor.ffn * ffn + factor.heads * heads + factor.model * model)  # of a token
-    scores = heads // policy.head_dim * _scores(policy, mesh, platform, factor, T)
-    kept = N * model * T * c if policy.remat else N * (T * layer + scores)
+    """Bytes of `distill.step.accumulate` at a length and a pair of stream and action buckets (its number)."""
+    shapes, factors, c = update_shapes(config, mesh), _factors(platform), _bytes(policy)
+    layout, T, M = _Layout(policy, mesh, "train", shapes.rows), length, shapes.stream_buckets[pair]
+    layer = T * c * layout.token(factors.layer) + layout.queries * _scores(policy, mesh, platform, factors, T)
+    kept = T * c * layout.model if policy.remat else layer
     trunk = T if shapes.trunk else 0
-    stream = heads // policy.head_dim * M * max(M, attention.KEY_BLOCK) * factor.stream
-    teacher = c * (trunk + M) * (factor.ffn * ffn + factor.heads * heads + factor.model * model) / 2 + stream
-    rows = local.size((B,), "batch")
-    columns = max(1, config.distill.chunk // B)
-    loss = factor.logits * 4 * columns * rows * local.size((policy.vocab_size,), "act_vocab")
-    backward = T * layer + scores
-    distilled = config.method != "sharpen"
-    return round(kept + max(backward, teacher if distilled else 0, loss) + _gathered(policy, mesh, factor) + _gradients(policy, mesh))
+    teacher = (trunk + M) * c * layout.token(factors.teacher) + layout.queries * M * max(M, attention.KEY_BLOCK) * factors.stream
+    loss = _LOGITS * 4 * layout.logits * max(1, config.distill.chunk // shapes.rows)
+    beside = max(layer, 0 if config.method == "sharpen" else teacher, loss)
+    return round(policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh))
 
 
 def prefill(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
     """Bytes of the largest `sampling.programs.prefill`."""
-    engine, local, factor = engine_config(config), _Local(policy, mesh, "serve"), _factors(platform)
-    R, L, c = engine.prefill_rows, engine.prefill_buckets[-1], jnp.dtype(policy.compute_dtype).itemsize
-    kv = local.width(R, "act_kv_heads", policy.num_kv_heads, policy.head_dim)
-    heads = local.width(R, "act_heads", policy.num_heads)
-    cached = 2 * policy.num_layers * kv * c
-    return round(factor.rows * cached * engine.context + cached * L + factor.stream * heads * L * max(L, attention.KEY_BLOCK))
+    engine, factors, c = engine_config(config), _factors(platform), _bytes(policy)
+    layout, L = _Layout(policy, mesh, "serve", engine.prefill_rows), engine.prefill_buckets[-1]
+    cached = 2 * policy.num_layers * c * layout.keys
+    return round(cached * (factors.rows * engine.context + L) + 4 * 3 * layout.queries * L * max(L, attention.KEY_BLOCK))
 
 
 def decode(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
     """Bytes of `sampling.programs.decode`."""
-    engine, local = engine_config(config), _Local(policy, mesh, "serve")
-    B = engine.slots
-    logits = local.size((B, policy.vocab_size), "batch", "act_vocab")
-    scores = local.width(B, "act_heads", policy.num_heads) * attention.KEY_BLOCK
-    return round(4 * 4 * (logits + scores))
+    layout = _Layout(policy, mesh, "serve", config.rollout.slots)
+    return round(4 * 4 * (layout.logits + layout.queries * attention.KEY_BLOCK))
 
 
 def _factors(platform: str) -> _Factors:
+    """Those of TPUs, or of what XLA's other compilers do."""
     return _FACTORS["tpu" if platform == "tpu" else "gpu"]
 
 
-def _scores(policy, mesh, platform, factor, T) -> float:
-    return 128 * T * factor.chunked
+def _bytes(policy: PolicyConfig) -> int:
+    return jnp.dtype(policy.compute_dtype).itemsize
 
 
-def _gathered(policy, mesh, factor) -> float:
-    return 0
+def _scores(policy: PolicyConfig, mesh: AbstractMesh, platform: str, factors: _Factors, T: int) -> float:
+    """Bytes of the scores of one query head in the causal attention of a row; see `attention.attend_causal`."""
+    with jax.sharding.use_abstract_mesh(mesh):
+        heads = lambda number: jax.ShapeDtypeStruct((mesh.size, T, number, policy.head_dim), policy.compute_dtype)
+        if platform == "tpu" and splash.fits(heads(policy.num_heads), heads(policy.num_kv_heads)):
+            return 0.0
+    return factors.chunked * _CHUNK * T if T > _LONG else factors.direct * 9 / 16 * T * T
 
 
-def _gradients(policy, mesh) -> float:
-    return 0
+def _gathered(policy: PolicyConfig, mesh: AbstractMesh) -> int:
+    """What the layers and the embedding read whole of weights that training scatters."""
+    if mesh.shape["fsdp"] == 1:
+        return 0
+    scattered = aot.abstract_weights(policy, mesh, "train")
+    whole = lambda tree: aot.elements(tree) * mesh.shape["fsdp"] * _bytes(policy)
+    tables = 1 if policy.lora else 2  # student's and teacher's are not the same then
+    return round(2 * whole(scattered["layers"]) / policy.num_layers + tables * whole(scattered["embed"]))
+
+
+def _gradients(policy: PolicyConfig, mesh: AbstractMesh) -> int:
+    if policy.lora:
+        return 0
+    weights = aot.abstract_weights(policy, mesh, "train")
+    return 2 * aot.held(weights) + 2 * aot.held(weights["embed"]) * mesh.shape["fsdp"]

@@ -45,7 +45,7 @@ _CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that a chip counts for in the name of
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note` says of what.
-    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they are this machine's."""
+    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they are this machine's. fraction: the share of a GPU that `memory` is."""
 
     kind: str
     platform: str
@@ -54,6 +54,7 @@ class Devices:
     memory_note: str
     topology: str | None = None
     here: bool = False
+    fraction: float = 1.0
 
     @property
     def name(self) -> str:
@@ -141,8 +142,9 @@ def _gpus(name: str) -> Devices | None:
     if kind not in GPUS or (number and not re.fullmatch("[1-9][0-9]*", number)):
         return None
     topology = name.lower() if kind in aot.GPU_TARGETS and aot.gpu_compiler() else None
-    memory = int(GPUS[kind] * fraction() * 2**30)
-    return Devices(kind, "gpu", int(number or 1), memory, f"{fraction():.0%} of {GPUS[kind]} GiB, jax's share", topology)
+    share = fraction()
+    note = f"{share:.0%} of {GPUS[kind]} GiB, the share that jax takes"
+    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * share * 2**30), note, topology, fraction=share)
 
 
 def _local() -> Devices:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hintsd_jax.planning.fit import Change, Plan, Planner
+import jax
+
+from hintsd_jax import aot
+from hintsd_jax.planning.fit import CONTEXT_STEP, FRACTION, Change, Plan, Planner, Price
 from hintsd_jax.planning.holdings import PHASES
 from hintsd_jax.session import engine_config, lora_config, update_shapes
 
@@ -42,11 +45,12 @@ def table(plan: Plan, sources: Mapping[str, str]) -> str:
 def heading(plan: Plan) -> str:
     """What is planned: the policy, what is trained of it, and on which mesh."""
     policy, adapter = plan.policy, lora_config(plan.config)
-    weights = sum(leaf.size for leaf in _leaves(plan))
+    weights = aot.abstract_weights(policy, plan.mesh, "serve")
+    size = sum(leaf.size for leaf in jax.tree.leaves({name: tree for name, tree in weights.items() if name != "lora"}))
     trained = f"LoRA of rank {adapter.rank}" if adapter else "all weights trained"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
     return (
-        f"policy   {weights / 1e9:.2f} B weights: {policy.num_layers} layers x {policy.d_model:,}, vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
+        f"policy   {size / 1e9:.2f} B weights: {policy.num_layers} layers x {policy.d_model:,}, vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
         f"devices  {plan.devices.name}, mesh {mesh}"
     )
 
@@ -66,7 +70,7 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
         lines = [f"longest context with {now} slots: none fits"]
     else:
         reached = engine_config(longest.config).context
-        end = ", all positions of the policy" if reached + 1024 > plan.policy.max_positions else ""
+        end = ", all positions of the policy" if reached + CONTEXT_STEP > plan.policy.max_positions else ""
         lines = [f"longest context with {now} slots: {reached:,} tokens (updates of that length){end}"]
     episodes = plan.config.tasks.tasks_per_step * plan.config.tasks.rollouts
     beyond = f" (a step has {episodes} episodes: more slots than that stay empty)" if slots > episodes else ""
@@ -75,14 +79,16 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
 
 def advice(plan: Plan, changes: list[Change], together: Change | None) -> list[str]:
     """One line a change: its keys, what it saves of the peak, and what it comes to."""
-    lines = [
-        f"  {flags(change.settings)}: {gib(plan.peak - change.plan.peak)} GiB less, {gib(change.plan.peak)} of {gib(change.plan.devices.memory)}"
-        + (", fits" if change.plan.fits else "")
-        for change in changes[:_SHOWN]
-    ]
-    if together and not any(change.plan.fits and "plan.devices" not in change.settings for change in changes):
-        lines.append(f"  together: {flags(together.settings)}: {gib(together.plan.peak)} of {gib(together.plan.devices.memory)} GiB, fits")
-    return lines or ["  no single setting saves enough: a smaller policy, or devices with more memory"]
+
+    def line(settings: Mapping[str, Any], then: Plan) -> str:
+        saved = plan.peak - then.peak
+        saves = f"{gib(saved)} GiB less, " if saved else ""
+        return f"{flags(settings)}: {saves}{gib(then.peak)} of {gib(then.devices.memory)} GiB" + (", fits" if then.fits else "")
+
+    lines = [f"  {line(change.settings, change.plan)}" for change in changes[:_SHOWN]]
+    if together and not any(change.plan.fits and change.price is not Price.HARDWARE for change in changes):
+        lines.append(f"  together: {line(together.settings, together.plan)}")
+    return lines or ["  no setting saves enough: a smaller policy, or devices with more memory"]
 
 
 def flags(settings: Mapping[str, Any]) -> str:
@@ -92,13 +98,4 @@ def flags(settings: Mapping[str, Any]) -> str:
         text = str(setting).replace(" ", "")
         return f"'{text}'" if isinstance(setting, tuple) else text
 
-    return " ".join(f"--config.{key}={value(setting)}" for key, setting in settings.items())
-
-
-def _leaves(plan: Plan):
-    import jax
-
-    from hintsd_jax import aot
-
-    weights = aot.abstract_weights(plan.policy, plan.mesh, "serve")
-    return jax.tree.leaves({name: tree for name, tree in weights.items() if name != "lora"})
+    return " ".join(f"{'' if key == FRACTION else '--config.'}{key}={value(setting)}" for key, setting in settings.items())

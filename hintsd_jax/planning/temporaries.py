@@ -37,7 +37,7 @@ from hintsd_jax.session import engine_config, update_shapes
 
 ERROR = "UNFITTED"
 
-_LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
+LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
 _CHUNK = 128  # queries that have scores at once in longer ones
 
 
@@ -130,7 +130,7 @@ def _scores(policy: PolicyConfig, mesh: AbstractMesh, platform: str, factors: _F
         heads = lambda number: jax.ShapeDtypeStruct((mesh.size, T, number, policy.head_dim), policy.compute_dtype)
         if platform == "tpu" and splash.fits(heads(policy.num_heads), heads(policy.num_kv_heads)):
             return 0.0
-    return factors.chunked * _CHUNK * T if T > _LONG else factors.direct * 9 / 16 * T * T
+    return factors.chunked * _CHUNK * T if T > LONG else factors.direct * 9 / 16 * T * T
 
 
 def _gathered(policy: PolicyConfig, mesh: AbstractMesh) -> int:

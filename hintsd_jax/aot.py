@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from hintsd_jax import hlo
 from hintsd_jax.distill import packing, step
-from hintsd_jax.distill.state import TrainState, moment_shardings, optimizer
+from hintsd_jax.distill.state import OptimConfig, TrainState, moment_shardings, optimizer
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import PolicyConfig
@@ -38,17 +38,25 @@ from hintsd_jax.sampling import programs as sampling
 from hintsd_jax.session import engine_config, lora_config, loss_config, optim_config, update_shapes
 
 HBM = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}  # GiB that the compiler lets a program have on one chip
-# What XLA's GPU compiler asks of a GPU that is not here; clocks and bandwidths only order its schedules.
+# What XLA's GPU compiler asks of a GPU that is not here. Clock and bandwidth only order its schedules.
+_AMPERE = {
+    "cuda_compute_capability": "8.0", "core_count": 108, "fpus_per_core": 64, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912,
+    "l2_cache_size": 41943040, "clock_rate_ghz": 1.41,
+}  # fmt: skip
+_HOPPER = {
+    "cuda_compute_capability": "9.0", "core_count": 132, "fpus_per_core": 128, "shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448,
+    "l2_cache_size": 52428800, "clock_rate_ghz": 1.98,
+}  # fmt: skip
 GPU_TARGETS = {
-    "a100-40gb": {"cuda_compute_capability": "8.0", "core_count": 108, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912},
-    "a100-80gb": {"cuda_compute_capability": "8.0", "core_count": 108, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912},
-    "h100": {"cuda_compute_capability": "9.0", "core_count": 132, "shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448},
-    "h200": {"cuda_compute_capability": "9.0", "core_count": 132, "shared_memory_per_core": 233472, "shared_memory_per_block_optin": 232448},
+    "a100-40gb": {**_AMPERE, "memory_bandwidth": 1555 * 10**9},
+    "a100-80gb": {**_AMPERE, "memory_bandwidth": 2039 * 10**9},
+    "h100": {**_HOPPER, "memory_bandwidth": 3352 * 10**9},
+    "h200": {**_HOPPER, "memory_bandwidth": 4800 * 10**9},
 }
 _GPU_COMMON = {
-    "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152, "threads_per_core_limit": 2048, "fpus_per_core": 64,
-    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535, "registers_per_core_limit": 65536,
-    "registers_per_block_limit": 65536, "memory_bandwidth": 2 * 10**12, "l2_cache_size": 40 * 2**20, "clock_rate_ghz": 1.5,
+    "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152, "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535,
+    "registers_per_core_limit": 65536, "registers_per_block_limit": 65536,
 }  # fmt: skip
 GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # tuning would run kernels on a GPU
 _SMALLEST = {"1x1": "2x2", "1x1x1": "2x2x1"}  # of one host
@@ -197,7 +205,7 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
 
     weights = abstract_weights(policy, mesh, "train")
     frozen, trained = (weights, weights.pop("lora")) if policy.lora else (None, weights)
-    state = abstract_state(trained, config)
+    state = abstract_state(trained, optim_config(config))
     loss, shapes = loss_config(config), update_shapes(config, mesh)
     scalar = everywhere((), "float32")
     accumulator = step.Accumulator(grads=state.params, sums=dict.fromkeys(loss.sum_names, scalar))
@@ -213,6 +221,11 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
 
 def abstract_weights(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any:
     """Shapes, dtypes and layouts of all weights: what is trained in float32, what is served or frozen in the compute dtype, but for norms."""
+    return dict(_laid_out(policy, mesh, role))
+
+
+@functools.cache
+def _laid_out(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any:
     weights, axes = _shapes(policy)
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -255,10 +268,10 @@ def _elements(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
-def abstract_state(trained: Any, config: ConfigDict) -> TrainState:
+def abstract_state(trained: Any, optim: OptimConfig) -> TrainState:
     """The train state of these abstract weights, laid out as `distill.state.create` does."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, trained)
-    moments = jax.eval_shape(optimizer(optim_config(config)).init, trained)
+    moments = jax.eval_shape(optimizer(optim).init, trained)
     moments = jax.tree.map(_at, moments, moment_shardings(moments, layout))
     everywhere = NamedSharding(jax.tree.leaves(layout)[0].mesh, PartitionSpec())
     return TrainState(step=jax.ShapeDtypeStruct((), "int32", sharding=everywhere), params=trained, ema=trained, opt_state=moments)

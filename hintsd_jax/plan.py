@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,7 +17,14 @@ from hintsd_jax.planning import compiler, table, temporaries
 from hintsd_jax.planning.devices import find
 from hintsd_jax.planning.fit import Plan, Planner
 
-UNCERTAIN = temporaries.ERROR  # of the arithmetic, as docs/plan.md has it
+class Made(NamedTuple):
+    """sources: where the figures of prefill, decode and update come from. off: by what share the update's may be too small. note: one line."""
+
+    planner: Planner
+    plan: Plan
+    sources: dict[str, str]
+    off: float
+    note: str
 
 
 def plan(config: ConfigDict) -> bool:
@@ -25,35 +33,30 @@ def plan(config: ConfigDict) -> bool:
     Raises:
       UserError: unknown devices, a mesh that does not lie on them, no config.json, no compiler.
     """
-    planner, found, sources, notes = make(config)
-    print(table.heading(found))
-    print()
-    print(table.table(found, sources))
-    print()
-    print(table.verdict(found))
-    for line in [*table.limits(planner, found), *notes]:
-        print(line)
+    planner, found, sources, off, note = make(config)
+    print(f"{table.heading(found)}\n\n{table.table(found, sources)}\n\n{table.verdict(found, off)}")
+    print(*table.limits(planner, found), note, sep="\n")
     if not found.fits:
-        print("what would help, the best first:")
-        for line in table.advice(found, planner.advice(found), planner.together(found)):
-            print(line)
+        print("what would help, the best first:", *table.advice(found, planner.advice(found), planner.together(found)), sep="\n")
     return found.fits
 
 
-def make(config: ConfigDict) -> tuple[Planner, Plan, dict[str, str], list[str]]:
-    """The planner, the plan, where prefill, decode and update come from, and what must be said of them."""
+def make(config: ConfigDict) -> Made:
+    """The plan of a config, by the compiler where there is one and it is wanted."""
     devices = find(config.plan.devices, config.plan.memory_gib)
     planner = Planner(shape_file(config))
     by_arithmetic = planner(config, devices)
     if not (config.plan.compile and devices.compiler):
-        source = f"arithmetic, {UNCERTAIN}"
-        return planner, by_arithmetic, dict.fromkeys(("prefill", "decode", "update"), source), []
+        off = temporaries.error(devices.platform)
+        source = f"arithmetic, up to {off:.0%} off"
+        note = "arithmetic: prefill, decode and update; docs/plan.md says how far it was from the compilers"
+        return Made(planner, by_arithmetic, dict.fromkeys(("prefill", "decode", "update"), source), off, note)
     answers = compiler.ask(config, by_arithmetic.policy, devices)
     planner = Planner(planner.shape, scales(by_arithmetic, answers))
     sources = {answer.kind: _source(answer) for answer in reversed(answers)}  # the largest update comes first: its word is the last
-    lengths = sorted(answer.length for answer in answers if answer.kind == "update")
-    at = f"the compiler's updates at {' and '.join(f'{length:,}' for length in lengths)} tokens"
-    return planner, planner(config, devices), sources, [f"other lengths, slots and settings: by arithmetic, scaled to {at} and to its prefill and decode"]
+    lengths = " and ".join(f"{length:,}" for length in sorted(answer.length for answer in answers if answer.kind == "update"))
+    note = f"other lengths, slots and settings: by arithmetic, scaled to the compiler's updates at {lengths} tokens, its prefill and its decode"
+    return Made(planner, planner(config, devices), sources, 0.0, note)
 
 
 def scales(plan: Plan, answers: list[compiler.Answer]) -> dict[str, Callable[[int], float]]:

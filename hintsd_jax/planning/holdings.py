@@ -11,6 +11,7 @@ Invariant: a served copy counts only where dtype or layout differ from training'
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from hintsd_jax import aot
+from hintsd_jax.distill.state import OptimConfig
 from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.session import optim_config
 
 PHASES = ("rollout", "update", "resume")
 
@@ -35,20 +38,13 @@ class Holding(NamedTuple):
 
 def holdings(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh) -> list[Holding]:
     """The rows, those of 0 bytes included."""
-    train, serve = (aot.abstract_weights(policy, mesh, role) for role in ("train", "serve"))
-    served = copied(train, serve)
-    frozen = train if policy.lora else {}
-    trained = frozen.pop("lora") if policy.lora else train
-    adapter = {"lora": trained} if policy.lora else {}
-    kept = copied(frozen, {name: serve[name] for name in frozen})  # a copy of frozen weights never changes: made once
-    state = aot.abstract_state(trained, config)
-    params, moments = aot.held(trained), aot.held(state.opt_state)
+    frozen, params, moments, adapter, served, kept = _weights(policy, mesh, optim_config(config))
     cache = aot.held(aot.abstract_cache(config, policy, mesh))
     initial = params if config.hindsight.analyser == "policy_initial" else 0
     everywhere = lambda name, size, note: Holding(name, size, size, size, note)
     return [
-        everywhere("weights", aot.held(frozen) if policy.lora else params, f"{policy.compute_dtype}, frozen" if policy.lora else "float32, trained"),
-        everywhere("adapter", aot.held(adapter), "float32, trained"),
+        everywhere("weights", frozen or params, f"{policy.compute_dtype}, frozen" if policy.lora else "float32, trained"),
+        everywhere("adapter", adapter, "float32, trained"),
         everywhere("EMA", params, "float32, the teacher"),
         everywhere("optimizer", moments, "float32, two moments"),
         everywhere("initial weights", initial, "hindsight.analyser = policy_initial"),
@@ -57,6 +53,17 @@ def holdings(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh) -> li
         Holding("gradients", 0, params, 0, "float32, summed over batches"),
         Holding("state to replace", 0, 0, 2 * params + moments, "while a checkpoint is read"),
     ]
+
+
+@functools.cache
+def _weights(policy: PolicyConfig, mesh: AbstractMesh, optim: OptimConfig) -> tuple[int, ...]:
+    """Bytes of the frozen weights, of what is trained, its moments, the adapter, all that serving copies, and what it keeps of that."""
+    train, serve = (aot.abstract_weights(policy, mesh, role) for role in ("train", "serve"))
+    served = copied(train, serve)
+    frozen, trained = (train, train.pop("lora")) if policy.lora else ({}, train)
+    kept = copied(frozen, {name: serve[name] for name in frozen})  # a copy of frozen weights never changes: made once
+    params, moments = aot.held(trained), aot.held(aot.abstract_state(trained, optim).opt_state)
+    return aot.held(frozen), params, moments, params if policy.lora else 0, served, kept
 
 
 def copied(train: Any, serve: Any) -> int:

@@ -55,11 +55,15 @@ def heading(plan: Plan) -> str:
     )
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: Plan, off: float = 0.0) -> str:
+    """Whether it fits; off: by what share the update's figure may be too small."""
     where = dict(zip(PHASES, ("while rolling out", "while updating", "while a checkpoint is read"), strict=True))[max(PHASES, key=plan.total)]
-    if plan.fits:
-        return f"FITS: at most {gib(plan.peak)} of {gib(plan.devices.memory)} GiB, {where}"
-    return f"DOES NOT FIT: {gib(plan.peak)} GiB {where}, the device has {gib(plan.devices.memory)}"
+    if not plan.fits:
+        return f"DOES NOT FIT: {gib(plan.peak)} GiB {where}, the device has {gib(plan.devices.memory)}"
+    line = f"FITS: at most {gib(plan.peak)} of {gib(plan.devices.memory)} GiB, {where}"
+    if plan.total("update") + off * plan.update > plan.devices.memory:
+        line += f"; but closely: the update may take up to {gib(off * plan.update)} GiB more"
+    return line
 
 
 def limits(planner: Planner, plan: Plan) -> list[str]:

@@ -11,9 +11,9 @@ update     kept + max(layer, teacher, loss) + gathered + gradients
   teacher  B (T + M) c (f' F + h' H C + d' D) + B H M max(M, 1024) s: no gradient, but the stream's scores against itself are all there
   loss     chunk x V float32 logits, l times: of student and teacher, ranked, and their gradients
   gathered with `fsdp` or `data` above 1: one layer's weights twice, and the vocabulary's table
-  gradients where all weights are trained: float32 twice, before and after they are summed over devices, and the table's whole
+  gradients where all weights are trained: float32, g times (before and after they are summed over devices), the table's whole too
 prefill    the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores of L x max(L, 1024)
-decode     logits B V and scores B H 1024 in float32, several times over
+decode     logits B V and scores B H 1024 in float32, four times; but on TPU, a tied table once more, turned for the logits
 
 The formulas follow the code and the largest buffers of compiled programs; their factors (`_FACTORS`) are fitted to what the compilers for
 TPU and GPU said. Compilers reorder and reuse as they see fit: `ERROR` says how far off this was, docs/plan.md has every case.
@@ -35,7 +35,7 @@ from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.sharding import spec
 from hintsd_jax.session import engine_config, update_shapes
 
-ERROR = "UNFITTED"
+ERROR = {"gpu": 0.10, "tpu": 0.30}  # of the largest case, by platform; what else there is counts as gpu
 
 LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
 _CHUNK = 128  # queries that have scores at once in longer ones
@@ -50,7 +50,8 @@ class _Widths(NamedTuple):
 
 
 class _Factors(NamedTuple):
-    """layer, teacher: see `_Widths`. direct, chunked, stream: bytes a score. rows: copies of the caches that prefill reads."""
+    """layer, teacher: see `_Widths`. direct, chunked, stream: bytes a score. rows: copies of the caches that prefill reads.
+    gradients: copies of what is trained, in float32."""
 
     layer: _Widths
     teacher: _Widths
@@ -58,11 +59,12 @@ class _Factors(NamedTuple):
     chunked: float
     stream: float
     rows: float
+    gradients: float
 
 
 _FACTORS = {
-    "tpu": _Factors(_Widths(4, 4, 4), _Widths(4, 4, 4), direct=8, chunked=12, stream=2.5, rows=1.5),
-    "gpu": _Factors(_Widths(3, 2, 2), _Widths(0, 4, 2), direct=7, chunked=12, stream=6, rows=1),
+    "tpu": _Factors(_Widths(4, 4, 4), _Widths(4, 4, 4), direct=8, chunked=24, stream=2.5, rows=1.5, gradients=2),
+    "gpu": _Factors(_Widths(3, 2, 2), _Widths(0, 4, 2), direct=7, chunked=12, stream=6, rows=1, gradients=1),
 }
 _LOGITS = 8  # copies of a chunk's logits
 
@@ -88,6 +90,11 @@ class _Layout:
         return widths.ffn * self.ffn + widths.heads * self.heads + widths.model * self.model
 
 
+def error(platform: str) -> float:
+    """How far off the arithmetic of an update was at worst, as a share; see docs/plan.md."""
+    return ERROR["tpu" if platform == "tpu" else "gpu"]
+
+
 def update(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str, length: int, pair: int) -> int:
     """Bytes of `distill.step.accumulate` at a length and a pair of stream and action buckets (its number)."""
     shapes, factors, c = update_shapes(config, mesh), _factors(platform), _bytes(policy)
@@ -98,7 +105,7 @@ def update(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platfor
     teacher = (trunk + M) * c * layout.token(factors.teacher) + layout.queries * M * max(M, attention.KEY_BLOCK) * factors.stream
     loss = _LOGITS * 4 * layout.logits * max(1, config.distill.chunk // shapes.rows)
     beside = max(layer, 0 if config.method == "sharpen" else teacher, loss)
-    return round(policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh))
+    return round(policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh, factors))
 
 
 def prefill(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
@@ -112,7 +119,8 @@ def prefill(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platfo
 def decode(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
     """Bytes of `sampling.programs.decode`."""
     layout = _Layout(policy, mesh, "serve", config.rollout.slots)
-    return round(4 * 4 * (layout.logits + layout.queries * attention.KEY_BLOCK))
+    table = 0 if platform == "tpu" or not policy.tie_embeddings else aot.held(aot.abstract_weights(policy, mesh, "serve")["embed"])
+    return round(4 * 4 * (layout.logits + layout.queries * attention.KEY_BLOCK) + table)
 
 
 def _factors(platform: str) -> _Factors:
@@ -143,8 +151,8 @@ def _gathered(policy: PolicyConfig, mesh: AbstractMesh) -> int:
     return round(2 * whole(scattered["layers"]) / policy.num_layers + tables * whole(scattered["embed"]))
 
 
-def _gradients(policy: PolicyConfig, mesh: AbstractMesh) -> int:
+def _gradients(policy: PolicyConfig, mesh: AbstractMesh, factors: _Factors) -> float:
     if policy.lora:
-        return 0
+        return 0.0
     weights = aot.abstract_weights(policy, mesh, "train")
-    return 2 * aot.held(weights) + 2 * aot.held(weights["embed"]) * mesh.shape["fsdp"]
+    return factors.gradients * (aot.held(weights) + aot.held(weights["embed"]) * mesh.shape["fsdp"])

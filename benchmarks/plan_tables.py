@@ -75,6 +75,8 @@ CASES = [
     _update("h100", "qwen3-8b", 24576, 3072),
     _update("h100", "qwen3-4b", 4096, 768, policy__remat=False),
     _update("h100", "qwen3-4b", 8192, 768, distill__rows_per_device=2),
+    _update("h100:8", "qwen3-4b", 24576, 3072, lora__rank=0),
+    Case("h100", "qwen3-8b", "decode", 24576, 3072, {}),
     _update("v5p:1x1x1", "qwen3-4b", 4608, 768),
     _update("v5p:1x1x1", "qwen3-4b", 24064, 3072),
 ]

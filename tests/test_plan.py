@@ -98,12 +98,12 @@ def test_totals_add_up_and_one_program_runs_at_a_time():
     assert made.total("resume") == sum(sizes[2] for sizes in rows)
 
 
-@pytest.mark.parametrize("policy, size", [("qwen3-4b", 4.02), ("qwen3-8b", 8.19), ("qwen3-32b", 32.76)])
+@pytest.mark.parametrize("policy, size", [("qwen3-4b", "4.022"), ("qwen3-8b", "8.191"), ("qwen3-32b", "32.76")])
 def test_large_policies_are_planned_in_seconds_without_weights(policy, size, capsys):
     began = time.perf_counter()
     plan.plan(configured(policy, devices="h100:8"))
     assert time.perf_counter() - began < 20
-    assert f"{size:.2f} B weights" in capsys.readouterr().out
+    assert f"{size} B weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("devices, settings", [("h100", {}), ("a100-40gb", {}), ("v5e-8", {}), ("h100:8", {"lora__rank": 0}), ("l4", {"rollout__slots": 1})])

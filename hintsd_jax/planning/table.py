@@ -17,7 +17,8 @@ _SHOWN = 8  # pieces of advice
 
 
 def gib(size: float) -> str:
-    return f"{size / 2**30:.2f}"
+    """Small policies too have figures."""
+    return f"{size / 2**30:.{2 if size >= 2**30 / 10 else 4}f}"
 
 
 def table(plan: Plan, sources: Mapping[str, str]) -> str:
@@ -50,7 +51,7 @@ def heading(plan: Plan) -> str:
     trained = f"LoRA of rank {adapter.rank}" if adapter else "all weights trained"
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
     return (
-        f"policy   {size / 1e9:.2f} B weights: {policy.num_layers} layers x {policy.d_model:,}, vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
+        f"policy   {size / 1e9:.4g} B weights: {policy.num_layers} layers x {policy.d_model:,}, vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
         f"devices  {plan.devices.name}, mesh {mesh}"
     )
 
@@ -78,7 +79,7 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
         lines = [f"longest context with {now} slots: {reached:,} tokens (updates of that length){end}"]
     episodes = plan.config.tasks.tasks_per_step * plan.config.tasks.rollouts
     beyond = f" (a step has {episodes} episodes: more slots than that stay empty)" if slots > episodes else ""
-    return [*lines, f"most slots at {context:,} tokens: {slots}{beyond}"]
+    return [*lines, f"most slots at {context:,} tokens: {slots:,}{beyond}"]
 
 
 def advice(plan: Plan, changes: list[Change], together: Change | None) -> list[str]:

@@ -120,6 +120,12 @@ def base() -> ConfigDict:
                 "dtype": "auto",  # of the whole directories: as policy.path stores it; or float32, bfloat16, float16
                 "path": "",  # where to; "": export/step_<n> in the workdir
             },
+            "plan": {  # of --mode=plan alone, which says whether a run fits
+                "devices": "",  # "v5e-8", "v5p-64", "v5e:2x4", "h100", "h200:8", ...; "": the devices of this machine
+                "memory_gib": 0.0,  # of one device, for this program; 0: what the device is known to give
+                "compile": True,  # ask the compiler where there is one for the devices (minutes); False: arithmetic alone
+                "cache_dir": ".cache/plan",  # what the compiler said is kept here; "": nowhere
+            },
         }
     )
     config.lock()
@@ -128,7 +134,7 @@ def base() -> ConfigDict:
     return config
 
 
-NOT_OF_A_RUN = ("export.",)  # what these groups say changes no run: it may differ from what a workdir was made with
+NOT_OF_A_RUN = ("export.", "plan.")  # what these groups say changes no run: it may differ from what a workdir was made with
 FREE = ("env.options", "template_kwargs")  # groups that take any key
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
     *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template", "add_generation_prompt"),
@@ -191,6 +197,7 @@ _RANGES = {
     "eval.test_tasks": "[0, inf)",
     "checkpoint.every": "[1, inf)",
     "checkpoint.keep": "[1, inf)",
+    "plan.memory_gib": "[0, inf)",
 }
 _BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.stream_buckets", "distill.action_buckets")
 

@@ -1,9 +1,11 @@
 """The entry: `python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train [--config.optim.lr=1e-4 ...]`.
 
-Flags go in, one run comes out. Whatever the user can mend ends in one line on stderr and exit status 2, before jax is imported
-where it can be; every other error is a bug and keeps its traceback.
+Flags go in, one run comes out; of --mode=plan what it would hold, with exit status 0 if that fits and 1 if not. Whatever the user can
+mend ends in one line on stderr and exit status 2, before jax is imported where it can be; every other error is a bug and keeps its
+traceback.
 """
 
+import importlib
 import re
 import sys
 
@@ -15,12 +17,13 @@ from hintsd_jax.errors import UserError
 
 config_flags.DEFINE_config_file("config", None, "The config file, such as configs/desk.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The folder of this run; one that holds a run already continues it.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export", "plan"], "What to do; plan says whether the run fits, and needs no --workdir.")
 
 
 def run(argv: list[str]) -> None:
     """Checks the flags and runs the mode."""
-    for name in ("config", "workdir"):
+    mode = flags.FLAGS.mode
+    for name in ("config",) if mode == "plan" else ("config", "workdir"):
         if flags.FLAGS[name].value is None:
             raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     if len(argv) > 1:
@@ -28,18 +31,10 @@ def run(argv: list[str]) -> None:
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     schema.validate(config)
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
-    if flags.FLAGS.mode == "train":
-        from hintsd_jax import train
-
-        train.train(config, workdir)
-    elif flags.FLAGS.mode == "evaluate":
-        from hintsd_jax import evaluate
-
-        evaluate.evaluate(config, workdir)
-    else:
-        from hintsd_jax import export
-
-        export.export(config, workdir)
+    module = importlib.import_module(f"hintsd_jax.{mode}")  # here, because importing jax takes a second
+    if mode == "plan":
+        sys.exit(0 if module.plan(config) else 1)
+    getattr(module, mode)(config, workdir)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -59,15 +59,21 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(data, fsdp, tensor, count=len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(data: int = 1, fsdp: int = -1, tensor: int = 1, *, count: int) -> tuple[int, int, int]:
+    """The sizes of the axes over `count` devices, as in `make_mesh`; raises what it raises."""
     sizes = [data, fsdp, tensor]
     wanted = f"mesh.data = {data}, mesh.fsdp = {fsdp}, mesh.tensor = {tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{wanted}: sizes are at least 1, and one of them may be -1 (all devices that are left)")
     known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here: change them, or use -1 for one")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes = [count // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != count:
+        raise UserError(f"{wanted} do not multiply to the {count} devices here: change them, or use -1 for one")
+    return tuple(sizes)
 
 
 def spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh | AbstractMesh, role: str) -> PartitionSpec:

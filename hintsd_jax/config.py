@@ -253,7 +253,7 @@ def _value_problems(config: ConfigDict) -> list[str]:
         if not values[key]:
             problems.append(f"{key} is empty: name {what}")
     for key in sorted(set(_RESERVED) & set(config.template_kwargs)):
-        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history and enable_thinking are keys of their own)")
+        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)")
     return problems
 
 

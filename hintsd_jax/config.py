@@ -274,7 +274,7 @@ def _value_problems(config: ConfigDict) -> list[str]:
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
     for key in sorted(set(_RESERVED) & set(config.template_kwargs)):
-        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history and enable_thinking are keys of their own)")
+        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)")
     return problems
 
 

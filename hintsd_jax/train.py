@@ -132,7 +132,8 @@ def look_back(session: Session, state: TrainState, initial, episodes: Sequence[E
 
 
 def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, step: int) -> list[packing.Row]:
-    """One row per episode with targets (per stream, where history = template). The sharpening control instead takes one random step of every episode, failed or not."""
+    """One row per episode with targets (per stream of it, where history = template). The sharpening control instead takes one random
+    step of every episode, failed or not."""
     config = session.config
 
     def key(purpose: str, episode: Episode):

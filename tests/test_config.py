@@ -109,7 +109,7 @@ def test_template_kwargs_are_variables_of_the_template_only(key):
     config.template_kwargs.date_string = "01 Jan 2025"
     config.template_kwargs[key] = False
     assert problem(config) == (
-        f"impossible config: template_kwargs.{key} is no variable of a chat template: remove it (history and enable_thinking are keys of their own)"
+        f"impossible config: template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)"
     )
 
 

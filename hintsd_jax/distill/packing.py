@@ -1,10 +1,10 @@
 """Targets in, fixed-shape batches out: a row is one token stream of an episode (the trunk) with the branches that the teacher reads.
 
-All targets in a stream share its history; an episode has one, but where a chat template's rewriting of earlier turns is followed. The
-student goes once through the trunk, cut after the last target. The teacher goes once
-through the same trunk and, for each target, through a branch: it leaves the trunk before the target's generation prompt, or where
-the template has rewritten what the student read, and holds the rest of the teacher's context (the feedback message, the generation
-prompt) and the action. `single` makes the plain form of it, one row per target with no trunk shared: the reference.
+All targets in a stream share its history; an episode has one stream, unless a chat template's rewriting of earlier turns is followed.
+The student goes once through the trunk, cut after the last target. The teacher goes once through the same trunk and, for each target,
+through a branch: it leaves the trunk before the target's generation prompt, or where feedback makes the template rewrite what the
+student read, and holds the rest of the teacher's context (at least the feedback message and the generation prompt) and the action.
+`single` makes the plain form of it, one row per target with no trunk shared: the reference.
 
 Invariants: the same action ids stand under both contexts, and both contexts end with the generation prompt; the student's side is a
 prefix of the stream's tokens, so that no feedback can be in it; the batches do not depend on the order of the rows; at most

@@ -58,7 +58,8 @@ class ChatFormat:
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.stop_ids = tuple(dict.fromkeys((*self._encode(self._template.stop), *eos, *stop_ids)))
         if max(self.stop_ids) >= self.vocab_size:
-            raise UserError(f"generation_config.json ends a generation with token {max(self.stop_ids)}, but the tokenizer has only {self.vocab_size}")
+            last = max(self.stop_ids)
+            raise UserError(f"generation_config.json ends a generation with token {last}, but the tokenizer has only {self.vocab_size}")
         if history != "template":
             self._verify_feedback()
         probes = ((probe, tools) for probe in self._probes() for tools in ((), _TOOLS))

@@ -130,6 +130,13 @@ def test_bare_never_raises_and_is_all_or_nothing(text):
     json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
 
 
+def test_a_bare_call_may_say_that_it_is_a_function():
+    typed = BARE_GOOD.replace("{", '{"type": "function", ', 1)
+    assert parse_action(typed, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()
+    for text, style in ((typed.replace('"function"', '"tool"'), BARE), (GOOD.replace("{", '{"type": "function", ', 1), HERMES)):
+        assert "unknown key 'type'" in parse_action(text, style).problem
+
+
 @pytest.mark.parametrize("text", ["", "Done.", f"I call {BARE_GOOD}", GOOD, "[1]", "<think>\n{\n</think>\n\nDone.", ";"])
 def test_bare_text_that_begins_otherwise_holds_no_call(text):
     assert parse_action(text, BARE).calls == () and parse_action(text, BARE).problem is None

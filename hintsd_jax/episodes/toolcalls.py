@@ -105,6 +105,8 @@ def _to_call(payload: Any, number: int, style: str) -> ToolCall:
     for key in ("name", wanted):
         if key not in payload:
             raise ValueError(f'call {number} lacks "{key}"')
+    if style == BARE and payload.get("type") == "function":  # which Llama 3 models often write, as their documentation does
+        payload = {key: value for key, value in payload.items() if key != "type"}
     if unknown := sorted(payload.keys() - {"name", wanted}):
         raise ValueError(f"call {number} has the unknown key {unknown[0]!a}")
     name, arguments = payload["name"], payload[wanted]

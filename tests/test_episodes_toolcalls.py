@@ -147,7 +147,7 @@ def test_bare_text_that_begins_otherwise_holds_no_call(text):
     [
         (BARE_GOOD.replace("parameters", "arguments"), 'lacks "parameters"'),
         ('{"name": "x", "parameters": "{}"}', '"parameters" must be'),
-        ('{"name": "x", "parameters": {}, "type": "function"}', "unknown key 'type'"),
+        ('{"name": "x", "parameters": {}, "kind": "function"}', "unknown key 'kind'"),
         ('{"name": "x", "parameters": {}', "call 1 is not valid JSON"),
         ("{ not json", "call 1 is not valid JSON"),
         (f"{BARE_GOOD}; rm", "call 2 is not valid JSON"),

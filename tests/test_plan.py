@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -327,16 +328,26 @@ def small(tmp_path):
     return config
 
 
-def test_a_small_policy_through_the_real_compiler(small, capsys):
+def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("libtpu is for Linux x86_64 only")
+    wanted = compiler._wanted
+    # The update alone takes a minute and a half to compile, whatever its size.
+    monkeypatch.setattr(compiler, "_wanted", lambda *args: {key: name for key, name in wanted(*args).items() if key[0] != "update"})
+    devices = find(small.plan.devices)
     try:
-        assert plan.plan(small)
+        answers = compiler.ask(small, planned(small).policy, devices)
     except UserError as error:
-        pytest.skip(str(error))  # no libtpu here
-    text = capsys.readouterr().out
-    assert text.count("  compiler\n") == 3 and "arithmetic" in text.splitlines()[-1]
+        if "make libtpu" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert [(answer.kind, answer.refused) for answer in answers] == [("prefill", False), ("decode", False)]
+    # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more beside it.
+    assert 512 * 128 * 2 * 2 * 2 < answers[0].temp < 64 * 2**20 and 0 < answers[1].temp < 64 * 2**20
+    assert capsys.readouterr().err.count("compiling") == 2
     kept = [json.loads(file.read_text()) for file in Path(small.plan.cache_dir).iterdir()]
-    assert sorted(answer["program"] for answer in kept) == ["decode 4 slots x 512", "prefill 1 x 64", "update 4 x 512 + 128"]
-    assert all(0 < answer["temp"] < GIB and not answer["refused"] for answer in kept)
+    assert {answer["program"]: answer["temp"] for answer in kept} == {"prefill 1 x 64": answers[0].temp, "decode 4 slots x 512": answers[1].temp}
+    assert compiler.ask(small, planned(small).policy, devices) == answers and not capsys.readouterr().err
 
 
 # -- the arithmetic
@@ -351,5 +362,5 @@ def test_the_arithmetic_is_as_close_to_the_compilers_as_it_says():
         if program.startswith("update"):
             worst[kind] = max(worst.get(kind, 0.0), abs(computed / said - 1))
     assert worst.keys() == {"gpu", "tpu"}
-    for platform, off in worst.items():
-        assert off <= temporaries.ERROR[platform] < off + 0.05
+    for kind, off in worst.items():
+        assert off <= temporaries.ERROR[kind] < off + 0.05

@@ -1,7 +1,7 @@
 """The entry: `python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train [--config.optim.lr=1e-4 ...]`.
 
-Flags go in, one run comes out (or, of --mode=plan, what it would hold: exit status 0 if it fits, 1 if not). Whatever the user can mend ends in one line on stderr and exit status 2, before jax is imported
-where it can be; every other error is a bug and keeps its traceback.
+Flags go in, one run comes out (of --mode=plan what it would hold: exit status 0 if that fits, 1 if not). Whatever the user can mend ends in
+one line on stderr and exit status 2, before jax is imported where it can be; every other error is a bug and keeps its traceback.
 """
 
 import re

@@ -18,7 +18,7 @@ _SHOWN = 8  # pieces of advice
 
 def gib(size: float) -> str:
     """Small policies too have figures."""
-    return f"{size / 2**30:.{2 if size >= 2**30 / 10 else 4}f}"
+    return f"{size / 2**30:.{2 if size >= 2**30 / 10 else 3}f}"
 
 
 def table(plan: Plan, sources: Mapping[str, str]) -> str:

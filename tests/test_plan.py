@@ -356,11 +356,11 @@ def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
 def test_the_arithmetic_is_as_close_to_the_compilers_as_it_says():
     from benchmarks import plan_tables
 
-    worst: dict[str, float] = {}
+    worst: dict[tuple[str, str], float] = {}
     for case, program, said, computed in plan_tables.compared():
-        kind = find(case.devices).platform
-        if program.startswith("update"):
-            worst[kind] = max(worst.get(kind, 0.0), abs(computed / said - 1))
-    assert worst.keys() == {"gpu", "tpu"}
-    for kind, off in worst.items():
-        assert off <= temporaries.ERROR[kind] < off + 0.05
+        key = find(case.devices).platform, program.split()[0]
+        worst[key] = max(worst.get(key, 0.0), abs(computed / said - 1))
+    claimed = {(platform, kind): off for platform, kinds in temporaries.ERROR.items() for kind, off in kinds.items()}
+    assert claimed.keys() <= worst.keys()
+    for key, off in claimed.items():
+        assert worst[key] <= off < worst[key] + 0.05

@@ -87,7 +87,7 @@ def advice(plan: Plan, changes: list[Change], together: Change | None) -> list[s
 
     def line(settings: Mapping[str, Any], then: Plan) -> str:
         saved = plan.peak - then.peak
-        saves = f"{gib(saved)} GiB less, " if saved else ""
+        saves = f"{gib(saved)} GiB less, " if saved > 0 else ""
         return f"{flags(settings)}: {saves}{gib(then.peak)} of {gib(then.devices.memory)} GiB" + (", fits" if then.fits else "")
 
     lines = [f"  {line(change.settings, change.plan)}" for change in changes[:_SHOWN]]

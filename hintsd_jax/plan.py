@@ -37,7 +37,7 @@ def plan(config: ConfigDict) -> bool:
     print(f"{table.heading(found)}\n\n{table.table(found, sources)}\n\n{table.verdict(found, off)}")
     print(*table.limits(planner, found), note, sep="\n")
     if not found.fits:
-        print("what would help, the best first:", *table.advice(found, planner.advice(found), planner.together(found)), sep="\n")
+        print("what would help, the best first:", *table.advice(found, planner.advice(found), planner.together(found), off), sep="\n")
     return found.fits
 
 

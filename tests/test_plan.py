@@ -237,7 +237,7 @@ def test_the_command_says_no_by_its_exit_status():
 
 def test_what_fits_closely_is_said_so():
     made = planned(configured(plan__memory_gib=43.0))
-    assert made.fits and "closely" not in table.verdict(made) and "may take up to 0.76 GiB more" in table.verdict(made, 0.1)
+    assert made.fits and "closely" not in table.verdict(made) and "may take up to 0.77 GiB more" in table.verdict(made, 0.1)
     made = planned(configured(plan__memory_gib=60.0))
     assert "closely" not in table.verdict(made, 0.1)
 

@@ -146,7 +146,7 @@ def topology(name: str, **sizes: int) -> Mesh:
     """
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         if not _LIBTPU.exists():
-            raise UserError(f"libtpu, the TPU compiler, is neither installed nor at {_LIBTPU}: run `make libtpu`, or set TPU_LIBRARY_PATH")
+            raise UserError(f"libtpu, the TPU compiler, is neither installed nor at {_LIBTPU}: run `make libtpu`, or set TPU_LIBRARY_PATH (a plan can do without: plan.compile = False)")
         os.environ["TPU_LIBRARY_PATH"] = str(_LIBTPU)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of the machine that libtpu believes it is on; any will do

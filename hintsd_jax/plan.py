@@ -37,7 +37,7 @@ def plan(config: ConfigDict) -> bool:
     print(f"{table.heading(found)}\n\n{table.table(found, sources)}\n\n{table.verdict(found, off)}")
     print(*table.limits(planner, found), note, sep="\n")
     if not found.fits:
-        print("what would help, the best first:", *table.advice(found, planner.advice(found), planner.together(found)), sep="\n")
+        print("what would help, the best first:", *table.advice(found, planner.advice(found), planner.together(found), off), sep="\n")
     return found.fits
 
 
@@ -47,9 +47,9 @@ def make(config: ConfigDict) -> Made:
     planner = Planner(shape_file(config))
     by_arithmetic = planner(config, devices)
     if not (config.plan.compile and devices.compiler):
-        off = temporaries.ERROR.get(devices.platform)
-        source = "arithmetic" + (f", up to {off:.0%} off" if off else f", not compared with a compiler for {devices.platform}")
-        return Made(planner, by_arithmetic, dict.fromkeys(("prefill", "decode", "update"), source), off or 0.0, "arithmetic: see docs/plan.md")
+        off = temporaries.ERROR.get(devices.platform, {})
+        sources = {kind: "arithmetic, " + (f"up to {off[kind]:.0%} off" if kind in off else "rough") for kind in ("prefill", "decode", "update")}
+        return Made(planner, by_arithmetic, sources, off.get("update", 0.0), "arithmetic: see docs/plan.md")
     answers = compiler.ask(config, by_arithmetic.policy, devices)
     planner = Planner(planner.shape, scales(by_arithmetic, answers))
     sources = {answer.kind: _source(answer) for answer in reversed(answers)}  # the largest update comes first: its word is the last

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -234,6 +235,13 @@ def test_the_command_says_no_by_its_exit_status():
     assert "gradients" in done.stdout and "Traceback" not in done.stderr
 
 
+def test_what_fits_closely_is_said_so():
+    made = planned(configured(plan__memory_gib=43.0))
+    assert made.fits and "closely" not in table.verdict(made) and "may take up to 0.77 GiB more" in table.verdict(made, 0.1)
+    made = planned(configured(plan__memory_gib=60.0))
+    assert "closely" not in table.verdict(made, 0.1)
+
+
 def test_it_says_yes_when_it_fits(capsys):
     assert plan.plan(configured(devices="h200"))
     text = capsys.readouterr().out
@@ -327,16 +335,26 @@ def small(tmp_path):
     return config
 
 
-def test_a_small_policy_through_the_real_compiler(small, capsys):
+def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("libtpu is for Linux x86_64 only")
+    wanted = compiler._wanted
+    # The update alone takes a minute and a half to compile, whatever its size.
+    monkeypatch.setattr(compiler, "_wanted", lambda *args: {key: name for key, name in wanted(*args).items() if key[0] != "update"})
+    devices = find(small.plan.devices)
     try:
-        assert plan.plan(small)
+        answers = compiler.ask(small, planned(small).policy, devices)
     except UserError as error:
-        pytest.skip(str(error))  # no libtpu here
-    text = capsys.readouterr().out
-    assert text.count("  compiler\n") == 3 and "arithmetic" in text.splitlines()[-1]
+        if "make libtpu" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert [(answer.kind, answer.refused) for answer in answers] == [("prefill", False), ("decode", False)]
+    # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more beside it.
+    assert 512 * 128 * 2 * 2 * 2 < answers[0].temp < 64 * 2**20 and 0 < answers[1].temp < 64 * 2**20
+    assert capsys.readouterr().err.count("compiling") == 2
     kept = [json.loads(file.read_text()) for file in Path(small.plan.cache_dir).iterdir()]
-    assert sorted(answer["program"] for answer in kept) == ["decode 4 slots x 512", "prefill 1 x 64", "update 4 x 512 + 128"]
-    assert all(0 < answer["temp"] < GIB and not answer["refused"] for answer in kept)
+    assert {answer["program"]: answer["temp"] for answer in kept} == {"prefill 1 x 64": answers[0].temp, "decode 4 slots x 512": answers[1].temp}
+    assert compiler.ask(small, planned(small).policy, devices) == answers and not capsys.readouterr().err
 
 
 # -- the arithmetic
@@ -345,11 +363,11 @@ def test_a_small_policy_through_the_real_compiler(small, capsys):
 def test_the_arithmetic_is_as_close_to_the_compilers_as_it_says():
     from benchmarks import plan_tables
 
-    worst: dict[str, float] = {}
+    worst: dict[tuple[str, str], float] = {}
     for case, program, said, computed in plan_tables.compared():
-        kind = find(case.devices).platform
-        if program.startswith("update"):
-            worst[kind] = max(worst.get(kind, 0.0), abs(computed / said - 1))
-    assert worst.keys() == {"gpu", "tpu"}
-    for platform, off in worst.items():
-        assert off <= temporaries.ERROR[platform] < off + 0.05
+        key = find(case.devices).platform, program.split()[0]
+        worst[key] = max(worst.get(key, 0.0), abs(computed / said - 1))
+    claimed = {(platform, kind): off for platform, kinds in temporaries.ERROR.items() for kind, off in kinds.items()}
+    assert claimed.keys() <= worst.keys()
+    for key, off in claimed.items():
+        assert worst[key] <= off < worst[key] + 0.05

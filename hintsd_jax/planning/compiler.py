@@ -60,7 +60,7 @@ def ask(config: ConfigDict, policy: PolicyConfig, devices: Devices) -> list[Answ
         if file and file.exists():
             kept = json.loads(file.read_text())
         else:
-            print(f"compiling {name} for {devices.name}: about {_MINUTES[kind]} minutes", file=sys.stderr, flush=True)
+            print(f"compiling {name} for {devices.name}: about {_MINUTES[kind]} min", file=sys.stderr, flush=True)
             temp, refused = _temp(made[name], devices)
             kept = {"program": name, "devices": devices.name, "temp": temp, "refused": refused}
             if file:

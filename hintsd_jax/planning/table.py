@@ -18,7 +18,7 @@ _SHOWN = 8  # pieces of advice
 
 def gib(size: float) -> str:
     """Small policies too have figures."""
-    return f"{size / 2**30:.{2 if size >= 2**30 / 10 else 4}f}"
+    return f"{size / 2**30:.{2 if size >= 2**30 / 10 else 3}f}"
 
 
 def table(plan: Plan, sources: Mapping[str, str]) -> str:
@@ -62,9 +62,13 @@ def verdict(plan: Plan, off: float = 0.0) -> str:
     if not plan.fits:
         return f"DOES NOT FIT: {gib(plan.peak)} GiB {where}, the device has {gib(plan.devices.memory)}"
     line = f"FITS: at most {gib(plan.peak)} of {gib(plan.devices.memory)} GiB, {where}"
-    if plan.total("update") + off * plan.update > plan.devices.memory:
+    if _closely(plan, off):
         line += f"; but closely: the update may take up to {gib(off * plan.update)} GiB more"
     return line
+
+
+def _closely(plan: Plan, off: float) -> bool:
+    return plan.total("update") + off * plan.update > plan.devices.memory
 
 
 def limits(planner: Planner, plan: Plan) -> list[str]:
@@ -82,13 +86,14 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
     return [*lines, f"most slots at {context:,} tokens: {slots:,}{beyond}"]
 
 
-def advice(plan: Plan, changes: list[Change], together: Change | None) -> list[str]:
-    """One line a change: its keys, what it saves of the peak, and what it comes to."""
+def advice(plan: Plan, changes: list[Change], together: Change | None, off: float = 0.0) -> list[str]:
+    """One line a change: its keys, what it saves of the peak, and what it comes to; off: see `verdict`."""
 
     def line(settings: Mapping[str, Any], then: Plan) -> str:
         saved = plan.peak - then.peak
-        saves = f"{gib(saved)} GiB less, " if saved else ""
-        return f"{flags(settings)}: {saves}{gib(then.peak)} of {gib(then.devices.memory)} GiB" + (", fits" if then.fits else "")
+        saves = f"{gib(saved)} GiB less, " if saved > 0 else ""
+        fits = (", fits closely" if _closely(then, off) else ", fits") if then.fits else ""
+        return f"{flags(settings)}: {saves}{gib(then.peak)} of {gib(then.devices.memory)} GiB{fits}"
 
     lines = [f"  {line(change.settings, change.plan)}" for change in changes[:_SHOWN]]
     if together and not any(change.plan.fits and change.price is not Price.HARDWARE for change in changes):

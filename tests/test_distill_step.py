@@ -13,6 +13,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_policy_lora import merge
 
 from hintsd_jax.distill.losses import LossConfig
 from hintsd_jax.distill.packing import Branch, Row, Shapes, blank_batch, pack, single
@@ -364,7 +365,7 @@ def test_an_adapter_is_all_that_is_trained():
 
 def merged(frozen, state):
     """The same student and teacher without adapters."""
-    whole = lambda tree: laid_out(lora.merge(lora.attach(frozen, tree), ADAPTED.lora), decoder.logical_axes(POLICY))
+    whole = lambda tree: laid_out(merge(frozen, tree, ADAPTED.lora), decoder.logical_axes(POLICY))
     return shared_state().replace(params=whole(state.params), ema=whole(state.ema))
 
 

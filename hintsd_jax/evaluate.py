@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.distill.state import create
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Session, optim_config
+from hintsd_jax.session import Session
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 RESAMPLES = 10_000
@@ -117,11 +116,11 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
 def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
     """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they have had."""
-    step = 0
+    step = None
     if directory.is_dir():
         checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
-        restored = checkpoints.restore_latest(create(session.trained, optim_config(session.config)))
+        step = checkpoints.latest_step
+        if step is not None:
+            session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]
         checkpoints.close()
-        if restored is not None:
-            session.trained, step = restored[0].params, restored[1]["step"]
-    return session.weights(session.trained), step
+    return session.weights(session.trained), step or 0

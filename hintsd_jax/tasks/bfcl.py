@@ -32,6 +32,7 @@ INSTALL = f"run `make bfcl`, or: pip install --no-deps bfcl-eval=={WHEEL_VERSION
 # "clean": last digit of a task's index -> split: 100 / 20 / 80 tasks a category, 25 / 5 / 20 of each domain.
 SPLIT_OF_DIGIT = ("train",) * 5 + ("eval",) + ("test",) * 4
 DOMAIN_SIZE = 50
+CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
 
 def require_wheel() -> Path:
@@ -71,7 +72,7 @@ class BfclMultiTurn(TaskBuilder):
         Division(
             name="clean",
             version=WHEEL_VERSION,
-            categories=("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context"),
+            categories=CATEGORIES,
             description="All four categories by index within each domain: no task has a twin in another split.",
         ),
         Division(

@@ -1,13 +1,19 @@
-"""Scripts of BFCL tasks: the ground truth is valid as played, and a fault is what it says, where it says, from its seed alone."""
+"""Scripts of BFCL tasks: the ground truth is valid as played, a fault is what it says, where it says, from its seed alone; and what
+the benchmark that plays them counts."""
 
 import ast
 import json
 
 import pytest
 
+from benchmarks import bfcl_scripted
+from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
+from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.toolcalls import BARE, parse_action
 from hintsd_jax.tasks.bfcl import CATEGORIES, bfcl_tasks
+from tests.helpers import make_tokenizer
 
 pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed: run `make bfcl`")
 
@@ -97,3 +103,50 @@ def test_a_fault_at_a_chosen_site(tasks):
         script.with_fault(task, "wrong_order", 0, (99, 0))
     with pytest.raises(ValueError, match="no fault 'typo': choose one of dropped_call"):
         script.with_fault(task, "typo", 0)
+
+
+# --- the benchmark that plays them through the whole loop ---
+
+
+def test_the_loop_scores_scripts_as_the_environment_does(tmp_path):
+    whole = bfcl_scripted.all_tasks(str(tmp_path), ("multi_turn_base", "multi_turn_long_context"))
+    names = ("base_198", "base_199", "long_context_0", "long_context_1")
+    assert [task["id"] for task in whole[198:202]] == [f"multi_turn_{name}" for name in names]
+    # 34 calls in a user turn that is the first of two, and 34 in the only one: one call a step passes the benchmark's limit.
+    some = [*whole[::40], *(task for task in whole if task["id"] in ("multi_turn_long_context_38", "multi_turn_long_context_46"))]
+    chat = ChatFormat(make_tokenizer())
+    found = bfcl_scripted.truth(chat, some)
+    assert found["tasks"] == {"multi_turn_base": 5, "multi_turn_long_context": 7} and sum(found["valid"].values()) == 24 - 2
+    assert [(task_id, way, calls) for task_id, way, calls, _ in found["failed"]] == [
+        ("multi_turn_long_context_38", "apart", 34),
+        ("multi_turn_long_context_46", "apart", 34),
+    ]
+    for row in bfcl_scripted.faults(chat, some):
+        scripts = [(task, script.with_fault(task, row["fault"], 0)) for task in some[:-2]]  # without the two that cannot be solved so
+        made = [(task, faulty) for task, faulty in scripts if faulty]
+        assert row["made"] == len(made) and row["failed"] == sum(play(task, faulty.actions)[0].reward == 0 for task, faulty in made)
+
+
+def test_attribution_is_measured_against_the_injected_step():
+    def episode(*named):
+        faults = None if named == (None,) else tuple(Fault(step, "so") for step in named)
+        return Episode("t", 0, (), report=Report("", faults))
+
+    # (named, injected): right; right and one too many; later by two; earlier by one; nothing named; not known; a fourth is cut off
+    failed = [(episode(3), 3), (episode(2, 5), 5), (episode(4), 2), (episode(1), 2), (episode(), 1), (episode(None), 1)]
+    found = bfcl_scripted.attribution([*failed, (episode(1, 2, 3, 4), 4)])
+    assert (found["failed"], found["targets"], found["later"], found["earlier"]) == (7, 8, 1, 2)
+    assert found["dropped"] == {"nothing_named": 1, "no_report": 1, "over_limit": 1}
+    assert found["precision"] == pytest.approx(2 / 8) and found["recall"] == pytest.approx(2 / 6)
+
+
+def test_the_tables_stand_between_the_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- scripted: made by benchmarks/bfcl_scripted.py -->\nold\n<!-- scripted: end -->\nafter\n")
+    row = {"fault": "early_stop", "made": 8, "failed": 4, "targets": 6, "later": 1, "earlier": 0, "dropped": {}, "precision": 0.5, "recall": 0.75}
+    text = bfcl_scripted.tables({"faults": {"made": "today", "result": [row]}})
+    assert "| 8 | 4 (50.0%) | 1.50 | 50.0% | 75.0% | 1 / 0 |" in text and text.endswith("(today)")
+    for _ in range(2):
+        bfcl_scripted.fill(page, text)
+    head, rest = page.read_text().split(text)
+    assert head.startswith("before\n<!--") and rest.endswith("-->\nafter\n") and "old" not in page.read_text()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from configs import bfcl_qwen3_4b, bfcl_qwen3_4b_clean
 from hintsd_jax.envs.bfcl import Bfcl
 from hintsd_jax.errors import UserError
 from hintsd_jax.tasks import bfcl
@@ -178,6 +179,15 @@ def test_categories_are_chosen_in_the_order_of_the_split(data_dir):
     }.items():
         with pytest.raises(UserError, match=says):
             bfcl.bfcl_tasks("eval", data_dir, *options)
+
+
+@needs_wheel
+@pytest.mark.parametrize("module, count", [(bfcl_qwen3_4b, 200), (bfcl_qwen3_4b_clean, 400)], ids=["paper", "clean"])
+def test_the_configs_train_for_15_epochs_and_test_on_all(data_dir, module, count):
+    config = module.get_config()
+    sizes = [len(bfcl.bfcl_tasks(split, data_dir, config.env.options.split, config.env.options.categories)) for split in SPLITS]
+    assert sizes[0] == count and config.optim.steps * config.tasks.tasks_per_step == 15 * count
+    assert sizes[1] >= config.eval.tasks and sizes[2] == config.eval.test_tasks
 
 
 @needs_wheel

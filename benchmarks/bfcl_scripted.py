@@ -80,7 +80,7 @@ def truth(chat: ChatFormat, tasks: Sequence[Mapping]) -> dict:
         for name, episode in zip(("together", "apart"), episodes, strict=True):
             valid[f"{task['category']} {name}"] += episode.success
             if not episode.success:
-                failed.append([task["id"], name, max(map(len, script.ground_truth_calls(task))), episode.report.summary])
+                failed.append([task["id"], name, max(map(len, script.ground_truth_calls(task))), episode.report.summary.splitlines()[0]])
     return {"tasks": Counter(task["category"] for task in tasks), "valid": valid, "failed": failed}
 
 
@@ -121,7 +121,8 @@ def attribution(failed: Sequence[tuple[Episode, int]]) -> dict:
 
 
 def cost(tasks: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """Mean milliseconds by category: a reset, a call, the end of a user turn (its scoring), a report; one thread on one core."""
+    """Mean milliseconds by category: a reset, a call, the end of a user turn (its scoring), the report on an
+    episode with a call too few; one thread on one core."""
     if hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(before)})
@@ -136,6 +137,9 @@ def cost(tasks: Sequence[Mapping]) -> dict[str, dict[str, float]]:
                 seconds["call"] += [calls[0] / len(action.calls)] * len(action.calls)
             else:
                 seconds["scoring"] += calls
+        environment.reset(task)
+        for action in script.with_fault(task, "dropped_call", 0).actions:
+            environment.step(parse_action(action))
         timed(seconds["report"], environment.report)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, before)
@@ -199,7 +203,7 @@ def truth_table(found: Mapping) -> str:
     whole = [sum(valid[f"{category} {way}"] for category in count) for way in ways]
     lines += ["| **all** | " + " | ".join(f"**{number} of {sum(count.values())}**" for number in whole) + " |", ""]
     for task_id, way, calls, said in found["failed"]:
-        lines.append(f"- not valid with {ways[way]}: `{task_id}`, up to {calls} calls a user turn: {' '.join(said.split())}")
+        lines.append(f"- not valid with {ways[way]}: `{task_id}`, up to {calls} calls a user turn; {said}")
     return "\n".join(lines).rstrip()
 
 
@@ -224,7 +228,7 @@ def faults_table(rows: Sequence[Mapping]) -> str:
 def cost_table(found: Mapping) -> str:
     names = ("reset", "call", "scoring", "report")
     lines = ["Milliseconds on one core, and how many a second:", ""]
-    lines += ["| category | reset | call | scoring a user turn | report |", "|---|--:|--:|--:|--:|"]
+    lines += ["| category | reset | call | scoring a user turn | report on a failure |", "|---|--:|--:|--:|--:|"]
     for category, values in found.items():
         lines.append(f"| {category} | " + " | ".join(f"{values[name]:.3f} ({1000 / values[name]:,.0f}/s)" for name in names) + " |")
     return "\n".join(lines)

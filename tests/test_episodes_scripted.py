@@ -5,18 +5,22 @@ import importlib.util
 import jax
 import pytest
 
+from hintsd_jax.config import base
 from hintsd_jax.envs.base import Report, Start, Turn
 from hintsd_jax.envs.bfcl import Bfcl
-from hintsd_jax.envs.bfcl.script import ground_truth
+from hintsd_jax.envs.bfcl.script import ground_truth, with_fault
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
 from hintsd_jax.episodes.scripted import ScriptedEngine
 from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.errors import UserError
+from hintsd_jax.evaluate import held_out
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
+from hintsd_jax.session import Session
 from hintsd_jax.tasks.bfcl import bfcl_tasks
+from hintsd_jax.train import look_back
 from tests.helpers import FORGETTING_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_tokenizer
 
 CHAT = ChatFormat(make_tokenizer())
@@ -106,7 +110,12 @@ def test_what_cannot_be_played():
         play(ScriptedEngine(CHAT, lambda job: ["one"], small), None, CHAT, tasks, WIDE)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`")
+needs_wheel = pytest.mark.skipif(
+    importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`"
+)
+
+
+@needs_wheel
 def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
     tasks = bfcl_tasks("eval", str(tmp_path), categories=("multi_turn_base", "multi_turn_long_context"))[:8]
     scripts = {task["id"]: ground_truth(task).actions for task in tasks}
@@ -123,3 +132,30 @@ def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
             assert (step.messages, step.reward) == (turn.messages, turn.reward)
         assert turn.terminated and episode.success and episode.ended == "terminated"
         assert episode.report == environment.report() and episode.report.faults == ()
+
+
+@needs_wheel
+def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
+    config = base()
+    config.env.data_dir, config.env.options = str(tmp_path), {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
+    config.rollout.context, config.rollout.max_steps, config.rollout.max_action_tokens = WIDE.context, WIDE.max_steps, 4096
+    config.eval.rollouts, config.hindsight.analyser = 2, "environment"
+
+    def script(job):
+        """The first rollout is right, the second gives up."""
+        task = tasks[job.episode.task_id]
+        return (with_fault(task, "early_stop", 0) if job.episode.rollout else ground_truth(task)).actions
+
+    session = Session(config, None, None, None, {}, CHAT, ScriptedEngine(CHAT, script), Bfcl)
+    tasks = {task["id"]: task for task in session.tasks("eval")}
+    result = held_out(session, None, "eval", 8)
+    assert result.success == [[1, 0]] * 8 and result.greedy == [1] * 8 and result.benchmark == "bfcl-eval 2026.3.23"
+    for part, count in {"eval": 8, "eval/multi_turn_base": 4, "eval/multi_turn_long_context": 4}.items():
+        found = {name: result.metrics[f"{part}/{name}"] for name in ("avg@2", "best@2", "greedy", "tasks", "avg_low", "best_high")}
+        assert found == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
+    chosen = session.tasks("eval")[:4]
+    episodes, dropped, _ = session.play(None, chosen, 2, step=0)
+    assert not dropped and [episode.success for episode in episodes] == [True, False] * 4
+    looked = look_back(session, None, None, episodes, 0)
+    named = [[target.step for target in analysis.targets] for analysis in looked.analyses]
+    assert named == [[with_fault(task, "early_stop", 0).step] for task in chosen]

@@ -7,7 +7,6 @@ the step, counters travel with the checkpoint, and what the outside world answer
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -47,7 +46,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
     shape = abstract(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
-    with Workdir.open(workdir, config, may_differ=("mesh.",)) as folder:  # a run may go on on other devices
+    with Workdir.open(workdir, config, may_differ=("mesh.",), benchmark=session.benchmark) as folder:  # a run may go on on other devices
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         resume_step = checkpoints.latest_step
         if resume_step is None:
@@ -108,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         session.journal = folder.journal("after", config.optim.steps)
         after = measure(session, state)
         before_metrics, after_metrics = ((result or {}).get("metrics", {}) for result in (counters["before"], after))
-        table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics)
+        table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics, session.benchmark)
         folder.write_text("held_out.json", json.dumps({"before": counters["before"], "after": after}) + "\n")
         folder.write_text("result.md", markdown)
         print(table)
@@ -166,7 +165,7 @@ def measure(session: Session, state: TrainState) -> dict | None:
     config = session.config
     if not config.eval.test_tasks:
         return None
-    return dataclasses.asdict(held_out(session, session.weights(state.params), config.tasks.test_split, config.eval.test_tasks))
+    return held_out(session, session.weights(state.params), config.tasks.test_split, config.eval.test_tasks).to_json()
 
 
 def evaluation(session: Session, state: TrainState, tasks: Sequence[Mapping], timer: run_metrics.Timer) -> dict[str, float]:

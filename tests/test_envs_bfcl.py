@@ -34,7 +34,7 @@ DONE = "Done."  # an action without a call: the user turn ends
 def tasks(tmp_path_factory):
     """All 200 tasks of multi_turn_base."""
     data_dir = str(tmp_path_factory.mktemp("tasks"))
-    return [task for split in ("train", "eval", "test") for task in Bfcl.tasks(split, data_dir)]
+    return [task for split in ("train", "eval", "test") for task in Bfcl.tasks(split, data_dir, categories=("multi_turn_base",))]
 
 
 def method_of(name, class_names):
@@ -399,13 +399,11 @@ def test_options_are_checked_and_prompts_are_filtered(tmp_path, caplog):
     assert resolve("bfcl") is Bfcl
     with pytest.raises(UserError, match="no option 'max_prompt_char'.*max_prompt_chars"):
         Bfcl(max_prompt_char=1)
-    with pytest.raises(UserError, match="no category 'multi_turn_bass'.*multi_turn_base"):
-        Bfcl.tasks("train", str(tmp_path), category="multi_turn_bass")
     with pytest.raises(UserError, match="max_observation_chars 1 or more"):
         Bfcl(max_observation_chars=0)
     with pytest.raises(UserError, match="no train task fits into max_prompt_chars=10; the smallest needs 1"):
         Bfcl.tasks("train", str(tmp_path), max_prompt_chars=10)
-    kept = Bfcl.tasks("train", str(tmp_path), max_prompt_chars=16_000)
+    kept = Bfcl.tasks("train", str(tmp_path), categories=("multi_turn_base",), max_prompt_chars=16_000)
     assert 10 < len(kept) < 100 and f"{len(kept)} of 100 tasks kept, {100 - len(kept)} dropped" in caplog.text
     for task in kept:
         start = Bfcl().reset(task)

@@ -19,8 +19,7 @@ from hintsd_jax.envs.base import Action, Fault, Message, Report, Start, Turn
 from hintsd_jax.envs.bfcl.execute import World, tool_docs
 from hintsd_jax.envs.bfcl.score import Failure, Judge, force_terminated
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.bfcl import BfclMultiTurn, require_wheel
-from hintsd_jax.tasks.building import data_source
+from hintsd_jax.tasks.bfcl import WHEEL_VERSION, bfcl_tasks, require_wheel
 
 MAX_TURN_STEPS = 20  # the official handler checks after running a step, so 21 can run
 MAX_STEP_CALLS = 100  # the ground truth never needs more than 34 in a turn
@@ -32,29 +31,28 @@ class Options:
     """What `env` options a config can set.
 
     Attributes:
-      category: the benchmark's category.
+      split: which way the tasks are divided: "clean" or "paper", see `tasks.bfcl`.
+      categories: those of the benchmark's that are played; () for all that the division has.
       max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0 keeps all.
       max_observation_chars: longer results are cut, with a note.
       ground_truth_in_report: the privileged report also tells the ground truth's calls and values. Train split only.
     """
 
-    category: str = "multi_turn_base"
+    split: str = "clean"
+    categories: tuple[str, ...] = ()
     max_prompt_chars: int = 0
     max_observation_chars: int = 4000
     ground_truth_in_report: bool = False
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """Raises UserError for an unknown option (with the nearest name), an unknown category or a size out of range."""
+        """Raises UserError for an unknown option (with the nearest name), or a size out of range."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1) or known
                 raise UserError(f"bfcl has no option {name!r}; did you mean {' or '.join(near)}?")
         parsed = cls(**options)
-        categories = [config.name for config in BfclMultiTurn.BUILDER_CONFIGS]
-        if parsed.category not in categories:
-            raise UserError(f"bfcl has no category {parsed.category!r}; known: {', '.join(categories)}")
         if parsed.max_prompt_chars < 0 or parsed.max_observation_chars < 1:
             raise UserError("bfcl: max_prompt_chars must be 0 or more, and max_observation_chars 1 or more")
         return parsed
@@ -68,15 +66,14 @@ class Bfcl:
         require_wheel()
 
     @classmethod
-    def tasks(cls, split: str, data_dir: str, **options: Any) -> Sequence[Mapping[str, Any]]:
-        """The tasks of "train", "eval" or "test" (disjoint by index, all domains in each).
+    def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:
+        """The tasks of "train", "eval" or "test", divided as the option `split` says.
 
         Raises:
-          UserError: the wheel is missing, there is no such split, or no task fits into `max_prompt_chars`.
+          UserError: see `tasks.bfcl.bfcl_tasks`; or no task fits into `max_prompt_chars`.
         """
         parsed = Options.parse(options)
-        require_wheel()
-        tasks = data_source(BfclMultiTurn, data_dir, split, config=parsed.category)
+        tasks = bfcl_tasks(split, data_dir, parsed.split, parsed.categories)
         if not parsed.max_prompt_chars:
             return tasks
         sizes = [(_prompt_chars(task), task) for task in tasks]
@@ -89,6 +86,12 @@ class Bfcl:
             split, len(kept), len(sizes), len(sizes) - len(kept), parsed.max_prompt_chars,
         )  # fmt: skip
         return kept
+
+    @classmethod
+    def version(cls) -> str:
+        """What every result is labelled with."""
+        require_wheel()
+        return f"bfcl-eval {WHEEL_VERSION}"
 
     def reset(self, task: Mapping[str, Any]) -> Start:
         """Builds fresh backends for the task: no two episodes share state."""

@@ -250,12 +250,7 @@ def _check_start(value: Any) -> Start:
     messages = _check_messages(value.messages, ("system", "user", "assistant", "tool"))
     _expect(messages, "reset returned no messages")
     _expect(all(m["role"] != "system" for m in messages[1:]), "a system message may only come first")
-    try:
-        tools = tuple(json.loads(json.dumps(tool, allow_nan=False)) for tool in value.tools)
-    except (TypeError, ValueError) as error:
-        raise ProtocolError(f"the tools are not JSON: {error}") from error
-    _expect(all(isinstance(tool, dict) for tool in tools), "each tool must be a JSON object")
-    return Start(messages, tools)
+    return Start(messages, _check_tools(value.tools))
 
 
 def _check_turn(value: Any) -> Turn:
@@ -263,7 +258,7 @@ def _check_turn(value: Any) -> Turn:
     messages = _check_messages(value.messages, ("user", "tool"))
     real = isinstance(value.reward, numbers.Real) and math.isfinite(value.reward)
     _expect(real, f"the reward is {value.reward!r}, not a finite number")
-    turn = Turn(messages, float(value.reward), bool(value.terminated), bool(value.truncated))
+    turn = Turn(messages, float(value.reward), bool(value.terminated), bool(value.truncated), _check_tools(value.tools))
     _expect(messages or turn.terminated or turn.truncated, "a turn without messages must end the episode")
     return turn
 
@@ -271,12 +266,23 @@ def _check_turn(value: Any) -> Turn:
 def _check_report(value: Any) -> Report:
     _expect(isinstance(value, Report), f"report returned {type(value).__name__}, not a Report")
     _expect(isinstance(value.summary, str), "the report's summary is not text")
+    valid_turns = tuple(value.valid_turns)
+    _expect(all(type(valid) is bool for valid in valid_turns), f"the report's valid_turns are {valid_turns!r}, not bools")
     if value.faults is None:
-        return Report(value.summary)
+        return Report(value.summary, None, valid_turns)
     for fault in value.faults:
         right = isinstance(fault, Fault) and type(fault.step) is int and fault.step >= 1 and isinstance(fault.feedback, str)
         _expect(right, f"the report holds {fault!r}, not a Fault with a step from 1 on and text")
-    return Report(value.summary, tuple(value.faults))
+    return Report(value.summary, tuple(value.faults), valid_turns)
+
+
+def _check_tools(tools: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    try:
+        checked = tuple(json.loads(json.dumps(tool, allow_nan=False)) for tool in tools)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the tools are not JSON: {error}") from error
+    _expect(all(isinstance(tool, dict) for tool in checked), "each tool must be a JSON object")
+    return checked
 
 
 def _check_messages(messages: Iterable[Any], roles: tuple[str, ...]) -> tuple[Message, ...]:

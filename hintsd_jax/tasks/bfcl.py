@@ -9,7 +9,6 @@ in two splits. Each block of 50 indices is one domain, and every split takes the
 for scoring and for privileged reports only.
 """
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -51,26 +50,21 @@ def read_json_lines(relative_path: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
 
 
-@dataclasses.dataclass
-class BfclConfig(tfds.core.BuilderConfig):
-    """`category` is the part of the wheel's file name after "BFCL_v4_"."""
-
-    category: str = "multi_turn_base"
+CATEGORIES = tuple(f"multi_turn_{kind}" for kind in ("base", "miss_func", "miss_param", "long_context"))
 
 
 class BfclMultiTurn(TaskBuilder):
     """BFCL v3 multi-turn, split by index within each domain."""
 
     VERSION = tfds.core.Version(WHEEL_VERSION)
-    BUILDER_CONFIGS = [BfclConfig(name="multi_turn_base", version=WHEEL_VERSION, description="Every parameter and tool is given.")]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="clean", version=WHEEL_VERSION, description="Split by index.")]
     FEATURES = {key: tfds.features.Text() for key in ("id", "split", "category", "entry", "ground_truth")}
 
     def splits(self) -> Mapping[str, list[Mapping[str, str]]]:
-        tasks = list(self._tasks())
+        tasks = [task for category in CATEGORIES for task in self._tasks(category)]
         return {name: [task for task in tasks if task["split"] == name] for name in dict.fromkeys(SPLIT_OF_DIGIT)}
 
-    def _tasks(self) -> Iterator[Mapping[str, str]]:
-        category = self.builder_config.category
+    def _tasks(self, category: str) -> Iterator[Mapping[str, str]]:
         file_name = f"BFCL_v4_{category}.json"
         answers = {answer["id"]: answer["ground_truth"] for answer in read_json_lines(f"possible_answer/{file_name}")}
         for entry in read_json_lines(file_name):

@@ -14,6 +14,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from hintsd_jax.tasks.bfcl import read_json_lines
 
 MAX_RESULT_BITS = 1 << 20  # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway
+MAX_DEPTH = 90  # of nested values; Python itself reads fewer than 200, and copying them takes some frames each
 MAX_DIGITS = 1_000  # a logarithm to this many digits takes some milliseconds, to ten times as many 0.4 s
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,100}(\.\d{0,100})?([eE][-+]?\d{1,3})?")
 
@@ -61,6 +63,8 @@ class World:
         for key in arguments:
             if not key.isidentifier():
                 return f"Error during execution: {key!r} is not an argument name"
+        if problem := _unwritable(arguments):
+            return f"Error during execution: {problem}"
         method = self._methods[name]
         # Copied, so that a backend that stores a list does not share it with the recorded action.
         arguments = copy.deepcopy(dict(arguments))
@@ -79,6 +83,20 @@ def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> An
         backend._load_scenario(copy.deepcopy(config), long_context=long_context)
     # Once more: loading a long context takes module-level dictionaries by reference.
     return copy.deepcopy(backend)
+
+
+def _unwritable(arguments: Mapping[str, Any]) -> str | None:
+    """Why the executor could not write these values as Python and read them again: JSON's NaN and Infinity are no Python names."""
+    pending: list[tuple[Any, int]] = [(arguments, 0)]
+    while pending:  # iterative, so that depth itself cannot hurt
+        value, depth = pending.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"name '{'nan' if math.isnan(value) else 'inf'}' is not defined"
+        if isinstance(value, dict | list):
+            if depth > MAX_DEPTH:
+                return "too many nested parentheses"
+            pending.extend((child, depth + 1) for child in (value.values() if isinstance(value, dict) else value))
+    return None
 
 
 def _as_text(result: Any) -> str:

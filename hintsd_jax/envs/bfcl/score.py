@@ -14,6 +14,7 @@ from typing import Any
 
 from hintsd_jax.envs.bfcl.execute import World
 
+FORCE_TERMINATED = "multi_turn:force_terminated"
 MAX_DIFFERENCES = 8
 CLIP_CHARS = 200
 
@@ -79,9 +80,9 @@ class Judge:
         return None
 
 
-def force_terminated(turn: int, limit: int) -> Failure:
-    """The failure of an episode that the benchmark's step limit ended before its last turn. It outranks earlier ones."""
-    return Failure(turn, "multi_turn:force_terminated", (f"more than {limit} steps in one user turn",))
+def force_terminated(turn: int, reason: str) -> Failure:
+    """The failure of an episode with fewer user turns than the ground truth has. It outranks all others."""
+    return Failure(turn, FORCE_TERMINATED, (reason,))
 
 
 def _parse(call: str) -> tuple[str, dict[str, Any], tuple[Any, ...]]:

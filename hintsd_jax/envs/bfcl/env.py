@@ -13,6 +13,7 @@ the ground truth, and no reward before the end. Needs the wheel that `make bfcl`
 `verify_traveler_information` reads today's date.
 """
 
+import functools
 import importlib
 import json
 import logging
@@ -22,6 +23,7 @@ from typing import Any
 from hintsd_jax.envs.base import Action, Fault, Message, Report, Start, Turn
 from hintsd_jax.envs.bfcl.actions import OFFICIAL, PAPER, read_calls, result_messages
 from hintsd_jax.envs.bfcl.execute import World, tool_docs
+from hintsd_jax.envs.bfcl.faults import Ended, Finding, Made, Search
 from hintsd_jax.envs.bfcl.options import Options
 from hintsd_jax.envs.bfcl.score import FORCE_TERMINATED, Failure, Judge, force_terminated
 from hintsd_jax.errors import UserError
@@ -77,12 +79,14 @@ class Bfcl:
         self._tell_ground_truth = self._options.ground_truth_in_report and task["split"] == "train"
         self._questions: list[list[Message]] = entry["question"]
         self._tools, self._held_out = _tools(entry, self._options.format)
-        self._world = _world(entry)
-        self._judge = Judge(_world(entry), ground_truth)
-        self._results: list[str] = []  # of the current user turn
+        self._new_world = functools.partial(_world, entry)
+        self._ground_truth = ground_truth
+        self._world = self._new_world()
+        self._judge = Judge(self._new_world(), ground_truth)
+        self._made: list[Made] = []  # in the current user turn
         self._turn_steps = 0  # with calls, in the current user turn
         self._step = 0
-        self._last_steps: list[int] = []  # the last step of each user turn that has ended
+        self._ended: list[Ended] = []
         self._failure: Failure | None = None
         self._over = False
         return Start(tuple(self._questions[0]), self._tools)
@@ -95,7 +99,7 @@ class Bfcl:
             return self._end_turn()
         results = [self._world.call(call.name, call.arguments) for call in calls[:MAX_STEP_CALLS]]
         results += [f"Error during execution: more than {MAX_STEP_CALLS} calls in one step"] * (len(calls) - len(results))
-        self._results += results
+        self._made += [Made(self._step, call, result) for call, result in zip(calls, results, strict=True)]
         self._turn_steps += 1
         messages = result_messages(calls, [self._shown(result) for result in results], self._options.format)
         if self._options.format == PAPER or self._turn_steps <= MAX_TURN_STEPS:
@@ -108,26 +112,36 @@ class Bfcl:
         return Turn(messages, truncated=True)
 
     def report(self) -> Report:
-        """What went wrong, in words. The fault is the step that closed the first failing user turn: the last chance to mend it."""
-        turns = len(self._questions)
-        if self._failure is None:
+        """What went wrong, in words, and the steps that broke it (see `faults`)."""
+        turns, failure, valid = len(self._questions), self._failure, tuple(self._judge.valid_turns)
+        if failure is None:
             if self._over:
-                return Report(f"{self._task_id}: valid, all {turns} user turns.", ())
-            return Report(f"{self._task_id}: not finished, stopped in user turn {self._turn + 1} of {turns}; no earlier turn failed.")
-        failure = self._failure
+                return Report(f"{self._task_id}: valid, all {turns} user turns.", (), valid)
+            words = f"{self._task_id}: not finished, stopped in user turn {self._turn + 1} of {turns}; no earlier turn failed."
+            return Report(words, None, valid)
+        faults = self._faults(failure)
         lines = [f"{self._task_id}: failed at user turn {failure.turn + 1} of {turns} ({failure.error_type})."]
         lines += [f"- {difference}" for difference in failure.differences]
+        lines += [f"- step {fault.step}: {fault.feedback}" for fault in faults]
         if self._tell_ground_truth:
             lines += [f"- expected: {value}" for value in failure.expected]
-        fault = Fault(self._last_steps[failure.turn], " ".join(line.removeprefix("- ") for line in lines[1:]))
-        return Report("\n".join(lines), (fault,))
+        lines.append(f"- user turns: {', '.join('right' if right else 'wrong' for right in valid)}")
+        return Report("\n".join(lines), faults, valid)
+
+    def _faults(self, failure: Failure) -> tuple[Fault, ...]:
+        first = self._judge.failure
+        findings = [] if first is None else Search(self._new_world, self._ended, self._ground_truth, first.turn).findings()
+        if not findings:  # nothing is wrong with the calls, so it is how the turn ended
+            findings = [Finding(self._ended[failure.turn].step, " ".join(failure.differences))]
+        expected = lambda finding: f" Expected: {'; '.join(finding.expected)}." if self._tell_ground_truth and finding.expected else ""
+        return tuple(Fault(finding.step, finding.what + expected(finding)) for finding in findings)
 
     def close(self) -> None:
         """Nothing is held outside the object."""
 
     @property
     def _turn(self) -> int:
-        return len(self._last_steps)
+        return len(self._ended)
 
     def _end_turn(self, messages: tuple[Message, ...] = ()) -> Turn:
         self._close_turn()
@@ -148,14 +162,14 @@ class Bfcl:
         return turn
 
     def _close_turn(self) -> None:
-        silent = self._options.format == PAPER and not self._results
-        failure = self._judge.end_turn(self._world, self._results)
+        silent = self._options.format == PAPER and not self._made
+        failure = self._judge.end_turn(self._world, [made.result for made in self._made])
         if silent and (self._failure is None or self._failure.error_type != FORCE_TERMINATED):
             # Its checker gets only the turns with calls, finds them too few, and looks no further.
             self._failure = force_terminated(self._turn, "no tool was called in this user turn, and this format counts only turns with calls")
         self._failure = self._failure or failure
-        self._last_steps.append(self._step)
-        self._results, self._turn_steps = [], 0
+        self._ended.append(Ended(tuple(self._made), self._step))
+        self._made, self._turn_steps = [], 0
 
     def _shown(self, result: str) -> str:
         limit = self._options.max_observation_chars

@@ -56,6 +56,15 @@ class World:
             doc["name"]: getattr(instance, doc["name"]) for name, instance in self.instances.items() for doc in tool_docs(name)
         }
 
+    def bound(self, name: str, arguments: Mapping[str, Any], positional: Sequence[Any] = ()) -> dict[str, Any]:
+        """The arguments by name, defaults included; as they are where the tool does not take them."""
+        try:
+            call = inspect.signature(self._methods[name]).bind(*positional, **arguments)
+        except (KeyError, TypeError):
+            return dict(arguments)
+        call.apply_defaults()
+        return dict(call.arguments)
+
     def call(self, name: str, arguments: Mapping[str, Any], positional: Sequence[Any] = ()) -> str:
         """The text of the call's result. Never raises for anything that a model can write."""
         if name not in self._methods:

@@ -82,11 +82,15 @@ class Report:
     valid_turns: tuple[bool, ...] = ()
 
 
+class CallTimeout(Exception):
+    """For an environment to raise when something outside it did not answer in time: the call counts as a time-out, not an error."""
+
+
 @runtime_checkable
 class Environment(Protocol):
     """One simulated world, used for one episode at a time; constructed as `cls(**options)`.
 
-    Any exception from any method ends the episode as "env_error"; the object is then never used again.
+    Any exception from any method ends the episode as "env_error" (`CallTimeout`: "env_timeout"); the object is then never used again.
     """
 
     @classmethod

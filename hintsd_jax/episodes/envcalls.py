@@ -4,9 +4,10 @@ Flows: `EnvPool.submit(slot, "step", action)` starts a call and returns a `Call`
 gives the checked value, or a `Failure` (reason "env_error" or "env_timeout", and one line of detail).
 
 Invariants: no environment can end or hang the run. Whatever it raises, SystemExit included, and whatever it
-returns that is not in the protocol, comes back as a value. After a time-out the object is never touched again; after an
-error it is closed and left; the slot gets a fresh one at its next "reset". Threads are daemons: one that hangs does
-not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is collected.
+returns that is not in the protocol, comes back as a value. After a time-out, also one that it tells itself (`CallTimeout`), the
+object is never touched again; after an error it is closed and left; the slot gets a fresh one at its next "reset". Threads are
+daemons: one that hangs does not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is
+collected.
 
 A time-out is the one answer that depends on the clock. With `answers` (a run's journal) it is put down before anybody learns of
 it; where it is there already, because a killed run is done again, the call fails at once and the environment is not called.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from hintsd_jax.envs.base import Environment, Fault, Message, Report, Start, Turn
+from hintsd_jax.envs.base import CallTimeout, Environment, Fault, Message, Report, Start, Turn
 
 ENV_ERROR, ENV_TIMEOUT = "env_error", "env_timeout"
 
@@ -138,8 +139,9 @@ class EnvWorker:
                     env = make()  # here, so that a constructor that hangs or fails is a failed call too
                 value = _CHECKS[call.method](getattr(env, call.method)(*call.args))
             except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
-                closing = begin_close() if env is not None and call.method != "close" else None
-                stands = call.settle(Failure(ENV_ERROR, _describe(error)))
+                reason = ENV_TIMEOUT if isinstance(error, CallTimeout) else ENV_ERROR
+                closing = begin_close() if env is not None and call.method != "close" and reason == ENV_ERROR else None
+                stands = call.settle(Failure(reason, _describe(error)))
                 if closing is not None and not closing.done:
                     closing.settle(_close_after_error(env) if stands else None)
                 return

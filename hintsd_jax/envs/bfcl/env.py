@@ -136,6 +136,11 @@ class Bfcl:
         expected = lambda finding: f" Expected: {'; '.join(finding.expected)}." if self._tell_ground_truth and finding.expected else ""
         return tuple(Fault(finding.step, finding.what + expected(finding)) for finding in findings)
 
+    @property
+    def failure(self) -> Failure | None:
+        """PRIVILEGED. Why the episode since `reset` does not count as solved; None while nothing is wrong."""
+        return self._failure
+
     def close(self) -> None:
         """Nothing is held outside the object."""
 

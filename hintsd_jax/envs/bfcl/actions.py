@@ -31,13 +31,13 @@ def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
 def result_messages(calls: Sequence[ToolCall], results: Sequence[str], form: str) -> tuple[Message, ...]:
     """How the agent is told the results of its calls, in order."""
     if form == OFFICIAL:
-        return tuple({"role": "tool", "content": result} for result in results)
+        return tuple({"role": "tool", "content": _unicode(result)} for result in results)
     blocks = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), 1):
         content = _loads(result) if result.strip().startswith(("{", "[")) else None
         entry = {"name": f"{call.name}_{number}", "content": result if content is None else content}
         blocks.append(f"<tool_call>\n{json.dumps(entry, ensure_ascii=False)}\n</tool_call>\n")
-    return ({"role": "user", "content": "".join(blocks)},)
+    return ({"role": "user", "content": _unicode("".join(blocks))},)
 
 
 def _read_official(text: str) -> tuple[ToolCall, ...]:
@@ -70,6 +70,11 @@ def _read_paper(text: str) -> tuple[ToolCall, ...]:
             arguments = _loads(arguments)
         calls.append(ToolCall(payload["name"], arguments if isinstance(arguments, dict) else {}))
     return tuple(calls)
+
+
+def _unicode(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON lets a policy write and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _loads(text: str) -> object:

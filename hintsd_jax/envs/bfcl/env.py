@@ -44,8 +44,8 @@ class Bfcl:
         require_wheel()
 
     @classmethod
-    def tasks(cls, split: str, data_dir: str, **options: Any) -> Sequence[Mapping[str, Any]]:
-        """The tasks of "train", "eval" or "test".
+    def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:
+        """The tasks of "train", "eval" or "test". (Positional: the option `split` is another thing.)
 
         Raises:
           UserError: the wheel is missing, there is no such split, or it has no task of these categories or none that fits into
@@ -178,8 +178,7 @@ class Bfcl:
 
     def _shown(self, result: str) -> str:
         limit = self._options.max_observation_chars
-        text = result if len(result) <= limit else f"{result[:limit]}... [cut: the first {limit} of {len(result)} characters]"
-        return text.encode("utf-8", "replace").decode()  # a call may write half of a surrogate pair into a file
+        return result if len(result) <= limit else f"{result[:limit]}... [cut: the first {limit} of {len(result)} characters]"
 
 
 def _world(entry: Mapping[str, Any]) -> World:

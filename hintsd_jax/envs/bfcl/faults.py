@@ -8,7 +8,8 @@ without which the failing turn does not come out right. So detours and harmless 
 explains the failure.
 
 Limits: alignment knows names and values, not meanings, so of another way to the same end the whole way is named; what follows from a
-wrong value that was read back is named beside it; steps after the first failing turn are not looked at.
+wrong value that was read back is named beside it; a harmless call that stands alone exactly where another is missing is taken for a
+wrong choice; steps after the first failing turn are not looked at.
 """
 
 from __future__ import annotations
@@ -86,9 +87,11 @@ class Search:
 
     def findings(self) -> list[Finding]:
         """In order of steps, one for each step; empty where the calls are the ground truth's own."""
+        needed = self._needed([edit for turn in range(self._failing + 1) for edit in self._edits(turn)])
+        extra = {(edit.turn, edit.run): self._step(edit) for edit in needed if self._is_extra(edit)}
         found: dict[int, list[_Edit]] = {}
-        for edit in self._needed([edit for turn in range(self._failing + 1) for edit in self._edits(turn)]):
-            found.setdefault(self._step(edit), []).append(edit)
+        for edit in needed:  # where a call had to go and another was needed, the latter belongs in its place
+            found.setdefault(extra.get((edit.turn, edit.run)) or self._step(edit), []).append(edit)
         return [self._finding(step, found[step]) for step in sorted(found)]
 
     def _align(self, turn: int) -> list[_Pair]:
@@ -246,10 +249,15 @@ def _cost(played: Made, made: ToolCall, wanted: ToolCall) -> float:
         return 0.0
     if made.name == wanted.name:
         keys = made.arguments.keys() | wanted.arguments.keys()
-        return 1 + 0.5 * sum(made.arguments.get(key, _NOTHING) != wanted.arguments.get(key, _NOTHING) for key in keys) / len(keys)
+        differing = sum(made.arguments.get(key, _NOTHING) != wanted.arguments.get(key, _NOTHING) for key in keys)
+        return 1 + 0.5 * differing / len(keys) + 0.2 * _failed(played)  # the attempt that went through is the one that counts
     if any(value in wanted.arguments.values() for value in made.arguments.values() if not isinstance(value, bool) and value):
         return 1.6
-    return 1.8 if "error" in played.result[:40].lower() else 2.1
+    return 1.8 if _failed(played) else 2.1
+
+
+def _failed(played: Made) -> bool:
+    return "error" in played.result[:40].lower()
 
 
 def _argument_faults(made: ToolCall, wanted: ToolCall) -> Iterator[str]:

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from hintsd_jax.envs.base import Action, Fault, Report, Start, Turn
+from hintsd_jax.envs.base import Action, CallTimeout, Fault, Report, Start, Turn
 from hintsd_jax.episodes.envcalls import ENV_ERROR, ENV_TIMEOUT, EnvPool, Failure
 from hintsd_jax.runs.journal import Journal
 
@@ -296,3 +296,37 @@ def test_nothing_is_put_down_without_a_time_out(tmp_path):
         pool.submit(0, "reset", {}).result()
         assert pool.submit(0, "step", Action("x")).result().reason == ENV_ERROR
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_time_out_that_the_environment_tells_counts_as_one_and_is_journalled(tmp_path):
+    def late(action):
+        raise CallTimeout("add took\nlonger than 5 s")
+
+    def run(*worlds):
+        supply = iter(worlds)
+        pool = EnvPool(lambda: next(supply), 2, 5.0, Journal(tmp_path / "answers"), [("a", slot) for slot in range(2)])
+        for slot in range(2):
+            pool.submit(slot, "reset", {"id": "t"}).result()
+        return [pool.submit(slot, "step", Action("x")).result() for slot in range(2)], pool.close()
+
+    worlds = World(late), World()
+    (failure, turn), closing = run(*worlds)
+    assert failure.reason == ENV_TIMEOUT and "CallTimeout: add took longer than 5 s" in failure.detail and turn == Turn((USER,)) and not closing
+    assert worlds[0].called == ["reset", "step"]  # like one that hangs it is not touched again
+    again = World(), World()
+    assert run(*again) == ([failure, turn], []) and again[0].called == ["reset"]
+
+
+def test_further_tools_and_valid_turns_are_checked_and_copied():
+    tool = {"name": "cat", "parameters": {}}
+    turn = step_once(World(lambda action: Turn((USER,), tools=[tool])))
+    tool["name"] = "dog"
+    assert turn == Turn((USER,), tools=({"name": "cat", "parameters": {}},))
+    for tools, words in (({"a": 1}, "must be a JSON object"), ([{"a": {1}}], "the tools are not JSON"), ([{"a": float("nan")}], "not JSON")):
+        failure = step_once(World(lambda action: Turn((USER,), tools=tools)))
+        assert failure.reason == ENV_ERROR and words in failure.detail
+    for valid, right in (((True, False), True), ([True], True), ((1,), False)):
+        with make_pool(World(report=Report("fine", None, valid))) as pool:
+            pool.submit(0, "reset", {"id": "t"}).result()
+            found = pool.submit(0, "report").result()
+        assert found == Report("fine", None, tuple(valid)) if right else "valid_turns" in found.detail

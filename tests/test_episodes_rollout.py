@@ -350,3 +350,44 @@ def test_actions_are_read_in_the_style_of_the_template():
         job.submit(ids, [0.0] * len(ids), True)
         answered = tokenizer.decode(job.collect())
     assert "None ['cat']" in answered
+
+
+class Growing(Echo):
+    """Its second answer brings a tool."""
+
+    tool = {"type": "function", "function": {"name": "cat", "description": "Reads.", "parameters": {"type": "object", "properties": {}}}}
+
+    def step(self, action):
+        turn = super().step(action)
+        return dataclasses.replace(turn, tools=(self.tool,)) if self.left == 97 else turn
+
+
+@pytest.mark.parametrize("history", ["keep", "template"])
+def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
+    """By the student in its stream, by the teacher in its context; with "template" as if it had been in the list all along."""
+    tokenizer = make_tokenizer()
+    chat, episodes, *_ = play_closing(closing, KEEPING_TEMPLATE, history, make_env=Growing)
+    longer = [episode for episode in episodes if len(episode.steps) > 3]
+    assert len(longer) > 3
+    for episode in longer:
+        listed = (Growing.tool,) if history == "template" else ()
+        assert [episode.tools_at(number) for number in (1, 2, 3, 4)] == [(), (), listed, listed]
+        assert len(episode.streams) == (2 if history == "template" else 1) and [step.stream for step in episode.steps[:3]] == [0, 0, len(listed)]
+        for number in (2, 3, 4):
+            step, texts = episode.steps[number - 1], [{"role": "user", "content": f"say {episode.task_id}"}]
+            for n, before in enumerate(episode.steps[: number - 1]):
+                answer = answers_of(before)[0]["content"]
+                told = history == "keep" and n == 1
+                answer = f"{chat._template.documentation([Growing.tool])}\n{answer}" if told else answer
+                texts += [{"role": "assistant", "content": before.text}, {"role": "tool", "content": answer}]
+            tools = list(listed) if number > 2 else []
+            truth = tokenizer.apply_chat_template(texts, tools=tools or None, add_generation_prompt=True, tokenize=False)
+            assert tokenizer.decode(episode.streams[step.stream].tokens[: step.start]) == truth
+            assert (truth.count('"name": "cat"') == 1) == (number > 2)
+            (row,) = trunk_rows(episode, [Target(number, "No.")], chat)
+            (branch,) = row.branches
+            advised = tokenizer.apply_chat_template(
+                [*texts, {"role": "user", "content": "No."}], tools=tools or None, add_generation_prompt=True, tokenize=False
+            )
+            assert tokenizer.decode(row.tokens[: branch.seen] + branch.words) == advised
+        assert "cat" not in str(episode.to_json()["steps"]) or history == "keep"

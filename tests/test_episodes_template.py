@@ -132,3 +132,16 @@ def test_templates_without_frames_are_refused_in_one_line(text, words):
     with pytest.raises(UserError, match=words) as error:
         Template(make_tokenizer(text), {})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family, lines", [("qwen", 9), ("minimal", 2), ("llama", 11)])
+def test_the_documentation_of_tools_is_what_the_template_writes_about_them(family, lines):
+    """Each in its own words: the whole block where it is one piece, the tools alone where it is not; read off here by eye."""
+    tokenizer = make_llama_tokenizer() if family == "llama" else make_tokenizer(KEEPING_TEMPLATE if family == "qwen" else MINIMAL_TEMPLATE)
+    tools = [{"name": name, "description": "Does.", "parameters": {}} for name in ("mv", "cp")]
+    text = Template(tokenizer, {}).documentation(tools)
+    assert len(text.splitlines()) == lines and "".join(text.split()).count('{"name":"mv","description":"Does.","parameters":{}}') == 1
+    if family == "qwen":
+        dialogue = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Go."}]
+        assert text in tokenizer.apply_chat_template(dialogue, tools=tools, tokenize=False)
+    assert not any(token.content in text for token in tokenizer.added_tokens_decoder.values() if token.special) and "look" not in text

@@ -121,7 +121,7 @@ def trunk_rows(
 
     Args:
       episode: has `streams` with `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `stream`, `start`, `stop` (the
-        action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and `tools` are for `chat`.
+        action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and `tools_at(step)` are for `chat`.
       targets: have `step`, 1-based, and `feedback`, text; different steps.
       chat: `chat.advised(dialogue, tools, trunk, feedback)` gives the teacher's context: how much of the trunk, and the words after it.
     Raises:
@@ -132,7 +132,7 @@ def trunk_rows(
         step = _step(episode, target.step)
         tokens = episode.streams[step.stream].tokens
         trunk, prompt = tokens[: step.branch], tuple(tokens[step.branch : step.start])
-        seen, words = chat.advised(episode.dialogue(target.step), episode.tools, trunk, target.feedback)
+        seen, words = chat.advised(episode.dialogue(target.step), episode.tools_at(target.step), trunk, target.feedback)
         if tuple(words[len(words) - len(prompt) :]) != prompt:
             raise ValueError(f"step {target.step}: the teacher's context does not end with the generation prompt of the rollout")
         branches.setdefault(step.stream, []).append(_branch(episode, target.step, seen=seen, words=tuple(words)))

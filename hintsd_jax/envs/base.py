@@ -54,12 +54,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Turn:
-    """The answer to one action. `messages` may be empty only when the episode ended with it."""
+    """The answer to one action. `messages` may be empty only when the episode ended with it. `tools` are further ones, which may be
+    called from now on; `messages` announce them."""
 
     messages: tuple[Message, ...]
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,23 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """Privileged: written with the ground truth in hand. `faults` is None where the environment does not know."""
+    """Privileged: written with the ground truth in hand. `faults` is None where the environment does not know. `valid_turns`: for each
+    user turn that has ended, whether all was well after it; empty where the environment does not judge them."""
 
     summary: str
     faults: tuple[Fault, ...] | None = None
+    valid_turns: tuple[bool, ...] = ()
+
+
+class CallTimeout(Exception):
+    """For an environment to raise when something outside it did not answer in time: the call counts as a time-out, not an error."""
 
 
 @runtime_checkable
 class Environment(Protocol):
     """One simulated world, used for one episode at a time; constructed as `cls(**options)`.
 
-    Any exception from any method ends the episode as "env_error"; the object is then never used again.
+    Any exception from any method ends the episode as "env_error" (`CallTimeout`: "env_timeout"); the object is then never used again.
     """
 
     @classmethod

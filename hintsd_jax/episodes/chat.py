@@ -8,15 +8,17 @@ probe dialogues when a `ChatFormat` is built, and where it rewrites them (stock 
 stand, a declared deviation. With history="template" the student always reads the template's own rendering of the dialogue so far:
 while that extends the stream's text, the sampled ids stand and only the rest is tokenised; where it rewrites anything (earlier
 thinking; spaces around an action; a control token in it, or another stop token than the template's), a new stream begins with the
-whole rendering tokenised afresh.
+whole rendering tokenised afresh. So does tool documentation that comes in mid-episode: "template" renders the dialogue with the
+longer list, while under "keep" the list that was read stands and the message that announces the tools holds their documentation, in
+the template's own words (a declared deviation).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.episodes.template import Template, Tools
+from hintsd_jax.episodes.template import PROBE_TOOL, Template, Tools
 from hintsd_jax.episodes.toolcalls import THINK_CLOSE, THINK_OPEN, render_call
 from hintsd_jax.errors import UserError
 
@@ -62,7 +64,7 @@ class ChatFormat:
             raise UserError(f"generation_config.json ends a generation with token {last}, but the tokenizer has only {self.vocab_size}")
         if history != "template":
             self._verify_feedback()
-        probes = ((probe, tools) for probe in self._probes() for tools in ((), _TOOLS))
+        probes = ((probe, tools) for probe in self._probes() for tools in ((), (PROBE_TOOL,)))
         self.deviation = next((text for probe, tools in probes if (text := self._difference(probe, tools))), None)
         if self.deviation and history == "template":
             raise UserError(f"the chat template cannot be followed: {self.deviation}")
@@ -81,12 +83,23 @@ class ChatFormat:
         generation prompt."""
         return self._delta(self._template.added(messages))
 
-    def answer(self, dialogue: Sequence[Message], tools: Tools, ids: Sequence[int], messages: Sequence[Message]) -> Delta:
-        """What the student reads when `messages` answer the action `ids`, which ended with a stop token; `dialogue` came before it."""
+    def announced(self, messages: Sequence[Message], tools: Tools) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
+        """An answer that brings further `tools`, as the student is told: (messages, tools that go into the tool list)."""
+        if self._history == "template" or not tools:
+            return tuple(messages), tuple(tools)
+        *earlier, last = messages
+        return (*earlier, last | {"content": f"{self._template.documentation(tools)}\n{last['content']}"}), ()
+
+    def answer(
+        self, dialogue: Sequence[Message], tools: Tools, ids: Sequence[int], messages: Sequence[Message], added: Tools = ()
+    ) -> Delta:
+        """What the student reads when `messages` answer the action `ids`, which ended with a stop token; `dialogue` came before it,
+        under the tool list `tools`. `added` goes into the list with this answer; see `announced`."""
         if self._history != "template":
             return self.delta(messages)
         read = self._template.render(dialogue, tools) + self._text(ids)
-        text = self._template.render([*dialogue, {"role": "assistant", "content": self.decode(ids)}, *messages], tools)
+        answered = [*dialogue, {"role": "assistant", "content": self.decode(ids)}, *messages]
+        text = self._template.render(answered, [*tools, *added])
         if text.startswith(read):
             return self._delta(text[len(read) :])
         return replace(self._delta(text), fresh=True)
@@ -193,7 +206,6 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 _RETOKENISED = "the pieces tokenise differently from the whole dialogue"
-_TOOLS = ({"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}},)
 
 
 def _user(text: str) -> Message:

@@ -4,9 +4,10 @@ Flows: `EnvPool.submit(slot, "step", action)` starts a call and returns a `Call`
 gives the checked value, or a `Failure` (reason "env_error" or "env_timeout", and one line of detail).
 
 Invariants: no environment can end or hang the run. Whatever it raises, SystemExit included, and whatever it
-returns that is not in the protocol, comes back as a value. After a time-out the object is never touched again; after an
-error it is closed and left; the slot gets a fresh one at its next "reset". Threads are daemons: one that hangs does
-not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is collected.
+returns that is not in the protocol, comes back as a value. After a time-out, also one that it tells itself (`CallTimeout`), the
+object is never touched again; after an error it is closed and left; the slot gets a fresh one at its next "reset". Threads are
+daemons: one that hangs does not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is
+collected.
 
 A time-out is the one answer that depends on the clock. With `answers` (a run's journal) it is put down before anybody learns of
 it; where it is there already, because a killed run is done again, the call fails at once and the environment is not called.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from hintsd_jax.envs.base import Environment, Fault, Message, Report, Start, Turn
+from hintsd_jax.envs.base import CallTimeout, Environment, Fault, Message, Report, Start, Turn
 
 ENV_ERROR, ENV_TIMEOUT = "env_error", "env_timeout"
 
@@ -138,8 +139,9 @@ class EnvWorker:
                     env = make()  # here, so that a constructor that hangs or fails is a failed call too
                 value = _CHECKS[call.method](getattr(env, call.method)(*call.args))
             except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
-                closing = begin_close() if env is not None and call.method != "close" else None
-                stands = call.settle(Failure(ENV_ERROR, _describe(error)))
+                reason = ENV_TIMEOUT if isinstance(error, CallTimeout) else ENV_ERROR
+                closing = begin_close() if env is not None and call.method != "close" and reason == ENV_ERROR else None
+                stands = call.settle(Failure(reason, _describe(error)))
                 if closing is not None and not closing.done:
                     closing.settle(_close_after_error(env) if stands else None)
                 return
@@ -250,12 +252,7 @@ def _check_start(value: Any) -> Start:
     messages = _check_messages(value.messages, ("system", "user", "assistant", "tool"))
     _expect(messages, "reset returned no messages")
     _expect(all(m["role"] != "system" for m in messages[1:]), "a system message may only come first")
-    try:
-        tools = tuple(json.loads(json.dumps(tool, allow_nan=False)) for tool in value.tools)
-    except (TypeError, ValueError) as error:
-        raise ProtocolError(f"the tools are not JSON: {error}") from error
-    _expect(all(isinstance(tool, dict) for tool in tools), "each tool must be a JSON object")
-    return Start(messages, tools)
+    return Start(messages, _check_tools(value.tools))
 
 
 def _check_turn(value: Any) -> Turn:
@@ -263,7 +260,7 @@ def _check_turn(value: Any) -> Turn:
     messages = _check_messages(value.messages, ("user", "tool"))
     real = isinstance(value.reward, numbers.Real) and math.isfinite(value.reward)
     _expect(real, f"the reward is {value.reward!r}, not a finite number")
-    turn = Turn(messages, float(value.reward), bool(value.terminated), bool(value.truncated))
+    turn = Turn(messages, float(value.reward), bool(value.terminated), bool(value.truncated), _check_tools(value.tools))
     _expect(messages or turn.terminated or turn.truncated, "a turn without messages must end the episode")
     return turn
 
@@ -271,12 +268,23 @@ def _check_turn(value: Any) -> Turn:
 def _check_report(value: Any) -> Report:
     _expect(isinstance(value, Report), f"report returned {type(value).__name__}, not a Report")
     _expect(isinstance(value.summary, str), "the report's summary is not text")
+    valid_turns = tuple(value.valid_turns)
+    _expect(all(type(valid) is bool for valid in valid_turns), f"the report's valid_turns are {valid_turns!r}, not bools")
     if value.faults is None:
-        return Report(value.summary)
+        return Report(value.summary, None, valid_turns)
     for fault in value.faults:
         right = isinstance(fault, Fault) and type(fault.step) is int and fault.step >= 1 and isinstance(fault.feedback, str)
         _expect(right, f"the report holds {fault!r}, not a Fault with a step from 1 on and text")
-    return Report(value.summary, tuple(value.faults))
+    return Report(value.summary, tuple(value.faults), valid_turns)
+
+
+def _check_tools(tools: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    try:
+        checked = tuple(json.loads(json.dumps(tool, allow_nan=False)) for tool in tools)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the tools are not JSON: {error}") from error
+    _expect(all(isinstance(tool, dict) for tool in checked), "each tool must be a JSON object")
+    return checked
 
 
 def _check_messages(messages: Iterable[Any], roles: tuple[str, ...]) -> tuple[Message, ...]:

@@ -28,7 +28,7 @@ class Step:
     """One assistant generation and the environment's answer, `messages`.
 
     `tokens[start:stop]` of `streams[stream]` is the action span, its stop token included. `branch` is where the generation prompt of
-    this step begins: the teacher's feedback message goes in there.
+    this step begins: the teacher's feedback message goes in there. `tools` are those that came with the answer.
     """
 
     start: int
@@ -38,6 +38,7 @@ class Step:
     reward: float = 0.0
     stream: int = 0
     messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def observation(self) -> str:
@@ -110,16 +111,18 @@ class Episode:
         self.branch = None
         return self.steps[-1]
 
-    def append_observation(self, delta: Delta | None, messages: Iterable[Message] = (), reward: float = 0.0) -> None:
-        """Adds the answer to the last action, `messages`: `ChatFormat.answer(...)`, or None when the episode ends with
-        it, for then nothing more is tokenised and only the record is kept. A fresh delta begins a new stream.
+    def append_observation(
+        self, delta: Delta | None, messages: Iterable[Message] = (), reward: float = 0.0, tools: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        """Adds the answer to the last action, `messages` and further `tools`: `ChatFormat.answer(...)`, or None when the episode ends
+        with it, for then nothing more is tokenised and only the record is kept. A fresh delta begins a new stream.
 
         Raises ValueError when the last action was already answered.
         """
         if self.branch is not None or not self.steps:
             raise ValueError("an observation must follow an action")
         step = self.steps[-1]
-        step.messages, step.reward = tuple(dict(m) for m in messages), float(reward)
+        step.messages, step.reward, step.tools = tuple(dict(m) for m in messages), float(reward), tuple(tools)
         if delta is not None:
             self._read(delta)
 
@@ -143,6 +146,10 @@ class Episode:
         for step in self.steps[: number - 1]:
             messages += [{"role": "assistant", "content": step.text}, *step.messages]
         return messages
+
+    def tools_at(self, number: int) -> tuple[Mapping[str, Any], ...]:
+        """The tools that stood in the tool list before step `number` (1-based)."""
+        return self.tools + tuple(tool for step in self.steps[: number - 1] for tool in step.tools)
 
     def verify(self) -> None:
         """Checks the invariant over the whole episode. Raises RuntimeError when anything but append_* wrote to it."""
@@ -196,7 +203,7 @@ def observation_text(messages: Iterable[Message]) -> str:
 
 def _step_json(step: Step) -> dict[str, Any]:
     record = dataclasses.asdict(step)
-    del record["messages"]  # read as the observation
+    del record["messages"], record["tools"]  # read as the observation; in the tokens
     return record | {"observation": step.observation}
 
 

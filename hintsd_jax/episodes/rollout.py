@@ -93,10 +93,12 @@ class Rollout:
             episode.append_observation(None)
             self._end(turn.reason, turn.detail)
             return
+        messages, tools = self._chat.announced(turn.messages, turn.tools)
+        turn = dataclasses.replace(turn, messages=messages, tools=tools)
         over = turn.terminated or turn.truncated or len(episode.steps) >= self._config.max_steps
         delta = None if over else self._answered(turn)
         full = delta is not None and len(delta.ids) + (0 if delta.fresh else len(episode.tokens)) >= self._config.context
-        episode.append_observation(None if full else delta, turn.messages, turn.reward)
+        episode.append_observation(None if full else delta, turn.messages, turn.reward, turn.tools)
         episode.reward, episode.terminated = turn.reward, turn.terminated
         if turn.terminated:
             self._end("terminated")
@@ -107,8 +109,9 @@ class Rollout:
 
     def _answered(self, turn: Turn) -> Delta:
         episode, last = self.episode, self.episode.steps[-1]
-        before = episode.dialogue(len(episode.steps))
-        return self._chat.answer(before, episode.tools, episode.tokens[last.start : last.stop], turn.messages)
+        number = len(episode.steps)
+        ids = episode.tokens[last.start : last.stop]
+        return self._chat.answer(episode.dialogue(number), episode.tools_at(number), ids, turn.messages, turn.tools)
 
     def _end(self, reason: str, detail: str = "") -> None:
         self.episode.ended, self.episode.detail = reason, detail

@@ -10,6 +10,7 @@ environment's or policy's text can open or close a turn.
 """
 
 import datetime
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ _SENTINEL = "@sampled@"
 _STUB = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
 _OWN_TAGS = (THINK_OPEN, THINK_CLOSE, OPEN, CLOSE)  # an assistant's own words, also where a tokenizer calls them control tokens
 _CALL = ToolCall("look", {"at": "x"})
+_ASKED = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Look."})
+PROBE_TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}}
 
 
 class Template:
@@ -96,6 +99,16 @@ class Template:
             raise UserError("the chat template rewrites the whole of an assistant turn once messages follow it: set history='template' to follow it")
         return text
 
+    def documentation(self, tools: Tools) -> str:
+        """What the template writes about `tools`: its whole block where that is one piece within a message, else what the tools add to a
+        list that is there already; as JSON lines where the template has no place for tools in one piece."""
+        block = _inserted(self.render(_ASKED, generate=False), self.render(_ASKED, tools, generate=False))
+        if block is None or any(token in block for token in self._control):
+            block = _inserted(self.render(_ASKED, [PROBE_TOOL], generate=False), self.render(_ASKED, [PROBE_TOOL, *tools], generate=False))
+        if block is None or any(token in block for token in self._control):
+            block = "\n".join(json.dumps(tool) for tool in tools)
+        return block.strip()
+
     def _text(self, tools: bool) -> str:
         text = self._tokenizer.get_chat_template(tools=tools or None)  # a tokenizer may have one more for dialogues with tools
         return _CLOCK + text if "strftime_now" in text else text
@@ -128,3 +141,10 @@ class Template:
             return HERMES
         at = max(0, text.index(_CALL.name) - 40)
         raise UserError(f"the chat template writes tool calls in a format that is not supported: {text[at : at + 80]!r}")
+
+
+def _inserted(shorter: str, longer: str) -> str | None:
+    """The one piece that makes `longer` of `shorter`; None where they differ in more than one place."""
+    start = next((n for n, (a, b) in enumerate(zip(shorter, longer)) if a != b), len(shorter))
+    end = len(longer) - (len(shorter) - start)
+    return longer[start:end] if end >= start and longer[end:] == shorter[start:] else None

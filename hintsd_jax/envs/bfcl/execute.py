@@ -4,30 +4,31 @@ In: a task's initial state and tool calls. Out: the text of each result, as the 
 
 Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class of the task
 and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and whatever it raises becomes
-the result text. Every `World` owns its state: two episodes of one task share nothing.
+the result text. Every `World` owns its state: two episodes of one task share nothing. MathAPI's calls, the only ones that can
+hold the interpreter, run in a process that is killed when they take too long; guards refuse most of those before.
 """
 
-import contextlib
 import copy
-import decimal
 import functools
 import importlib
 import inspect
 import json
+import math
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hintsd_jax.envs.base import CallTimeout
+from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime, as_text
 from hintsd_jax.tasks.bfcl import read_json_lines
 
 MAX_RESULT_BITS = 1 << 20  # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway
+MAX_DEPTH = 90  # of nested values; Python itself reads fewer than 200, and copying them takes some frames each
 MAX_DIGITS = 1_000  # a logarithm to this many digits takes some milliseconds, to ten times as many 0.4 s
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,100}(\.\d{0,100})?([eE][-+]?\d{1,3})?")
 
-# `MathAPI.logarithm` sets mpmath's precision for the whole process and its result is printed under it, so calls from two
-# episodes must not overlap. The guards keep every call under this lock short.
-_MPMATH = threading.Lock()
+# MathAPI has no state: one process serves all episodes.
+_MATH = MathWorker(limit_seconds=5.0)
 
 
 class Refused(Exception):
@@ -53,23 +54,43 @@ class World:
         self._methods: dict[str, Callable] = {
             doc["name"]: getattr(instance, doc["name"]) for name, instance in self.instances.items() for doc in tool_docs(name)
         }
+        self._math = {doc["name"] for doc in tool_docs("MathAPI")} if "MathAPI" in self.instances else set()
+
+    def bound(self, name: str, arguments: Mapping[str, Any], positional: Sequence[Any] = ()) -> dict[str, Any]:
+        """The arguments by name, defaults included; as they are where the tool does not take them."""
+        try:
+            call = inspect.signature(self._methods[name]).bind(*positional, **arguments)
+        except (KeyError, TypeError):
+            return dict(arguments)
+        call.apply_defaults()
+        return dict(call.arguments)
 
     def call(self, name: str, arguments: Mapping[str, Any], positional: Sequence[Any] = ()) -> str:
-        """The text of the call's result. Never raises for anything that a model can write."""
+        """The text of the call's result.
+
+        Raises:
+          CallTimeout: the call had to be ended. Nothing else, whatever a model writes.
+        """
         if name not in self._methods:
             return f"Error during execution: name '{name}' is not defined"
         for key in arguments:
             if not key.isidentifier():
                 return f"Error during execution: {key!r} is not an argument name"
+        if problem := _unwritable(arguments):
+            return f"Error during execution: {problem}"
         method = self._methods[name]
         # Copied, so that a backend that stores a list does not share it with the recorded action.
         arguments = copy.deepcopy(dict(arguments))
         try:
             _guard(method, positional, arguments)
-            with _isolated(name):
-                return _as_text(method(*positional, **arguments))
+            if name not in self._math:
+                return as_text(method(*positional, **arguments))
         except Exception as error:  # the benchmark's rule: any exception is the answer to the call
             return f"Error during execution: {error}"
+        try:
+            return _MATH.call(name, tuple(positional), arguments)
+        except Overtime as error:
+            raise CallTimeout(str(error)) from error
 
 
 def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> Any:
@@ -81,27 +102,18 @@ def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> An
     return copy.deepcopy(backend)
 
 
-def _as_text(result: Any) -> str:
-    if isinstance(result, str):
-        return result
-    if isinstance(result, dict):
-        try:
-            return json.dumps(result)
-        except (TypeError, ValueError):
-            return str(result)  # it holds a Decimal, an mpf or an object of the backend
-    return str(result)
-
-
-@contextlib.contextmanager
-def _isolated(name: str) -> Iterator[None]:
-    if name == "logarithm":
-        with _MPMATH:
-            yield
-    elif name == "square_root":  # sets the thread's decimal precision and leaves it so
-        with decimal.localcontext():
-            yield
-    else:
-        yield
+def _unwritable(arguments: Mapping[str, Any]) -> str | None:
+    """Why the executor could not write these values as Python and read them again: JSON's NaN and Infinity are no Python names."""
+    pending: list[tuple[Any, int]] = [(arguments, 0)]
+    while pending:  # iterative, so that depth itself cannot hurt
+        value, depth = pending.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"name '{'nan' if math.isnan(value) else 'inf'}' is not defined"
+        if isinstance(value, dict | list):
+            if depth > MAX_DEPTH:
+                return "too many nested parentheses"
+            pending.extend((child, depth + 1) for child in (value.values() if isinstance(value, dict) else value))
+    return None
 
 
 def _guard(method: Callable, positional: Sequence[Any], arguments: Mapping[str, Any]) -> None:

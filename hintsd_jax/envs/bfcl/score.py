@@ -14,6 +14,7 @@ from typing import Any
 
 from hintsd_jax.envs.bfcl.execute import World
 
+FORCE_TERMINATED = "multi_turn:force_terminated"
 MAX_DIFFERENCES = 8
 CLIP_CHARS = 200
 
@@ -48,17 +49,18 @@ class Judge:
         self._turn = 0
         self._results: list[str] = []  # of all turns: a result that was seen earlier need not be asked for again
         self.failure: Failure | None = None
+        self.valid_turns: list[bool] = []  # whether each turn that has ended would pass on its own
 
     def end_turn(self, world: World, results: Sequence[str]) -> Failure | None:
         """Judges the turn that just ended, from the results of all calls in it (uncut, in order). None while all is well."""
         turn, calls = self._turn, self._ground_truth[self._turn]
         self._turn += 1
         self._results += results
-        if self.failure is None:
-            expected = [self._world.call(*_parse(call)) for call in calls]
-            # A turn whose ground truth is empty is not checked; the benchmark looks at the state in the next one.
-            if calls:
-                self.failure = self._compare(turn, world, results, expected)
+        expected = [self._world.call(*parse_call(call)) for call in calls]
+        # A turn whose ground truth is empty is not checked; the benchmark looks at the state in the next one.
+        failure = self._compare(turn, world, results, expected) if calls else None
+        self.valid_turns.append(failure is None)
+        self.failure = self.failure or failure
         return self.failure
 
     def _compare(self, turn: int, world: World, results: Sequence[str], expected: list[str]) -> Failure | None:
@@ -73,18 +75,18 @@ class Judge:
         verdict = self._checker.response_checker(self._results, expected, turn)
         if not verdict["valid"]:
             missing = verdict["details"]["missing_items"]
-            tools = dict.fromkeys(_parse(call)[0] for call, result in zip(self._ground_truth[turn], expected) if result in missing)
+            tools = dict.fromkeys(parse_call(call)[0] for call, result in zip(self._ground_truth[turn], expected) if result in missing)
             differences = tuple(f"a result of {tool} was needed and never seen" for tool in tools)
             return Failure(turn, verdict["error_type"], differences, calls + tuple(f"the result {_clip(item)}" for item in missing))
         return None
 
 
-def force_terminated(turn: int, limit: int) -> Failure:
-    """The failure of an episode that the benchmark's step limit ended before its last turn. It outranks earlier ones."""
-    return Failure(turn, "multi_turn:force_terminated", (f"more than {limit} steps in one user turn",))
+def force_terminated(turn: int, reason: str) -> Failure:
+    """The failure of an episode with fewer user turns than the ground truth has. It outranks all others."""
+    return Failure(turn, FORCE_TERMINATED, (reason,))
 
 
-def _parse(call: str) -> tuple[str, dict[str, Any], tuple[Any, ...]]:
+def parse_call(call: str) -> tuple[str, dict[str, Any], tuple[Any, ...]]:
     """Name, keyword arguments and positional arguments of a ground-truth expression; literals only."""
     node = ast.parse(call, mode="eval").body
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):

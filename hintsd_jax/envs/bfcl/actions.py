@@ -1,0 +1,85 @@
+"""The two dialogue formats: the calls that an action's text makes, and the messages that bring their results.
+
+"official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does. The host loop's
+parser is stricter than both, so the text of an action is read again here; a text without `<tool_call>` (another family's style of
+calls) stands as the host loop has read it.
+
+Invariant: nothing raises, whatever the text, and nothing of it is evaluated.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from hintsd_jax.envs.base import Action, Message, ToolCall
+from hintsd_jax.episodes.toolcalls import OPEN, THINK_CLOSE
+
+OFFICIAL, PAPER = "official", "paper"
+FORMATS = (OFFICIAL, PAPER)
+
+_OFFICIAL_BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+_PAPER_BLOCK = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
+    """The calls that the format's own handler runs for this action; where there are none, the user turn ends."""
+    if OPEN not in action.text:
+        return action.calls
+    return _read_paper(action.text) if form == PAPER else _read_official(action.text)
+
+
+def result_messages(calls: Sequence[ToolCall], results: Sequence[str], form: str) -> tuple[Message, ...]:
+    """How the agent is told the results of its calls, in order."""
+    if form == OFFICIAL:
+        return tuple({"role": "tool", "content": _unicode(result)} for result in results)
+    blocks = []
+    for number, (call, result) in enumerate(zip(calls, results, strict=True), 1):
+        content = _loads(result) if result.strip().startswith(("{", "[")) else None
+        entry = {"name": f"{call.name}_{number}", "content": result if content is None else content}
+        blocks.append(f"<tool_call>\n{json.dumps(entry, ensure_ascii=False)}\n</tool_call>\n")
+    return ({"role": "user", "content": _unicode("".join(blocks))},)
+
+
+def _read_official(text: str) -> tuple[ToolCall, ...]:
+    """Blocks that are not JSON are passed over; one that is JSON but no call makes the whole action none."""
+    calls = []
+    for block in _OFFICIAL_BLOCK.findall(text.rpartition(THINK_CLOSE)[2]):
+        payload = _loads(block)
+        if payload is None and block.strip() != "null":
+            continue
+        if not isinstance(payload, dict) or not isinstance(payload.get("name"), str):
+            return ()
+        arguments = payload.get("arguments")
+        if isinstance(arguments, str):
+            arguments = _loads(arguments)
+        if not isinstance(arguments, dict):
+            return ()
+        calls.append(ToolCall(payload["name"], arguments))
+    return tuple(calls)
+
+
+def _read_paper(text: str) -> tuple[ToolCall, ...]:
+    """Blocks that are no call are passed over; arguments that cannot be read count as none."""
+    calls = []
+    for block in _PAPER_BLOCK.findall(text):
+        payload = _loads(block)
+        if not isinstance(payload, dict) or not isinstance(payload.get("name"), str) or "arguments" not in payload:
+            continue
+        arguments = payload["arguments"]
+        if isinstance(arguments, str):
+            arguments = _loads(arguments)
+        calls.append(ToolCall(payload["name"], arguments if isinstance(arguments, dict) else {}))
+    return tuple(calls)
+
+
+def _unicode(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON lets a policy write and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _loads(text: str) -> object:
+    """The JSON value, None where there is none; Python's reading, as in both handlers (NaN counts, the last of two equal keys stands)."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # RecursionError: thousands of brackets
+        return None

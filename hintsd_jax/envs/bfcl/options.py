@@ -1,0 +1,56 @@
+"""What `env.options` a config can set for BFCL: a mapping in, checked `Options` out."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from hintsd_jax.envs.bfcl.actions import FORMATS
+from hintsd_jax.errors import UserError
+from hintsd_jax.tasks.bfcl import CATEGORIES, BfclMultiTurn
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `env` options a config can set.
+
+    Attributes:
+      split: which way the tasks are divided into train, eval and test; a configuration of `tasks.bfcl.BfclMultiTurn`.
+      categories: the benchmark's categories to take; () takes all that the split has.
+      format: "official", the benchmark's own function-calling dialogue for Qwen, or "paper", that of HINT-SD's released code.
+      max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0 keeps all.
+      max_observation_chars: longer results are cut, with a note.
+      ground_truth_in_report: the privileged report also tells the ground truth's calls and values. Train split only.
+    """
+
+    split: str = "clean"
+    categories: tuple[str, ...] = ()
+    format: str = "official"
+    max_prompt_chars: int = 0
+    max_observation_chars: int = 4000
+    ground_truth_in_report: bool = False
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "Options":
+        """Raises UserError for an unknown option or word (with the nearest or the known ones) and a size out of range."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1) or known
+                raise UserError(f"bfcl has no option {name!r}; did you mean {' or '.join(near)}?")
+        parsed = cls(**options)
+        if isinstance(parsed.categories, str):
+            raise UserError(f"bfcl: categories is {parsed.categories!r}; write it as a list of names")
+        parsed = dataclasses.replace(parsed, categories=tuple(parsed.categories))
+        for category in parsed.categories:
+            _expect("category", category, CATEGORIES)
+        _expect("split", parsed.split, [config.name for config in BfclMultiTurn.BUILDER_CONFIGS])
+        _expect("format", parsed.format, FORMATS)
+        if parsed.max_prompt_chars < 0 or parsed.max_observation_chars < 1:
+            raise UserError("bfcl: max_prompt_chars must be 0 or more, and max_observation_chars 1 or more")
+        return parsed
+
+
+def _expect(what: str, word: Any, known: Any) -> None:
+    if word not in known:
+        raise UserError(f"bfcl has no {what} {word!r}; known: {', '.join(known)}")

@@ -1,0 +1,164 @@
+"""BFCL's dialogue: messages, tools that are held out, limits and ends, in both formats; what is cut and what is told."""
+
+import json
+
+import pytest
+
+from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, parse_action, play, task_of, tasks
+from hintsd_jax.envs.base import Action
+from hintsd_jax.envs.bfcl.env import MAX_EPISODE_STEPS, MAX_TURN_STEPS, Bfcl
+from hintsd_jax.envs.bfcl.execute import tool_docs
+
+NOTE = " Note that the provided function is in Python 3 syntax."
+MORE_TOOLS = "I have updated some more functions you can choose from. What about now?"
+NOTHING = Action("", (call("no_such_tool"),))
+
+
+def docs_of(task):
+    return [doc for name in entry_of(task)["involved_classes"] for doc in tool_docs(name)]
+
+
+@pytest.mark.parametrize("category", ["base", "miss_param", "long_context"])
+def test_tools_and_messages_are_the_official_ones(category):
+    for task in tasks(category)[::20]:
+        start = Bfcl().reset(task)
+        assert list(start.messages) == entry_of(task)["question"][0]
+        assert list(start.tools) == [doc | {"description": doc["description"] + NOTE} for doc in docs_of(task)]
+        assert not any("Python 3 syntax" in doc["description"] for doc in docs_of(task))  # shared, unchanged
+        _, _, turns = play(task)
+        told = [list(turn.messages) for turn in turns if not any(m["role"] == "tool" for m in turn.messages)]
+        assert told == entry_of(task)["question"][1:] + [[]]
+        assert not any(turn.tools for turn in turns)
+
+
+def test_held_out_tools_come_with_the_user_turn_that_announces_them():
+    for task in tasks("miss_func"):
+        ((turn, names),) = entry_of(task)["missed_function"].items()
+        start = Bfcl().reset(task)
+        docs = docs_of(task)
+        assert list(start.tools) == [doc | {"description": doc["description"] + NOTE} for doc in docs if doc["name"] not in names]
+        _, last, turns = play(task)
+        assert last.reward == 1.0
+        ends = [found for found in turns if all(m["role"] == "user" for m in found.messages)]  # the ends of user turns
+        for index, found in enumerate(ends, 1):
+            if index == int(turn):
+                assert found.messages == ({"role": "user", "content": MORE_TOOLS},)
+                assert list(found.tools) == [next(doc for doc in docs if doc["name"] == name) for name in names]  # without the note
+            else:
+                assert list(found.messages) == (entry_of(task)["question"] + [[]])[index] and not found.tools
+
+
+def test_a_tool_that_is_held_out_is_there_all_the_same():
+    """The benchmark's executor finds the method on the backend, whatever the list says."""
+    task = task_of("miss_func", 0)
+    assert entry_of(task)["missed_function"] == {"3": ["sort"]}
+    environment = Bfcl()
+    environment.reset(task)
+    (message,) = environment.step(action_of(call("sort", file_name="no_such_file"))).messages
+    assert message["content"] == '{"error": "sort: no_such_file: No such file or directory"}'
+
+
+@pytest.mark.parametrize("text", ["", "Sorry.", "<tool_call>\n{not json}\n</tool_call>", '<tool_call>\n{"name": "ls"}\n</tool_call>'])
+def test_an_action_without_a_readable_call_ends_the_user_turn(text):
+    task = task_of("base", 0)
+    environment = Bfcl()
+    environment.reset(task)
+    for question in entry_of(task)["question"][1:]:
+        assert list(environment.step(parse_action(text)).messages) == question
+    last = environment.step(parse_action(text))
+    assert (last.reward, last.terminated) == (0.0, True)
+    assert "user turn 1 of" in environment.report().summary and environment.report().faults[0].step == 1
+
+
+def test_the_official_step_limit():
+    task = next(task for task in tasks("base") if len(json.loads(task["ground_truth"])) > 1)
+    environment = Bfcl()
+    environment.reset(task)
+    turns = [environment.step(NOTHING) for _ in range(MAX_TURN_STEPS + 1)]
+    assert not any(turn.truncated or turn.terminated for turn in turns[:-1])
+    assert turns[-1].truncated and turns[-1].messages and turns[-1].reward == 0
+    assert environment.failure.error_type == "multi_turn:force_terminated" and "more than 20 steps" in environment.report().summary
+    # In the last turn the limit only ends the turn: the episode is still scored.
+    answer = answer_of(task)
+    environment.reset(task)
+    for calls in answer[:-1]:
+        environment.step(action_of(*calls))
+        environment.step(Action(DONE))
+    environment.step(action_of(*answer[-1]))
+    turns = [environment.step(NOTHING) for _ in range(MAX_TURN_STEPS)]
+    assert turns[-1].terminated and turns[-1].reward == 1.0
+
+
+def test_a_turn_that_was_right_and_went_on_to_the_limit_is_faulted_at_its_end():
+    task = next(task for task in tasks("base") if len(json.loads(task["ground_truth"])) > 1)
+    environment = Bfcl()
+    environment.reset(task)
+    environment.step(action_of(*answer_of(task)[0]))
+    while not environment.step(NOTHING).truncated:
+        pass
+    (fault,) = environment.report().faults
+    assert fault.step == MAX_TURN_STEPS + 1 and "more than 20 steps in one user turn" in fault.feedback
+
+
+def test_an_unfinished_episode_reports_what_is_known():
+    environment = Bfcl()
+    environment.reset(task_of("base", 0))
+    report = environment.report()
+    assert report.faults is None and report.valid_turns == () and "not finished" in report.summary
+    environment.step(Action(DONE))
+    assert environment.report().faults[0].step == 1 and environment.report().valid_turns == (False,)
+
+
+def test_long_results_are_cut_for_the_agent_and_scored_whole():
+    for task in tasks()[::90]:
+        _, last, turns = play(task, environment=Bfcl(max_observation_chars=10))
+        assert last.reward == play(task)[1].reward == 1.0
+        texts = [message["content"] for turn in turns for message in turn.messages if message["role"] == "tool"]
+        assert any("[cut: the first 10 of " in text for text in texts)
+        assert all(len(text) <= 10 or "[cut: " in text for text in texts)
+
+
+# --- the paper's format ---
+
+
+def test_the_papers_format_tells_results_in_a_user_message_and_shows_no_new_tools():
+    task = task_of("miss_func", 0)
+    start = Bfcl(format="paper").reset(task)
+    assert [tool["description"] for tool in start.tools] == [doc["description"] for doc in docs_of(task) if doc["name"] != "sort"]
+    environment = Bfcl(format="paper")
+    environment.reset(task)
+    (message,) = environment.step(action_of(call("cd", folder="no"), call("pwd"))).messages
+    first, second = (json.loads(part.removesuffix("\n</tool_call>\n")) for part in message["content"].split("<tool_call>\n")[1:])
+    assert message["role"] == "user" and first["name"] == "cd_1" and "error" in first["content"]
+    assert second["name"] == "pwd_2" and set(second["content"]) == {"current_working_directory"}
+    turns = [environment.step(Action(DONE)) for _ in range(3)]
+    assert turns[-1].messages == ({"role": "user", "content": MORE_TOOLS},) and turns[-1].tools == ()
+
+
+def test_the_papers_format_passes_the_ground_truth_where_every_user_turn_has_a_call():
+    passed = 0
+    for task in tasks()[::5]:
+        environment, last, _ = play(task, environment=Bfcl(format="paper"))
+        silent = [turn for turn, calls in enumerate(answer_of(task)) if not calls]
+        assert (last.reward, last.terminated) == (float(not silent), True)
+        passed += not silent
+        if silent:
+            assert environment.failure.error_type == "multi_turn:force_terminated" and environment.failure.turn == silent[0]
+            (fault,) = environment.report().faults
+            assert fault.step == sum(1 + bool(calls) for calls in answer_of(task)[: silent[0] + 1]) and "no tool was called" in fault.feedback
+    assert 70 < passed < 90
+
+
+def test_the_papers_format_has_twenty_steps_an_episode_and_no_limit_a_turn():
+    environment = Bfcl(format="paper")
+    environment.reset(task_of("base", 0))
+    turns = [environment.step(NOTHING) for _ in range(MAX_EPISODE_STEPS)]
+    assert not any(turn.truncated or turn.terminated for turn in turns[:-1])
+    assert turns[-1].truncated and turns[-1].reward == 0 and turns[-1].messages
+    # The twentieth step may still be the one that ends the episode.
+    task = next(task for task in tasks("base") if len(answer_of(task)) == 2 and all(answer_of(task)))
+    environment.reset(task)
+    first, second = answer_of(task)
+    actions = [action_of(*first), *[NOTHING] * 16, Action(DONE), action_of(*second), Action(DONE)]
+    last = [environment.step(action) for action in actions][-1]
+    assert len(actions) == MAX_EPISODE_STEPS and last.terminated and last.reward == 1.0

@@ -237,7 +237,7 @@ def cost_table(found: Mapping) -> str:
 def share_table(found: Mapping) -> str:
     return (
         f"Two updates of `configs/bfcl_smoke.py` and its evaluations: {found['environment']:.3f} s inside the environment"
-        f" ({found['actions']} actions) of {found['playing']:.1f} s of playing ({found['environment'] / found['playing']:.2%});"
+        f" ({found['actions']} actions came to it) of {found['playing']:.1f} s of playing ({found['environment'] / found['playing']:.2%});"
         f" the two updates took {found['step']:.1f} s."
     )
 

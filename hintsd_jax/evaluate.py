@@ -86,7 +86,7 @@ def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, gre
     for episode in episodes:
         success_NK[rows[episode.task_id], episode.rollout] = episode.success
         ended[episode.ended] = ended.get(episode.ended, 0) + 1
-    categories = tuple(task.get("category", "") for task in tasks)
+    categories = tuple(str(task.get("category", "")) for task in tasks)
     return Scores(success_NK, stats.sampled, ended, categories if any(categories) else ()), episodes
 
 

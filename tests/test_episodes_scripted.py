@@ -137,7 +137,8 @@ def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
 @needs_wheel
 def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
     config = base()
-    config.env.data_dir, config.env.options = str(tmp_path), {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
+    config.env.data_dir = str(tmp_path)
+    config.env.options = {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
     config.rollout.context, config.rollout.max_steps, config.rollout.max_action_tokens = WIDE.context, WIDE.max_steps, 4096
     config.eval.rollouts, config.hindsight.analyser = 2, "environment"
 

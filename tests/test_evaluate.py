@@ -99,6 +99,21 @@ def test_without_categories_and_version_nothing_is_added():
     assert " to " not in text and "benchmark" not in text and text.count("| test ") == 3
 
 
+def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_path, monkeypatch, capsys):
+    config = base()
+    config.policy.path, config.eval.test_tasks = "checkpoints/p", 60
+    monkeypatch.setattr(Session, "open", lambda config: quiz_session(config, TASKS))
+    monkeypatch.setattr(evaluate, "restored_params", lambda session, directory: (None, 3))
+    metrics = evaluate.evaluate(config, str(tmp_path))
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["metrics"] == metrics and stored["benchmark"] == "quiz 7" and stored["categories"] == [task["category"] for task in TASKS]
+    assert json.loads((tmp_path / "config.json").read_text())["versions"][0]["benchmark"] == "quiz 7"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "checkpoints/p after 3 updates, test split of quiz 7:" and not any("test/easy" in line for line in lines)
+    rate, low, high = (100 * metrics[f"test/easy/avg{end}"] for end in ("@4", "_low", "_high"))
+    assert ["test", "easy", "Avg@4", f"{rate:.1f}", f"({low:.1f}", "to", f"{high:.1f})"] in [line.split() for line in lines]
+
+
 def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])
     namespace = {}

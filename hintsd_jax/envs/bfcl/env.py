@@ -57,7 +57,8 @@ class Bfcl:
         if parsed.categories:
             tasks = [task for task in tasks if task["category"] in parsed.categories]
             if not tasks:
-                raise UserError(f"bfcl: split {parsed.split!r} has no {split} task of {', '.join(parsed.categories)}; choose other categories")
+                wanted = ", ".join(parsed.categories)
+                raise UserError(f"bfcl: split {parsed.split!r} has no {split} task of {wanted}; choose other categories")
         if not parsed.max_prompt_chars:
             return tasks
         sizes = [(_prompt_chars(task, parsed.format), task) for task in tasks]
@@ -171,7 +172,8 @@ class Bfcl:
         failure = self._judge.end_turn(self._world, [made.result for made in self._made])
         if silent and (self._failure is None or self._failure.error_type != FORCE_TERMINATED):
             # Its checker gets only the turns with calls, finds them too few, and looks no further.
-            self._failure = force_terminated(self._turn, "no tool was called in this user turn, and this format counts only turns with calls")
+            reason = "no tool was called in this user turn, and this format counts only turns with calls"
+            self._failure = force_terminated(self._turn, reason)
         self._failure = self._failure or failure
         self._ended.append(Ended(tuple(self._made), self._step))
         self._made, self._turn_steps = [], 0

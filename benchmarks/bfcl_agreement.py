@@ -271,13 +271,15 @@ def main() -> None:
     compare("ground truth", ((task, answer_of(task)) for task in tasks), cut=False)
     mixed = [tasks[number % len(tasks)] for number in range(max(arguments.corrupted, arguments.random))]
     classes = lambda task: json.loads(task["entry"])["involved_classes"]
-    compare("corrupted", ((task, corrupted(answer_of(task), classes(task), rng)) for task in mixed[: arguments.corrupted]), cut=True)
+    faulty = ((task, corrupted(answer_of(task), classes(task), rng)) for task in mixed[: arguments.corrupted])
+    compare("corrupted", faulty, cut=True)
     compare("random", ((task, random_answer(task, rng)) for task in mixed[: arguments.random]), cut=True)
 
     lines = [
-        f"# Agreement with the official BFCL checker\n\n{time.strftime('%Y-%m-%d')}. `python -m benchmarks.bfcl_agreement --seed={arguments.seed}`,"
-        f" bfcl-eval {WHEEL_VERSION}, all four multi-turn categories. Compared: (valid, error type), and the texts of results. Checks after which"
-        f" the official long contexts had to be put back: {official.leaks}.\n",
+        f"# Agreement with the official BFCL checker\n\n{time.strftime('%Y-%m-%d')}."
+        f" `python -m benchmarks.bfcl_agreement --seed={arguments.seed}`, bfcl-eval {WHEEL_VERSION}, all four multi-turn categories."
+        " Compared: (valid, error type), and the texts of results."
+        f" Checks after which the official long contexts had to be put back: {official.leaks}.\n",
         "| answers | count | disagreements | official verdicts |\n|:--|--:|--:|:--|",
         *rows,
     ]

@@ -75,7 +75,7 @@ def test_mixtures_of_blocks_are_read_as_the_official_handler_reads_them(official
     for text, (calls, _) in TEXTS.items():
         assert len(official_calls(text)) == len(calls), text
     rng, several = random.Random(0), 0
-    pieces = [LS, CD, '{"name": "ls", "arguments": {}}', "{", "[1]", '{"name": "ls"}', '{"name": "a", "arguments": "{}"}', "text", "</think>"]
+    pieces = [LS, CD, '{"name": "ls", "arguments": {}}', '{"name": "ls"}', '{"name": "a", "arguments": "{}"}', "{", "[1]", "x", "</think>"]
     for _ in range(2000):
         parts = [block(rng.choice(pieces), *rng.choice([("\n", "\n")] * 8 + [("", "\n"), (" ", "")])) for _ in range(rng.randint(1, 4))]
         text = rng.choice(["", "<think>\nhm\n</think>\n\n", "So: "]) + rng.choice(["\n", ""]).join(parts)

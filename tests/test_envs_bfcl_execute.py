@@ -66,7 +66,8 @@ def test_the_balance_of_a_long_context_card_stays_in_its_episode():
 
     def act(out):
         world = world_of(task)
-        out.append(([world.call(one.name, one.arguments) for one in actions.calls], world.instances["TravelAPI"].credit_card_list[card]["balance"]))
+        texts = [world.call(one.name, one.arguments) for one in actions.calls]
+        out.append((texts, world.instances["TravelAPI"].credit_card_list[card]["balance"]))
 
     seen = []
     threads = [threading.Thread(target=act, args=(seen,)) for _ in range(16)]

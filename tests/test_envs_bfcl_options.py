@@ -41,7 +41,8 @@ def test_tasks_are_chosen_by_category_and_by_the_size_of_their_prompts(tmp_path,
     whole = Bfcl.tasks("eval", data_dir)
     assert {task["category"] for task in whole} == set(all_categories())
     some = Bfcl.tasks("eval", data_dir, categories=("multi_turn_miss_func", "multi_turn_base"))
-    assert [task["id"] for task in some] == [task["id"] for task in whole if task["category"] in ("multi_turn_miss_func", "multi_turn_base")]
+    wanted = [task["id"] for task in whole if task["category"] in ("multi_turn_miss_func", "multi_turn_base")]
+    assert [task["id"] for task in some] == wanted
     with pytest.raises(UserError, match="no eval task fits into max_prompt_chars=10; the smallest needs 1"):
         Bfcl.tasks("eval", data_dir, max_prompt_chars=10)
     kept = Bfcl.tasks("eval", data_dir, max_prompt_chars=16_000)

@@ -127,7 +127,8 @@ def test_a_folder_inside_itself_costs_no_more_than_an_error(task):
     environment.reset(task)
     calls = [("mkdir", {"dir_name": "a"}), ("mkdir", {"dir_name": "b"})]
     calls += [("cp", {"source": one, "destination": other}) for one in "ab" for other in "ab"]
-    calls += [("find", {"path": ".", "name": "x"}), ("du", {"human_readable": True}), ("cp", {"source": "a", "destination": "c"}), ("ls", {"a": True})]
+    calls += [("find", {"path": ".", "name": "x"}), ("du", {"human_readable": True}), ("ls", {"a": True})]
+    calls += [("cp", {"source": "a", "destination": "c"})]
     started = time.monotonic()
     turn = environment.step(parse_action("\n".join(render_call(ToolCall(*call)) for call in calls)))
     assert len(turn.messages) == len(calls)

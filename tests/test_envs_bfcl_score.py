@@ -29,7 +29,10 @@ def test_with_one_call_a_step_the_limit_fails_two_tasks():
         if last.reward != 1.0:
             failed[task["id"]] = environment.failure.error_type
     # Both have a user turn of 34 calls, of which 21 steps run; in 46 it is the last turn, which is scored as it stands.
-    assert failed == {"multi_turn_long_context_38": "multi_turn:force_terminated", "multi_turn_long_context_46": "multi_turn:instance_state_mismatch"}
+    assert failed == {
+        "multi_turn_long_context_38": "multi_turn:force_terminated",
+        "multi_turn_long_context_46": "multi_turn:instance_state_mismatch",
+    }
 
 
 def test_dropping_the_last_call_fails_every_task_and_the_report_says_where():

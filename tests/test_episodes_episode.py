@@ -180,7 +180,7 @@ def test_the_record_holds_everything():
     episode = episode_of_two_steps()
     episode.report, episode.ended, episode.detail = Report("why", (Fault(1, "do"),)), "max_steps", "d"
     record = json.loads(json.dumps(episode.to_json()))
-    assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}]}
+    assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}], "valid_turns": []}
     assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5, "stream": 0}
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
     assert record["streams"] == [list(range(1, 9))] and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3

@@ -170,7 +170,8 @@ class Bfcl:
         failure = self._judge.end_turn(self._world, [made.result for made in self._made])
         if silent and (self._failure is None or self._failure.error_type != FORCE_TERMINATED):
             # Its checker gets only the turns with calls, finds them too few, and looks no further.
-            self._failure = force_terminated(self._turn, "no tool was called in this user turn, and this format counts only turns with calls")
+            reason = "no tool was called in this user turn, and this format counts only turns with calls"
+            self._failure = force_terminated(self._turn, reason)
         self._failure = self._failure or failure
         self._ended.append(Ended(tuple(self._made), self._step))
         self._made, self._turn_steps = [], 0

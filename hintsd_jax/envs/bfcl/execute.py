@@ -12,7 +12,6 @@ import copy
 import functools
 import importlib
 import inspect
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

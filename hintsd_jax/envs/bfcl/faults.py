@@ -87,11 +87,9 @@ class Search:
 
     def findings(self) -> list[Finding]:
         """In order of steps, one for each step; empty where the calls are the ground truth's own."""
-        needed = self._needed([edit for turn in range(self._failing + 1) for edit in self._edits(turn)])
-        extra = {(edit.turn, edit.run): self._step(edit) for edit in needed if self._is_extra(edit)}
         found: dict[int, list[_Edit]] = {}
-        for edit in needed:  # where a call had to go and another was needed, the latter belongs in its place
-            found.setdefault(extra.get((edit.turn, edit.run)) or self._step(edit), []).append(edit)
+        for edit in self._needed([edit for turn in range(self._failing + 1) for edit in self._edits(turn)]):
+            found.setdefault(self._step(edit), []).append(edit)
         return [self._finding(step, found[step]) for step in sorted(found)]
 
     def _align(self, turn: int) -> list[_Pair]:

@@ -12,14 +12,14 @@ for scoring and for privileged reports only.
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.building import TaskBuilder
+from hintsd_jax.tasks.building import TaskBuilder, data_source
 
 WHEEL_VERSION = "2026.3.23"
 INSTALL = f"run `make bfcl`, or: pip install --no-deps bfcl-eval=={WHEEL_VERSION} && pip install mpmath"
@@ -76,3 +76,10 @@ class BfclMultiTurn(TaskBuilder):
                 "entry": json.dumps(entry),
                 "ground_truth": json.dumps(answers[entry["id"]]),
             }
+
+
+def bfcl_tasks(split: str, data_dir: str, division: str = "clean", categories: Sequence[str] = ()) -> Sequence[Mapping[str, str]]:
+    """The tasks of "train", "eval" or "test", built on the first call; of some `categories` only, or of all."""
+    require_wheel()
+    tasks = data_source(BfclMultiTurn, data_dir, split, config=division)
+    return [task for task in tasks if task["category"] in categories] if categories else tasks

@@ -27,8 +27,7 @@ from hintsd_jax.envs.bfcl.faults import Ended, Finding, Made, Search
 from hintsd_jax.envs.bfcl.options import Options
 from hintsd_jax.envs.bfcl.score import FORCE_TERMINATED, Failure, Judge, force_terminated
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.bfcl import BfclMultiTurn, require_wheel
-from hintsd_jax.tasks.building import data_source
+from hintsd_jax.tasks.bfcl import bfcl_tasks, require_wheel
 
 MAX_TURN_STEPS = 20  # "official": its handler checks after running a step, so 21 can run
 MAX_EPISODE_STEPS = 20  # "paper"
@@ -48,17 +47,10 @@ class Bfcl:
         """The tasks of "train", "eval" or "test". (Positional: the option `split` is another thing.)
 
         Raises:
-          UserError: the wheel is missing, there is no such split, or it has no task of these categories or none that fits into
-            `max_prompt_chars`.
+          UserError: see `tasks.bfcl.bfcl_tasks`; or no task fits into `max_prompt_chars`.
         """
         parsed = Options.parse(options)
-        require_wheel()
-        tasks = data_source(BfclMultiTurn, data_dir, split, config=parsed.split)
-        if parsed.categories:
-            tasks = [task for task in tasks if task["category"] in parsed.categories]
-            if not tasks:
-                wanted = ", ".join(parsed.categories)
-                raise UserError(f"bfcl: split {parsed.split!r} has no {split} task of {wanted}; choose other categories")
+        tasks = bfcl_tasks(split, data_dir, parsed.split, parsed.categories)
         if not parsed.max_prompt_chars:
             return tasks
         sizes = [(_prompt_chars(task, parsed.format), task) for task in tasks]

@@ -20,7 +20,7 @@ def get_config():
     config.lora.rank = 0  # half a million weights: all of them are trained
 
     config.env.name = "bfcl"
-    config.env.options = {"category": "multi_turn_base", "max_prompt_chars": 14_000, "max_observation_chars": 600}
+    config.env.options = {"split": "clean", "categories": ("multi_turn_base",), "max_prompt_chars": 14_000, "max_observation_chars": 600}
     config.env.call_timeout_s = 10.0
     config.tasks.tasks_per_step = 2
     config.tasks.rollouts = 2

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from hintsd_jax import hlo
 from hintsd_jax.distill import packing, step
-from hintsd_jax.distill.state import OptimConfig, TrainState, moment_shardings, optimizer
+from hintsd_jax.distill.state import abstract
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import PolicyConfig
@@ -205,7 +205,7 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
 
     weights = abstract_weights(policy, mesh, "train")
     frozen, trained = (weights, weights.pop("lora")) if policy.lora else (None, weights)
-    state = abstract_state(trained, optim_config(config))
+    state = abstract(trained, optim_config(config))
     loss, shapes = loss_config(config), update_shapes(config, mesh)
     scalar = everywhere((), "float32")
     accumulator = step.Accumulator(grads=state.params, sums=dict.fromkeys(loss.sum_names, scalar))
@@ -266,15 +266,6 @@ def elements(tree: Any) -> int:
 
 def _elements(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape))
-
-
-def abstract_state(trained: Any, optim: OptimConfig) -> TrainState:
-    """The train state of these abstract weights, laid out as `distill.state.create` does."""
-    layout = jax.tree.map(lambda leaf: leaf.sharding, trained)
-    moments = jax.eval_shape(optimizer(optim).init, trained)
-    moments = jax.tree.map(_at, moments, moment_shardings(moments, layout))
-    everywhere = NamedSharding(jax.tree.leaves(layout)[0].mesh, PartitionSpec())
-    return TrainState(step=jax.ShapeDtypeStruct((), "int32", sharding=everywhere), params=trained, ema=trained, opt_state=moments)
 
 
 def _under(mesh: Mesh, lower: Callable) -> Callable:

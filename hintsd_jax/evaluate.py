@@ -1,4 +1,4 @@
-"""Avg@k and Best@k: weights and held-out tasks in, success rates out.
+"""Avg@k and Best@k: weights and held-out tasks in, success rates out; for each category too, where tasks carry one.
 
 The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks with the
 same random numbers: a paired comparison.
@@ -10,16 +10,17 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.distill.state import create
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Session, optim_config
+from hintsd_jax.session import Session
+from hintsd_jax.summaries import success_results
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 RESAMPLES = 10_000
@@ -27,11 +28,13 @@ RESAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason."""
+    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason. categories: one a task, ""
+    for a task without; () where no task has one."""
 
     success_NK: np.ndarray
     tokens: int
     ended: Mapping[str, int]
+    categories: tuple[str, ...] = ()
 
     @property
     def avg(self) -> float:
@@ -43,9 +46,29 @@ class Scores:
         """Best@k: share of tasks with any success."""
         return float(self.success_NK.max(axis=1).mean())
 
+    @property
+    def by_category(self) -> dict[str, Scores]:
+        """The scores of each category's tasks, in the names' order; `tokens` and `ended` are not told apart."""
+        names = np.array(self.categories)
+        return {name: Scores(self.success_NK[names == name], 0, {}) for name in sorted(set(self.categories) - {""})}
+
     def metrics(self, prefix: str) -> dict[str, float]:
+        """`prefix/avg@k` and `prefix/best@k`, and `prefix/<category>/avg@k` and so on."""
         k = self.success_NK.shape[1]
-        return {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
+        found = {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
+        for name, scores in self.by_category.items():
+            found |= scores.metrics(f"{prefix}/{name}")
+        return found
+
+    def intervals(self, prefix: str) -> dict[str, float]:
+        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each category."""
+        found = _ends(f"{prefix}/avg", self.success_NK.mean(axis=1))
+        if self.categories:
+            found |= _ends(f"{prefix}/best", self.success_NK.max(axis=1))
+        for name, scores in self.by_category.items():
+            found |= _ends(f"{prefix}/{name}/avg", scores.success_NK.mean(axis=1))
+            found |= _ends(f"{prefix}/{name}/best", scores.success_NK.max(axis=1))
+        return found
 
 
 def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, greedy: bool = False) -> tuple[Scores, list[Episode]]:
@@ -63,16 +86,25 @@ def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, gre
     for episode in episodes:
         success_NK[rows[episode.task_id], episode.rollout] = episode.success
         ended[episode.ended] = ended.get(episode.ended, 0) + 1
-    return Scores(success_NK, stats.sampled, ended), episodes
+    categories = tuple(str(task.get("category", "")) for task in tasks)
+    return Scores(success_NK, stats.sampled, ended, categories if any(categories) else ()), episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task ([] if off)."""
+    """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task ([] if off).
+    categories: per task ([] where there are none); benchmark: its version ("" where the environment names none)."""
 
     metrics: dict[str, float]
     success: list[list[int]]
     greedy: list[int]
+    categories: list[str]
+    benchmark: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of it; without `categories` and `benchmark` where there are none."""
+        optional = ("categories", "benchmark")
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in optional}
 
 
 def held_out(session: Session, params, split: str, count: int) -> HeldOut:
@@ -82,13 +114,15 @@ def held_out(session: Session, params, split: str, count: int) -> HeldOut:
     tasks = [tasks[n] for n in range(min(count, len(tasks)))]
     sampled, _ = score(session, params, tasks, config.eval.rollouts)
     metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
-    metrics[f"{split}/avg_low"], metrics[f"{split}/avg_high"] = interval(sampled.success_NK.mean(axis=1))
+    metrics |= sampled.intervals(split)
+    metrics |= {f"{split}/{name}/tasks": len(scores.success_NK) for name, scores in sampled.by_category.items()}
     greedy: list[int] = []
     if config.eval.greedy:
-        greedy_scores, _ = score(session, params, tasks, 1, greedy=True)
-        metrics[f"{split}/greedy"] = greedy_scores.avg
-        greedy = greedy_scores.success_NK[:, 0].astype(int).tolist()
-    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy)
+        scores, _ = score(session, params, tasks, 1, greedy=True)
+        metrics[f"{split}/greedy"] = scores.avg
+        metrics |= {f"{split}/{name}/greedy": part.avg for name, part in scores.by_category.items()}
+        greedy = scores.success_NK[:, 0].astype(int).tolist()
+    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark)
 
 
 def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -99,29 +133,40 @@ def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _ends(name: str, values_N: np.ndarray) -> dict[str, float]:
+    low, high = interval(values_N)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split.
 
     Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
-    with Workdir.open(workdir, config, may_differ=("eval.", "mesh.")) as folder:
+    with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
         params, step = restored_params(session, folder.path / "checkpoints")
         result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
-        folder.write_text("evaluation.json", json.dumps({"step": step, **dataclasses.asdict(result)}) + "\n")
-    print(f"{config.policy.path} after {step} updates, {config.tasks.test_split} split:")
+        folder.write_text("evaluation.json", json.dumps({"step": step, **result.to_json()}) + "\n")
+    split, benchmark = config.tasks.test_split, f" of {result.benchmark}" if result.benchmark else ""
+    print(f"{config.policy.path} after {step} updates, {split} split{benchmark}:")
     for name, value in result.metrics.items():
-        print(f"  {name:20} {value:.4g}")
+        if "/" not in name.removeprefix(f"{split}/"):
+            print(f"  {name:20} {value:.4g}")
+    if result.categories:
+        print("success, %, with 95 % intervals over tasks:")
+        for line in success_results({}, result.metrics, split, config.eval.rollouts):
+            print(f"  {line.name:40} {line.cells()[2]}")
     return result.metrics
 
 
 def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
     """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they have had."""
-    step = 0
+    step = None
     if directory.is_dir():
         checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
-        restored = checkpoints.restore_latest(create(session.trained, optim_config(session.config)))
+        step = checkpoints.latest_step
+        if step is not None:
+            session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]
         checkpoints.close()
-        if restored is not None:
-            session.trained, step = restored[0].params, restored[1]["step"]
-    return session.weights(session.trained), step
+    return session.weights(session.trained), step or 0

@@ -87,6 +87,13 @@ class Session:
         return lora.attach(self.frozen, trained)
 
     @property
+    def benchmark(self) -> str:
+        """The version of the benchmark, such as "bfcl-eval 2026.3.23", where the environment's class has `version`, a class method or
+        an attribute; "" where it has none."""
+        version = getattr(self.env_class, "version", "")
+        return str(version() if callable(version) else version)
+
+    @property
     def shapes(self) -> Shapes:
         """The shapes of the update's batches on this mesh."""
         return update_shapes(self.config, self.mesh)

@@ -83,14 +83,16 @@ def records(episodes: Sequence[Episode], found: Hindsight, config: ConfigDict) -
         yield episode.to_json() | {"hindsight": looked}
 
 
-def result_tables(config: ConfigDict, counters: Mapping, before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, str]:
-    """The last table for a terminal and in Markdown: held-out success before and after, and what it took.
+def result_tables(
+    config: ConfigDict, counters: Mapping, before: Mapping[str, float], after: Mapping[str, float], benchmark: str = ""
+) -> tuple[str, str]:
+    """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the tasks have
+    categories, each has its own lines, and there are 95 % intervals over tasks.
 
-    `counters`: `seconds` and `tokens` (sampled in training).
+    `counters`: `seconds` and `tokens` (sampled in training). `benchmark`: its version.
     """
     split, k = config.tasks.test_split, config.eval.rollouts
-    labels = {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}
-    results = [progress.Result(f"{split} {label}", before.get(f"{split}/{key}"), after.get(f"{split}/{key}")) for key, label in labels.items()]
+    results = success_results(before, after, split, k)
     privileged = config.hindsight.analyser in analyser.PRIVILEGED
     facts = {
         "method": config.method,
@@ -102,4 +104,25 @@ def result_tables(config: ConfigDict, counters: Mapping, before: Mapping[str, fl
     }
     if config.method == "sharpen":
         del facts["targets"], facts["analyser"]
+    if benchmark:
+        facts["benchmark"] = benchmark
     return progress.plain_table(results, facts), progress.markdown_table(results, facts)
+
+
+def success_results(before: Mapping[str, float], after: Mapping[str, float], split: str, k: int) -> list[progress.Result]:
+    """The lines of the last table: Avg@k, Best@k and greedy success on a split as a whole, then in each category that `after` has."""
+    tail = f"/avg@{k}"
+    parts = [key.removesuffix(tail) for key in after if key.startswith(f"{split}/") and key.endswith(tail)]
+    parts = [split, *(part for part in parts if part != split)]
+
+    def ends(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
+        found = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        return None if len(parts) == 1 or None in found else found
+
+    results = []
+    for part in parts:
+        for key, label in {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}.items():
+            name = f"{part}/{key.partition('@')[0]}"
+            values = before.get(f"{part}/{key}"), after.get(f"{part}/{key}")
+            results.append(progress.Result(f"{part.replace('/', ' ')} {label}", *values, ends(before, name), ends(after, name)))
+    return results

@@ -7,7 +7,6 @@ the step, counters travel with the checkpoint, and what the outside world answer
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from hintsd_jax import summaries
 from hintsd_jax.distill import packing
-from hintsd_jax.distill.state import TrainState, create
+from hintsd_jax.distill.state import TrainState, abstract, create
 from hintsd_jax.distill.step import update
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
@@ -45,14 +44,17 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     distil = partial(
         update, session.frozen, policy=session.policy, loss=loss_config(config), optim=optim_config(config), mesh=session.mesh
     )
-    state = create(session.trained, optim_config(config))
+    shape = abstract(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
-    session.trained = None  # the state has its own copy: no second one stays behind
-    with Workdir.open(workdir, config, may_differ=("mesh.",)) as folder:  # a run may go on on other devices
+    with Workdir.open(workdir, config, may_differ=("mesh.",), benchmark=session.benchmark) as folder:  # a run may go on on other devices
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
-        restored = checkpoints.restore_latest(state)
-        state, counters = restored or (state, {"step": 0, "seconds": 0.0, "tokens": 0, "before": None})
-        resume_step = counters["step"] if restored else None
+        resume_step = checkpoints.latest_step
+        if resume_step is None:
+            state, counters = create(session.trained, optim_config(config)), {"step": 0, "seconds": 0.0, "tokens": 0, "before": None}
+            session.trained = None  # the state has its own copy: no second one stays behind
+        else:
+            session.trained = None  # gone before what replaces it comes
+            state, counters = checkpoints.restore(resume_step, shape)
         folder.discard_after(resume_step)
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
@@ -61,7 +63,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         state = compile_programs(session, state, distil)
         if session.chat.deviation:
             bar.note(f"history = keep, a declared deviation from the chat template: {session.chat.deviation}")
-        if restored is None:
+        if resume_step is None:
             bar.note(f"{len(tasks)} training tasks; evaluating the starting policy")
             session.journal = folder.journal("before", 0)
             counters["before"] = measure(session, state)
@@ -105,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         session.journal = folder.journal("after", config.optim.steps)
         after = measure(session, state)
         before_metrics, after_metrics = ((result or {}).get("metrics", {}) for result in (counters["before"], after))
-        table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics)
+        table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics, session.benchmark)
         folder.write_text("held_out.json", json.dumps({"before": counters["before"], "after": after}) + "\n")
         folder.write_text("result.md", markdown)
         print(table)
@@ -163,7 +165,7 @@ def measure(session: Session, state: TrainState) -> dict | None:
     config = session.config
     if not config.eval.test_tasks:
         return None
-    return dataclasses.asdict(held_out(session, session.weights(state.params), config.tasks.test_split, config.eval.test_tasks))
+    return held_out(session, session.weights(state.params), config.tasks.test_split, config.eval.test_tasks).to_json()
 
 
 def evaluation(session: Session, state: TrainState, tasks: Sequence[Mapping], timer: run_metrics.Timer) -> dict[str, float]:

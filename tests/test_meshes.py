@@ -115,7 +115,7 @@ def play(folder):
         saved = Checkpoints(folder / f"from_{there}", keep=1)
         saved.save(1, states[there], {"from": there})
         saved.wait()
-        restored, _ = saved.restore_latest(states[here])
+        restored, _ = saved.restore(1, states[here])
         saved.close()
         same = all(np.array_equal(a, b) for a, b in zip(host(states[there]), host(restored), strict=True))
         placed = jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, states[here]))

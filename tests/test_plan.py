@@ -40,28 +40,27 @@ def planned(config):
 
 
 def held(made) -> dict:
-    return {holding.name: (holding.rollout, holding.update, holding.resume) for holding in made.holdings}
+    return {holding.name: (holding.rollout, holding.update) for holding in made.holdings}
 
 
 def test_lora_on_one_device_by_hand():
     made = held(planned(configured()))
     adapter = 36 * 32 * (2560 + 4096 + 2560 + 1024)  # A and B of queries and values
-    assert made["weights"] == (2 * KERNELS_4B + 4 * NORMS_4B,) * 3
-    assert made["adapter"] == made["EMA"] == (4 * adapter,) * 3
+    assert made["weights"] == (2 * KERNELS_4B + 4 * NORMS_4B,) * 2
+    assert made["adapter"] == made["EMA"] == (4 * adapter,) * 2
     assert made["optimizer"][0] == pytest.approx(8 * adapter, abs=16)  # and the counters of the steps
-    assert made["gradients"] == (0, 4 * adapter, 0)
-    assert made["served copy"] == (2 * adapter, 0, 0)  # only the adapter changes its dtype: the frozen weights are the same arrays
-    assert made["KV slots"] == (8 * 24576 * 8 * 128 * 2 * 36 * 2,) * 3  # slots, positions, kv heads, dim, two, layers, bytes
-    assert made["initial weights"] == (0, 0, 0)
-    assert made["state to replace"][2] == made["adapter"][0] + made["EMA"][0] + made["optimizer"][0]
+    assert made["gradients"] == (0, 4 * adapter)
+    assert made["served copy"] == (2 * adapter, 0)  # only the adapter changes its dtype: the frozen weights are the same arrays
+    assert made["KV slots"] == (8 * 24576 * 8 * 128 * 2 * 36 * 2,) * 2  # slots, positions, kv heads, dim, two, layers, bytes
+    assert made["initial weights"] == (0, 0)
 
 
 def test_all_weights_on_one_device_by_hand():
     made, size = held(planned(configured(lora__rank=0))), KERNELS_4B + NORMS_4B
-    assert made["weights"] == made["EMA"] == (4 * size,) * 3
-    assert made["gradients"] == (0, 4 * size, 0)
+    assert made["weights"] == made["EMA"] == (4 * size,) * 2
+    assert made["gradients"] == (0, 4 * size)
     assert made["optimizer"][0] == pytest.approx(8 * size, abs=16)
-    assert made["served copy"] == (2 * KERNELS_4B, 0, 0)  # norms keep their dtype; the copy is gone when the update begins
+    assert made["served copy"] == (2 * KERNELS_4B, 0)  # norms keep their dtype; the copy is gone when the update begins
     assert "adapter" not in {name for name, sizes in made.items() if any(sizes)}
 
 
@@ -96,7 +95,6 @@ def test_totals_add_up_and_one_program_runs_at_a_time():
     rows = held(made).values()
     assert made.total("rollout") == sum(sizes[0] for sizes in rows) + max(made.prefill, made.decode)
     assert made.total("update") == sum(sizes[1] for sizes in rows) + made.update
-    assert made.total("resume") == sum(sizes[2] for sizes in rows)
 
 
 @pytest.mark.parametrize("policy, size", [("qwen3-4b", "4.022"), ("qwen3-8b", "8.191"), ("qwen3-32b", "32.76")])

@@ -47,13 +47,13 @@ EXTRA = {"tokens": 2**53 + 1, "third": 1 / 3, "order": [3, 1, 2], "before": {"ev
 
 def test_round_trip_is_bit_equal_in_a_new_manager(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.restore_latest(a_state()) is None and checkpoints.latest_step is None
+    assert checkpoints.latest_step is None
     state = a_state(3)
     assert checkpoints.save(3, state, EXTRA)
     assert not checkpoints.save(3, state, EXTRA)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep=2)
-    restored, extra = checkpoints.restore_latest(jax.eval_shape(a_state))
+    restored, extra = checkpoints.restore(3, jax.eval_shape(a_state))
     checkpoints.close()
     assert raw(restored) == raw(state) and extra == EXTRA
     assert restored.step.dtype == jnp.int32 and restored.step == 3
@@ -136,11 +136,11 @@ def test_a_checkpoint_half_written_by_a_kill_is_ignored(tmp_path):
     assert done.returncode == 9, done.stderr
     assert any("tmp" in p.name for p in tmp_path.iterdir())  # it was killed in the middle
     checkpoints = Checkpoints(tmp_path, keep=5)
-    state, extra = checkpoints.restore_latest({"x": jnp.zeros(4)})
+    state, extra = checkpoints.restore(checkpoints.latest_step, {"x": jnp.zeros(4)})
     assert extra == {"at": 1} and (state["x"] == 1).all()
     checkpoints.save(2, {"x": jnp.full((4,), 3.0)}, {"at": 3})
     checkpoints.wait()
-    assert (checkpoints.restore_latest({"x": jnp.zeros(4)})[0]["x"] == 3).all()
+    assert (checkpoints.restore(checkpoints.latest_step, {"x": jnp.zeros(4)})[0]["x"] == 3).all()
     checkpoints.close()
     assert not any("tmp" in p.name for p in tmp_path.iterdir())
 
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, part):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     checkpoints = Checkpoints(tmp_path, keep=2)
     with pytest.raises(UserError, match="cannot be restored") as caught:
-        checkpoints.restore_latest(a_state())
+        checkpoints.restore(1, a_state())
     checkpoints.close()
     assert "\n" not in str(caught.value) and str(tmp_path / "1") in str(caught.value)
 
@@ -178,5 +178,21 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, a_state(size=(3, 5)), EXTRA)
     with pytest.raises(UserError, match="cannot be restored"):
-        checkpoints.restore_latest(a_state(size=(4, 5)))
+        checkpoints.restore(1, a_state(size=(4, 5)))
+    checkpoints.close()
+
+
+def test_a_part_is_restored_alone_to_its_place_or_to_the_host(tmp_path):
+    state = {"kept": {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(4)}, "other": jnp.zeros(3)}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, EXTRA)
+    checkpoints.wait()
+    placed = checkpoints.restore_part(1, {"kept": {"a": jnp.zeros((2, 3))}})
+    assert list(placed) == ["kept"] and list(placed["kept"]) == ["a"] and isinstance(placed["kept"]["a"], jax.Array)
+    on_host = checkpoints.restore_part(1, {"kept": {"a": 0, "b": 0}})
+    assert all(type(leaf) is np.ndarray for leaf in on_host["kept"].values())
+    np.testing.assert_array_equal(on_host["kept"]["a"], placed["kept"]["a"])
+    for absent in ({"adapter": 0}, {"kept": {"a": 0, "c": 0}}, {"kept": {"a": np.zeros((3, 3))}}, {"kept": {"a": jnp.zeros((3, 3))}}, {"kept": jnp.zeros(3)}):
+        with pytest.raises(UserError, match="cannot be restored .* give the config that the run was trained with"):
+            checkpoints.restore_part(1, absent)
     checkpoints.close()

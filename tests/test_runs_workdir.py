@@ -51,6 +51,14 @@ def test_other_versions_are_added(tmp_path, monkeypatch):
     assert len(stored(tmp_path)["versions"]) == 2 and stored(tmp_path)["versions"][1] == {"jax": "other"}
 
 
+def test_the_benchmarks_version_stands_among_the_versions(tmp_path):
+    for benchmark in ("quiz 7", "quiz 7", ""):  # an export plays no task, and takes nothing away
+        Workdir.open(tmp_path, a_config(), benchmark=benchmark).close()
+    assert [known["benchmark"] for known in stored(tmp_path)["versions"]] == ["quiz 7"]
+    Workdir.open(tmp_path, a_config(), benchmark="quiz 8").close()
+    assert [known["benchmark"] for known in stored(tmp_path)["versions"]] == ["quiz 7", "quiz 8"]
+
+
 def test_another_config_is_refused_by_its_keys(tmp_path):
     with Workdir.open(tmp_path, a_config(optim__steps=60)):
         pass

@@ -1,4 +1,4 @@
-"""Task sets: built once, read without TensorFlow, never mixed up; BFCL's splits are disjoint by index and stratified."""
+"""Task sets: built once, read without TensorFlow, never mixed up; what BFCL's two ways to divide the tasks promise."""
 
 import collections
 import importlib.metadata
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from configs import bfcl_qwen3_4b, bfcl_qwen3_4b_clean
+from hintsd_jax.envs.bfcl import Bfcl
 from hintsd_jax.errors import UserError
 from hintsd_jax.tasks import bfcl
 from hintsd_jax.tasks.building import TaskBuilder, data_source
@@ -111,24 +114,89 @@ def test_two_processes_build_once(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "built\n"
 
 
+def place(task):
+    """(category, index) out of an id, read here on its own."""
+    category, _, index = task["id"].rpartition("_")
+    return category, int(index)
+
+
+CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+SPLITS = ("train", "eval", "test")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
 @needs_wheel
-def test_bfcl_splits_are_disjoint_by_index_and_even_over_domains(tmp_path):
+def test_clean_splits_share_no_index_and_are_even_over_domains_and_categories(data_dir):
     indices = {}
-    for split, size in {"train": 100, "eval": 20, "test": 80}.items():
-        tasks = data_source(bfcl.BfclMultiTurn, str(tmp_path), split)
-        assert len(tasks) == size and all(task["split"] == split and task["category"] == "multi_turn_base" for task in tasks)
-        indices[split] = [int(task["id"].rsplit("_", 1)[1]) for task in tasks]
-        assert set(collections.Counter(index // 50 for index in indices[split]).values()) == {size // 4}
-    assert sorted(sum(indices.values(), [])) == list(range(200))
-    assert (tmp_path / "bfcl_multi_turn" / "multi_turn_base" / bfcl.WHEEL_VERSION).is_dir()
+    for split, size in {"train": 400, "eval": 80, "test": 320}.items():
+        tasks = bfcl.bfcl_tasks(split, data_dir)
+        assert all(task["split"] == split and task["category"] == place(task)[0] for task in tasks)
+        places = [place(task) for task in tasks]
+        counts = collections.Counter((category, index // 50) for category, index in places)
+        assert len(places) == size and sorted(counts) == sorted((c, d) for c in CATEGORIES for d in range(4))
+        assert set(counts.values()) == {size // 16}
+        by_category = [{index for category, index in places if category == wanted} for wanted in CATEGORIES]
+        assert all(found == by_category[0] for found in by_category)  # a twin stands on the same side
+        indices[split] = by_category[0]
+        for first in range(16, size, 16):  # the first tasks, which an evaluation may be cut to, are an even sample
+            assert set(collections.Counter((category, index // 50) for category, index in places[:first]).values()) == {first // 16}
+    assert sorted(index for found in indices.values() for index in found) == list(range(200))
+    assert os.listdir(os.path.join(data_dir, "bfcl_multi_turn", "clean")) == [bfcl.WHEEL_VERSION]
 
 
 @needs_wheel
-def test_bfcl_tasks_are_the_wheels_entries(tmp_path):
-    entries = bfcl.read_json_lines("BFCL_v4_multi_turn_base.json")
-    answers = bfcl.read_json_lines("possible_answer/BFCL_v4_multi_turn_base.json")
-    for task in data_source(bfcl.BfclMultiTurn, str(tmp_path), "eval"):
-        index = int(task["id"].rsplit("_", 1)[1])
+def test_the_paper_split_is_the_seeded_shuffle_and_leaks_71_of_160_test_tasks(data_dir):
+    ids = [f"multi_turn_{category}_{index}" for category in ("base", "long_context") for index in range(200)]
+    state = random.getstate()
+    random.seed(42)  # the module's generator, as the paper's code has it
+    random.shuffle(ids)
+    random.setstate(state)
+    tasks = {split: bfcl.bfcl_tasks(split, data_dir, "paper") for split in SPLITS}
+    assert [len(tasks[split]) for split in SPLITS] == [200, 40, 160]
+    assert [task["id"] for split in SPLITS for task in tasks[split]] == ids
+    assert all(task["split"] == split for split in SPLITS for task in tasks[split])
+    trained = {index for _, index in map(place, tasks["train"])}
+    assert {split: sum(place(task)[1] in trained for task in tasks[split]) for split in ("eval", "test")} == {"eval": 19, "test": 71}
+
+
+@needs_wheel
+def test_categories_are_chosen_in_the_order_of_the_split(data_dir):
+    whole = bfcl.bfcl_tasks("eval", data_dir)
+    some = bfcl.bfcl_tasks("eval", data_dir, categories=["multi_turn_miss_param", "multi_turn_base"])
+    assert [task["id"] for task in some] == [task["id"] for task in whole if place(task)[0] in (CATEGORIES[0], CATEGORIES[2])]
+    assert len(some) == 40
+    options = {"split": "paper", "categories": ("multi_turn_long_context",)}  # `split` is an option and an argument's name
+    paper = Bfcl.tasks("eval", data_dir, **options)
+    assert [task["id"] for task in paper] == [task["id"] for task in bfcl.bfcl_tasks("eval", data_dir, "paper") if "long" in task["id"]]
+    for options, says in {
+        ("clena",): "split = 'clena': choose one of clean, paper",
+        ("paper", ("multi_turn_miss_func",)): "'paper' has no 'multi_turn_miss_func'; it has multi_turn_base, multi_turn_long_context",
+        ("clean", "multi_turn_base"): "'multi_turn_base': write a list",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            bfcl.bfcl_tasks("eval", data_dir, *options)
+
+
+@needs_wheel
+@pytest.mark.parametrize("module, count", [(bfcl_qwen3_4b, 200), (bfcl_qwen3_4b_clean, 400)], ids=["paper", "clean"])
+def test_the_configs_train_for_15_epochs_and_test_on_all(data_dir, module, count):
+    config = module.get_config()
+    sizes = [len(bfcl.bfcl_tasks(split, data_dir, config.env.options.split, config.env.options.categories)) for split in SPLITS]
+    assert sizes[0] == count and config.optim.steps * config.tasks.tasks_per_step == 15 * count
+    assert sizes[1] >= config.eval.tasks and sizes[2] == config.eval.test_tasks
+
+
+@needs_wheel
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_bfcl_tasks_are_the_wheels_entries(data_dir, category):
+    entries = bfcl.read_json_lines(f"BFCL_v4_{category}.json")
+    answers = bfcl.read_json_lines(f"possible_answer/BFCL_v4_{category}.json")
+    for task in bfcl.bfcl_tasks("eval", data_dir, categories=(category,)):
+        index = bfcl.task_index(task["id"])
         assert json.loads(task["entry"]) == entries[index] and entries[index]["id"] == task["id"] == answers[index]["id"]
         assert json.loads(task["ground_truth"]) == answers[index]["ground_truth"]
 

@@ -78,6 +78,16 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
+def abstract(params: Params, config: OptimConfig) -> TrainState:
+    """Shapes, dtypes and layout of the state that `create` makes of these weights (or of their shapes with shardings)."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+    params = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), params, layout)
+    moments = jax.eval_shape(optimizer(config).init, params)
+    laid = moment_shardings(moments, layout)
+    moments = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), moments, laid)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=_everywhere(layout)), params, params, moments)
+
+
 def create(params: Params, config: OptimConfig) -> TrainState:
     """A fresh state; the teacher starts as the student. Its arrays lie on devices as those of `params` do.
 
@@ -87,11 +97,10 @@ def create(params: Params, config: OptimConfig) -> TrainState:
     def copy(tree: Params) -> Params:
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), tree)
 
-    params = copy(params)
-    layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+    wanted, params = abstract(params, config), copy(params)
     # Without shardings of its own, Adam's moments would all be made on one device.
-    init = jax.jit(optimizer(config).init, out_shardings=moment_shardings(jax.eval_shape(optimizer(config).init, params), layout))
-    step = jax.device_put(jnp.zeros((), jnp.int32), _everywhere(layout))
+    init = jax.jit(optimizer(config).init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted.opt_state))
+    step = jax.device_put(jnp.zeros((), jnp.int32), wanted.step.sharding)
     return TrainState(step=step, params=params, ema=copy(params), opt_state=init(params))
 
 

@@ -136,6 +136,12 @@ class ChatFormat:
             ids.pop()
         return self._template.opening + self._text(ids)
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of an action that reads `text`, its stop token included: the way back from `decode`. A stop token in the text itself
+        ends it there."""
+        ids = self._encode(text.removeprefix(self._template.opening)) + self.stop_ids[:1]
+        return ids[: 1 + next(n for n, token in enumerate(ids) if token in self.stop_ids)]
+
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 

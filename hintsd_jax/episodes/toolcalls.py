@@ -22,6 +22,7 @@ STYLES = (HERMES, BARE)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+MAX_DIGITS = 4_000  # of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute
 MAX_DEPTH = 32  # of nested arrays and objects; far above real arguments, far below Python's recursion limit
 
 _ARGUMENTS = {HERMES: "arguments", BARE: "parameters"}
@@ -147,8 +148,14 @@ def _finite(literal: str) -> float:
     return value
 
 
+def _integer(literal: str) -> int:
+    if len(literal) > MAX_DIGITS:
+        raise ValueError(f"the number {literal[:20]} has {len(literal)} digits")
+    return int(literal)
+
+
 def _no_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant)

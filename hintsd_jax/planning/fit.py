@@ -46,7 +46,7 @@ class Plan:
 
     def total(self, phase: str) -> int:
         """Bytes of one device in a phase. One program runs at a time."""
-        beside = {"rollout": max(self.prefill, self.decode), "update": self.update, "resume": 0}
+        beside = {"rollout": max(self.prefill, self.decode), "update": self.update}
         return sum(getattr(holding, phase) for holding in self.holdings) + beside[phase]
 
     @property

@@ -4,7 +4,6 @@ Shapes, dtypes and layouts are those of the run (`aot`), so these rows are not e
 
 - rollout: decoding and analysis. All that training carries, the cache of all slots, and the served copy of the weights.
 - update: the same, and the gradients. Of the served copy only that of frozen weights stays (`sampling.serving`).
-- resume: a checkpoint is read while the state that it replaces is still there.
 
 Invariant: a served copy counts only where dtype or layout differ from training's; elsewhere the arrays are the same ones.
 """
@@ -19,11 +18,11 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from hintsd_jax import aot
-from hintsd_jax.distill.state import OptimConfig
+from hintsd_jax.distill.state import OptimConfig, abstract
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.session import optim_config
 
-PHASES = ("rollout", "update", "resume")
+PHASES = ("rollout", "update")
 
 
 class Holding(NamedTuple):
@@ -32,7 +31,6 @@ class Holding(NamedTuple):
     name: str
     rollout: int
     update: int
-    resume: int
     note: str
 
 
@@ -41,17 +39,16 @@ def holdings(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh) -> li
     frozen, params, moments, adapter, served, kept = _weights(policy, mesh, optim_config(config))
     cache = aot.held(aot.abstract_cache(config, policy, mesh))
     initial = params if config.hindsight.analyser == "policy_initial" else 0
-    everywhere = lambda name, size, note: Holding(name, size, size, size, note)
+    everywhere = lambda name, size, note: Holding(name, size, size, note)
     return [
         everywhere("weights", frozen or params, f"{policy.compute_dtype}, frozen" if policy.lora else "float32, trained"),
         everywhere("adapter", adapter, "float32, trained"),
         everywhere("EMA", params, "float32, the teacher"),
         everywhere("optimizer", moments, "float32, two moments"),
         everywhere("initial weights", initial, "hindsight.analyser = policy_initial"),
-        Holding("served copy", served, kept, 0, f"{policy.compute_dtype}, in serving's layout"),
+        Holding("served copy", served, kept, f"{policy.compute_dtype}, in serving's layout"),
         everywhere("KV slots", cache, f"{config.rollout.slots} x {max(config.rollout.context, config.hindsight.context):,}, {policy.compute_dtype}, {cache / config.rollout.slots / 2**30:.2f} a slot"),
-        Holding("gradients", 0, params, 0, "float32, summed over batches"),
-        Holding("state to replace", 0, 0, 2 * params + moments, "while a checkpoint is read"),
+        Holding("gradients", 0, params, "float32, summed over batches"),
     ]
 
 
@@ -62,7 +59,7 @@ def _weights(policy: PolicyConfig, mesh: AbstractMesh, optim: OptimConfig) -> tu
     served = copied(train, serve)
     frozen, trained = (train, train.pop("lora")) if policy.lora else ({}, train)
     kept = copied(frozen, {name: serve[name] for name in frozen})  # a copy of frozen weights never changes: made once
-    params, moments = aot.held(trained), aot.held(aot.abstract_state(trained, optim).opt_state)
+    params, moments = aot.held(trained), aot.held(abstract(trained, optim).opt_state)
     return aot.held(frozen), params, moments, params if policy.lora else 0, served, kept
 
 

@@ -12,7 +12,7 @@ from hintsd_jax.planning.fit import CONTEXT_STEP, FRACTION, Change, Plan, Planne
 from hintsd_jax.planning.holdings import PHASES
 from hintsd_jax.session import engine_config, lora_config, update_shapes
 
-_HEADS = ("rolling out", "updating", "resuming")
+_HEADS = ("rolling out", "updating")
 _SHOWN = 8  # pieces of advice
 
 
@@ -30,9 +30,9 @@ def table(plan: Plan, sources: Mapping[str, str]) -> str:
     beside = lambda size: gib(size) if size == larger else f"({gib(size)})"  # one program runs at a time: the larger one counts
     largest = f"{shapes.rows} x {shapes.length_buckets[-1]:,} + {shapes.stream_buckets[-1]:,}"
     rows += [
-        (f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]:,}", [beside(plan.prefill), "", ""], sources["prefill"]),
-        (f"decode {engine.slots} slots", [beside(plan.decode), "", ""], sources["decode"]),
-        (f"update {largest}", ["", gib(plan.update), ""], sources["update"]),
+        (f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]:,}", [beside(plan.prefill), ""], sources["prefill"]),
+        (f"decode {engine.slots} slots", [beside(plan.decode), ""], sources["decode"]),
+        (f"update {largest}", ["", gib(plan.update)], sources["update"]),
         ("total", [gib(plan.total(phase)) for phase in PHASES], ""),
         ("of the device", [f"{plan.total(phase) / plan.devices.memory:.0%}" for phase in PHASES], f"{gib(plan.devices.memory)} GiB: {plan.devices.memory_note}"),
     ]
@@ -58,7 +58,7 @@ def heading(plan: Plan) -> str:
 
 def verdict(plan: Plan, off: float = 0.0) -> str:
     """Whether it fits; off: by what share the update's figure may be too small."""
-    where = dict(zip(PHASES, ("while rolling out", "while updating", "while a checkpoint is read"), strict=True))[max(PHASES, key=plan.total)]
+    where = dict(zip(PHASES, ("while rolling out", "while updating"), strict=True))[max(PHASES, key=plan.total)]
     if not plan.fits:
         return f"DOES NOT FIT: {gib(plan.peak)} GiB {where}, the device has {gib(plan.devices.memory)}"
     line = f"FITS: at most {gib(plan.peak)} of {gib(plan.devices.memory)} GiB, {where}"

@@ -108,28 +108,36 @@ class Checkpoints:
             raise self._unreadable(step, error, "remove that folder to continue from an earlier one") from error
         return restored["state"], restored["extra"]
 
-    def restore_latest(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """`restore` of the latest checkpoint; None where there is none yet."""
-        step = self.latest_step
-        return None if step is None else self.restore(step, abstract_state)
-
-    def restore_part(self, step: int, names: PyTree) -> PyTree:
-        """Reads a part of a checkpoint's state into host memory, on whatever devices it was saved.
+    def restore_part(self, step: int, part: PyTree) -> PyTree:
+        """Reads a part of a checkpoint's state.
 
         Args:
           step: one of `steps`.
-          names: nested dicts like the state, down to the wanted leaves (their values do not matter).
+          part: nested dicts like the state, down to the wanted leaves: arrays, or shapes with a sharding, are restored as `restore`
+            does; anything else comes as NumPy, on whatever devices it was saved.
 
         Returns:
-          NumPy arrays in the same nesting.
+          The same nesting of arrays.
 
         Raises:
           UserError: the checkpoint is damaged, or has no such part.
         """
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=names, restore_args=on_host, partial_restore=True))
+
+        def how(leaf: Any) -> ocp.RestoreArgs:
+            if getattr(leaf, "sharding", None) is None:
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+        args = ocp.args.PyTreeRestore(item=part, restore_args=jax.tree.map(how, part), partial_restore=True)
         try:
-            return self._manager.restore(step, args=items)["state"]
+            # Not by the manager: one that has saved reads whole states only.
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                found = reader.restore(self._directory / str(step) / "state", args=args)
+            for (path, wanted), leaf in zip(jax.tree_util.tree_flatten_with_path(part)[0], jax.tree.leaves(found), strict=True):
+                # Orbax hands back what it was asked with where there is no such leaf.
+                if leaf is wanted or getattr(wanted, "shape", leaf.shape) != leaf.shape:
+                    raise KeyError(f"it has no {jax.tree_util.keystr(path)} of this shape")
+            return found
         except Exception as error:  # see `restore`
             raise self._unreadable(step, error, "choose another checkpoint, or give the config that the run was trained with") from error
 

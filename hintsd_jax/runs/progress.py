@@ -69,15 +69,18 @@ def _shown(metrics: Mapping[str, float | None]) -> list[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured)."""
+    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with the ends of their
+    intervals where they are to be shown."""
 
     name: str
     before: float | None
     after: float | None
+    before_ends: tuple[float, float] | None = None
+    after_ends: tuple[float, float] | None = None
 
     def cells(self) -> tuple[str, str, str, str]:
         change = "" if self.before is None or self.after is None else f"{100 * (self.after - self.before):+.1f}"
-        return self.name, _percent(self.before), _percent(self.after), change
+        return self.name, _percent(self.before, self.before_ends), _percent(self.after, self.after_ends), change
 
 
 HEADER = ("success, %", "before", "after", "change")
@@ -110,5 +113,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _percent(value: float | None, ends: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")

@@ -71,7 +71,9 @@ class Workdir:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: str | os.PathLike, config: ml_collections.ConfigDict, *, may_differ: tuple[str, ...] = ()) -> "Workdir":
+    def open(
+        cls, path: str | os.PathLike, config: ml_collections.ConfigDict, *, may_differ: tuple[str, ...] = (), benchmark: str = ""
+    ) -> "Workdir":
         """Makes or reopens the folder, locks it and writes `config.json`.
 
         A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because a
@@ -82,6 +84,7 @@ class Workdir:
           config: the resolved config of this run.
           may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`), beside
             `config.NOT_OF_A_RUN`.
+          benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
 
         Raises:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
@@ -94,7 +97,7 @@ class Workdir:
             raise UserError(f"workdir {path} cannot be written ({error.strerror}): give another --workdir") from error
         try:
             _take_lock(lock, path)
-            resumed = _settle_config(path / "config.json", config, may_differ + NOT_OF_A_RUN)
+            resumed = _settle_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
         except BaseException:
             lock.close()
             raise
@@ -157,7 +160,7 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def _settle_config(path: Path, config: ml_collections.ConfigDict, may_differ: tuple[str, ...]) -> bool:
+def _settle_config(path: Path, config: ml_collections.ConfigDict, may_differ: tuple[str, ...], benchmark: str) -> bool:
     """Writes or compares `config.json`; returns whether it was there already."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
     stored = None
@@ -173,10 +176,10 @@ def _settle_config(path: Path, config: ml_collections.ConfigDict, may_differ: tu
                 f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
                 "give the same settings to continue it, or another --workdir"
             )
-    resumed, here = stored is not None, versions()
+    resumed, here = stored is not None, versions() | ({"benchmark": benchmark} if benchmark else {})
     if not resumed:
         stored, known = {"config": now}, []
-    if not known or known[-1] != here:
+    if not known or not here.items() <= known[-1].items():
         try:
             with atomic_writer(path) as file:
                 json.dump({**stored, "versions": [*known, here]}, file, indent=2)

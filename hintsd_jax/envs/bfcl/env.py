@@ -27,7 +27,7 @@ from hintsd_jax.envs.bfcl.faults import Ended, Finding, Made, Search
 from hintsd_jax.envs.bfcl.options import Options
 from hintsd_jax.envs.bfcl.score import FORCE_TERMINATED, Failure, Judge, force_terminated
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.bfcl import bfcl_tasks, require_wheel
+from hintsd_jax.tasks.bfcl import WHEEL_VERSION, bfcl_tasks, require_wheel
 
 MAX_TURN_STEPS = 20  # "official": its handler checks after running a step, so 21 can run
 MAX_EPISODE_STEPS = 20  # "paper"
@@ -44,7 +44,7 @@ class Bfcl:
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:
-        """The tasks of "train", "eval" or "test". (Positional: the option `split` is another thing.)
+        """The tasks of "train", "eval" or "test", divided as the option `split` says.
 
         Raises:
           UserError: see `tasks.bfcl.bfcl_tasks`; or no task fits into `max_prompt_chars`.
@@ -63,6 +63,12 @@ class Bfcl:
             split, len(kept), len(sizes), len(sizes) - len(kept), parsed.max_prompt_chars,
         )  # fmt: skip
         return kept
+
+    @classmethod
+    def version(cls) -> str:
+        """What every result is labelled with."""
+        require_wheel()
+        return f"bfcl-eval {WHEEL_VERSION}"
 
     def reset(self, task: Mapping[str, Any]) -> Start:
         """Builds fresh backends for the task: no two episodes share state."""

@@ -2,12 +2,11 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.bfcl.actions import FORMATS
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.bfcl import CATEGORIES, BfclMultiTurn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Options:
     """What `env` options a config can set.
 
     Attributes:
-      split: which way the tasks are divided into train, eval and test; a configuration of `tasks.bfcl.BfclMultiTurn`.
+      split: which way the tasks are divided into train, eval and test; see `tasks.bfcl.bfcl_tasks`, which checks this and the next.
       categories: the benchmark's categories to take; () takes all that the split has.
       format: "official", the benchmark's own function-calling dialogue for Qwen, or "paper", that of HINT-SD's released code.
       max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0 keeps all.
@@ -24,7 +23,7 @@ class Options:
     """
 
     split: str = "clean"
-    categories: tuple[str, ...] = ()
+    categories: Sequence[str] = ()
     format: str = "official"
     max_prompt_chars: int = 0
     max_observation_chars: int = 4000
@@ -32,25 +31,15 @@ class Options:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """Raises UserError for an unknown option or word (with the nearest or the known ones) and a size out of range."""
+        """Raises UserError for an unknown option (with the nearest name) or format, and a size out of range."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1) or known
                 raise UserError(f"bfcl has no option {name!r}; did you mean {' or '.join(near)}?")
         parsed = cls(**options)
-        if isinstance(parsed.categories, str):
-            raise UserError(f"bfcl: categories is {parsed.categories!r}; write it as a list of names")
-        parsed = dataclasses.replace(parsed, categories=tuple(parsed.categories))
-        for category in parsed.categories:
-            _expect("category", category, CATEGORIES)
-        _expect("split", parsed.split, [config.name for config in BfclMultiTurn.BUILDER_CONFIGS])
-        _expect("format", parsed.format, FORMATS)
+        if parsed.format not in FORMATS:
+            raise UserError(f"bfcl has no format {parsed.format!r}; known: {', '.join(FORMATS)}")
         if parsed.max_prompt_chars < 0 or parsed.max_observation_chars < 1:
             raise UserError("bfcl: max_prompt_chars must be 0 or more, and max_observation_chars 1 or more")
         return parsed
-
-
-def _expect(what: str, word: Any, known: Any) -> None:
-    if word not in known:
-        raise UserError(f"bfcl has no {what} {word!r}; known: {', '.join(known)}")

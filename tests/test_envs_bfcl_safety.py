@@ -62,6 +62,7 @@ TEXTS = {  # a block, and how the turn ends: the observation of a call, or the n
     "Infinity": ('{"name": "add", "arguments": {"a": [-Infinity], "b": 1}}', "name 'inf' is not defined"),
     "number too large": ('{"name": "add", "arguments": {"a": 1e999, "b": 1}}', "name 'inf' is not defined"),
     "5,000 digits": ('{"name": "add", "arguments": {"a": ' + "9" * 5000 + ', "b": 1}}', None),
+    "10 million digits": ('{"name": "add", "arguments": {"a": ' + "9" * 10**7 + ', "b": 1}}', None),
     "nested 10,000 deep": ('{"name": "add", "arguments": {"a": ' + "[" * 10_000 + "]" * 10_000 + ', "b": 1}}', None),
     "nested 300 deep": ('{"name": "add", "arguments": {"a": ' + "[" * 300 + "]" * 300 + ', "b": 1}}', "too many nested parentheses"),
     "open brackets": ('{"name": "add", "arguments": ' + '{"a":' * 100_000, None),

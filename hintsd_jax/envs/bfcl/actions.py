@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from hintsd_jax.envs.base import Action, Message, ToolCall
-from hintsd_jax.episodes.toolcalls import OPEN, THINK_CLOSE
+from hintsd_jax.episodes.toolcalls import MAX_DIGITS, OPEN, THINK_CLOSE
 
 OFFICIAL, PAPER = "official", "paper"
 FORMATS = (OFFICIAL, PAPER)
@@ -77,9 +77,15 @@ def _unicode(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _integer(literal: str) -> int:
+    if len(literal) > MAX_DIGITS:  # as Python itself, where no library has lifted its limit
+        raise ValueError("too many digits")
+    return int(literal)
+
+
 def _loads(text: str) -> object:
     """The JSON value, None where there is none; Python's reading, as in both handlers (NaN counts, the last of two equal keys stands)."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):  # RecursionError: thousands of brackets
         return None

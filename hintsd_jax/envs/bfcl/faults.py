@@ -123,12 +123,15 @@ class Search:
     def _replacements(self, turn: int, path: list[_Pair]) -> list[_Pair]:
         """A call too many beside a missing one, with nothing else between two matches, is one call in place of another."""
         merged: list[_Pair] = []
+        surplus = [self._made[turn][pair.made] for pair in path if pair.wanted is None]
+        missing = [self._wanted[turn][pair.wanted] for pair in path if pair.made is None]
         for place, pair in enumerate(path):
             last = merged[-1] if merged else None
             alone = not _loose(path[place - 2 : place - 1]) and not _loose(path[place + 1 : place + 2])
             if alone and last and {last.made is None, pair.made is None} == {True, False} and _loose([last]) and _loose([pair]):
                 one, other = (last, pair) if pair.made is None else (pair, last)
-                if self._made[turn][one.made] not in self._wanted[turn] and self._wanted[turn][other.wanted] not in self._made[turn]:
+                moved = self._made[turn][one.made] in missing or self._wanted[turn][other.wanted] in surplus
+                if not moved:
                     merged[-1] = _Pair(one.made, other.wanted)
                     continue
             merged.append(pair)

@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 bfcl: $(VENV)/.installed-bfcl
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl $(LIBTPU)/.installed
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-tpu: $(VENV)/.installed-dev $(LIBTPU)/.installed
 	$(PY) -m pytest -q -m tpu tests/test_aot.py

@@ -26,3 +26,8 @@ def optimized(request):
     yield
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = before
     jax.config.update("jax_disable_most_optimizations", before != "0")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that none of them is left to one process at the end."""
+    items.sort(key=lambda item: not (getattr(item.module, "OPTIMIZED", False) or getattr(item.module, "LONG", False)))

@@ -28,6 +28,7 @@ def test_the_tutorial_environment_trains(tutorial, tmp_path):
     config = namespace["get_config"]()
     config.env.name = "my_envs:Shredder"
     config.optim.steps = 2
+    config.eval.tasks, config.eval.rollouts, config.eval.test_tasks = 2, 1, 0  # of no matter here
     training.train(config, str(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(row["rollout/ended/terminated"] > 8 for row in rows[1:])  # the embedded policy finds its way

@@ -16,6 +16,7 @@ MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
 LOADED = ("qwen2_tiny_tied", "llama_tiny_tied")
+LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device
 
 
@@ -93,7 +94,7 @@ def play(folder):
             np.savez(folder / f"lora_{name}.npz", *host((low.params, low.ema)))
 
         loaded = {}
-        for fixture in LOADED:
+        for fixture in LOADED if name in ("2x2x2", "1x1x8") else ():
             shape, there = load_policy(FIXTURES / fixture, mesh)
             layout = shardings(there, decoder.logical_axes(shape), mesh, "train")
             placed = all(jax.tree.leaves(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted, there, layout)))
@@ -165,7 +166,7 @@ def test_no_large_array_lies_whole_on_every_device(played):
     assert any("state" in array for array in read(played, "8x1x1")["whole"])  # replicas are what `data` means: the list does find them
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["2x2x2", "1x1x8"])
 def test_checkpoints_are_loaded_to_their_place_on_any_mesh(played, name):
     """Biases, tied tables and bfloat16 files too; the first row of the fixtures is not padded."""
     for fixture, found in read(played, f"loaded_{name}").items():

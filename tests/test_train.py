@@ -1,4 +1,4 @@
-"""The whole loop on Desk with the embedded policy: what a run leaves behind, that it repeats itself, and that a kill costs nothing."""
+"""The whole loop on Desk with the embedded policy: what a run leaves behind, and that one in two processes with a kill between writes the same."""
 
 import contextlib
 import io
@@ -129,12 +129,6 @@ def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
             assert "Use " not in seen and "Call notify" not in seen
             targets += len(record["hindsight"]["targets"]) if record["hindsight"] else 0
     assert targets == sum(row["hindsight/targets"] for row in read_metrics(finished / "metrics.jsonl")[1:])
-
-
-def test_a_second_run_writes_the_same(finished, config, tmp_path):
-    training.train(config, str(tmp_path / "again"))
-    assert comparable(tmp_path / "again") == comparable(finished)
-    assert weights(tmp_path / "again") == weights(finished)
 
 
 def test_a_killed_run_continues_as_if_it_had_not_been(finished, config, config_file, tmp_path):

@@ -81,6 +81,7 @@ def finished(config, tmp_path_factory):
     listener.emit = lambda record: compiled.append(record.getMessage())
     logger = logging.getLogger("jax")
     logger.addHandler(listener)
+    jax.clear_caches()  # of this process: another file may have had the same programs
     with jax.log_compiles(), contextlib.redirect_stderr(printed):
         training.train(config, str(path))
     logger.removeHandler(listener)

@@ -97,3 +97,8 @@ def test_a_broken_generation_config_is_refused(tmp_path):
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json: cannot be read as JSON"):
         generation_stops(tmp_path)
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such directory; give a Hugging Face directory"):
+        load_tokenizer(tmp_path / "nowhere")

@@ -28,6 +28,8 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast  # here, because this import alone takes seconds
 
     path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a Hugging Face directory with a tokenizer.json")
     read_json(path / "tokenizer.json")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)

@@ -1,17 +1,17 @@
 """How good is hindsight? Faults of a known kind at a known step are put into successful episodes, an analyser is asked which step broke
 them, and a teacher is given its words.
 
-  python -m benchmarks.attribution                                            Desk, the embedded policy, about 10 minutes
+  python -m benchmarks.attribution                               Desk, the embedded policy
   python -m benchmarks.attribution --config=configs/bfcl_qwen3_4b_clean.py --policy=DIR          BFCL, a policy of your own
   python -m benchmarks.attribution --config=configs/bfcl_qwen3_4b_clean.py --policy=assets/desk-policy --analysers=environment,random
-                                                                              BFCL without a policy: only its tokenizer is used
+                                                                 BFCL without a policy: only the tokenizer is used
 
 inject: scripts play the reference with one fault, and on as if nothing had happened; what still succeeds is counted and left out.
 where:  precision = named steps that are the injected one / named steps; recall = episodes whose injected step is named / all that were
         asked, unreadable answers included; distance = steps from the nearest named one to the injected one.
-words:  the right action and the one that was taken, scored by the policy as a teacher: without feedback, with it at the step, with it
-        at the start, and with another episode's feedback at the step (a word at that place, but not the right one). Feedback is the
-        analyser's own where it named the step ("named"), else what it says when it is told the step ("told").
+words:  see `benchmarks.attribution_words`. Feedback is the analyser's own where it named the step ("named"), else what it says when it
+        is told the step ("told").
+own:    the same policy's own failed rollouts; here the environment's report is the truth.
 
 Writes benchmarks/results/attribution_<environment>.md and .json, and the tables between the markers of docs/attribution.md.
 """
@@ -24,17 +24,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.attribution_words import THIRDS, Case, bold, read, summary, tokens_table, words_table
 from benchmarks.looking_back import ANALYSERS, advise, cell, fill, header, load_config, look_back, open_session, percent, ratio, write
-from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
 from hintsd_jax.episodes.scripted import ScriptedEngine
+from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.errors import UserError
+from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.sampling import Sampling
-from hintsd_jax.sampling.scoring import span_logprobs
 from hintsd_jax.session import Session
 
 REPO = Path(__file__).resolve().parents[1]
@@ -42,45 +41,42 @@ PAGE = REPO / "docs/attribution.md"
 UNBOUNDED = 1 << 30
 ROLLOUT = RolloutConfig(UNBOUNDED, UNBOUNDED, Sampling(1.0, 1.0, 0, UNBOUNDED))
 BATCH = 16  # tasks; each of their scripts has an environment in a thread of its own
-CONTEXTS = ("none", "start", "other", "step")
-GROUPS = {"named": "its own words, where it named the step", "told": "its words when told the step, where it had not named it"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scripts:
-    """An environment's scripts: kinds of fault with what they are, task -> right actions, (task, kind, seed) -> faulty script or None."""
+    """An environment's scripts: kinds of fault with what they are; task -> right actions; (task, kind, seed) -> faulty script or None;
+    (task, episode, step) -> what the policy's own faults are sorted by; kinds that are also told together, by a name."""
 
     faults: Mapping[str, str]
     right: Callable[[Mapping], Sequence[str]]
     faulty: Callable
+    sort: Callable[[Mapping, Episode, int], str]
+    groups: Mapping[str, Sequence[str]]
 
 
 def scripts_of(environment: str, style: str) -> Scripts:
     """Raises UserError for an environment that has no scripts."""
     if environment == "desk":
         from hintsd_jax.envs.desk import script
+        from hintsd_jax.envs.desk.generator import DECISIONS
 
-        return Scripts(script.FAULTS, lambda task: script.ground_truth(task).actions, script.with_fault)
+        def request(task: Mapping, episode: Episode, step: int) -> str:
+            """The kind of request that was open; one is closed by an action without a call."""
+            actions = [parse_action(earlier.text, style) for earlier in episode.steps[: step - 1]]
+            return task["requests"][sum(not (action.calls or action.problem) for action in actions)]["kind"]
+
+        # what the embedded policy saw in its warm-up, with hints in the demonstrator's words, and what it never saw
+        known = [kind for kind in script.FAULTS if kind.removeprefix("wrong_") in DECISIONS or kind == "forgotten_call"]
+        groups = {"the demonstrator's kinds": known, "other kinds": [kind for kind in script.FAULTS if kind not in known]}
+        return Scripts(script.FAULTS, lambda task: script.ground_truth(task).actions, script.with_fault, request, groups)
     if environment == "bfcl":
         from hintsd_jax.envs.bfcl import script
 
         right = lambda task: script.ground_truth(task, one_call_a_step=True, style=style).actions
-        return Scripts(script.FAULTS, right, lambda task, kind, seed: script.with_fault(task, kind, seed, style=style))
+        faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, style=style)
+        return Scripts(script.FAULTS, right, faulty, lambda task, episode, step: task["category"], {})
     raise UserError(f"no scripts of faults for environment {environment!r}: desk and bfcl have them")
-
-
-@dataclasses.dataclass
-class Case:
-    """A failed episode with its one fault: the kind, the 1-based step and the action that would have been right there."""
-
-    episode: Episode
-    fault: str
-    step: int
-    right: str
-
-    @property
-    def third(self) -> str:
-        return ("early", "middle", "late")[min(2, 3 * (self.step - 1) // len(self.episode.steps))]
 
 
 def inject(session: Session, tasks: Sequence[Mapping], scripts: Scripts, seed: int) -> tuple[list[Case], dict[str, Counter]]:
@@ -107,7 +103,7 @@ def inject(session: Session, tasks: Sequence[Mapping], scripts: Scripts, seed: i
                 counts[made.fault]["made"] += 1
                 if not episode.success:
                     counts[made.fault]["failed"] += 1
-                    cases.append(Case(episode, made.fault, made.step, right[episode.task_id][made.step - 1]))
+                    cases.append(Case.of(episode, made.fault, made.step, right[episode.task_id], chat.style))
     return cases, counts
 
 
@@ -129,77 +125,11 @@ def where(cases: Sequence[Case], named: Sequence[Sequence[Target]]) -> dict:
     }
 
 
-def contexts(chat: ChatFormat, case: Case, words: str, other: str) -> dict[str, list[int]]:
-    """What the teacher reads before the action, by name of the context."""
-    episode, step = case.episode, case.episode.steps[case.step - 1]
-    tokens, first = episode.tokens, case.episode.steps[0]
-
-    def advised(number: int, text: str) -> list[int]:
-        trunk = tokens[: episode.steps[number - 1].branch]
-        seen, added = chat.advised(episode.dialogue(number), episode.tools_at(number), trunk, text)
-        return [*trunk[:seen], *added]
-
-    return {
-        "none": tokens[: step.start],
-        "start": [*advised(1, words), *tokens[first.start : step.start]],
-        "other": advised(case.step, other),
-        "step": advised(case.step, words),
-    }
-
-
-def others(cases: Sequence[Case], words: Sequence[str]) -> list[str]:
-    """For each case the words about the next case of another task whose words differ; its own where there is none."""
-    found = []
-    for n, case in enumerate(cases):
-        later = ((n + k) % len(cases) for k in range(1, len(cases)))
-        found.append(next((words[m] for m in later if cases[m].episode.task_id != case.episode.task_id and words[m] != words[n]), words[n]))
-    return found
-
-
-def score(session: Session, cases: Sequence[Case], words: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """For each case {"right none": the log-probs of the right action's tokens without feedback, "taken none": ..., "right step": ...}."""
-    rows = []
-    for case, text, other in zip(cases, words, others(cases, words), strict=True):
-        step = case.episode.steps[case.step - 1]
-        actions = (session.chat.encode(case.right), case.episode.tokens[step.start : step.stop])
-        rows += [(context, action) for context in contexts(session.chat, case, text, other).values() for action in actions]
-    longest = max((len(context) + len(action) for context, action in rows), default=0)
-    if longest > session.policy.max_positions:
-        raise UserError(f"a teacher's context of {longest} tokens exceeds the {session.policy.max_positions} positions of the policy")
-    found = iter(span_logprobs(session.weights(session.trained), session.policy, rows, session.mesh))
-    names = [f"{action} {context}" for context in CONTEXTS for action in ("right", "taken")]
-    assert tuple(contexts(session.chat, cases[0], "-", "-")) == CONTEXTS if cases else True
-    return [{name: next(found) for name in names} for _ in cases]
-
-
-def summary(scores: Sequence[Mapping[str, np.ndarray]]) -> dict:
-    """Means over episodes with intervals.
-
-    probability: of the whole action; token_probability: its geometric mean over the action's tokens; logprob: nats a token; right_likelier:
-    share of episodes in which the right action is likelier than the taken one; gain: of the right action's probability, at the step over
-    each other context.
-    """
-    if not scores:
-        return {"episodes": 0}
-    whole = {name: np.array([np.exp(score[name].sum()) for score in scores]) for name in scores[0]}
-    token = {name: np.array([score[name].mean() for score in scores]) for name in scores[0]}
-    return {
-        "episodes": len(scores),
-        "probability": {name: ratio(values) for name, values in whole.items()},
-        "token_probability": {name: ratio(np.exp(values)) for name, values in token.items()},
-        "logprob": {name: ratio(values) for name, values in token.items()},
-        "right_likelier": {context: ratio(whole[f"right {context}"] > whole[f"taken {context}"]) for context in CONTEXTS},
-        "gain": {context: ratio(whole["right step"] - whole[f"right {context}"]) for context in CONTEXTS if context != "step"},
-        "raised": ratio(whole["right step"] > whole["right none"]),
-    }
-
-
-def by_kind(cases: Sequence[Case], kinds: Sequence[str], measure: Callable[[list[int]], dict], key=lambda case: case.fault) -> dict[str, dict]:
-    """`measure(indices)` for each kind that has cases, and for all of them."""
-    members = defaultdict(list)
-    for n, case in enumerate(cases):
-        members[key(case)].append(n)
-    return {kind: measure(members[kind]) for kind in kinds if members[kind]} | {"all": measure(list(range(len(cases))))}
+def by_kind(cases: Sequence[Case], scripts: Scripts, count: Callable[[list[int]], dict]) -> dict[str, dict]:
+    """`count(indices)` for each kind that has cases, for kinds that are told together, and for all of them."""
+    groups = {kind: (kind,) for kind in scripts.faults} | dict(scripts.groups) | {"all": tuple(scripts.faults)}
+    members = {name: [n for n, case in enumerate(cases) if case.fault in kinds] for name, kinds in groups.items()}
+    return {name: count(found) for name, found in members.items() if found}
 
 
 def measure(session: Session, name: str, cases: Sequence[Case], scripts: Scripts, seed: int) -> dict:
@@ -211,8 +141,8 @@ def measure(session: Session, name: str, cases: Sequence[Case], scripts: Scripts
     counted = lambda members: where([cases[n] for n in members], [named[n] for n in members])
     found = {
         "dropped": dict(looked.dropped),
-        "where": by_kind(cases, list(scripts.faults), counted),
-        "thirds": by_kind(cases, ("early", "middle", "late"), counted, key=lambda case: case.third),
+        "where": by_kind(cases, scripts, counted),
+        "thirds": {third: counted([n for n, case in enumerate(cases) if case.third == third]) for third in THIRDS},
     }
     if session.policy is None or name == "random":
         return found
@@ -222,10 +152,34 @@ def measure(session: Session, name: str, cases: Sequence[Case], scripts: Scripts
     spoken = {"named": [(n, target) for n, target in enumerate(own) if target], "told": [(n, t) for n, t in zip(asked, told) if t]}
     found["words"] = {}
     for group, pairs in spoken.items():
-        members = [cases[n] for n, _ in pairs]
-        scores = score(session, members, [target.feedback for _, target in pairs])
-        found["words"][group] = by_kind(members, list(scripts.faults), lambda chosen: summary([scores[n] for n in chosen]))
+        if pairs:
+            members = [cases[n] for n, _ in pairs]
+            readings = read(session, members, [target.feedback for _, target in pairs], seed)
+            found["words"][group] = by_kind(members, scripts, lambda chosen: summary([readings[n] for n in chosen]))
     return found
+
+
+def own_failures(session: Session, name: str, tasks: Sequence[Mapping], scripts: Scripts, seed: int) -> dict:
+    """The policy's own failed rollouts. By what its faults are sorted by: `recall` of the report's faults, `precision` of the named steps,
+    and `same_words`: of the named steps that are faults, those whose feedback is the report's to the letter."""
+    episodes, _, _ = session.play(session.weights(session.trained), tasks, session.config.tasks.rollouts, step=EVAL_STEP)
+    task_of = {task["id"]: task for task in tasks}
+    failed = [episode for episode in episodes if not episode.success and episode.report and episode.report.faults]
+    keyed = [(episode, job_key(seed, 1, f"{name} {episode.task_id}", episode.rollout)) for episode in failed]
+    counts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for analysis in look_back(session, name, keyed).analyses:
+        episode = analysis.episode
+        truth, named = {fault.step: fault.feedback for fault in episode.report.faults}, {t.step: t.feedback for t in analysis.targets}
+        for step in sorted(truth.keys() | named.keys()):
+            for kind in (scripts.sort(task_of[episode.task_id], episode, step), "all"):
+                if step in truth:
+                    counts[kind]["recall"].append(step in named)
+                if step in named:
+                    counts[kind]["precision"].append(step in truth)
+                if step in truth and step in named:
+                    counts[kind]["same_words"].append(named[step] == truth[step])
+    rows = {kind: {rate: ratio(counts[kind][rate]) for rate in ("recall", "precision", "same_words")} for kind in sorted(counts, key=lambda k: (k == "all", k))}
+    return {"episodes": len(episodes), "failed": len(failed), "by": rows}
 
 
 def injected_table(counts: Mapping[str, Mapping], scripts: Scripts) -> str:
@@ -237,55 +191,36 @@ def injected_table(counts: Mapping[str, Mapping], scripts: Scripts) -> str:
     return "\n".join([*lines, f"| **all** | | **{made}** | **{failed}** |"])
 
 
-def where_table(name: str, found: Mapping) -> str:
+def where_table(name: str, found: Mapping, scripts: Scripts) -> str:
     lines = [f"**{name}** ({ANALYSERS[name]})", ""]
     lines += ["| fault | episodes | named a step | steps named | precision, % | recall, % | within 1 step, % | distance, steps |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for kind, row in (*found["where"].items(), *((f"fault {third}", row) for third, row in found["thirds"].items() if third != "all")):
+    for kind, row in (*found["where"].items(), *((f"all, {third} in the episode", row) for third, row in found["thirds"].items())):
         targets = "-" if row["targets"] is None else f"{row['targets']['value']:.2f}"
         rates = [percent(row["precision"]), percent(row["recall"]), percent(row["within_1"]), cell(row["distance"])]
-        label = f"**{kind}**" if kind == "all" else kind
-        lines.append(f"| {label} | {row['episodes']} | {row['answered']} | {targets} | {' | '.join(rates)} |")
+        lines.append(f"| {bold(kind, scripts.faults)} | {row['episodes']} | {row['answered']} | {targets} | {' | '.join(rates)} |")
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(found["dropped"].items()))
     return "\n".join(lines) + (f"\n\nDropped, by reason: {dropped}." if dropped else "")
 
 
-def words_table(name: str, group: str, rows: Mapping[str, Mapping]) -> str:
-    lines = [f"**{name}**, {GROUPS[group]}: probability of the whole right action, %", ""]
-    lines += ["| fault | episodes | none | at the start | another's, at the step | **at the step** | step minus none | step minus start | step minus another's |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    for kind, row in rows.items():
-        if row["episodes"]:
-            values = [f"{100 * row['probability'][f'right {context}']['value']:.1f}" for context in CONTEXTS]
-            gains = [percent(row["gain"][context], sign=True) for context in ("none", "start", "other")]
-            label = f"**{kind}**" if kind == "all" else kind
-            lines.append(f"| {label} | {row['episodes']} | {' | '.join(values)} | {' | '.join(gains)} |")
-    return "\n".join(lines)
-
-
-def tokens_table(found: Mapping[str, Mapping]) -> str:
-    """Over all kinds: nats a token, for the right action and the taken one."""
-    lines = ["Over all kinds, log-probability a token in nats, and the share of episodes in which the right action is likelier than the taken one:", ""]
-    lines += ["| analyser | words | episodes | action | none | at the start | another's, at the step | at the step |", "|---|---|--:|---|--:|--:|--:|--:|"]
-    for name, result in found.items():
-        for group, rows in result.get("words", {}).items():
-            row = rows["all"]
-            if row["episodes"]:
-                for action in ("right", "taken"):
-                    values = [cell(row["logprob"][f"{action} {context}"]) for context in CONTEXTS]
-                    lines.append(f"| {name} | {group} | {row['episodes']} | {action} | {' | '.join(values)} |")
-                shares = [percent(row["right_likelier"][context]) for context in CONTEXTS]
-                lines.append(f"| {name} | {group} | {row['episodes']} | right likelier, % | {' | '.join(shares)} |")
+def own_table(name: str, found: Mapping) -> str:
+    lines = [f"**{name}**: {found['failed']} failed of {found['episodes']} rollouts; the environment's report is the truth, intervals over steps", ""]
+    lines += ["| what | faults | recall, % | steps named | precision, % | the report's own words, % of the right ones |", "|---|--:|--:|--:|--:|--:|"]
+    for kind, row in found["by"].items():
+        count = {rate: 0 if row[rate] is None else round(row[rate]["n"]) for rate in row}
+        lines.append(
+            f"| {bold(kind, scripts.faults)} | {count['recall']} | {percent(row['recall'])} | {count['precision']} | {percent(row['precision'])} | {percent(row['same_words'])} |"
+        )
     return "\n".join(lines)
 
 
 def tables(results: Mapping, scripts: Scripts) -> str:
     found = results["analysers"]
-    parts = ["## Injected", injected_table(results["injected"], scripts), "## Where", *(where_table(*item) for item in found.items())]
-    spoken = [words_table(name, group, rows) for name, result in found.items() for group, rows in result.get("words", {}).items() if rows["all"]["episodes"]]
-    if spoken:
-        return "\n\n".join([*parts, "## Words", *spoken, tokens_table(found)])
-    return "\n\n".join([*parts, "## Words\n\nNot scored: no policy that can read these prompts was given."])
+    parts = ["## Injected", injected_table(results["injected"], scripts), "## Where", *(where_table(*item, scripts) for item in found.items())]
+    parts += [part for name, rows in results["own"].items() for part in ("## Where, in the policy's own failures", own_table(name, rows))]
+    spoken = [words_table(name, group, rows, scripts.faults) for name, result in found.items() for group, rows in result.get("words", {}).items()]
+    words = [*spoken, tokens_table(found)] if spoken else ["Not scored: no policy that can read these prompts was given."]
+    return "\n\n".join([*parts, "## Words", *words])
 
 
 def main() -> None:
@@ -295,6 +230,7 @@ def main() -> None:
     parser.add_argument("--analysers", default="policy,environment,random", help=f"some of {', '.join(ANALYSERS)}")
     parser.add_argument("--splits", default="", help="by default test on Desk, and all three on BFCL")
     parser.add_argument("--limit", type=int, default=0, help="tasks; 0 for all")
+    parser.add_argument("--own", type=int, default=200, help="tasks that the policy itself plays, where it is an analyser; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="without its ending")
     parser.add_argument("overrides", nargs="*", help="further values, key=value")
@@ -310,10 +246,12 @@ def main() -> None:
     tasks = tasks[:: max(1, len(tasks) // arguments.limit)][: arguments.limit] if arguments.limit else tasks
     cases, counts = inject(session, tasks, scripts, arguments.seed)
     print(f"{len(tasks)} tasks, {len(cases)} failed episodes", flush=True)
-    results = {"tasks": len(tasks), "splits": splits, "seed": arguments.seed, "injected": counts, "analysers": {}}
+    results = {"tasks": len(tasks), "splits": splits, "seed": arguments.seed, "injected": counts, "analysers": {}, "own": {}}
     for name in names:
         results["analysers"][name] = measure(session, name, cases, scripts, arguments.seed)
-        print(where_table(name, results["analysers"][name]), flush=True)
+        print(where_table(name, results["analysers"][name], scripts), flush=True)
+        if name not in ("environment", "random") and arguments.own:
+            results["own"][name] = own_failures(session, name, tasks[: arguments.own], scripts, arguments.seed)
     head = header(f"Attribution: {config.env.name}", config, session)
     text = tables(results, scripts)
     said = f" {len(tasks)} tasks of {splits}, one place a kind and task, drawn by the seed {arguments.seed}. 95 % intervals by bootstrap over episodes."

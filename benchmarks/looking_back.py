@@ -32,11 +32,12 @@ from hintsd_jax.episodes.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import RESAMPLES
 from hintsd_jax.hindsight import analyser, prompts
-from hintsd_jax.hindsight.analyser import Analysis, Hindsight, HindsightConfig
+from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.workdir import versions
+from hintsd_jax.sampling import Sampling
 from hintsd_jax.session import Session
 
 ANALYSERS = {"policy": "the policy's own hindsight", "environment": "PRIVILEGED: the environment's report", "random": "a random step"}
@@ -107,13 +108,13 @@ def advise(session: Session, name: str, given: Sequence[tuple[Episode, Key, int]
         return found, +dropped
     if name != "policy":
         return [None] * len(given), Counter(no_words=len(given))
-    asked: dict[int, _Request] = {}
+    asked: dict[int, Request] = {}
     for n, (episode, key, step) in enumerate(given):
         prompt = session.chat.prompt(prompts.advise_messages(episode, step, config.clip_chars)).ids
         if len(prompt) + config.sampling.max_tokens > config.context:
             dropped["prompt_too_long"] += 1
         else:
-            asked[n] = _Request(prompt, key, config)
+            asked[n] = Request(prompt, key, config.sampling, config.context)
     session.engine.run(session.weights(session.trained), asked.values())
     found = [None] * len(given)
     for n, request in asked.items():
@@ -126,12 +127,15 @@ def advise(session: Session, name: str, given: Sequence[tuple[Episode, Key, int]
     return found, dropped
 
 
-class _Request:
-    """A single generation as a job of the engine."""
+@dataclasses.dataclass
+class Request:
+    """A single generation as a job of the engine; `ids` are what was sampled."""
 
-    def __init__(self, prompt: Sequence[int], key: Key, config: HindsightConfig):
-        self.prompt, self.key, self.sampling, self.context = prompt, key, config.sampling, config.context
-        self.ids: list[int] = []
+    prompt: Sequence[int]
+    key: Key
+    sampling: Sampling
+    context: int
+    ids: list[int] = dataclasses.field(default_factory=list)
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids = ids

@@ -150,12 +150,15 @@ def measure(session: Session, name: str, cases: Sequence[Case], scripts: Scripts
     asked = [n for n, target in enumerate(own) if target is None]
     told, found["told_dropped"] = advise(session, name, [(*keyed[n], cases[n].step) for n in asked])
     spoken = {"named": [(n, target) for n, target in enumerate(own) if target], "told": [(n, t) for n, t in zip(asked, told) if t]}
-    found["words"] = {}
+    found["words"] = {group: {} for group in spoken}
     for group, pairs in spoken.items():
         if pairs:
             members = [cases[n] for n, _ in pairs]
             readings = read(session, members, [target.feedback for _, target in pairs], seed)
-            found["words"][group] = by_kind(members, scripts, lambda chosen: summary([readings[n] for n in chosen]))
+            fitting = [(case, reading) for case, reading in zip(members, readings, strict=True) if reading is not None]
+            if len(fitting) < len(pairs):
+                found["dropped"][f"{group}_too_long_for_the_teacher"] = len(pairs) - len(fitting)
+            found["words"][group] = by_kind([case for case, _ in fitting], scripts, lambda chosen: summary([fitting[n][1] for n in chosen]))
     return found
 
 
@@ -178,7 +181,8 @@ def own_failures(session: Session, name: str, tasks: Sequence[Mapping], scripts:
                     counts[kind]["precision"].append(step in truth)
                 if step in truth and step in named:
                     counts[kind]["same_words"].append(named[step] == truth[step])
-    rows = {kind: {rate: ratio(counts[kind][rate]) for rate in ("recall", "precision", "same_words")} for kind in sorted(counts, key=lambda k: (k == "all", k))}
+    rates = ("recall", "precision", "same_words")
+    rows = {kind: {rate: ratio(counts[kind][rate]) for rate in rates} for kind in sorted(counts, key=lambda kind: (kind == "all", kind))}
     return {"episodes": len(episodes), "failed": len(failed), "by": rows}
 
 
@@ -204,13 +208,13 @@ def where_table(name: str, found: Mapping, scripts: Scripts) -> str:
 
 
 def own_table(name: str, found: Mapping) -> str:
+    by = found["by"]
     lines = [f"**{name}**: {found['failed']} failed of {found['episodes']} rollouts; the environment's report is the truth, intervals over steps", ""]
     lines += ["| what | faults | recall, % | steps named | precision, % | the report's own words, % of the right ones |", "|---|--:|--:|--:|--:|--:|"]
-    for kind, row in found["by"].items():
-        count = {rate: 0 if row[rate] is None else round(row[rate]["n"]) for rate in row}
-        lines.append(
-            f"| {bold(kind, scripts.faults)} | {count['recall']} | {percent(row['recall'])} | {count['precision']} | {percent(row['precision'])} | {percent(row['same_words'])} |"
-        )
+    for kind, row in by.items():
+        faults, steps = (0 if row[rate] is None else round(row[rate]["n"]) for rate in ("recall", "precision"))
+        shares = [percent(row[rate]) for rate in ("recall", "precision", "same_words")]
+        lines.append(f"| {bold(kind, by.keys() - {'all'})} | {faults} | {shares[0]} | {steps} | {shares[1]} | {shares[2]} |")
     return "\n".join(lines)
 
 
@@ -218,7 +222,8 @@ def tables(results: Mapping, scripts: Scripts) -> str:
     found = results["analysers"]
     parts = ["## Injected", injected_table(results["injected"], scripts), "## Where", *(where_table(*item, scripts) for item in found.items())]
     parts += [part for name, rows in results["own"].items() for part in ("## Where, in the policy's own failures", own_table(name, rows))]
-    spoken = [words_table(name, group, rows, scripts.faults) for name, result in found.items() for group, rows in result.get("words", {}).items()]
+    given = [(name, group, rows) for name, result in found.items() for group, rows in result.get("words", {}).items() if rows]
+    spoken = [words_table(*each, scripts.faults) for each in given]
     words = [*spoken, tokens_table(found)] if spoken else ["Not scored: no policy that can read these prompts was given."]
     return "\n\n".join([*parts, "## Words", *words])
 
@@ -254,7 +259,8 @@ def main() -> None:
             results["own"][name] = own_failures(session, name, tasks[: arguments.own], scripts, arguments.seed)
     head = header(f"Attribution: {config.env.name}", config, session)
     text = tables(results, scripts)
-    said = f" {len(tasks)} tasks of {splits}, one place a kind and task, drawn by the seed {arguments.seed}. 95 % intervals by bootstrap over episodes."
+    said = f" {len(tasks)} tasks of {splits}, one place a kind and task, drawn by the seed {arguments.seed}."
+    said += " 95 % intervals by bootstrap over episodes."
     write(arguments.out or REPO / f"benchmarks/results/attribution_{config.env.name}", f"{head}{said}\n\n{text}", results)
     if not arguments.out:
         fill(PAGE, f"attribution_{config.env.name}", text.replace("## ", "### "))

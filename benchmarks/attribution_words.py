@@ -21,7 +21,6 @@ from hintsd_jax.episodes.chat import ChatFormat, common_prefix
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
 from hintsd_jax.episodes.toolcalls import parse_action
-from hintsd_jax.errors import UserError
 from hintsd_jax.sampling.scoring import span_logprobs
 from hintsd_jax.session import Session
 
@@ -87,38 +86,35 @@ Reading = Mapping[str, np.ndarray | float | int]
 action is right, else 0; "differs": the index of the right action's first token that is not the taken one's."""
 
 
-def read(session: Session, cases: Sequence[Case], words: Sequence[str], seed: int) -> list[Reading]:
-    """What the teacher makes of the words about each case.
-
-    Raises:
-      UserError: a context is longer than the policy or the engine can read.
-    """
-    wider = [contexts(session.chat, *each) for each in zip(cases, words, others(cases, words), strict=True)]
+def read(session: Session, cases: Sequence[Case], words: Sequence[str], seed: int) -> list[Reading | None]:
+    """What the teacher makes of the words about each case; None where a context is longer than the engine can read."""
     sampling, room = session.rollout_config().sampling, session.engine.config.context
-    longest = max((len(ids) for found in wider for ids in found.values()), default=0)
-    if longest + sampling.max_tokens > room:
-        raise UserError(f"a teacher's context of {longest} tokens and an action exceed {room}: raise hindsight.context, or choose shorter tasks")
+    wider = [contexts(session.chat, *each) for each in zip(cases, words, others(cases, words), strict=True)]
+    fits = [max(map(len, found.values())) + sampling.max_tokens <= room for found in wider]
     rows, requests = [], []
-    for case, found in zip(cases, wider, strict=True):
-        step = case.episode.steps[case.step - 1]
-        actions = (session.chat.encode(case.right), case.episode.tokens[step.start : step.stop])
-        key = job_key(seed, 0, f"acts {case.fault} {case.episode.task_id}", 0)  # the same in every context
-        rows += [(ids, action) for ids in found.values() for action in actions]
-        requests += [Request(ids, key, sampling, room) for ids in found.values()]
+    for case, found, fit in zip(cases, wider, fits, strict=True):
+        if fit:
+            key = job_key(seed, 0, f"acts {case.fault} {case.episode.task_id}", 0)  # the same in every context
+            rows += [(ids, action) for ids in found.values() for action in _actions(session.chat, case)]
+            requests += [Request(ids, key, sampling, room) for ids in found.values()]
     weights = session.weights(session.trained)
     session.engine.run(weights, requests)
     scores, taken = iter(span_logprobs(weights, session.policy, rows, session.mesh)), iter(requests)
-    readings = []
-    for case in cases:
-        step = case.episode.steps[case.step - 1]
-        differs = common_prefix(session.chat.encode(case.right), case.episode.tokens[step.start : step.stop])
-        reading: dict[str, np.ndarray | float | int] = {"differs": differs}
-        for context in CONTEXTS:
+    readings: list[Reading | None] = []
+    for case, fit in zip(cases, fits, strict=True):
+        reading: dict[str, np.ndarray | float | int] = {"differs": common_prefix(*_actions(session.chat, case))}
+        for context in CONTEXTS if fit else ():
             reading[f"right {context}"], reading[f"taken {context}"] = next(scores), next(scores)
             calls = parse_action(session.chat.decode(next(taken).ids), session.chat.style).calls
             reading[f"acts {context}"] = float(bool(calls) and all(call in case.wanted for call in calls))
-        readings.append(reading)
+        readings.append(reading if fit else None)
     return readings
+
+
+def _actions(chat: ChatFormat, case: Case) -> tuple[Sequence[int], Sequence[int]]:
+    """The ids of the right action and of the taken one."""
+    step = case.episode.steps[case.step - 1]
+    return chat.encode(case.right), case.episode.tokens[step.start : step.stop]
 
 
 def summary(readings: Sequence[Reading]) -> dict:
@@ -154,8 +150,9 @@ def bold(name: str, kinds: Collection[str]) -> str:
 def words_table(name: str, group: str, rows: Mapping[str, Mapping], kinds: Collection[str]) -> str:
     """By kind of fault."""
     lines = [f"**{name}**, {GROUPS[group]}. Right actions, %: as sampled (however worded), then the probability of the reference's own words", ""]
-    lines += ["| fault | episodes | none | at the start | another's | **at the step** | step - none | step - start | worded: none | start | another's | step | step - none | step - start |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    head = ["none", "at the start", "another's", "**at the step**", "step - none", "step - start"]
+    head += ["worded: none", "start", "another's", "step", "step - none", "step - start"]
+    lines += [f"| fault | episodes | {' | '.join(head)} |", f"|---|--:|{'--:|' * len(head)}"]
     for kind, row in rows.items():
         acts = [f"{100 * row['acts'][context]['value']:.1f}" for context in CONTEXTS]
         worded = [f"{100 * row['probability'][f'right {context}']['value']:.1f}" for context in CONTEXTS]
@@ -169,9 +166,12 @@ def tokens_table(found: Mapping[str, Mapping]) -> str:
     lines = ["Over all kinds, as worded: log-probability a token in nats; the share of episodes in which the right action is likelier than"]
     lines[0] += " the taken one; the probability of the right action's first token that is not the taken one's."
     lines += [""]
-    lines += ["| analyser | words | episodes | what | none | at the start | another's, at the step | at the step |", "|---|---|--:|---|--:|--:|--:|--:|"]
+    lines += ["| analyser | words | episodes | what | none | at the start | another's, at the step | at the step |"]
+    lines += ["|---|---|--:|---|--:|--:|--:|--:|"]
     for name, result in found.items():
         for group, rows in result.get("words", {}).items():
+            if not rows:
+                continue
             row = rows["all"]
             for action in ("right", "taken"):
                 values = [cell(row["logprob"][f"{action} {context}"]) for context in CONTEXTS]

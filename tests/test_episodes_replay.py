@@ -119,7 +119,10 @@ class Moody(Desk):
         return Report("none")
 
 
-@pytest.mark.parametrize("mood, reason", [("rude", "replay_differs"), ("sloppy", "replay_differs"), ("generous", "replay_differs"), ("broken", "env_error")])
+DEPARTS = {"rude": "replay_differs", "sloppy": "replay_differs", "generous": "replay_differs", "broken": "env_error"}
+
+
+@pytest.mark.parametrize("mood, reason", DEPARTS.items())
 def test_a_replay_that_departs_from_its_record_is_dropped_and_counted(mood, reason):
     right = {task["id"]: script.ground_truth(task).actions for task in TASKS}
     engine = ScriptedEngine(CHAT, lambda job: right[job.episode.task_id][len(job.episode.steps) :])

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.attribution_words import THIRDS, Case, bold, read, summary, tokens_table, words_table
-from benchmarks.looking_back import ANALYSERS, advise, cell, fill, header, load_config, look_back, open_session, percent, ratio, write
+from benchmarks.looking_back import ANALYSERS, advise, cell, fill, guarded, header, load_config, look_back, open_session, percent, ratio, write
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
 from hintsd_jax.episodes.scripted import ScriptedEngine
@@ -267,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

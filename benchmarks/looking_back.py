@@ -18,7 +18,7 @@ import runpy
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,17 @@ def write(out: Path, text: str, results: dict) -> None:
 
 
 def fill(page: Path, mark: str, text: str) -> None:
-    """Puts tables between the page's markers of that name."""
+    """Puts tables between the page's markers of that name, where it has them."""
     begin, end = f"<!-- {mark}: made by benchmarks -->\n", f"\n<!-- {mark}: end -->"
-    head, rest = page.read_text().split(begin)
-    page.write_text(head + begin + text + end + rest.split(end)[1])
+    head, found, rest = page.read_text().partition(begin)
+    if found:
+        page.write_text(head + begin + text + end + rest.split(end, 1)[1])
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Runs it; what the user can mend ends in one line and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

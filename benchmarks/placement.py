@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.looking_back import ANALYSERS, fill, header, load_config, look_back, open_session, percent, ratio, write
+from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_config, look_back, open_session, percent, ratio, write
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.replay import Continuation, continue_episodes
 from hintsd_jax.episodes.rollout import job_key
@@ -178,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -148,7 +148,7 @@ def measure(session: Session, name: str, cases: Sequence[Case], scripts: Scripts
         return found
     own = [next((target for target in targets if target.step == case.step), None) for case, targets in zip(cases, named, strict=True)]
     asked = [n for n, target in enumerate(own) if target is None]
-    told, found["told_dropped"] = advise(session, name, [(*keyed[n], cases[n].step) for n in asked])
+    told, found["dropped when told the step"] = advise(session, name, [(*keyed[n], cases[n].step) for n in asked])
     spoken = {"named": [(n, target) for n, target in enumerate(own) if target], "told": [(n, t) for n, t in zip(asked, told) if t]}
     found["words"] = {group: {} for group in spoken}
     for group, pairs in spoken.items():
@@ -203,8 +203,10 @@ def where_table(name: str, found: Mapping, scripts: Scripts) -> str:
         targets = "-" if row["targets"] is None else f"{row['targets']['value']:.2f}"
         rates = [percent(row["precision"]), percent(row["recall"]), percent(row["within_1"]), cell(row["distance"])]
         lines.append(f"| {bold(kind, scripts.faults)} | {row['episodes']} | {row['answered']} | {targets} | {' | '.join(rates)} |")
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(found["dropped"].items()))
-    return "\n".join(lines) + (f"\n\nDropped, by reason: {dropped}." if dropped else "")
+    for when in ("dropped", "dropped when told the step"):
+        if found.get(when):
+            lines += ["", f"{when.capitalize()}: {', '.join(f'{count} {reason}' for reason, count in sorted(found[when].items()))}."]
+    return "\n".join(lines)
 
 
 def own_table(name: str, found: Mapping) -> str:
@@ -224,7 +226,7 @@ def tables(results: Mapping, scripts: Scripts) -> str:
     parts += [part for name, rows in results["own"].items() for part in ("## Where, in the policy's own failures", own_table(name, rows))]
     given = [(name, group, rows) for name, result in found.items() for group, rows in result.get("words", {}).items() if rows]
     spoken = [words_table(*each, scripts.faults) for each in given]
-    words = [*spoken, tokens_table(found)] if spoken else ["Not scored: no policy that can read these prompts was given."]
+    words = [*spoken, tokens_table(found, scripts.faults)] if spoken else ["Not scored: no policy that can read these prompts was given."]
     return "\n\n".join([*parts, "## Words", *words])
 
 

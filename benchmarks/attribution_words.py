@@ -161,23 +161,24 @@ def words_table(name: str, group: str, rows: Mapping[str, Mapping], kinds: Colle
     return "\n".join(lines)
 
 
-def tokens_table(found: Mapping[str, Mapping]) -> str:
-    """Over all kinds."""
-    lines = ["Over all kinds, as worded: log-probability a token in nats; the share of episodes in which the right action is likelier than"]
-    lines[0] += " the taken one; the probability of the right action's first token that is not the taken one's."
-    lines += [""]
-    lines += ["| analyser | words | episodes | what | none | at the start | another's, at the step | at the step |"]
-    lines += ["|---|---|--:|---|--:|--:|--:|--:|"]
-    for name, result in found.items():
-        for group, rows in result.get("words", {}).items():
-            if not rows:
-                continue
-            row = rows["all"]
-            for action in ("right", "taken"):
-                values = [cell(row["logprob"][f"{action} {context}"]) for context in CONTEXTS]
-                lines.append(f"| {name} | {group} | {row['episodes']} | {action}, nats | {' | '.join(values)} |")
-            shares = [percent(row["right_likelier"][context]) for context in CONTEXTS]
-            lines.append(f"| {name} | {group} | {row['episodes']} | right likelier, % | {' | '.join(shares)} |")
-            shares = [percent(row["decision"][context]) for context in CONTEXTS]
-            lines.append(f"| {name} | {group} | {row['episodes']} | deciding token, % | {' | '.join(shares)} |")
+def tokens_table(found: Mapping[str, Mapping], kinds: Collection[str]) -> str:
+    """Over several kinds together."""
+    lines = ["As worded: log-probability a token, nats; the share of episodes in which the right action is likelier than the taken one; the"]
+    lines[0] += " probability of the right action's deciding token, the first that is not the taken one's."
+    lines += ["", "| analyser | words | faults | episodes | what | none | at the start | another's, at the step | at the step |"]
+    lines += ["|---|---|---|--:|---|--:|--:|--:|--:|"]
+    for name, group, together, row in (
+        (name, group, together, row)
+        for name, result in found.items()
+        for group, rows in result.get("words", {}).items()
+        for together, row in rows.items()
+        if together not in kinds
+    ):
+        whats = {
+            "right, nats": [cell(row["logprob"][f"right {context}"]) for context in CONTEXTS],
+            "taken, nats": [cell(row["logprob"][f"taken {context}"]) for context in CONTEXTS],
+            "right likelier, %": [percent(row["right_likelier"][context]) for context in CONTEXTS],
+            "deciding token, %": [percent(row["decision"][context]) for context in CONTEXTS],
+        }
+        lines += [f"| {name} | {group} | {together} | {row['episodes']} | {what} | {' | '.join(cells)} |" for what, cells in whats.items()]
     return "\n".join(lines)

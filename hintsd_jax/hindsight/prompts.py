@@ -34,9 +34,9 @@ ADVISE = (
 )
 GIVEN = "\nThe step: "
 # Not in FIXED_STRINGS: the embedded policy reads these letter by letter, as it would anything that it was not brought up with.
-IF_OK = "\nIf nothing speaks against it, the list is empty."
-WORKED = "This worked before:"
-FIXED = "What should be otherwise:"
+IF_OK = "\nIf it is ok, the list is empty."
+WORKED = "This worked:"
+FIXED = "Do this:"
 
 FIXED_STRINGS = (TASK, RESULT, STEPS, STEP, OBSERVATION, REWARD, CLIPPED, REVIEW, AT_MOST, ONLY_FIRST, ADVISE, GIVEN)
 

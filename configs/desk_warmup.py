@@ -67,7 +67,7 @@ def get_config():
                 "5_settle": _phase(100, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=14, review=9, advice=4, lr=8e-4, contradict_rate=0.35),
                 # What the methods that HINT-SD is compared with ask of a policy: verdicts on single steps, and heeding advice at the start.
                 "6_compared": _phase(
-                    260, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=12, review=8, advice=4, judge=6, started=8, lr=8e-4, contradict_rate=0.35, vague_rate=0.15
+                    180, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=12, review=8, advice=4, judge=6, started=8, lr=8e-4, contradict_rate=0.35, vague_rate=0.15
                 ),
             },
         }

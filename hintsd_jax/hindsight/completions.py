@@ -1,0 +1,304 @@
+"""One request to an OpenAI-compatible `/chat/completions` server, and what came of it: never an exception for what a server does.
+
+Time: the limit holds for a whole request, from the look-up of the host's name to the last byte. Each read from the socket gets only
+what is left of it, so a server that trickles bytes ends in time as well; what no socket limit reaches (a name server that does not
+answer) is left behind in its daemon thread. Size: no more than `MAX_BYTES` are read.
+
+The key is read from the environment for each request and stands only in its header. What a server said is freed of it before
+anybody else sees it. Certificates are checked; redirects are not followed, since they would take key and episodes elsewhere; the
+proxies of the environment (http_proxy, https_proxy, no_proxy) are used, as by other programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import functools
+import http.client
+import io
+import json
+import math
+import os
+import queue
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from hintsd_jax.envs.base import Message
+from hintsd_jax.errors import UserError
+from hintsd_jax.sampling import Sampling
+
+TIMEOUT, ERROR, GARBAGE, REFUSED = "endpoint_timeout", "endpoint_error", "endpoint_garbage", "endpoint_refused"
+MAX_BYTES = 4 * 2**20  # of a reply; 32,000 tokens are some 200 kB
+_AGAIN = (408, 409, 425, 429)  # the 4xx that may pass; so may every 5xx
+_BYTES_PER_TOKEN = 4  # where a server does not report its usage
+_SECRET_FROM = 8  # characters; shorter keys are dummies such as "EMPTY", which an answer may well contain as a word
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What came of one request.
+
+    text: the answer; None: there is none, `reason` is one of the four above and `detail` one line for people.
+    again: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before that.
+    stop: where set, the line that ends the run: nothing will work until somebody mends it.
+    prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does not.
+    """
+
+    text: str | None = None
+    reason: str = ""
+    detail: str = ""
+    again: bool = False
+    wait_s: float = 0.0
+    stop: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ChatServer:
+    """A server, a model and how it samples. Safe to use from several threads.
+
+    Args:
+      url: "http(s)://host[:port]/v1", with or without "/chat/completions" at its end.
+      model: as the server names it.
+      key_env: the environment variable with the key; "" or one that is not set: no Authorization header.
+      timeout_s: of one request, as a whole.
+      sampling: top_p 1 and top_k 0 are not sent: some servers refuse what they do not know.
+
+    Raises:
+      UserError: the URL is none, holds a password, or the key cannot stand in a header.
+    """
+
+    def __init__(self, url: str, model: str, key_env: str, timeout_s: float, sampling: Sampling):
+        self._url, self.shown = _checked(url)
+        self._model, self._key_env, self._timeout = model, key_env, timeout_s
+        self._sampling = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+        self._sampling |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
+        self._sampling |= {"top_k": sampling.top_k} if sampling.top_k else {}
+        self._opener = urllib.request.OpenerDirector()  # nothing that follows redirects or turns a status into an exception
+        for handler in (urllib.request.ProxyHandler(), _Http(), _Https(context=ssl.create_default_context()), urllib.request.UnknownHandler()):
+            self._opener.add_handler(handler)
+        self._key()
+
+    def ask(self, messages: Sequence[Message]) -> Reply:
+        """One request; blocks for the time limit at most."""
+        key = self._key()
+        messages = [{"role": message["role"], "content": message["content"]} for message in messages]
+        body = json.dumps({"model": self._model, "messages": messages} | self._sampling).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "hintsd_jax"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        request = urllib.request.Request(self._url, body, headers)
+        try:
+            status, received, content = _within(self._timeout, lambda: self._exchange(request))
+        except (OSError, http.client.HTTPException) as error:
+            return _freed(self._broken(error), key)
+        return _freed(self._read(status, received, content, messages), key)
+
+    def _key(self) -> str:
+        key = os.environ.get(self._key_env, "").strip() if self._key_env else ""
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"the environment variable {self._key_env} does not hold a key: it has characters that no header takes")
+        return key
+
+    def _exchange(self, request: urllib.request.Request) -> tuple[int, Mapping[str, str], bytes]:
+        with self._opener.open(request, timeout=self._timeout) as response:
+            content = response.read(MAX_BYTES + 1)
+            if response.length and len(content) <= MAX_BYTES:  # `read` with a size does not say that the rest is missing
+                raise http.client.IncompleteRead(content, response.length)
+            return response.status, response.headers, content
+
+    def _broken(self, error: Exception) -> Reply:
+        """A request that got no whole reply."""
+        cause = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
+        if isinstance(cause, TimeoutError):
+            return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", again=True)
+        detail = f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            stop = f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend hindsight.endpoint.url"
+            return Reply(reason=ERROR, detail=detail, stop=stop)
+        return Reply(reason=ERROR, detail=detail, again=True)
+
+    def _read(self, status: int, headers: Mapping[str, str], content: bytes, messages: Sequence[Message]) -> Reply:
+        if 200 <= status < 300:
+            return _answer(content, messages)
+        detail = f"HTTP {status}: {_said(content)}"
+        if status >= 500 or status in _AGAIN:
+            reason = ERROR if status >= 500 else REFUSED
+            return Reply(reason=reason, detail=detail, again=True, wait_s=_retry_after(headers.get("Retry-After", "")))
+        return Reply(reason=REFUSED if status >= 400 else ERROR, detail=detail, stop=self._stop(status, headers, detail))
+
+    def _stop(self, status: int, headers: Mapping[str, str], detail: str) -> str:
+        """What to do about a status that no other request will change; "" for one that may be this request's own."""
+        if status in (401, 403):  # what the server says of a key is not repeated
+            if not self._key_env:
+                return f"{self.shown} wants a key (HTTP {status}): name the environment variable that holds it in hindsight.endpoint.key_env"
+            if not self._key():
+                return f"{self.shown} wants a key (HTTP {status}): set the environment variable {self._key_env}"
+            return f"{self.shown} refuses the key (HTTP {status}): put one that may use {self._model!r} into the environment variable {self._key_env}"
+        if status == 404:
+            return f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend hindsight.endpoint.url or .model"
+        if status < 400:
+            return f"{self.shown} redirects to {headers.get('Location', 'nowhere')!r} (HTTP {status}), which is not followed: mend hindsight.endpoint.url"
+        return ""
+
+
+def _checked(url: str) -> tuple[str, str]:
+    """(the whole URL, what people are shown of it: a query may hold more than they should see)."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port that is none raises
+        right = parts.scheme in ("http", "https") and host and url.isascii() and url.isprintable() and " " not in url
+        if right:
+            host.encode("idna")  # as the look-up of its name will do
+    except ValueError:
+        right = False
+    if not right:
+        raise UserError("hindsight.endpoint.url is no URL: write it like http://localhost:8000/v1")
+    if "@" in parts.netloc:
+        raise UserError("hindsight.endpoint.url holds a password, and configs are written down: use hindsight.endpoint.key_env")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    return tuple(urlunsplit((parts.scheme, parts.netloc, path, query, "")) for query in (parts.query, ""))
+
+
+def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
+    """The text of a reply with status 2xx, or why there is none. A garbled one may be followed by a better one."""
+    if len(content) > MAX_BYTES:
+        return Reply(reason=GARBAGE, detail=f"an answer of more than {MAX_BYTES} bytes", again=True)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return Reply(reason=GARBAGE, detail=f"not JSON ({type(error).__name__}): {_said(content)}", again=True)
+    usage = value.get("usage") if isinstance(value, dict) else None
+    prompt, completion = (_count(usage.get(name) if isinstance(usage, dict) else None) for name in ("prompt_tokens", "completion_tokens"))
+    try:
+        text = value["choices"][0]["message"]["content"]
+    except (TypeError, KeyError, IndexError):
+        text = None
+    if not isinstance(text, str):
+        detail = f"no text in choices[0].message.content: {_said(content)}"
+        return Reply(reason=GARBAGE, detail=detail, again=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0)
+    text = text.encode("utf-8", "replace").decode()  # JSON can escape half a surrogate pair, which no file and no tokenizer takes
+    prompt = _tokens(*(message["content"] for message in messages)) if prompt is None else prompt
+    return Reply(text, prompt_tokens=prompt, completion_tokens=_tokens(text) if completion is None else completion)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def _tokens(*texts: str) -> int:
+    """An estimate."""
+    return math.ceil(sum(len(text.encode("utf-8", "replace")) for text in texts) / _BYTES_PER_TOKEN)
+
+
+def _said(content: bytes) -> str:
+    """What a server says in a body: the message of an error in any of the usual forms, else the text itself."""
+    try:
+        value = json.loads(content[:MAX_BYTES])
+    except (ValueError, RecursionError):
+        value = None
+    for name in ("error", "message", "detail"):
+        value = value[name] if isinstance(value, dict) and name in value else value
+    return value if isinstance(value, str) else content[:10_000].decode("utf-8", "replace")
+
+
+def _retry_after(header: str) -> float:
+    """Seconds, of a number or a date; 0 for anything else."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _freed(reply: Reply, key: str) -> Reply:
+    """The reply without the key, should the server have repeated it; details as one short line."""
+
+    def line(text: str, limit: int) -> str:
+        return " ".join((text.replace(key, "***") if key else text).split())[:limit]
+
+    text = reply.text.replace(key, "***") if reply.text and len(key) >= _SECRET_FROM else reply.text
+    return dataclasses.replace(reply, text=text, detail=line(reply.detail, 300), stop=line(reply.stop, 600))
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The call's value or exception; TimeoutError when it takes longer, and it is left behind in its thread."""
+    done: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:  # raised again below
+            done.put((None, error))
+
+    threading.Thread(target=run, name="endpoint-request", daemon=True).start()
+    try:
+        value, error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+# http.client gives each read the whole limit again. Below, all reads of a connection share one.
+
+
+class _Remaining(io.RawIOBase):
+    """A socket's reading end, where every read must be over by `deadline` (of `time.monotonic`)."""
+
+    def __init__(self, sock: Any, raw: io.RawIOBase, deadline: float):
+        self._sock, self._raw, self._deadline = sock, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time of the request is over")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, deadline: float, **kwargs: Any):
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Remaining(sock, self.fp.detach(), deadline))
+
+
+class _OneLimit:
+    """Mixed into a connection: `timeout` seconds for all that it reads, a proxy's answer included."""
+
+    def __init__(self, *args: Any, timeout: float, **kwargs: Any):
+        super().__init__(*args, timeout=timeout, **kwargs)
+        self.response_class = functools.partial(_Response, deadline=time.monotonic() + timeout)
+
+
+class _HttpConnection(_OneLimit, http.client.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_OneLimit, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, request, context=self._context)

@@ -1,36 +1,27 @@
 """One request to an OpenAI-compatible `/chat/completions` server, and what came of it: never an exception for what a server does.
 
-Time: the limit holds for a whole request, from the look-up of the host's name to the last byte. Each read from the socket gets only
-what is left of it, so a server that trickles bytes ends in time as well; what no socket limit reaches (a name server that does not
-answer) is left behind in its daemon thread. Size: no more than `MAX_BYTES` are read.
-
-The key is read from the environment for each request and stands only in its header. What a server said is freed of it before
-anybody else sees it. Certificates are checked; redirects are not followed, since they would take key and episodes elsewhere; the
-proxies of the environment (http_proxy, https_proxy, no_proxy) are used, as by other programs.
+Only the messages, the model's name and how to sample go out. The key is read from the environment for each request and stands only in
+its header; what a server says is freed of it before anybody else sees it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import email.utils
-import functools
 import http.client
-import io
 import json
 import math
 import os
-import queue
 import ssl
-import threading
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from hintsd_jax.envs.base import Message
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.post import Poster
 from hintsd_jax.sampling import Sampling
 
 TIMEOUT, ERROR, GARBAGE, REFUSED = "endpoint_timeout", "endpoint_error", "endpoint_garbage", "endpoint_refused"
@@ -71,18 +62,18 @@ class ChatServer:
       sampling: top_p 1 and top_k 0 are not sent: some servers refuse what they do not know.
 
     Raises:
-      UserError: the URL is none, holds a password, or the key cannot stand in a header.
+      UserError: the URL is none or holds a password, `key_env` cannot be a variable's name, or the key cannot stand in a header.
     """
 
     def __init__(self, url: str, model: str, key_env: str, timeout_s: float, sampling: Sampling):
         self._url, self.shown = _checked(url)
+        if key_env and not (key_env.isascii() and key_env.isidentifier()):  # not repeated: it may be the key itself
+            raise UserError("hindsight.endpoint.key_env is no name of an environment variable: give the name, never the key")
         self._model, self._key_env, self._timeout = model, key_env, timeout_s
         self._sampling = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
         self._sampling |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
         self._sampling |= {"top_k": sampling.top_k} if sampling.top_k else {}
-        self._opener = urllib.request.OpenerDirector()  # nothing that follows redirects or turns a status into an exception
-        for handler in (urllib.request.ProxyHandler(), _Http(), _Https(context=ssl.create_default_context()), urllib.request.UnknownHandler()):
-            self._opener.add_handler(handler)
+        self._poster = Poster(timeout_s, MAX_BYTES)
         self._key()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
@@ -91,9 +82,8 @@ class ChatServer:
         messages = [{"role": message["role"], "content": message["content"]} for message in messages]
         body = json.dumps({"model": self._model, "messages": messages} | self._sampling).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "hintsd_jax"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        request = urllib.request.Request(self._url, body, headers)
         try:
-            status, received, content = _within(self._timeout, lambda: self._exchange(request))
+            status, received, content = self._poster.post(self._url, body, headers)
         except (OSError, http.client.HTTPException) as error:
             return _freed(self._broken(error), key)
         return _freed(self._read(status, received, content, messages), key)
@@ -103,13 +93,6 @@ class ChatServer:
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"the environment variable {self._key_env} does not hold a key: it has characters that no header takes")
         return key
-
-    def _exchange(self, request: urllib.request.Request) -> tuple[int, Mapping[str, str], bytes]:
-        with self._opener.open(request, timeout=self._timeout) as response:
-            content = response.read(MAX_BYTES + 1)
-            if response.length and len(content) <= MAX_BYTES:  # `read` with a size does not say that the rest is missing
-                raise http.client.IncompleteRead(content, response.length)
-            return response.status, response.headers, content
 
     def _broken(self, error: Exception) -> Reply:
         """A request that got no whole reply."""
@@ -142,7 +125,8 @@ class ChatServer:
         if status == 404:
             return f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend hindsight.endpoint.url or .model"
         if status < 400:
-            return f"{self.shown} redirects to {headers.get('Location', 'nowhere')!r} (HTTP {status}), which is not followed: mend hindsight.endpoint.url"
+            place = headers.get("Location", "nowhere")
+            return f"{self.shown} redirects to {place} (HTTP {status}), which is not followed: mend hindsight.endpoint.url"
         return ""
 
 
@@ -203,7 +187,7 @@ def _said(content: bytes) -> str:
         value = None
     for name in ("error", "message", "detail"):
         value = value[name] if isinstance(value, dict) and name in value else value
-    return value if isinstance(value, str) else content[:10_000].decode("utf-8", "replace")
+    return value if isinstance(value, str) else content.decode("utf-8", "replace")
 
 
 def _retry_after(header: str) -> float:
@@ -226,79 +210,3 @@ def _freed(reply: Reply, key: str) -> Reply:
 
     text = reply.text.replace(key, "***") if reply.text and len(key) >= _SECRET_FROM else reply.text
     return dataclasses.replace(reply, text=text, detail=line(reply.detail, 300), stop=line(reply.stop, 600))
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The call's value or exception; TimeoutError when it takes longer, and it is left behind in its thread."""
-    done: queue.SimpleQueue = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put((call(), None))
-        except BaseException as error:  # raised again below
-            done.put((None, error))
-
-    threading.Thread(target=run, name="endpoint-request", daemon=True).start()
-    try:
-        value, error = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return value
-
-
-# http.client gives each read the whole limit again. Below, all reads of a connection share one.
-
-
-class _Remaining(io.RawIOBase):
-    """A socket's reading end, where every read must be over by `deadline` (of `time.monotonic`)."""
-
-    def __init__(self, sock: Any, raw: io.RawIOBase, deadline: float):
-        self._sock, self._raw, self._deadline = sock, raw, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time of the request is over")
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: Any, *args: Any, deadline: float, **kwargs: Any):
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Remaining(sock, self.fp.detach(), deadline))
-
-
-class _OneLimit:
-    """Mixed into a connection: `timeout` seconds for all that it reads, a proxy's answer included."""
-
-    def __init__(self, *args: Any, timeout: float, **kwargs: Any):
-        super().__init__(*args, timeout=timeout, **kwargs)
-        self.response_class = functools.partial(_Response, deadline=time.monotonic() + timeout)
-
-
-class _HttpConnection(_OneLimit, http.client.HTTPConnection):
-    pass
-
-
-class _HttpsConnection(_OneLimit, http.client.HTTPSConnection):
-    pass
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpConnection, request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpsConnection, request, context=self._context)

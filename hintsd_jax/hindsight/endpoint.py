@@ -109,15 +109,14 @@ class Endpoint:
 
         try:
             for question in questions:
-                while len(window) >= self.config.concurrency:
-                    settle()
+                while len(window) >= self.config.concurrency or (window and not self._calls_left(window)):
+                    settle()  # it may have needed fewer requests than it was allowed
+                calls = self._calls_left(window)
                 known = journal.get(*_key(question)) if journal is not None else None
-                if known is not None:
-                    window.append(_Asked(question, known["calls"], _Outcome(**known), journalled=True))
-                    continue
-                while window and not self._calls_left(window):
-                    settle()  # it may need fewer requests than it was allowed
-                window.append(self._begin(question, self._calls_left(window), arrivals, stop))
+                if known is None:
+                    window.append(self._begin(question, calls, arrivals, stop))
+                else:  # in the same way, but for the sending: what is asked after it is decided as it was
+                    window.append(_Asked(question, max(calls, known["calls"]), _Outcome(**known), journalled=True))
             while window:
                 settle()
         finally:

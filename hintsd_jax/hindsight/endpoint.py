@@ -109,8 +109,8 @@ class Endpoint:
 
         try:
             for question in questions:
-                while len(window) >= self.config.concurrency or (window and not self._calls_left(window)):
-                    settle()  # it may have needed fewer requests than it was allowed
+                while len(window) >= self.config.concurrency or (window and self._calls_left(window) <= self.config.retries):
+                    settle()  # near the budget's end: it may have needed fewer requests than it was allowed
                 calls = self._calls_left(window)
                 known = journal.get(*_key(question)) if journal is not None else None
                 if known is None:

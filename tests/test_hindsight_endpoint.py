@@ -353,6 +353,15 @@ def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max
     assert (path.read_bytes() if path.exists() else b"") == b"".join(lines)
 
 
+def test_what_is_known_holds_back_what_comes_after_it_as_it_did(tmp_path):
+    """Seven calls: the third question waited for the first, and so found the tokens used up."""
+    limits, asked, path = {"max_calls": 7, "max_tokens": 10, "concurrency": 3}, questions("0", "1", "2"), tmp_path / "j.jsonl"
+    whole = scripted("yyy", **limits).ask(asked, Journal(path))
+    assert whole.texts == ["answer 0", "answer 1", None]
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert scripted("yyy", **limits).ask(asked, Journal(path)) == whole
+
+
 @given(SCRIPTS, st.integers(1, 4))
 @settings(max_examples=15, deadline=None)
 def test_without_budgets_each_question_is_for_itself(script, concurrency):

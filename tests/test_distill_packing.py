@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.distill import packing
-from hintsd_jax.distill.packing import DROP_REASONS, Branch, Row, Shapes, action_row, blank_batch, pack, single, trunk_rows
+from hintsd_jax.distill.packing import DROP_REASONS, Shapes, blank_batch, pack
+from hintsd_jax.distill.rows import Branch, Row, alone, plain_branches, rows, single, start_branches, trunk_rows
 from hintsd_jax.episodes.chat import ChatFormat, Delta
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight.targets import Target

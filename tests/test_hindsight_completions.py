@@ -68,7 +68,10 @@ def test_the_path_is_completed(tail):
         assert chat(f"{server.url}?version=3").shown == f"{server.url}/chat/completions"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://a/v1", "http://", "http://a:99999/v1", "http://a b/v1", "http://a/v1\n", "http://ä/v1", "http://a..b/v1"])  # fmt: skip
+NO_URLS = ["", "localhost:8000/v1", "ftp://a/v1", "http://", "http://a:99999/v1", "http://a b/v1", "http://a/v1\n", "http://ä/v1", "http://a..b/v1"]
+
+
+@pytest.mark.parametrize("url", NO_URLS)
 def test_a_url_that_is_none(url):
     with pytest.raises(UserError, match="is no URL"):
         chat(url)
@@ -76,7 +79,7 @@ def test_a_url_that_is_none(url):
 
 def test_no_secret_in_the_config():
     for make in (lambda: chat(f"http://me:{KEY[:5]}@host/v1"), lambda: chat("http://host/v1", key_env=KEY)):
-        with pytest.raises(UserError, match="hindsight.endpoint.key_env") as caught:
+        with pytest.raises(UserError, match="endpoint.key_env") as caught:
             make()
         assert KEY[:5] not in str(caught.value)
 
@@ -166,7 +169,10 @@ def test_statuses(status, reason, again):
     assert reply == Reply(None, reason, f"HTTP {status}: because of it", again, wait_s=2.5 if again else 0.0)
 
 
-@pytest.mark.parametrize(("body", "said"), [({"detail": "too long"}, "too long"), ({"error": "bad"}, "bad"), (b"plain", "plain"), (b"\xff", "\ufffd"), ([1], "[1]")])
+SAID = [({"detail": "too long"}, "too long"), ({"error": "bad"}, "bad"), (b"plain", "plain"), (b"\xff", "\ufffd"), ([1], "[1]")]
+
+
+@pytest.mark.parametrize(("body", "said"), SAID)
 def test_what_the_server_says_of_it(body, said):
     assert ask(lambda e: e.send(body, 400))[0].detail == f"HTTP 400: {said}"
 
@@ -178,8 +184,8 @@ def test_what_no_other_request_will_change_ends_the_run(monkeypatch):
         return reply.stop
 
     assert "into the environment variable TEST_KEY" in line(401) and "into the environment variable TEST_KEY" in line(403)
-    assert "hindsight.endpoint.key_env" in line(401, key_env="")
-    assert "'some-model'" in line(404) and "hindsight.endpoint.url or .model" in line(404)
+    assert "endpoint.key_env" in line(401, key_env="")
+    assert "'some-model'" in line(404) and "endpoint.url or .model" in line(404)
     assert f"redirects to https://other/{'***'} (HTTP 308)" in line(308, headers={"Location": f"https://other/{KEY}"})
     monkeypatch.delenv("TEST_KEY")
     assert "set the environment variable TEST_KEY" in line(401)

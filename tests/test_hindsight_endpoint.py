@@ -25,7 +25,16 @@ from tests.chat_server import PROXIES, in_turn, right, serving
 SAMPLING = Sampling(0.6, 0.95, 0, 512)
 KEY = "sk-4711-0815-4242"
 CONFIG = EndpointConfig(
-    url="http://localhost:1/v1", model="m", key_env="", concurrency=3, timeout_s=20.0, retries=2, backoff_s=0.01, max_calls=0, max_tokens=0, max_failures=100
+    url="http://localhost:1/v1",
+    model="m",
+    key_env="",
+    concurrency=3,
+    timeout_s=20.0,
+    retries=2,
+    backoff_s=0.01,
+    max_calls=0,
+    max_tokens=0,
+    max_failures=100,
 )
 
 
@@ -126,7 +135,10 @@ def test_retries_end_and_the_run_does_not(script, reason, calls):
         assert made.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
 
 
-@pytest.mark.parametrize("script", [lambda e: e.be_silent(), lambda e: e.trickle(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)], ids=["silent", "trickles"])
+NEVER = {"silent": lambda e: e.be_silent(), "trickles": lambda e: e.trickle(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)}
+
+
+@pytest.mark.parametrize("script", NEVER.values(), ids=NEVER.keys())
 def test_a_server_that_never_answers_is_counted(script):
     with serving(script) as server:
         began = time.monotonic()
@@ -172,7 +184,7 @@ def test_a_refused_key_ends_the_run_at_once(monkeypatch, tmp_path, status):
     scripts = by_question(a=lambda e: e.be_silent(), b=lambda e: e.refuse(status, f"bad key {e.headers['Authorization']}"), c=upper, d=upper)
     with serving(scripts) as server:
         began = time.monotonic()
-        with pytest.raises(UserError, match="TEST_KEY|hindsight.endpoint.url") as caught:
+        with pytest.raises(UserError, match="TEST_KEY|endpoint.url") as caught:
             make(server, key_env="TEST_KEY", concurrency=2).ask(questions("a", "b", "c", "d"), Journal(tmp_path / "j.jsonl"))
         assert time.monotonic() - began < 10
         assert KEY not in str(caught.value) and caught.value.__cause__ is None and not (tmp_path / "j.jsonl").exists()
@@ -332,7 +344,8 @@ SCRIPTS = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn"]), 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max_tokens, data):
     """A journal cut after any question, any number at a time: the same answers, counts and budgets, and never too many calls."""
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "concurrency": data.draw(st.integers(1, 4)), "max_failures": data.draw(st.integers(2, 20))}
+    concurrency, max_failures = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 20))
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "concurrency": concurrency, "max_failures": max_failures}
     asked, path = questions(*map(str, range(len(script)))), tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
 

@@ -12,8 +12,8 @@ from hintsd_jax.runs.metrics import MetricsWriter, read_metrics
 
 OFF = AlarmConfig("note", patience=3, min_entropy=0.0, max_divergence=0.0, max_action_length=0.0, min_success=0.0, max_success_drop=0.0)
 ON = dataclasses.replace(OFF, min_entropy=0.1, max_divergence=2.0, max_action_length=50.0, min_success=0.05)
-BEYOND = {"distill/entropy": 0.01, "distill/loss": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
-FINE = {"distill/entropy": 0.5, "distill/loss": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
+BEYOND = {"distill/entropy": 0.01, "distill/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
+FINE = {"distill/entropy": 0.5, "distill/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
 NAMES = ("min_entropy", "max_divergence", "max_action_length", "min_success")
 METRICS = dict(zip(NAMES, BEYOND))
 
@@ -48,16 +48,20 @@ def test_the_line_says_all():
 
 def test_what_was_not_measured_counts_for_nothing():
     """Neither beyond the threshold nor back: rows of skipped updates, rows without the metric."""
-    skipped = {"distill/skipped": 1, "distill/entropy": 0.0, "distill/loss": 0.0}
+    skipped = {"distill/skipped": 1, "distill/entropy": 0.0, "distill/divergence": 0.0}
     config = dataclasses.replace(OFF, min_entropy=0.1)
     assert names(Alarms(config), [BEYOND, skipped, BEYOND, {}, skipped, BEYOND]) == [[], [], [], [], [], ["min_entropy"]]
     assert names(Alarms(config), [skipped] * 9) == [[]] * 9
     assert names(Alarms(ON), [skipped | {"rollout/success": 0.0}] * 3) == [[], [], ["min_success"]]
     assert names(Alarms(config), [BEYOND | {"distill/skipped": 0.0}] * 3) == [[], [], ["min_entropy"]]
+    untaught = FINE | {"distill/taught": 0.0, "distill/divergence": 0.0}
+    assert names(Alarms(ON), [BEYOND | {"distill/taught": 5.0}, BEYOND, untaught, BEYOND]) == [[], [], [], ["max_divergence"]]
+    unplayed = {"rollout/episodes": 0, "rollout/success": 0.0, "rollout/action_length": 0.0}
+    assert names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])[2:] == [*[[]] * 5, [*NAMES]]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("metric", ["distill/loss", "distill/grad_norm", "distill/entropy", "rollout/action_length", "rollout/success"])
+@pytest.mark.parametrize("metric", ["distill/loss", "distill/grad_norm", *BEYOND])
 def test_what_is_not_finite_is_an_alarm_at_once_whatever_is_off(metric, value):
     alarms = Alarms(OFF)
     assert alarms.check(FINE | {metric: value}) == [Alarm("not_finite", f"{metric}: not a finite number")]
@@ -91,7 +95,8 @@ def test_the_rows_of_a_file(tmp_path):
 
 
 VALUES = st.sampled_from([None, math.nan, 0.0, 0.04, 0.1, 0.3, 0.9, 2.5, 70.0])
-ROWS = st.lists(st.dictionaries(st.sampled_from(["distill/skipped", "distill/grad_norm", *BEYOND]), VALUES | st.just(1), max_size=6), max_size=25)
+KEYS = st.sampled_from(["distill/skipped", "distill/taught", "rollout/episodes", "distill/grad_norm", *BEYOND])
+ROWS = st.lists(st.dictionaries(KEYS, VALUES | st.just(1), max_size=6), max_size=25)
 CONFIGS = st.builds(
     AlarmConfig,
     action=st.sampled_from(["note", "stop", "halve_lr"]),
@@ -127,7 +132,13 @@ def test_thresholds_against_runs_of_rows(config, rows):
         expected, length = [], 0
         for row in rows:
             value = row.get(metric, math.nan)
-            measured = value is not None and math.isfinite(value) and not (row.get("distill/skipped") == 1 and metric.startswith("distill/"))
+            measured = value is not None and math.isfinite(value)
+            if name in ("min_success", "max_action_length"):
+                measured &= row.get("rollout/episodes") != 0
+            else:
+                measured &= row.get("distill/skipped") != 1
+            if name == "max_divergence":
+                measured &= row.get("distill/taught") != 0
             if measured:
                 length = length + 1 if limit and (value - limit) * sign > 0 else 0
             expected.append(measured and length > 0 and length % config.patience == 0)

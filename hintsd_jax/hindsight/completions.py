@@ -68,7 +68,7 @@ class ChatServer:
     def __init__(self, url: str, model: str, key_env: str, timeout_s: float, sampling: Sampling):
         self._url, self.shown = _checked(url)
         if key_env and not (key_env.isascii() and key_env.isidentifier()):  # not repeated: it may be the key itself
-            raise UserError("hindsight.endpoint.key_env is no name of an environment variable: give the name, never the key")
+            raise UserError("endpoint.key_env is no name of an environment variable: give the name, never the key")
         self._model, self._key_env, self._timeout = model, key_env, timeout_s
         self._sampling = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
         self._sampling |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
@@ -101,7 +101,7 @@ class ChatServer:
             return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", again=True)
         detail = f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            stop = f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend hindsight.endpoint.url"
+            stop = f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend endpoint.url"
             return Reply(reason=ERROR, detail=detail, stop=stop)
         return Reply(reason=ERROR, detail=detail, again=True)
 
@@ -118,15 +118,15 @@ class ChatServer:
         """What to do about a status that no other request will change; "" for one that may be this request's own."""
         if status in (401, 403):  # what the server says of a key is not repeated
             if not self._key_env:
-                return f"{self.shown} wants a key (HTTP {status}): name the environment variable that holds it in hindsight.endpoint.key_env"
+                return f"{self.shown} wants a key (HTTP {status}): name the environment variable that holds it in endpoint.key_env"
             if not self._key():
                 return f"{self.shown} wants a key (HTTP {status}): set the environment variable {self._key_env}"
             return f"{self.shown} refuses the key (HTTP {status}): put one that may use {self._model!r} into the environment variable {self._key_env}"
         if status == 404:
-            return f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend hindsight.endpoint.url or .model"
+            return f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend endpoint.url or .model"
         if status < 400:
             place = headers.get("Location", "nowhere")
-            return f"{self.shown} redirects to {place} (HTTP {status}), which is not followed: mend hindsight.endpoint.url"
+            return f"{self.shown} redirects to {place} (HTTP {status}), which is not followed: mend endpoint.url"
         return ""
 
 
@@ -141,9 +141,9 @@ def _checked(url: str) -> tuple[str, str]:
     except ValueError:
         right = False
     if not right:
-        raise UserError("hindsight.endpoint.url is no URL: write it like http://localhost:8000/v1")
+        raise UserError("endpoint.url is no URL: write it like http://localhost:8000/v1")
     if "@" in parts.netloc:
-        raise UserError("hindsight.endpoint.url holds a password, and configs are written down: use hindsight.endpoint.key_env")
+        raise UserError("endpoint.url holds a password, and configs are written down: use endpoint.key_env")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     return tuple(urlunsplit((parts.scheme, parts.netloc, path, query, "")) for query in (parts.query, ""))
 

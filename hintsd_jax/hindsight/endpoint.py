@@ -136,7 +136,7 @@ class Endpoint:
             ("tokens", self.config.max_tokens, self.used["tokens"] >= self.config.max_tokens),
         ):
             if limit and spent:
-                detail = f"hindsight.endpoint.max_{name} = {limit} are used up"
+                detail = f"endpoint.max_{name} = {limit} are used up"
                 return _Asked(question, 0, _Outcome(None, OVER_BUDGET, detail, 0, 0, 0))
         asked = _Asked(question, calls)
 
@@ -175,7 +175,7 @@ class Endpoint:
         if failures >= self.config.max_failures:
             raise UserError(
                 f"{failures} questions in a row got no answer from {self._server.shown} (the last: {outcome.detail}):"
-                " see to the server and start again, or raise hindsight.endpoint.max_failures"
+                " see to the server and start again, or raise endpoint.max_failures"
             )
         if journal is not None and not asked.journalled:
             journal.put(*_key(asked.question), value=dataclasses.asdict(outcome))

@@ -18,8 +18,8 @@ NOT_FINITE = "not_finite"
 class AlarmConfig:
     """action: "note", "stop" or "halve_lr". patience: rows in a row beyond a threshold that make an alarm. Each threshold is off at 0.
 
-    min_entropy: nats a token, below it `distill/entropy`. max_divergence: nats a token, above it `distill/loss`, for methods whose loss
-    is a divergence. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it `rollout/success`.
+    min_entropy: nats a token, below it `distill/entropy`. max_divergence: nats a token that a teacher has scored, above it
+    `distill/divergence`. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it `rollout/success`.
     max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far (0.2: 20 points).
     """
 
@@ -43,11 +43,13 @@ class Alarm:
 # threshold: (metric, +1: too high above it, -1: too low below it)
 _THRESHOLDS = {
     "min_entropy": ("distill/entropy", -1),
-    "max_divergence": ("distill/loss", +1),
+    "max_divergence": ("distill/divergence", +1),
     "max_action_length": ("rollout/action_length", +1),
     "min_success": ("rollout/success", -1),
 }
-_FINITE = ("distill/loss", "distill/grad_norm", "distill/entropy", "rollout/action_length", "rollout/success")
+_FINITE = ("distill/loss", "distill/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
+# where a row says so, these of its metrics stand at 0 because there was nothing to measure
+_EMPTY = {("distill/skipped", 1): "distill/", ("distill/taught", 0): "distill/divergence", ("rollout/episodes", 0): "rollout/"}
 
 
 class Alarms:
@@ -60,11 +62,12 @@ class Alarms:
     def check(self, row: Mapping[str, float | None]) -> list[Alarm]:
         """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite).
 
-        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped update
-        (`distill/skipped` = 1), which stand at 0. After an alarm its count begins again.
+        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped update, the
+        divergence where no teacher has scored a token, and success and lengths where there was no episode: they stand at 0. After an
+        alarm its count begins again.
         """
-        skipped = row.get("distill/skipped") == 1
-        seen = {metric: row[metric] for metric in _FINITE if metric in row and not (skipped and metric.startswith("distill/"))}
+        empty = tuple(start for (metric, value), start in _EMPTY.items() if row.get(metric) == value)
+        seen = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(empty)}
         broken = [metric for metric, value in seen.items() if value is None or not math.isfinite(value)]
         values = {metric: value for metric, value in seen.items() if metric not in broken}
         alarms = [Alarm(NOT_FINITE, f"{', '.join(broken)}: not a finite number")] if broken else []

@@ -88,7 +88,7 @@ def base() -> ConfigDict:
             "endpoint": {  # of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions
                 "url": "",  # such as http://127.0.0.1:8000/v1
                 "model": "",
-                "key_env": "OPENAI_API_KEY",  # the environment variable that holds the key, if there is one; the key itself is put down nowhere
+                "key_env": "",  # the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is put down nowhere
                 "concurrency": 8,  # requests at the same time
                 "timeout_s": 60.0,  # of a whole request
                 "retries": 4,

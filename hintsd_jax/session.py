@@ -19,6 +19,7 @@ from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
+from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import Asker, policy_asker
 from hintsd_jax.methods import method_of, resolved
 from hintsd_jax.policy import lora
@@ -34,8 +35,8 @@ from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 @dataclasses.dataclass
 class Session:
     """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones; training takes a
-    copy and sets it to None. `journal` keeps what the outside world answers in the current phase of the current step; None where
-    nothing is resumed."""
+    copy and sets it to None. `endpoint` is the analyser behind a server, where there is one. `journal` keeps what the outside world answers
+    in the current phase of the current step; None where nothing is resumed."""
 
     config: ConfigDict
     mesh: Mesh
@@ -45,6 +46,7 @@ class Session:
     chat: ChatFormat
     engine: Engine
     env_class: type
+    endpoint: Endpoint | None = None
     journal: Journal | None = None
 
     @classmethod
@@ -83,7 +85,10 @@ class Session:
             )
         frozen, trained = (None, weights) if adapter is None else (weights, first_adapter(config, policy, mesh))
         engine = Engine(policy, serving, chat.stop_ids, mesh)
-        return cls(config, mesh, policy, frozen, trained, chat, engine, env_class)
+        endpoint = None
+        if config.hindsight.analyser == "endpoint":
+            endpoint = Endpoint(EndpointConfig(**config.endpoint), answer_sampling(config))
+        return cls(config, mesh, policy, frozen, trained, chat, engine, env_class, endpoint)
 
     def weights(self, trained: dict) -> dict:
         """What the engine and the decoder take, from what is trained."""

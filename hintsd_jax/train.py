@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 
 import jax
@@ -22,14 +22,22 @@ from hintsd_jax.distill.state import TrainState, abstract, create
 from hintsd_jax.distill.step import update
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out, score
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Hindsight
 from hintsd_jax.methods import method_of
 from hintsd_jax.runs import metrics as run_metrics, progress as run_progress
+from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session, loss_config, optim_config, step_tasks
+
+# A run may go on on other devices, with another server of the same model, and with another word about alarms.
+MAY_DIFFER = ("mesh.", "alarms.", *(f"endpoint.{name}" for name in ("url", "key_env", "concurrency", "timeout_s", "retries", "backoff_s")))
+MAY_DIFFER += tuple(f"endpoint.{name}" for name in ("max_calls", "max_tokens", "max_failures"))
+# What travels with a checkpoint beside the state.
+FIRST = {"step": 0, "seconds": 0.0, "tokens": 0, "before": None, "lr_scale": 1.0, "alarms": {}, "endpoint": {}}
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -48,15 +56,18 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
     shape = abstract(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
-    with Workdir.open(workdir, config, may_differ=("mesh.",), benchmark=session.benchmark) as folder:  # a run may go on on other devices
+    with Workdir.open(workdir, config, may_differ=MAY_DIFFER, benchmark=session.benchmark) as folder:
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         resume_step = checkpoints.latest_step
         if resume_step is None:
-            state, counters = create(session.trained, optim_config(config)), {"step": 0, "seconds": 0.0, "tokens": 0, "before": None}
+            state, counters = create(session.trained, optim_config(config)), dict(FIRST)
             session.trained = None  # the state has its own copy: no second one stays behind
         else:
             session.trained = None  # gone before what replaces it comes
             state, counters = checkpoints.restore(resume_step, shape)
+        alarms = Alarms(AlarmConfig(**config.alarms), counters["alarms"])
+        if session.endpoint:
+            session.endpoint.used |= counters["endpoint"]
         folder.discard_after(resume_step)
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
@@ -86,7 +97,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                 with timer("distill"):
                     rows, without = lessons.make_rows(config, session.chat, episodes, found, step)
                     packed = pack(config, rows, session.shapes)
-                    state, *told = distil(state, packed.batches)
+                    state, *told = distil(state, packed.batches, counters["lr_scale"])
                     distilled, tokens = jax.device_get(told)
             # -- write down: the row first, then the checkpoint that stands for it
             done = step + 1
@@ -95,13 +106,24 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             if done == config.optim.steps or (config.eval.every and done % config.eval.every == 0):
                 session.journal = folder.journal("eval", done)
                 row |= evaluation(session, state, eval_tasks, timer)
+            raised = alarms.check(row)
+            row |= {f"alarm/{alarm.name}": 1 for alarm in raised} | endpoint_metrics(session)
             trained = summaries.trained_spans(session.chat, packed, tokens)
             folder.write_episodes(done, summaries.records(episodes, found, trained, config))
             row = writer.write(done, row | host_metrics(timer))
             counters |= {"step": done, "seconds": time.monotonic() - began, "tokens": counters["tokens"] + stats.sampled + found.tokens}
-            if done == config.optim.steps or done % config.checkpoint.every == 0:
+            counters |= {"alarms": alarms.state, "endpoint": dict(session.endpoint.used) if session.endpoint else {}}
+            stop = heed(raised, config.alarms.action, counters)
+            usable = all(alarm.name != NOT_FINITE for alarm in raised)  # else the last good checkpoint stays
+            if usable and (raised or done == config.optim.steps or done % config.checkpoint.every == 0):
                 checkpoints.save(done, state, counters, row)
             bar.update(done, row)
+            for alarm in raised:
+                bar.note(f"step {done}: ALARM {alarm.name}: {alarm.text}")
+            if stop:
+                checkpoints.wait()
+                kept = f"step {checkpoints.latest_step} is saved" if checkpoints.latest_step is not None else "nothing is saved"
+                raise UserError(f"stopped at step {done} by alarm {stop}; {kept}. Change alarms.* or what ails the run; the same command goes on")
             if dropped:
                 bar.note(f"step {done}: rollouts that never began: {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}")
 
@@ -119,6 +141,15 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return after_metrics
 
 
+def heed(raised: Sequence[Alarm], action: str, counters: MutableMapping) -> str:
+    """Does what the config says about alarms: why the run stops, or "". Weights that are not finite are past halving the learning rate."""
+    broken = [alarm for alarm in raised if alarm.name == NOT_FINITE]
+    if action == "halve_lr" and raised and not broken:
+        counters["lr_scale"] *= 0.5
+    stopping = {"note": [], "stop": raised, "halve_lr": broken}[action]
+    return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)
+
+
 def look_back(session: Session, state: TrainState, initial, episodes: Sequence[Episode], step: int) -> Hindsight:
     """What the method's analyser says of the episodes that the method asks about; nothing where it asks about none."""
     config = session.config
@@ -134,9 +165,15 @@ def look_back(session: Session, state: TrainState, initial, episodes: Sequence[E
         return Hindsight()
     if config.hindsight.analyser in analyser.PRIVILEGED_ANALYSERS:
         return analyser.ask_environment(keyed, hindsight)
-    weights = {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[config.hindsight.analyser]
-    ask = session.policy_asker(session.weights(weights))
+    if session.endpoint:
+        ask = partial(session.endpoint.ask, journal=session.journal)
+    else:
+        ask = session.policy_asker(session.weights(analyser_weights(config, state, initial)))
     return analyser.judge(keyed, ask) if asks == "steps" else analyser.analyse(keyed, hindsight, ask)
+
+
+def analyser_weights(config: ConfigDict, state: TrainState, initial):
+    return {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[config.hindsight.analyser]
 
 
 def pack(config: ConfigDict, rows: Sequence[Row], shapes: packing.Shapes) -> packing.Packed:
@@ -163,6 +200,11 @@ def evaluation(session: Session, state: TrainState, tasks: Sequence[Mapping], ti
     with timer("eval"):
         scores, _ = score(session, session.weights(state.params), tasks, session.config.eval.rollouts)
     return scores.metrics("eval")
+
+
+def endpoint_metrics(session: Session) -> dict[str, int]:
+    used = session.endpoint.used if session.endpoint else {}
+    return {f"endpoint/{name}": used[name] for name in ("calls", "tokens") if name in used}
 
 
 def host_metrics(timer: run_metrics.Timer) -> dict[str, float]:

@@ -176,11 +176,14 @@ def cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
 
 
-def gather(workdir: Path, collected: Sequence[str]) -> list[dict]:
-    """The summaries of a workdir and of collected files, one a run: where there are several, a finished one, then the one furthest on."""
-    found = [write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json"))]
-    for file in collected:
-        found += json.loads(Path(file).read_text())["runs"]
+def read_collected(files: str) -> list[dict]:
+    """The summaries in files of --collect, whose names are separated by commas."""
+    return [run for file in filter(None, files.split(",")) for run in json.loads(Path(file).read_text())["runs"]]
+
+
+def gather(workdir: Path, collected: Sequence[dict]) -> list[dict]:
+    """The summaries of a workdir and the collected ones, one a run: where there are several, a finished one, then the one furthest on."""
+    found = [*collected, *(write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json")))]
     best: dict[tuple[str, int], dict] = {}
     for summary in found:
         key = (summary["arm"], summary["seed"])
@@ -212,10 +215,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: as the config says")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--cores-per-job", type=int, default=0, help="cores of its own for each process; 0: all share all")
-    parser.add_argument("--minutes", type=float, default=0.0, help="end what still runs after so long, to be continued by the same command; 0: no limit")
+    parser.add_argument("--minutes", type=float, default=0.0, help="cut what still runs after so long; the same command continues it; 0: no limit")
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--collect", type=Path, help="also write the summaries into this one file")
-    parser.add_argument("--collected", default="", help="files of --collect to read as well, separated by commas")
+    parser.add_argument("--collected", default="", help="files of --collect, separated by commas: what is finished there is not run")
     parser.add_argument("--workdir", type=Path, default=Path("runs/compare_methods"))
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/compare_methods", help="tables and figures; without a suffix")
     parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
@@ -225,10 +228,11 @@ def main() -> None:
     if unknown := set(arms) - set(ARMS):
         raise SystemExit(f"error: --arms: {', '.join(sorted(unknown))} is unknown: choose some of {', '.join(ARMS)}")
     wanted = [(arm, seed) for seed in seeds for arm in arms if seed == seeds[0] or arm not in arguments.once.split(",")]
+    collected = read_collected(arguments.collected)
     if not arguments.read:
-        run_all(arguments, wanted)
-    everything = gather(arguments.workdir, arguments.collected.split(",") if arguments.collected else [])
-    runs = [run for run in everything if (run["arm"], run["seed"]) in wanted]
+        elsewhere = {(run["arm"], run["seed"]) for run in collected if run["status"] == "finished"}
+        run_all(arguments, [run for run in wanted if run not in elsewhere])
+    runs = [run for run in gather(arguments.workdir, collected) if (run["arm"], run["seed"]) in wanted]
     if not runs:
         raise SystemExit(f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files")
     if arguments.collect:

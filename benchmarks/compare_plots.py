@@ -50,26 +50,35 @@ COLOURS = {
 }
 OTHERS = ("#8c8c8c", "-")
 NOT_DRAWN = ("lr0",)  # a line without news
+MAIN = ("hint_sd", "dense", "sdpo", "grpo", "sft", "hint_sd+grpo", "random", "environment")  # the lines of the README's figure
 AXES = {"steps": "updates", "time": "seconds of training (without evaluation)", "tokens": "tokens generated (rollouts and feedback)"}
 
 
 def draw(runs: Sequence[Mapping], labels: Mapping[str, str], out: Path) -> list[Path]:
     """Writes the figures of the finished runs beside `out` (a path without suffix); returns their paths."""
     arms = {arm: seeds for arm, seeds in by_arm(runs).items() if arm not in NOT_DRAWN}
-    paths = []
+    paths = [progress(arms, axis, out.with_name(f"{out.name}_{axis}.svg")) for axis in AXES]
+    return [*paths, overview(arms, labels, out.with_suffix(".svg"))]
+
+
+def progress(arms: Mapping, axis: str, path: Path) -> Path:
+    """Success during training against one of `AXES`, all arms."""
     with plt.rc_context(STYLE):
-        for axis, name in AXES.items():
-            figure, axes = plt.subplots(figsize=(8.2, 5), layout="constrained")
-            curves(axes, arms, axis)
-            axes.set_xlabel(name)
-            paths.append(save(figure, out.with_name(f"{out.name}_{axis}.svg")))
+        figure, axes = plt.subplots(figsize=(8.2, 5), layout="constrained")
+        curves(axes, arms, axis)
+        axes.set_xlabel(AXES[axis])
+        return save(figure, path)
+
+
+def overview(arms: Mapping, labels: Mapping[str, str], path: Path) -> Path:
+    """The README's figure: where all arms end, and the main ones' success against seconds of training."""
+    with plt.rc_context(STYLE):
         height = max(3.6, 0.27 * len(arms) + 0.9)
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained", width_ratios=(1, 1))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained", width_ratios=(1.05, 1))
         dots(left, arms, labels)
-        curves(right, arms, "time")
+        curves(right, {arm: arms[arm] for arm in MAIN if arm in arms} or arms, "time")
         right.set_xlabel(AXES["time"])
-        paths.append(save(figure, out.with_suffix(".svg")))
-    return paths
+        return save(figure, path)
 
 
 def save(figure, path: Path) -> Path:
@@ -90,6 +99,7 @@ def curves(axes: Axes, arms: Mapping, axis: str) -> None:
         if arm == "hint_sd" and len(each) > 1:
             values_SE = 100 * np.array([curve.value[: len(x)] for curve in each])
             axes.fill_between(x, values_SE.min(axis=0), values_SE.max(axis=0), color=colour, alpha=0.12, linewidth=0)
+        axes.plot(x[-1], y[-1], "o", color=colour, markersize=3.5, zorder=3)
         ends.append((arm, colour, x[-1], y[-1]))
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
@@ -158,4 +168,4 @@ def dots(axes: Axes, arms: Mapping, labels: Mapping[str, str]) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     k = len(next(iter(next(iter(arms.values())).values()))["after"]["success"][0])
-    axes.set_xlabel(f"held-out Avg@{k} after training, % (95 % interval; small dots: seeds; diamonds: privileged)")
+    axes.set_xlabel(f"held-out Avg@{k} after training, %\nbars: 95 % intervals; small dots: seeds; hollow: privileged")

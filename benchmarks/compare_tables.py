@@ -118,10 +118,11 @@ class Curve:
         length = min(len(curve.steps) for curve in curves)
         return cls(*(np.mean([getattr(curve, field.name)[:length] for curve in curves], axis=0) for field in dataclasses.fields(cls)))
 
-    def at_time(self, seconds: float) -> tuple[float, bool]:
-        """Success after so much training, between evaluations by a straight line; and whether training went on that long. After its end its last
-        value stands."""
-        return float(np.interp(seconds, self.time, self.value)), bool(self.time[-1] >= seconds)
+    def at_time(self, seconds: float) -> float:
+        """Success after so much training, between evaluations by a straight line. Raises ValueError where training ended before."""
+        if seconds > self.time[-1]:
+            raise ValueError(f"training ended after {self.time[-1]:.1f} s, before {seconds:.1f} s")
+        return float(np.interp(seconds, self.time, self.value))
 
     def reaches(self, wanted: float) -> float | None:
         """Seconds of training until success is first at `wanted`, between evaluations by a straight line; None if it never is."""
@@ -170,8 +171,8 @@ def success_table(arms: Mapping, labels: Mapping, missing: Mapping, name: str, m
 
 def cost_table(arms: Mapping, labels: Mapping) -> str:
     first = next(iter(arms))
-    header = ["arm", "step", f"x `{first}`", "rollout", "hindsight", "distil", f"hindsight + distil, x `{first}`", "tokens of rollouts", "of feedback"]
-    header += ["through student", "through teacher", "peak memory, MiB", "compiling"]
+    header = ["arm", "step", f"x `{first}`", "rollout", "hindsight", "distil", f"hindsight + distil, x `{first}`"]
+    header += ["tokens of rollouts", "of feedback", "through student", "through teacher", "peak memory, MiB", "compiling"]
 
     def looked(seeds: Mapping) -> float:
         return mean_of(seeds, "time/hindsight") + mean_of(seeds, "time/distill")
@@ -188,7 +189,7 @@ def cost_table(arms: Mapping, labels: Mapping) -> str:
         passed = [number(mean_of(seeds, f"distill/{who}_tokens", np.mean, 0)) for who in ("student", "teacher")]
         if not any(passed):
             passed = [f"{number(mean_of(seeds, 'distill/passed', np.mean, 0))} in all", ""]
-        peak = max(np.nanmax(column(run, "memory/peak_bytes")) for run in seeds.values()) / 2**20
+        peak = max(found(seeds, "memory/peak_bytes"), default=np.nan) / 2**20
         compiling = np.mean([np.nansum(column(run, "time/compile")) if "time/compile" in run["rows"] else np.nan for run in seeds.values()])
         rows.append([labels.get(arm, arm), step, number(ratios[0], ".2f"), *parts, number(ratios[1], ".2f"), *tokens, *passed])
         rows[-1] += [number(peak), number(compiling, ".0f")]
@@ -201,7 +202,8 @@ def target_table(arms: Mapping, labels: Mapping) -> str:
     for arm, seeds in arms.items():
         episodes = np.mean([np.nansum(column(run, "rollout/episodes")) for run in seeds.values()])
         counts = [number(mean_of(seeds, f"hindsight/{key}", np.mean, 0), ".1f") for key in ("failed", "targets")]
-        rates = [number(float(np.nanmean(known)) if (known := found(seeds, f"hindsight/{key}")) else np.nan, ".2f") for key in ("precision", "recall")]
+        known = [found(seeds, f"hindsight/{key}") for key in ("precision", "recall")]
+        rates = [number(float(np.mean(values)), ".2f") if values else "" for values in known]
         rows.append([labels.get(arm, arm), number(episodes), *counts, *rates])
     return table(header, rows)
 
@@ -212,22 +214,28 @@ def found(seeds: Mapping[int, Mapping], key: str) -> list[float]:
 
 
 def time_table(arms: Mapping, labels: Mapping) -> str:
-    """Success when the first arm's training ends, by seed, and the time to given levels, of the mean curve."""
+    """Success of each arm and of the first one after the same seconds of training, by seed; and the seconds to given levels, of the mean curve."""
     first = next(iter(arms))
-    header = ["arm", "seconds of training", "success at its end", f"success when `{first}` ends", "each seed"]
-    header += [f"seconds to {100 * wanted:.0f} %" for wanted in LEVELS]
-    ends = {seed: Curve.of(run).time[-1] for seed, run in arms[first].items()}
+    reference = {seed: Curve.of(run) for seed, run in arms[first].items()}
+    header = ["arm", "training", "success at its end", "compared at", "success then", f"`{first}` then", f"`{first}` minus it, each seed"]
+    header += [f"to {100 * wanted:.0f} %" for wanted in LEVELS]
     rows = []
     for arm, seeds in arms.items():
         curves = {seed: Curve.of(run) for seed, run in seeds.items()}
         mean = Curve.mean(list(curves.values()))
-        then = [curve.at_time(ends[seed]) for seed, curve in curves.items() if seed in ends]
-        values = [value for value, _ in then]
-        marked = "" if all(went_on for _, went_on in then) else " (ended before)"
         cells = [labels.get(arm, arm), number(np.mean([curve.time[-1] for curve in curves.values()])), f"{100 * mean.value[-1]:.1f}"]
-        cells += [f"{100 * np.mean(values):.1f}{marked}" if values else "", ", ".join(f"{100 * value:.1f}" for value in values)]
+        pairs = [] if arm == first else [equal_time(reference[seed], curve) for seed, curve in curves.items() if seed in reference]
+        then = np.mean(pairs, axis=0) if pairs else None
+        cells += [number(then[0]), f"{100 * then[1]:.1f}", f"{100 * then[2]:.1f}"] if pairs else [""] * 3
+        cells.append(", ".join(f"{100 * (theirs - its):+.1f}" for _, its, theirs in pairs))
         rows.append(cells + ["-" if (seconds := mean.reaches(wanted)) is None else number(seconds) for wanted in LEVELS])
     return table(header, rows)
+
+
+def equal_time(reference: Curve, curve: Curve) -> tuple[float, float, float]:
+    """The seconds of training that both have had, when the shorter one ends; success of `curve` then, and of `reference`."""
+    seconds = float(min(reference.time[-1], curve.time[-1]))
+    return seconds, curve.at_time(seconds), reference.at_time(seconds)
 
 
 def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
@@ -262,12 +270,12 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
         " through student and teacher with padding. Compiling is before the first update, from a cache where there was one, and in no other figure."
         f" {where(done)}",
         cost_table(arms, labels),
-        "## At equal wall time\n\nSuccess here is on the evaluation tasks, a straight line between evaluations; seconds are of updates, without evaluations."
-        f" Where an arm ended before `{first}`, its last value stands.",
+        "## At equal wall time\n\nSuccess, %, here is on the evaluation tasks, a straight line between evaluations; times are seconds of updates,"
+        f" without evaluations. Each arm is compared with `{first}` when the one of the two ends that takes less time.",
         time_table(arms, labels),
         "## Targets\n\nAgainst the steps that broke the episode, which Desk knows.",
         target_table(arms, labels),
-        "Overrides of each arm:\n\n" + "\n".join(f"- `{arm}`: `{' '.join(next(iter(seeds.values()))['overrides'])}`" for arm, seeds in arms.items()),
+        "Overrides of each arm:\n\n" + "\n".join(f"- `{arm}`: `{' '.join(overrides)}`" for arm, overrides in overrides_of(arms).items()),
         f"Versions: {'; '.join(sorted({json.dumps(run['versions']) for run in done}))}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -279,13 +287,21 @@ def check_same(runs: Sequence[Mapping]) -> dict[str, str]:
     for run in runs:
         names = [f"{one['arm']}-{one['seed']}" for one in (first, run)]
         if (run["config"], run["settings"]) != (first["config"], first["settings"]):
-            raise SystemExit(
-                f"error: {names[0]} and {names[1]} cannot be compared: {first['config']} {first['settings']} against {run['config']} {run['settings']}"
-            )
+            settings = [f"{one['config']} {one['settings']}" for one in (first, run)]
+            raise SystemExit(f"error: {names[0]} and {names[1]} cannot be compared: {settings[0]} against {settings[1]}")
         shapes = [[len(one["after"]["success"]), len(one["after"]["success"][0]), len(one["after"]["greedy"])] for one in (first, run)]
         if shapes[0] != shapes[1]:
             raise SystemExit(f"error: {names[0]} and {names[1]} have other held-out tasks: {shapes[0]} against {shapes[1]}")
     return first["settings"]
+
+
+def overrides_of(arms: Mapping) -> dict[str, list[str]]:
+    """What makes each arm. Raises SystemExit where its seeds were run with different overrides."""
+    for arm, seeds in arms.items():
+        kinds = {" ".join(run["overrides"]) for run in seeds.values()}
+        if len(kinds) > 1:
+            raise SystemExit(f"error: the seeds of {arm} were run with different overrides: {'; '.join(sorted(kinds))}")
+    return {arm: next(iter(seeds.values()))["overrides"] for arm, seeds in arms.items()}
 
 
 def starts_agree(arms: Mapping) -> str:

@@ -1,6 +1,7 @@
 """The figures' and tables' numbers from summaries that are written down here: intervals, pairs, equal time; nothing is trained."""
 
 import json
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -40,7 +41,8 @@ def summary(arm, seed, rate=0.7, step_s=2.0, steps=4, **more):
     before = compare_tables.encode(held_out(np.random.default_rng(seed), 0.3))
     machine = {"cpu": "x", "cores": 4, "jobs": 2, "cores_per_job": 2}
     found = {"arm": arm, "seed": seed, "status": "finished", "config": "c.py", "settings": {"a": "1"}, "overrides": [f"method={arm}"], "rows": rows}
-    found |= {"before": before, "after": compare_tables.encode(held_out(rng, rate)), "machines": [machine], "versions": {"jax": "1"}, "date": "2026-01-01"}
+    after = compare_tables.encode(held_out(rng, rate))
+    found |= {"before": before, "after": after, "machines": [machine], "versions": {"jax": "1"}, "date": "2026-01-01"}
     return found | more
 
 
@@ -67,7 +69,8 @@ def test_estimates_are_paired_by_task_and_seed():
     assert (found.low, found.high) == interval(expected_SN.mean(axis=0)) and found.low < found.mean < found.high
     assert compare_tables.contrast(better, {9: worse[3]}, "avg") is None
     change = compare_tables.change(better, "greedy")
-    assert change.mean == pytest.approx(np.mean([sum(map(int, r["after"]["greedy"])) - sum(map(int, r["before"]["greedy"])) for r in better.values()]) / 50)
+    gained = [run["after"]["greedy"].count("1") - run["before"]["greedy"].count("1") for run in better.values()]
+    assert change.mean == pytest.approx(np.mean(gained) / 50)
     # a pair of the same runs differs by nothing, with certainty
     assert compare_tables.contrast(better, better, "best").text("+") == "+0.0 [+0.0, +0.0]"
 
@@ -84,8 +87,12 @@ def test_curves_and_equal_time_by_hand():
     curve = Curve.of(summary("hint_sd", 0))  # 30 %, 40 %, 50 % at 0, 90 and 94 s
     assert curve.steps.tolist() == [0, 2, 4] and curve.time.tolist() == [0, 90, 94] and curve.tokens.tolist() == [0, 2200, 4400]
     assert curve.value.tolist() == pytest.approx([0.3, 0.4, 0.5])
-    assert curve.at_time(45) == (pytest.approx(0.35), True) and curve.at_time(94) == (pytest.approx(0.5), True)
-    assert curve.at_time(95) == (pytest.approx(0.5), False)
+    assert curve.at_time(45) == pytest.approx(0.35) and curve.at_time(94) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="ended after 94.0 s, before 95.0 s"):
+        curve.at_time(95)
+    slower = Curve.of(summary("dense", 0, step_s=6.0))  # 102 s
+    assert compare_tables.equal_time(curve, slower) == pytest.approx((94, 0.4 + 0.1 * 4 / 12, 0.5))
+    assert compare_tables.equal_time(slower, curve) == pytest.approx((94, 0.5, 0.4 + 0.1 * 4 / 12))
     assert curve.reaches(0.3) == 0 and curve.reaches(0.35) == pytest.approx(45) and curve.reaches(0.45) == pytest.approx(92)
     assert curve.reaches(0.51) is None
     mean = Curve.mean([curve, Curve.of(summary("hint_sd", 1, step_s=4.0, steps=2))])
@@ -101,8 +108,8 @@ def test_when_a_level_is_reached_the_curve_is_at_it(values, wanted):
     if seconds is None:
         assert max(values) < wanted
     elif seconds > 0:
-        assert curve.at_time(seconds) == (pytest.approx(wanted), True)
-        assert all(curve.at_time(earlier)[0] < wanted + 1e-9 for earlier in np.linspace(0, seconds, 7))
+        assert curve.at_time(seconds) == pytest.approx(wanted)
+        assert all(curve.at_time(earlier) < wanted + 1e-9 for earlier in np.linspace(0, seconds, 7))
     else:
         assert values[0] >= wanted
 
@@ -126,13 +133,12 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import compare_plots
 
-    runs = [summary(arm, seed, rate) for seed in (0, 1) for arm, rate in (("hint_sd", 0.8), ("dense", 0.4), ("environment", 0.9))]
-    first, second = ([path.read_bytes() for path in compare_plots.draw(runs, LABELS, tmp_path / name)] for name in ("a", "b"))
-    assert first == second and len(first) == 4
-    for figure in first:
+    arms = {arm: {seed: summary(arm, seed, rate) for seed in (0, 1)} for arm, rate in (("hint_sd", 0.8), ("dense", 0.4), ("environment", 0.9))}
+    figures = [compare_plots.overview(arms, LABELS, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")]
+    assert figures[0] == figures[1]
+    for figure in (figures[0], compare_plots.progress(arms, "tokens", tmp_path / "c.svg").read_bytes()):
         words = "".join(ElementTree.fromstring(figure).itertext())
-        assert {"hint_sd", "dense", "environment"} <= set(words.split())
-        assert len(figure) < 60_000
+        assert {"hint_sd", "dense", "environment"} <= set(words.split()) and len(figure) < 60_000
     values = compare_plots.spread([10.0, 11.0, 50.0, 51.0, 99.0], 5.0, 0.0, 100.0)
     assert values == pytest.approx([8.0, 13.0, 48.0, 53.0, 99.0])
 
@@ -147,7 +153,8 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
         (folder / "summary.json").write_text(json.dumps(run | {"status": "unfinished"} if arm == "hint_sd" else run))
     rows = [{"step": n, "eval/avg@4": 0.25 + n / 3, "time/step": 1.5, "distill/loss": 1.0} for n in range(2)]
     (tmp_path / "runs/hint_sd-0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "runs/hint_sd-0/held_out.json").write_text(json.dumps({when: held_out(np.random.default_rng(5), 0.5) for when in ("before", "after")}))
+    results = {when: held_out(np.random.default_rng(5), 0.5) for when in ("before", "after")}
+    (tmp_path / "runs/hint_sd-0/held_out.json").write_text(json.dumps(results))
     (tmp_path / "far.json").write_text(compare_tables.to_json([summary("grpo", 0), summary("dense", 0, status="failed", problem="x")]))
 
     def read(*options):
@@ -168,10 +175,13 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
 def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, capsys):
     """A real process: the entry refuses the misspelt key at once."""
     out = tmp_path / "table"
-    options = [f"--workdir={tmp_path}/runs", f"--out={out}", "--arms=hint_sd", "--seeds=0", "optim.lrr=1"]
+    (tmp_path / "far.json").write_text(compare_tables.to_json([summary("dense", 0)]))  # finished elsewhere: not run here
+    options = [f"--workdir={tmp_path}/runs", f"--out={out}", f"--collected={tmp_path}/far.json", "--arms=hint_sd,dense", "--seeds=0", "optim.lrr=1"]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
+    monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
     with pytest.raises(SystemExit) as exit:
         compare_methods.main()
-    assert exit.value.code == 1 and "0 of 1 runs are finished, 1 failed" in capsys.readouterr().out
+    assert exit.value.code == 1 and "1 of 2 runs are finished, 1 failed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "runs/hint_sd-0/summary.json").read_text())
+    assert os.listdir(tmp_path / "runs") == ["hint_sd-0"] and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
     assert kept["status"] == "failed" and kept["problem"].startswith("error: unknown config key optim.lrr: did you mean optim.lr?")

@@ -124,7 +124,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None
             fontweight="bold" if arm == "hint_sd" else "normal",
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "alpha": 0.6, "relpos": (0, 0.5)},
         )
     axes.set_xlim(0, right)
 

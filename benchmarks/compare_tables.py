@@ -17,6 +17,7 @@ from hintsd_jax.evaluate import interval
 
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 WARM = 2  # updates at the start whose time is not counted
+PAIRS = (("hint_sd_single", "random"), ("all", "dense"), ("hint_sd+grpo", "grpo"))  # compared beside the first arm against each
 MEASURES = {"Avg@{k}": "avg", "Best@{k}": "best", "greedy": "greedy"}
 
 
@@ -166,7 +167,10 @@ def success_table(arms: Mapping, labels: Mapping, missing: Mapping, name: str, m
         cells = [labels.get(arm, arm), ", ".join(map(str, seeds)), f"{100 * level(seeds, 'before', measure).mean:.1f}", after.text()]
         rows.append([*cells, after.seeds_text, change(seeds, measure).text("+"), minus.text("+") if minus else ""])
     rows += [[labels.get(arm, arm), str(seed), "", why, "", "", ""] for (arm, seed), why in missing.items()]
-    return f"### {name}\n\n{table(header, rows)}"
+    pairs = [(better, worse) for better, worse in PAIRS if better in arms and worse in arms]
+    found = [(better, worse, contrast(arms[better], arms[worse], measure)) for better, worse in pairs]
+    lines = [f"- `{better}` minus `{worse}`: {estimate.text('+')}" for better, worse, estimate in found if estimate]
+    return f"### {name}\n\n{table(header, rows)}" + ("\n\n" + "\n".join(lines) if lines else "")
 
 
 def cost_table(arms: Mapping, labels: Mapping) -> str:
@@ -254,13 +258,13 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
         for run in runs
         if run["status"] != "finished"
     }
-    shared = " ".join(f"{key}={value}" for key, value in settings.items())
+    shared = " ".join([f"`{done[0]['config']}`", *(f"{key}={value}" for key, value in settings.items())])
     parts = [
         "# Methods side by side",
-        f"{max(run['date'] for run in done)}. `{done[0]['config']}` {shared}. The same starting policy, tasks and sampling keys for every arm,"
+        f"{max(run['date'] for run in done)}. {shared}. The same starting policy, tasks and sampling keys for every arm,"
         f" `{first}` against each.",
         f"## Success on {tasks} held-out tasks x {k} rollouts, %\n\nIntervals: bootstrap over tasks of the mean over seeds and rollouts;"
-        f" differences are paired task by task. {starts_agree(arms)}",
+        f" differences are paired task by task.{starts_agree(arms)}",
     ]
     for name, measure in MEASURES.items():
         if measure != "greedy" or all(run["after"]["greedy"] for run in done):
@@ -289,6 +293,8 @@ def check_same(runs: Sequence[Mapping]) -> dict[str, str]:
         if (run["config"], run["settings"]) != (first["config"], first["settings"]):
             settings = [f"{one['config']} {one['settings']}" for one in (first, run)]
             raise SystemExit(f"error: {names[0]} and {names[1]} cannot be compared: {settings[0]} against {settings[1]}")
+        if run["before"] is None or run["after"] is None:
+            raise SystemExit(f"error: {names[1]} has no held-out results to compare: set eval.test_tasks above 0")
         shapes = [[len(one["after"]["success"]), len(one["after"]["success"][0]), len(one["after"]["greedy"])] for one in (first, run)]
         if shapes[0] != shapes[1]:
             raise SystemExit(f"error: {names[0]} and {names[1]} have other held-out tasks: {shapes[0]} against {shapes[1]}")
@@ -311,7 +317,7 @@ def starts_agree(arms: Mapping) -> str:
         starts = [np.array([list(row) for row in seeds[seed]["before"]["success"]]) for seeds in arms.values() if seed in seeds]
         differing += sum(int((start != starts[0]).sum()) for start in starts[1:])
         total += sum(start.size for start in starts[1:])
-    return f"Before training {differing} of {total} rollouts differ from those of the first arm with the same seed."
+    return f" Before training {differing} of {total} rollouts differ from those of the first arm with the same seed." if total else ""
 
 
 def where(runs: Sequence[Mapping]) -> str:
@@ -319,8 +325,9 @@ def where(runs: Sequence[Mapping]) -> str:
     machines = {json.dumps(machine, sort_keys=True): machine for run in runs for machine in run["machines"]}
     texts = []
     for machine in machines.values():
-        pinned = f"{machine['cores_per_job']} cores of its own for each" if machine["cores_per_job"] else "cores shared"
-        texts.append(f"{machine['cpu']}, {machine['jobs']} processes at a time, {pinned}")
+        per_job = machine["cores_per_job"]
+        cores = f"{per_job} of its {machine['cores']} cores to each alone" if per_job else f"its {machine['cores']} cores shared"
+        texts.append(f"{machine['cpu']}, {machine['jobs']} processes at a time, {cores}")
     return f"Where: {'; '.join(sorted(set(texts)))}."
 
 

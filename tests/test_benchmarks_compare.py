@@ -126,6 +126,8 @@ def test_the_page_has_every_run():
     for change in ({"settings": {"a": "2"}}, {"after": compare_tables.encode(held_out(np.random.default_rng(0), 0.5, tasks=49))}):
         with pytest.raises(SystemExit, match="hint_sd-0 and dense-7"):
             compare_tables.page([*runs, {**summary("dense", 7), **change}], LABELS)
+    with pytest.raises(SystemExit, match="dense-7 has no held-out results to compare: set eval.test_tasks"):
+        compare_tables.page([*runs, {**summary("dense", 7), "after": None}], LABELS)
     assert json.loads(compare_tables.to_json(runs))["runs"] == runs
 
 

@@ -53,8 +53,8 @@ ARMS = {
     "sharpen": ("its own unselected samples", ["method=sharpen"]),
     "lr0": ("learning rate 0, 3 updates", ["method=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
 }
-KEPT = ("time/", "memory/", "rollout/success", "rollout/tokens", "rollout/episodes", "hindsight/tokens", "hindsight/targets", "hindsight/precision")
-KEPT += ("hindsight/recall", "hindsight/failed", "distill/passed", "distill/student_tokens", "distill/teacher_tokens", "eval/avg@", "eval/best@")
+KEPT = """time/ memory/ rollout/success rollout/tokens rollout/episodes hindsight/asked hindsight/failed hindsight/tokens hindsight/targets
+    hindsight/precision hindsight/recall distill/passed distill/student_tokens distill/teacher_tokens eval/avg@ eval/best@""".split()
 START_S = 45  # with less time left no run is begun: it would not get through its start
 
 
@@ -145,7 +145,7 @@ def write_summary(folder: Path, facts: dict | None = None, machine: dict | None 
     if (folder / "config.json").exists():
         new["versions"] = json.loads((folder / "config.json").read_text())["versions"][-1]
     rows = read_metrics(folder / "metrics.jsonl")
-    keys = sorted({key for row in rows for key in row if key == "step" or key.startswith(KEPT)})
+    keys = sorted({key for row in rows for key in row if key == "step" or key.startswith(tuple(KEPT))})
     if rows or "rows" not in new:  # a summary that was brought here alone keeps its rows
         new["rows"] = {key: [short(row.get(key)) for row in rows] for key in keys}
     if (folder / "held_out.json").exists():

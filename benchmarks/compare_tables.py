@@ -201,11 +201,11 @@ def cost_table(arms: Mapping, labels: Mapping) -> str:
 
 
 def target_table(arms: Mapping, labels: Mapping) -> str:
-    header = ["arm", "rollouts in all", "failed a step", "targets a step", "precision", "recall"]
+    header = ["arm", "rollouts in all", "failed an update", "questions", "targets", "precision", "recall"]
     rows = []
     for arm, seeds in arms.items():
         episodes = np.mean([np.nansum(column(run, "rollout/episodes")) for run in seeds.values()])
-        counts = [number(mean_of(seeds, f"hindsight/{key}", np.mean, 0), ".1f") for key in ("failed", "targets")]
+        counts = [number(mean_of(seeds, f"hindsight/{key}", np.mean, 0), ".1f") for key in ("failed", "asked", "targets")]
         known = [found(seeds, f"hindsight/{key}") for key in ("precision", "recall")]
         rates = [number(float(np.mean(values)), ".2f") if values else "" for values in known]
         rows.append([labels.get(arm, arm), number(episodes), *counts, *rates])
@@ -277,7 +277,8 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
         "## At equal wall time\n\nSuccess, %, here is on the evaluation tasks, a straight line between evaluations; times are seconds of updates,"
         f" without evaluations. Each arm is compared with `{first}` when the one of the two ends that takes less time.",
         time_table(arms, labels),
-        "## Targets\n\nAgainst the steps that broke the episode, which Desk knows.",
+        "## Hindsight\n\nFailed rollouts, questions to the analyser and targets of an update; precision and recall against the steps that broke the"
+        " episode, which Desk knows.",
         target_table(arms, labels),
         "Overrides of each arm:\n\n" + "\n".join(f"- `{arm}`: `{' '.join(overrides)}`" for arm, overrides in overrides_of(arms).items()),
         f"Versions: {'; '.join(sorted({json.dumps(run['versions']) for run in done}))}",

@@ -40,6 +40,7 @@ def get_config():
     config.distill.length_buckets = (160, 288)
     config.distill.stream_buckets = (72,)
     config.distill.action_buckets = (36,)
+    config.distill.episode_pair = (640, 176)
     config.distill.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.

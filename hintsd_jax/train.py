@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
 from ml_collections import ConfigDict
 
-from hintsd_jax import summaries
+from hintsd_jax import lessons, summaries
 from hintsd_jax.distill import packing
+from hintsd_jax.distill.rows import Row
 from hintsd_jax.distill.state import TrainState, abstract, create
 from hintsd_jax.distill.step import update
 from hintsd_jax.episodes.episode import Episode
@@ -25,6 +25,7 @@ from hintsd_jax.episodes.rollout import job_key
 from hintsd_jax.evaluate import held_out, score
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Hindsight
+from hintsd_jax.methods import method_of
 from hintsd_jax.runs import metrics as run_metrics, progress as run_progress
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
@@ -39,6 +40,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     """
     run_metrics.compile_count()  # counts from here on
     session = Session.open(config)
+    config = session.config
     tasks, eval_tasks = session.tasks(config.tasks.train_split), session.tasks(config.tasks.eval_split)
     eval_tasks = [eval_tasks[n] for n in range(min(config.eval.tasks, len(eval_tasks)))]
     distil = partial(
@@ -82,18 +84,19 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                     found = look_back(session, state, initial, episodes, step)
                 # -- distil exactly those action spans, then move the teacher
                 with timer("distill"):
-                    rows = make_rows(session, episodes, found, step)
-                    packed = packing.pack(rows, session.shapes, mean_of_micro_means=config.distill.mean_of_micro_means)
-                    state, distilled = distil(state, packed.batches)
-                    distilled = jax.device_get(distilled)
+                    rows, without = lessons.make_rows(config, session.chat, episodes, found, step)
+                    packed = pack(config, rows, session.shapes)
+                    state, *told = distil(state, packed.batches)
+                    distilled, tokens = jax.device_get(told)
             # -- write down: the row first, then the checkpoint that stands for it
             done = step + 1
-            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(found, packed.dropped, config)
-            row |= summaries.distill_metrics(distilled, packed)
+            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(episodes, found, config)
+            row |= summaries.distill_metrics(distilled, packed, without)
             if done == config.optim.steps or (config.eval.every and done % config.eval.every == 0):
                 session.journal = folder.journal("eval", done)
                 row |= evaluation(session, state, eval_tasks, timer)
-            folder.write_episodes(done, summaries.records(episodes, found, config))
+            trained = summaries.trained_spans(session.chat, packed, tokens)
+            folder.write_episodes(done, summaries.records(episodes, found, trained, config))
             row = writer.write(done, row | host_metrics(timer))
             counters |= {"step": done, "seconds": time.monotonic() - began, "tokens": counters["tokens"] + stats.sampled + found.tokens}
             if done == config.optim.steps or done % config.checkpoint.every == 0:
@@ -117,40 +120,28 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def look_back(session: Session, state: TrainState, initial, episodes: Sequence[Episode], step: int) -> Hindsight:
-    """Targets for the failed episodes of a step; none for the control that does not look back."""
+    """What the method's analyser says of the episodes that the method asks about; nothing where it asks about none."""
     config = session.config
-    if config.method == "sharpen":
-        return Hindsight([], Counter())
-    failed = [
-        (episode, job_key(config.seed, step, f"hindsight {episode.task_id}", episode.rollout))
-        for episode in episodes
-        if not episode.success
-    ]
-    hindsight = session.hindsight_config()
-    if hindsight.analyser in analyser.PRIVILEGED:
-        return analyser.ask_environment(failed, hindsight)
-    weights = {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[hindsight.analyser]
-    return analyser.ask_policy(session.engine, session.weights(weights), session.chat, failed, hindsight)
+    asks, hindsight = method_of(config).asks, session.hindsight_config()
+    chosen = {
+        "": [],
+        "failed": [episode for episode in episodes if not episode.success],
+        "steps": episodes,
+        "orphans": [episode for episode in episodes if not episode.success and not lessons.siblings(episodes, episode)],
+    }
+    keyed = [(episode, job_key(config.seed, step, f"hindsight {episode.task_id}", episode.rollout)) for episode in chosen[asks]]
+    if not keyed:
+        return Hindsight()
+    if config.hindsight.analyser in analyser.PRIVILEGED_ANALYSERS:
+        return analyser.ask_environment(keyed, hindsight)
+    weights = {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[config.hindsight.analyser]
+    ask = session.policy_asker(session.weights(weights))
+    return analyser.judge(keyed, ask) if asks == "steps" else analyser.analyse(keyed, hindsight, ask)
 
 
-def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, step: int) -> list[packing.Row]:
-    """One row per episode with targets (per stream of it, where history = template). The sharpening control instead takes one random
-    step of every episode, failed or not."""
-    config = session.config
-
-    def key(purpose: str, episode: Episode):
-        return job_key(config.seed, step, f"{purpose} {episode.task_id}", episode.rollout)
-
-    targets = {id(analysis.episode): analysis.targets for analysis in found.analyses}
-    rows = []
-    for n, episode in enumerate(episodes):
-        # the released code's micro-step is one task
-        place = {"index": n, "micro": n // config.tasks.rollouts, "key": tuple(key("dropout", episode).tolist())}
-        if config.method == "sharpen" and episode.steps:
-            rows.append(packing.action_row(episode, analyser.given_step(episode, key("sharpen", episode)), **place))
-        elif targets.get(id(episode)):
-            rows += packing.trunk_rows(episode, targets[id(episode)], session.chat, **place)
-    return rows if session.shapes.trunk else [single for row in rows for single in packing.single(row)]
+def pack(config: ConfigDict, rows: Sequence[Row], shapes: packing.Shapes) -> packing.Packed:
+    weight = config.distill.policy_weight if method_of(config).loss == "distill+policy" else None
+    return packing.pack(rows, shapes, mean_of_micro_means=config.distill.mean_of_micro_means, policy_weight=weight)
 
 
 def compile_programs(session: Session, state: TrainState, distil) -> TrainState:

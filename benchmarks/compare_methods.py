@@ -86,15 +86,15 @@ class Runner:
             return
         if self.stop.is_set() or self.deadline - time.monotonic() < START_S:
             return
-        settings = settings_of(self.arguments)
-        merged = settings | dict(override.split("=", 1) for override in ARMS[arm][1]) | {"seed": str(seed)}
+        facts = facts_of(self.arguments, arm, seed)
+        merged = facts["settings"] | dict(override.split("=", 1) for override in ARMS[arm][1]) | {"seed": str(seed)}
         command = [sys.executable, "-m", "hintsd_jax.main", f"--config={self.arguments.config}", f"--workdir={folder}", "--mode=train"]
         command += [f"--config.{key}={value}" for key, value in merged.items()]
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"arm": arm, "seed": seed, "config": self.arguments.config, "settings": settings, "overrides": ARMS[arm][1]}
         write_summary(folder, facts | {"status": "unfinished"}, self.machine)
         began, per_job = time.monotonic(), self.arguments.cores_per_job
-        environment = {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax")} | os.environ | {"PYTHONPATH": str(REPO)}
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax")} | os.environ
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
         if per_job:
             environment |= {"NPROC": str(per_job), "OMP_NUM_THREADS": str(per_job), "OPENBLAS_NUM_THREADS": str(per_job)}
         if per_job == 1:
@@ -112,8 +112,8 @@ class Runner:
         print(f"{arm} seed {seed}: {summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip(), flush=True)
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Overrides that all arms share; an arm's own win over them."""
+def facts_of(arguments: argparse.Namespace, arm: str, seed: int) -> dict:
+    """What a run is: its config, the overrides that all arms share ("settings"), and the arm's own, which win over them."""
     settings = {"checkpoint.every": "2"}  # a cut costs at most two updates
     if arguments.steps:
         settings["optim.steps"] = str(arguments.steps)
@@ -122,7 +122,19 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
         if not equals:
             raise SystemExit(f"error: {override!r} is no override: write key=value, such as eval.tasks=100")
         settings[key] = value
-    return settings
+    return {"arm": arm, "seed": seed, "config": arguments.config, "settings": settings, "overrides": ARMS[arm][1]}
+
+
+def refuse_others(arguments: argparse.Namespace, wanted: Sequence[tuple[str, int]], collected: Sequence[dict]) -> None:
+    """Raises SystemExit where a run that is there already was asked for with other settings."""
+    paths = [arguments.workdir / f"{arm}-{seed}" / "summary.json" for arm, seed in wanted]
+    there = [*collected, *(json.loads(path.read_text()) for path in paths if path.exists())]
+    for run in there:
+        if (run["arm"], run["seed"]) in wanted and run["status"] != "failed":
+            for key, now in facts_of(arguments, run["arm"], run["seed"]).items():
+                if run[key] != now:
+                    where = f"{run['arm']}-{run['seed']} was run with other {key} ({run[key]}, now {now})"
+                    raise SystemExit(f"error: {where}: give the same, or another --workdir")
 
 
 def write_summary(folder: Path, facts: dict | None = None, machine: dict | None = None, seconds: float = 0.0) -> dict:
@@ -231,6 +243,7 @@ def main() -> None:
     collected = read_collected(arguments.collected)
     if not arguments.read:
         elsewhere = {(run["arm"], run["seed"]) for run in collected if run["status"] == "finished"}
+        refuse_others(arguments, wanted, collected)
         run_all(arguments, [run for run in wanted if run not in elsewhere])
     runs = [run for run in gather(arguments.workdir, collected) if (run["arm"], run["seed"]) in wanted]
     if not runs:

@@ -177,7 +177,8 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
 def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, capsys):
     """A real process: the entry refuses the misspelt key at once."""
     out = tmp_path / "table"
-    (tmp_path / "far.json").write_text(compare_tables.to_json([summary("dense", 0)]))  # finished elsewhere: not run here
+    elsewhere = summary("dense", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"})  # not run again here
+    (tmp_path / "far.json").write_text(compare_tables.to_json([elsewhere]))
     options = [f"--workdir={tmp_path}/runs", f"--out={out}", f"--collected={tmp_path}/far.json", "--arms=hint_sd,dense", "--seeds=0", "optim.lrr=1"]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
     monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
@@ -186,4 +187,7 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
     assert exit.value.code == 1 and "1 of 2 runs are finished, 1 failed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "runs/hint_sd-0/summary.json").read_text())
     assert os.listdir(tmp_path / "runs") == ["hint_sd-0"] and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
+    monkeypatch.setattr(sys, "argv", ["compare", *options, "optim.lr=0"])
+    with pytest.raises(SystemExit, match="dense-0 was run with other settings .*: give the same, or another --workdir"):
+        compare_methods.main()
     assert kept["status"] == "failed" and kept["problem"].startswith("error: unknown config key optim.lrr: did you mean optim.lr?")

@@ -73,7 +73,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
         bar = run_progress.Progress(config.optim.steps, start=counters["step"])
         bar.note(summaries.shapes_note(session))
-        state = compile_programs(session, state, distil)
+        with timer("compile"):
+            state = compile_programs(session, state, distil)
         if session.chat.deviation:
             bar.note(f"history = keep, a declared deviation from the chat template: {session.chat.deviation}")
         if resume_step is None:

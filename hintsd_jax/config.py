@@ -264,7 +264,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     problems = _schema_problems(config)
     if not problems:
         config = resolved(config)
-        problems = _value_problems(config) + (_relation_problems(config) if config.method in METHODS else [])
+        problems = _value_problems(config) + _relation_problems(config)
     if problems:
         raise UserError(f"impossible config: {'; '.join(problems)}")
     return config
@@ -370,7 +370,7 @@ def _relation_problems(config: ConfigDict) -> list[str]:
         problems.append(f"distill.episode_pair = {pair} must be two lengths: what the teacher reads of an episode, and its action tokens, below that")
     if hindsight.place == "start" and config.history != "keep":
         problems.append("hindsight.place = start needs history = keep: under a rewriting template there is no one reading of an episode")
-    asks = METHODS[config.method].asks
+    asks = METHODS[config.method].asks if config.method in METHODS else ""
     if asks == "steps" and (hindsight.select != "all" or hindsight.place != "target" or hindsight.analyser == "environment"):
         problems.append(f"method = {config.method} judges all steps, each where it stands: leave hindsight.select and place, and choose another analyser than environment")
     if asks == "orphans" and (hindsight.select != "hindsight" or hindsight.place != "start"):

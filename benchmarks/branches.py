@@ -18,7 +18,8 @@ import numpy as np
 
 from hintsd_jax.distill import packing, step
 from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.distill.packing import Branch, Row, Shapes
+from hintsd_jax.distill.packing import Shapes
+from hintsd_jax.distill.rows import Branch, Row, single
 from hintsd_jax.distill.state import OptimConfig, create
 from hintsd_jax.policy.huggingface import load_policy
 from hintsd_jax.policy.sharding import make_mesh, put_rows
@@ -43,7 +44,7 @@ def measure(policy, state, mesh, length: int, rounds: int, rng) -> dict:
     forms = {
         "branches": packing.pack(rows, Shapes((length,), (stream,), (TARGETS * ACTION,), rows=ROWS)),
         "rows": packing.pack(
-            [one for row in rows for one in packing.single(row)],
+            [one for row in rows for one in single(row)],
             Shapes(tuple(length * (9 + n) // 12 for n in range(1, TARGETS + 1)), (length + FEEDBACK,), (ACTION,), rows=ROWS, trunk=False),
         ),
     }
@@ -53,7 +54,7 @@ def measure(policy, state, mesh, length: int, rounds: int, rng) -> dict:
         with jax.set_mesh(mesh):
             accumulator = step.zeros(state.params, loss)
             for batch in packed.batches:
-                accumulator = step.accumulate(None, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
+                accumulator, _ = step.accumulate(None, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
             return jax.block_until_ready(accumulator)
 
     results = {name: gradient(packed) for name, packed in forms.items()}  # compiles

@@ -2,11 +2,10 @@
 
 Command:  python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train   (or: make demo)
 Hardware: 2 CPU cores, no accelerator.
-Expect:   held-out Avg@4 from 32 % to about 75 %, greedy success from 15 % to over 90 %; see benchmarks/results/desk_arms.md.
+Expect:   held-out Avg@4 from 32 % to about 75 %, greedy success from 15 % to over 90 %; see benchmarks/results/compare_methods.md.
 
-Controls are overrides: --config.optim.lr=0 (nothing may rise), --config.method=sharpen (the policy's own unselected samples),
---config.hindsight.select=random with --config.hindsight.max_targets=1 in both arms, and
---config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling).
+Other methods and controls are overrides: --config.method=grpo, --config.hindsight.select=random, --config.optim.lr=0 (nothing may rise),
+--config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see docs/methods.md.
 """
 
 from hintsd_jax.config import base
@@ -40,6 +39,7 @@ def get_config():
     config.distill.length_buckets = (160, 288)
     config.distill.stream_buckets = (72,)
     config.distill.action_buckets = (36,)
+    config.distill.episode_pair = (640, 176)
     config.distill.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.

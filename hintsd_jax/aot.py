@@ -30,6 +30,7 @@ from hintsd_jax import hlo
 from hintsd_jax.distill import packing, step
 from hintsd_jax.distill.state import abstract
 from hintsd_jax.errors import UserError
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.files import read_json
@@ -188,6 +189,7 @@ def gpu_topology(kind: str, count: int, memory: int, **sizes: int) -> Mesh:
 
 def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
     """The engine's programs (rollout, analysis and evaluation are the same three on other weights), then those of the update."""
+    config = resolved(config)
     engine, B = engine_config(config), config.rollout.slots
     served, cache = abstract_weights(policy, mesh, "serve"), abstract_cache(config, policy, mesh)
     everywhere = partial(_array, mesh=mesh, names=None)

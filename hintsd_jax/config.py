@@ -1,5 +1,7 @@
 """The schema of every config: `base()` gives all keys with their defaults, `validate` refuses what cannot work.
 
+Keys that a method decides (`hintsd_jax.methods`) are None unless a config or an override says something else.
+
 A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings for
 BFCL where it states them. Everything but `env.options` and `template_kwargs` is locked: a misspelt key is an error, not a new key.
 No jax here, so that a wrong config is refused at once.
@@ -10,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.methods import METHODS, resolved
 
 
 def base() -> ConfigDict:
@@ -19,7 +23,7 @@ def base() -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 42,
-            "method": "hint_sd",  # or "sharpen": the control that trains on the policy's own unselected samples
+            "method": "hint_sd",  # or hint_sd_single, hint_sd+grpo, dense, sdpo, grpo, sft, and the control sharpen
             # keep: the sampled tokens stand, also where the chat template would rewrite earlier turns. template: the template is followed;
             # then the teacher's branches bring what it rewrites, and distill.stream_buckets must hold that.
             "history": "keep",
@@ -69,25 +73,46 @@ def base() -> ConfigDict:
                 "overlap": True,  # environment steps run beside decoding
             },
             "hindsight": {
-                "select": "hindsight",  # or "random": the analyser is asked for feedback on a random step
-                "analyser": "policy_ema",  # or "policy", "policy_initial", "environment" (PRIVILEGED: knows the ground truth)
-                "max_targets": 3,
+                # hindsight: the analyser names the steps. first, last, random, all: it is asked for feedback on these. oracle: on those that
+                # the environment knows to be wrong (PRIVILEGED)
+                "select": placeholder(str),
+                "analyser": "policy_ema",  # or "policy", "policy_initial", "endpoint", "environment" (PRIVILEGED: knows the ground truth)
+                "max_targets": placeholder(int),  # of an episode; of select = random the number of steps
+                "place": placeholder(str),  # where the teacher reads feedback: target (right before the step) or start
                 "temperature": 0.6,
                 "top_p": 0.95,
                 "max_tokens": 512,
                 "context": 24_576,  # tokens of the analyser's prompt and answer
                 "clip_chars": 12_000,  # the list of steps is clipped to its last characters
             },
+            "endpoint": {  # of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions
+                "url": "",  # such as http://127.0.0.1:8000/v1
+                "model": "",
+                "key_env": "",  # the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is put down nowhere
+                "concurrency": 8,  # requests at the same time
+                "timeout_s": 60.0,  # of a whole request
+                "retries": 4,
+                "backoff_s": 1.0,  # before the first retry; doubled each time
+                "max_calls": 0,  # requests in the whole run; 0: no limit
+                "max_tokens": 0,  # prompts and answers in the whole run; 0: no limit
+                "max_failures": 64,  # so many questions in a row without an answer end the run
+            },
             "distill": {
-                "divergence": "reverse_kl",  # or "forward_kl", "jsd"
+                "divergence": placeholder(str),  # reverse_kl, forward_kl or jsd
                 "support": "student_topk",  # or "teacher_topk", "full"
                 "top_k": 100,
                 "alpha": 0.5,  # jsd only: 0 is forward KL, 1 reverse KL
+                "importance_clip": placeholder(float),  # a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not
+                "clip_low": 0.2,  # a policy gradient counts while p_student / p_sampler lies between 1 - clip_low
+                "clip_high": 0.28,  # and 1 + clip_high
+                "policy_weight": 1.0,  # of the policy gradient in hint_sd+grpo
                 "chunk": 128,  # span tokens that are projected to the vocabulary at once
                 "form": "branches",  # one pass for all targets of an episode; or "rows": one row per target, the plain reference
                 "length_buckets": (4096, 8192, 16_384, 24_576),  # tokens of an episode
                 "stream_buckets": (768, 3072),  # tokens that the teacher reads beyond it: feedback and actions of all its targets
                 "action_buckets": (256, 1536),  # action tokens; the n-th goes with the n-th of stream_buckets
+                # the same two where all steps of an episode are trained on, or the teacher reads whole episodes
+                "episode_pair": (26_624, 8192),
                 "rows_per_device": 1,  # episodes in a batch on each of the mesh's data x fsdp parts
                 "mean_of_micro_means": False,  # True: the released code's average, which weighs tokens unevenly
             },
@@ -100,7 +125,7 @@ def base() -> ConfigDict:
                 "clip_norm": 1.0,  # 0: off
                 "schedule": "linear",  # decay to 0; or "constant"
                 "warmup_steps": 0,
-                "ema_decay": 0.999,
+                "ema_decay": placeholder(float),  # of the teacher, a step
                 "steps": 1500,  # 15 epochs over 200 tasks
             },
             "eval": {
@@ -109,6 +134,15 @@ def base() -> ConfigDict:
                 "rollouts": 4,
                 "test_tasks": 160,  # before and after; 0: none
                 "greedy": True,  # also one greedy rollout a task, before and after
+            },
+            "alarms": {  # a collapse, as these thresholds have it; 0 turns one off
+                "action": "note",  # what an alarm does beside the note: "note" nothing, "stop" saves and ends the run, "halve_lr" for the rest of it
+                "patience": 3,  # steps in a row
+                "min_entropy": 0.0,  # nats a token
+                "max_divergence": 0.0,  # nats a token
+                "max_action_length": 0.0,  # tokens, mean
+                "min_success": 0.0,  # share of a step's rollouts
+                "max_success_drop": 0.0,  # of the mean success over `patience` steps, below the best so far
             },
             "checkpoint": {
                 "every": 50,  # optimizer steps; the last step is always saved
@@ -143,11 +177,13 @@ _RESERVED = (  # not variables of a template: keys of this schema, and what says
 )
 
 _CHOICES = {
-    "method": ("hint_sd", "sharpen"),
+    "method": tuple(METHODS),
     "history": ("keep", "template"),
     "policy.compute_dtype": ("auto", "float32", "bfloat16"),
-    "hindsight.select": ("hindsight", "random"),
-    "hindsight.analyser": ("policy_ema", "policy", "policy_initial", "environment"),
+    "hindsight.select": ("hindsight", "first", "last", "random", "all", "oracle"),
+    "hindsight.analyser": ("policy_ema", "policy", "policy_initial", "endpoint", "environment"),
+    "hindsight.place": ("target", "start"),
+    "alarms.action": ("note", "stop", "halve_lr"),
     "distill.form": ("branches", "rows"),
     "distill.divergence": ("reverse_kl", "forward_kl", "jsd"),
     "distill.support": ("student_topk", "teacher_topk", "full"),
@@ -180,6 +216,10 @@ _RANGES = {
     "hindsight.clip_chars": "[1, inf)",
     "distill.top_k": "[1, inf)",
     "distill.alpha": "[0, 1]",
+    "distill.importance_clip": "[0, inf)",
+    "distill.clip_low": "[0, 1]",
+    "distill.clip_high": "[0, inf)",
+    "distill.policy_weight": "[0, inf)",
     "distill.chunk": "[1, inf)",
     "distill.rows_per_device": "[1, inf)",
     "optim.lr": "[0, inf)",
@@ -191,6 +231,19 @@ _RANGES = {
     "optim.warmup_steps": "[0, inf)",
     "optim.ema_decay": "[0, 1]",
     "optim.steps": "[1, inf)",
+    "endpoint.concurrency": "[1, inf)",
+    "endpoint.timeout_s": "(0, inf)",
+    "endpoint.retries": "[0, inf)",
+    "endpoint.backoff_s": "[0, inf)",
+    "endpoint.max_calls": "[0, inf)",
+    "endpoint.max_tokens": "[0, inf)",
+    "endpoint.max_failures": "[1, inf)",
+    "alarms.patience": "[1, inf)",
+    "alarms.min_entropy": "[0, inf)",
+    "alarms.max_divergence": "[0, inf)",
+    "alarms.max_action_length": "[0, inf)",
+    "alarms.min_success": "[0, 1]",
+    "alarms.max_success_drop": "[0, 1]",
     "eval.every": "[0, inf)",
     "eval.tasks": "[1, inf)",
     "eval.rollouts": "[1, inf)",
@@ -202,15 +255,19 @@ _RANGES = {
 _BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.stream_buckets", "distill.action_buckets")
 
 
-def validate(config: ConfigDict) -> None:
-    """Refuses an impossible config.
+def validate(config: ConfigDict) -> ConfigDict:
+    """Refuses an impossible config; gives a possible one back with what its method decides filled in.
 
     Raises:
       UserError: one line that lists every problem, not only the first.
     """
-    problems = _schema_problems(config) or _value_problems(config) + _relation_problems(config)
+    problems = _schema_problems(config)
+    if not problems:
+        config = resolved(config)
+        problems = _value_problems(config) + _relation_problems(config)
     if problems:
         raise UserError(f"impossible config: {'; '.join(problems)}")
+    return config
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -252,18 +309,20 @@ def _schema_problems(config: ConfigDict) -> list[str]:
 def _value_problems(config: ConfigDict) -> list[str]:
     values, problems = flatten(config), []
     for key, choices in _CHOICES.items():
-        if values[key] not in choices:
+        if values[key] is not None and values[key] not in choices:
             near = difflib.get_close_matches(str(values[key]), choices, 1, 0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
             problems.append(f"{key} = {values[key]!r} is unknown, {hint}")
     for key, interval in _RANGES.items():
-        if not _inside(values[key], interval):
+        if values[key] is not None and not _inside(values[key], interval):  # None: of an unknown method
             problems.append(f"{key} = {values[key]!r} must lie in {interval}")
     for key in _BUCKETS:
         buckets = tuple(values[key])
         if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
             problems.append(f"{key} = {buckets!r} must be growing positive lengths")
     named = {"policy.path": "the folder of a Hugging Face policy", "env.name": "an environment", "env.data_dir": "a folder"}
+    if values["hindsight.analyser"] == "endpoint":
+        named |= {"endpoint.url": "the server, such as http://127.0.0.1:8000/v1", "endpoint.model": "the model that it serves"}
     for key, what in named.items():
         if not values[key]:
             problems.append(f"{key} is empty: name {what}")
@@ -306,6 +365,16 @@ def _relation_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"distill.action_buckets = {tuple(distill.action_buckets)} must hold one length for each of distill.stream_buckets = {streams}, below it"
         )
+    pair = tuple(distill.episode_pair)
+    if len(pair) != 2 or not 0 < pair[1] < pair[0]:
+        problems.append(f"distill.episode_pair = {pair} must be two lengths: what the teacher reads of an episode, and its action tokens, below that")
+    if hindsight.place == "start" and config.history != "keep":
+        problems.append("hindsight.place = start needs history = keep: under a rewriting template there is no one reading of an episode")
+    asks = METHODS[config.method].asks if config.method in METHODS else ""
+    if asks == "steps" and (hindsight.select != "all" or hindsight.place != "target" or hindsight.analyser == "environment"):
+        problems.append(f"method = {config.method} judges all steps, each where it stands: leave hindsight.select and place, and choose another analyser than environment")
+    if asks == "orphans" and (hindsight.select != "hindsight" or hindsight.place != "start"):
+        problems.append(f"method = {config.method} reads about whole episodes at their start: leave hindsight.select and hindsight.place")
     if optim.warmup_steps >= optim.steps:
         problems.append(f"optim.warmup_steps = {optim.warmup_steps} must stay below optim.steps = {optim.steps}")
     for key in ("eval_split", "test_split"):

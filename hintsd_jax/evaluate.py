@@ -144,6 +144,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
+    config = session.config
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
         params, step = restored_params(session, folder.path / "checkpoints")
         result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)

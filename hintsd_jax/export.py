@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy import lora
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.files import Tensors
@@ -41,6 +42,7 @@ def export(config: ConfigDict, workdir: str) -> list[Path]:
     """
     if not Path(workdir, "checkpoints").is_dir():
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
+    config = resolved(config)
     policy = read_config(config.policy.path, lora=lora_config(config))
     source = open_checkpoint(Path(config.policy.path), policy)
     # the base may lie elsewhere than it did while training

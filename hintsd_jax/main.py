@@ -28,8 +28,7 @@ def run(argv: list[str]) -> None:
             raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write settings as --config.key=value")
-    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
-    schema.validate(config)
+    config, workdir = schema.validate(flags.FLAGS.config), flags.FLAGS.workdir
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
     module = importlib.import_module(f"hintsd_jax.{mode}")  # here, because importing jax takes a second
     if mode == "plan":

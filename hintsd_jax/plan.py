@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from hintsd_jax.methods import resolved
 from hintsd_jax.planning import compiler, table, temporaries
 from hintsd_jax.planning.devices import find
 from hintsd_jax.planning.fit import Plan, Planner
@@ -43,6 +44,7 @@ def plan(config: ConfigDict) -> bool:
 
 def make(config: ConfigDict) -> Made:
     """The plan of a config, by the compiler where there is one and it is wanted."""
+    config = resolved(config)
     devices = find(config.plan.devices, config.plan.memory_gib)
     planner = Planner(shape_file(config))
     by_arithmetic = planner(config, devices)

@@ -19,6 +19,9 @@ from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
+from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
+from hintsd_jax.hindsight.questions import Asker, policy_asker
+from hintsd_jax.methods import method_of, resolved
 from hintsd_jax.policy import lora
 from hintsd_jax.policy.config import LoraConfig, PolicyConfig
 from hintsd_jax.policy.huggingface import load_policy
@@ -32,8 +35,8 @@ from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 @dataclasses.dataclass
 class Session:
     """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones; training takes a
-    copy and sets it to None. `journal` keeps what the outside world answers in the current phase of the current step; None where
-    nothing is resumed."""
+    copy and sets it to None. `endpoint` is the analyser behind a server, where there is one. `journal` keeps what the outside world answers
+    in the current phase of the current step; None where nothing is resumed."""
 
     config: ConfigDict
     mesh: Mesh
@@ -43,6 +46,7 @@ class Session:
     chat: ChatFormat
     engine: Engine
     env_class: type
+    endpoint: Endpoint | None = None
     journal: Journal | None = None
 
     @classmethod
@@ -52,6 +56,7 @@ class Session:
         Raises:
           UserError: whatever the user can mend: a missing or broken checkpoint, a tokenizer that does not fit, an unknown environment.
         """
+        config = resolved(config)
         env_class = resolve(config.env.name)
         mesh = make_mesh(**config.mesh)
         if config.rollout.slots % mesh.shape["data"]:
@@ -80,7 +85,10 @@ class Session:
             )
         frozen, trained = (None, weights) if adapter is None else (weights, first_adapter(config, policy, mesh))
         engine = Engine(policy, serving, chat.stop_ids, mesh)
-        return cls(config, mesh, policy, frozen, trained, chat, engine, env_class)
+        endpoint = None
+        if config.hindsight.analyser == "endpoint":
+            endpoint = Endpoint(EndpointConfig(**config.endpoint), answer_sampling(config))
+        return cls(config, mesh, policy, frozen, trained, chat, engine, env_class, endpoint)
 
     def weights(self, trained: dict) -> dict:
         """What the engine and the decoder take, from what is trained."""
@@ -121,12 +129,13 @@ class Session:
         return RolloutConfig(max_steps=rollout.max_steps, context=rollout.context, sampling=sampling)
 
     def hindsight_config(self) -> HindsightConfig:
-        """How failed episodes are analysed."""
+        """What analysers are asked."""
         hindsight = self.config.hindsight
-        sampling = Sampling(hindsight.temperature, hindsight.top_p, 0, hindsight.max_tokens)
-        return HindsightConfig(
-            hindsight.select, hindsight.analyser, hindsight.max_targets, hindsight.clip_chars, hindsight.context, sampling
-        )
+        return HindsightConfig(hindsight.select, hindsight.max_targets, hindsight.clip_chars)
+
+    def policy_asker(self, params) -> Asker:
+        """An analyser with these weights, in the engine of the rollouts."""
+        return policy_asker(self.engine, params, self.chat, answer_sampling(self.config), self.config.hindsight.context)
 
     def play(self, params, tasks: Sequence[Mapping], rollouts: int, *, step: int, greedy: bool = False):
         """`rollouts` episodes of every task with these weights; see `episodes.rollout.run_episodes`.
@@ -179,27 +188,31 @@ def engine_config(config: ConfigDict) -> EngineConfig:
 
 
 def update_shapes(config: ConfigDict, mesh: Mesh) -> Shapes:
-    """The shapes of the update's batches: so many rows for each part of the mesh that rows are split over."""
-    distill = config.distill
+    """The shapes of the update's batches: so many rows for each part of the mesh that rows are split over. Where the teacher reads its advice
+    at the start, there is no trunk that it could share with the student."""
+    method, distill, hindsight = method_of(config), config.distill, config.hindsight
+    taught, streams, actions = loss_config(config).taught, tuple(distill.stream_buckets), tuple(distill.action_buckets)
+    if method.whole or taught and (hindsight.place == "start" or hindsight.select == "all"):
+        streams, actions = distill.episode_pair[:1], distill.episode_pair[1:]
     return Shapes(
         tuple(distill.length_buckets),
-        tuple(distill.stream_buckets),
-        tuple(distill.action_buckets),
+        tuple(streams) if taught else (0,) * len(streams),
+        tuple(actions),
         rows=distill.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
-        trunk=distill.form == "branches",
+        trunk=taught and distill.form == "branches" and hindsight.place == "target",
     )
 
 
 def loss_config(config: ConfigDict) -> LossConfig:
     distill = config.distill
-    return LossConfig(
-        loss="sft" if config.method == "sharpen" else "distill",
-        divergence=distill.divergence,
-        support=distill.support,
-        top_k=distill.top_k,
-        alpha=distill.alpha,
-        chunk=distill.chunk,
-    )
+    names = ("divergence", "support", "top_k", "alpha", "importance_clip", "clip_low", "clip_high", "chunk")
+    return LossConfig(loss=method_of(config).loss, **{name: distill[name] for name in names})
+
+
+def answer_sampling(config: ConfigDict) -> Sampling:
+    """How an analyser's answers are sampled."""
+    hindsight = config.hindsight
+    return Sampling(hindsight.temperature, hindsight.top_p, 0, hindsight.max_tokens)
 
 
 def optim_config(config: ConfigDict) -> OptimConfig:

@@ -9,26 +9,35 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 
 import jax
 from ml_collections import ConfigDict
 
-from hintsd_jax import summaries
+from hintsd_jax import lessons, summaries
 from hintsd_jax.distill import packing
+from hintsd_jax.distill.rows import Row
 from hintsd_jax.distill.state import TrainState, abstract, create
 from hintsd_jax.distill.step import update
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out, score
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Hindsight
+from hintsd_jax.methods import method_of
 from hintsd_jax.runs import metrics as run_metrics, progress as run_progress
+from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.checkpoints import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session, loss_config, optim_config, step_tasks
+
+# A run may go on on other devices, with another server of the same model, and with another word about alarms.
+MAY_DIFFER = ("mesh.", "alarms.", *(f"endpoint.{name}" for name in ("url", "key_env", "concurrency", "timeout_s", "retries", "backoff_s")))
+MAY_DIFFER += tuple(f"endpoint.{name}" for name in ("max_calls", "max_tokens", "max_failures"))
+# What travels with a checkpoint beside the state.
+FIRST = {"step": 0, "seconds": 0.0, "tokens": 0, "before": None, "lr_scale": 1.0, "alarms": {}, "endpoint": {}}
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -39,6 +48,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     """
     run_metrics.compile_count()  # counts from here on
     session = Session.open(config)
+    config = session.config
     tasks, eval_tasks = session.tasks(config.tasks.train_split), session.tasks(config.tasks.eval_split)
     eval_tasks = [eval_tasks[n] for n in range(min(config.eval.tasks, len(eval_tasks)))]
     distil = partial(
@@ -46,21 +56,25 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
     shape = abstract(session.trained, optim_config(config))
     initial = session.trained if config.hindsight.analyser == "policy_initial" else None
-    with Workdir.open(workdir, config, may_differ=("mesh.",), benchmark=session.benchmark) as folder:  # a run may go on on other devices
+    with Workdir.open(workdir, config, may_differ=MAY_DIFFER, benchmark=session.benchmark) as folder:
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
         resume_step = checkpoints.latest_step
         if resume_step is None:
-            state, counters = create(session.trained, optim_config(config)), {"step": 0, "seconds": 0.0, "tokens": 0, "before": None}
+            state, counters = create(session.trained, optim_config(config)), dict(FIRST)
             session.trained = None  # the state has its own copy: no second one stays behind
         else:
             session.trained = None  # gone before what replaces it comes
             state, counters = checkpoints.restore(resume_step, shape)
+        alarms = Alarms(AlarmConfig(**config.alarms), counters["alarms"])
+        if session.endpoint:
+            session.endpoint.used |= counters["endpoint"]
         folder.discard_after(resume_step)
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
         bar = run_progress.Progress(config.optim.steps, start=counters["step"])
         bar.note(summaries.shapes_note(session))
-        state = compile_programs(session, state, distil)
+        with timer("compile"):
+            state = compile_programs(session, state, distil)
         if session.chat.deviation:
             bar.note(f"history = keep, a declared deviation from the chat template: {session.chat.deviation}")
         if resume_step is None:
@@ -82,23 +96,35 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                     found = look_back(session, state, initial, episodes, step)
                 # -- distil exactly those action spans, then move the teacher
                 with timer("distill"):
-                    rows = make_rows(session, episodes, found, step)
-                    packed = packing.pack(rows, session.shapes, mean_of_micro_means=config.distill.mean_of_micro_means)
-                    state, distilled = distil(state, packed.batches)
-                    distilled = jax.device_get(distilled)
+                    rows, without = lessons.make_rows(config, session.chat, episodes, found, step)
+                    packed = pack(config, rows, session.shapes)
+                    state, *told = distil(state, packed.batches, counters["lr_scale"])
+                    distilled, tokens = jax.device_get(told)
             # -- write down: the row first, then the checkpoint that stands for it
             done = step + 1
-            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(found, packed.dropped, config)
-            row |= summaries.distill_metrics(distilled, packed)
+            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(episodes, found, config)
+            row |= summaries.distill_metrics(distilled, packed, without)
             if done == config.optim.steps or (config.eval.every and done % config.eval.every == 0):
                 session.journal = folder.journal("eval", done)
                 row |= evaluation(session, state, eval_tasks, timer)
-            folder.write_episodes(done, summaries.records(episodes, found, config))
+            raised = alarms.check(row)
+            row |= {f"alarm/{alarm.name}": 1 for alarm in raised} | endpoint_metrics(session)
+            trained = summaries.trained_spans(session.chat, packed, tokens)
+            folder.write_episodes(done, summaries.records(episodes, found, trained, config))
             row = writer.write(done, row | host_metrics(timer))
             counters |= {"step": done, "seconds": time.monotonic() - began, "tokens": counters["tokens"] + stats.sampled + found.tokens}
-            if done == config.optim.steps or done % config.checkpoint.every == 0:
+            counters |= {"alarms": alarms.state, "endpoint": dict(session.endpoint.used) if session.endpoint else {}}
+            stop = heed(raised, config.alarms.action, counters)
+            usable = all(alarm.name != NOT_FINITE for alarm in raised)  # else the last good checkpoint stays
+            if usable and (raised or done == config.optim.steps or done % config.checkpoint.every == 0):
                 checkpoints.save(done, state, counters, row)
             bar.update(done, row)
+            for alarm in raised:
+                bar.note(f"step {done}: ALARM {alarm.name}: {alarm.text}")
+            if stop:
+                checkpoints.wait()
+                kept = f"step {checkpoints.latest_step} is saved" if checkpoints.latest_step is not None else "nothing is saved"
+                raise UserError(f"stopped at step {done} by alarm {stop}; {kept}. Change alarms.* or what ails the run; the same command goes on")
             if dropped:
                 bar.note(f"step {done}: rollouts that never began: {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}")
 
@@ -116,41 +142,44 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return after_metrics
 
 
+def heed(raised: Sequence[Alarm], action: str, counters: MutableMapping) -> str:
+    """Does what the config says about alarms: why the run stops, or "". Weights that are not finite are past halving the learning rate."""
+    broken = [alarm for alarm in raised if alarm.name == NOT_FINITE]
+    if action == "halve_lr" and raised and not broken:
+        counters["lr_scale"] *= 0.5
+    stopping = {"note": [], "stop": raised, "halve_lr": broken}[action]
+    return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)
+
+
 def look_back(session: Session, state: TrainState, initial, episodes: Sequence[Episode], step: int) -> Hindsight:
-    """Targets for the failed episodes of a step; none for the control that does not look back."""
+    """What the method's analyser says of the episodes that the method asks about; nothing where it asks about none."""
     config = session.config
-    if config.method == "sharpen":
-        return Hindsight([], Counter())
-    failed = [
-        (episode, job_key(config.seed, step, f"hindsight {episode.task_id}", episode.rollout))
-        for episode in episodes
-        if not episode.success
-    ]
-    hindsight = session.hindsight_config()
-    if hindsight.analyser in analyser.PRIVILEGED:
-        return analyser.ask_environment(failed, hindsight)
-    weights = {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[hindsight.analyser]
-    return analyser.ask_policy(session.engine, session.weights(weights), session.chat, failed, hindsight)
+    asks, hindsight = method_of(config).asks, session.hindsight_config()
+    chosen = {
+        "": [],
+        "failed": [episode for episode in episodes if not episode.success],
+        "steps": episodes,
+        "orphans": [episode for episode in episodes if not episode.success and not lessons.siblings(episodes, episode)],
+    }
+    keyed = [(episode, job_key(config.seed, step, f"hindsight {episode.task_id}", episode.rollout)) for episode in chosen[asks]]
+    if not keyed:
+        return Hindsight()
+    if config.hindsight.analyser in analyser.PRIVILEGED_ANALYSERS:
+        return analyser.ask_environment(keyed, hindsight)
+    if session.endpoint:
+        ask = partial(session.endpoint.ask, journal=session.journal)
+    else:
+        ask = session.policy_asker(session.weights(analyser_weights(config, state, initial)))
+    return analyser.judge(keyed, ask) if asks == "steps" else analyser.analyse(keyed, hindsight, ask)
 
 
-def make_rows(session: Session, episodes: Sequence[Episode], found: Hindsight, step: int) -> list[packing.Row]:
-    """One row per episode with targets (per stream of it, where history = template). The sharpening control instead takes one random
-    step of every episode, failed or not."""
-    config = session.config
+def analyser_weights(config: ConfigDict, state: TrainState, initial):
+    return {"policy_ema": state.ema, "policy": state.params, "policy_initial": initial}[config.hindsight.analyser]
 
-    def key(purpose: str, episode: Episode):
-        return job_key(config.seed, step, f"{purpose} {episode.task_id}", episode.rollout)
 
-    targets = {id(analysis.episode): analysis.targets for analysis in found.analyses}
-    rows = []
-    for n, episode in enumerate(episodes):
-        # the released code's micro-step is one task
-        place = {"index": n, "micro": n // config.tasks.rollouts, "key": tuple(key("dropout", episode).tolist())}
-        if config.method == "sharpen" and episode.steps:
-            rows.append(packing.action_row(episode, analyser.given_step(episode, key("sharpen", episode)), **place))
-        elif targets.get(id(episode)):
-            rows += packing.trunk_rows(episode, targets[id(episode)], session.chat, **place)
-    return rows if session.shapes.trunk else [single for row in rows for single in packing.single(row)]
+def pack(config: ConfigDict, rows: Sequence[Row], shapes: packing.Shapes) -> packing.Packed:
+    weight = config.distill.policy_weight if method_of(config).loss == "distill+policy" else None
+    return packing.pack(rows, shapes, mean_of_micro_means=config.distill.mean_of_micro_means, policy_weight=weight)
 
 
 def compile_programs(session: Session, state: TrainState, distil) -> TrainState:
@@ -172,6 +201,11 @@ def evaluation(session: Session, state: TrainState, tasks: Sequence[Mapping], ti
     with timer("eval"):
         scores, _ = score(session, session.weights(state.params), tasks, session.config.eval.rollouts)
     return scores.metrics("eval")
+
+
+def endpoint_metrics(session: Session) -> dict[str, int]:
+    used = session.endpoint.used if session.endpoint else {}
+    return {f"endpoint/{name}": used[name] for name in ("calls", "tokens") if name in used}
 
 
 def host_metrics(timer: run_metrics.Timer) -> dict[str, float]:

@@ -37,7 +37,7 @@ def test_defaults_need_only_a_policy():
 
 
 def test_defaults_are_the_released_settings():
-    flat = schema.flatten(schema.base())
+    flat = schema.flatten(schema.validate(sound()))
     released = {
         "optim.lr": 5e-6, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8, "optim.weight_decay": 0.0, "optim.clip_norm": 1.0,
         "optim.schedule": "linear", "optim.warmup_steps": 0, "optim.ema_decay": 0.999, "rollout.temperature": 0.6, "rollout.top_p": 1.0,

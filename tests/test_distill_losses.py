@@ -22,13 +22,16 @@ GRID = [
     for support in losses.SUPPORTS
     for divergence, alpha in [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.0), ("jsd", 0.3), ("jsd", 1.0)]
 ]
-ALL = [*GRID, LossConfig(loss="sft")]
+REINFORCED = [LossConfig(loss="policy"), LossConfig(loss="distill+policy", top_k=3, clip_high=0.5), LossConfig(loss="judged", top_k=3, clip_low=0.4)]
+SDPO = LossConfig(divergence="jsd", top_k=3, importance_clip=2.0)
+ALL = [*GRID, LossConfig(loss="sft"), SDPO, *REINFORCED]
+TAUGHT = [config for config in ALL if config.taught]
 
 
 def name(config):
-    if config.loss == "sft":
-        return "sft"
-    return f"{config.support}-{config.divergence}-{config.alpha}"
+    if config.loss != "distill":
+        return config.loss
+    return f"{config.support}-{config.divergence}-{config.alpha}-{config.importance_clip}"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,7 @@ def make_span(seed=0, rows=3, span=4, scale=2.0):
     """Random hidden states, heads, actions, log-probs and a ragged mask, float64; the tokens' weights differ."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, span + 1, rows)
+    lengths[0] = span
     return {
         "student_BAD": rng.normal(size=(rows, span, D)),
         "teacher_BAD": rng.normal(size=(rows, span, D)),
@@ -73,7 +77,8 @@ def make_span(seed=0, rows=3, span=4, scale=2.0):
         "actions_BA": rng.integers(0, V, (rows, span)),
         "mask_BA": np.arange(span)[None] < lengths[:, None],
         "sampled_BA": -rng.uniform(0.5, 4.0, (rows, span)),
-        "weight_BA": rng.uniform(0.5, 2.0, (rows, span)),
+        "weight_BA": rng.uniform(0.5, 2.0, (rows, span)) * (np.arange(span) != 1),  # no teacher has scored the second tokens
+        "advantage_BA": rng.normal(size=(rows, span)),
     }
 
 
@@ -81,13 +86,24 @@ def head(kernel, hidden):
     return hidden @ kernel
 
 
-def span_sums(x, config, dtype=jnp.float32):
+def span_losses(x, config, dtype=jnp.float32):
     x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
     student, teacher = functools.partial(head, x["student_DV"]), functools.partial(head, x["teacher_DV"])
-    spans = (x["actions_BA"], x["sampled_BA"], x["mask_BA"], x["weight_BA"])
-    if config.loss == "sft":
-        return losses.span_cross_entropy(x["student_BAD"], *spans, student=student, config=config)
-    return losses.span_divergence(x["student_BAD"], x["teacher_BAD"], *spans, student=student, teacher=teacher, config=config)
+    spans = losses.Spans(*(x[field] for field in losses.Spans._fields))
+    return losses.span_losses(x["student_BAD"], spans, student=student, config=config, teacher_BAD=x["teacher_BAD"], teacher=teacher)
+
+
+def span_sums(*args):
+    return span_losses(*args)[0]
+
+
+def oracle_surrogate(ratio, advantage, config):
+    """PPO's clipped objective by its cases, as a loss; whether the clip holds it."""
+    if advantage > 0 and ratio > 1 + config.clip_high:
+        return -(1 + config.clip_high) * advantage, True
+    if advantage < 0 and ratio < 1 - config.clip_low:
+        return -(1 - config.clip_low) * advantage, True
+    return -ratio * advantage, False
 
 
 def oracle_sums(x, config):
@@ -95,16 +111,26 @@ def oracle_sums(x, config):
     for b, a in zip(*np.nonzero(x["mask_BA"])):
         s, t = x["student_BAD"][b, a] @ x["student_DV"], x["teacher_BAD"][b, a] @ x["teacher_DV"]
         log_s, log_t, action = oracle_log_softmax(s), oracle_log_softmax(t), x["actions_BA"][b, a]
+        sampled, weight, advantage = (x[key][b, a] for key in ("sampled_BA", "weight_BA", "advantage_BA"))
         sums["tokens"] += 1
         sums["entropy"] -= np.sum(np.exp(log_s) * log_s)
         sums["logprob"] += log_s[action]
-        off = abs(log_s[action] - x["sampled_BA"][b, a])
+        off = abs(log_s[action] - sampled)
         sums["mismatch"], sums["mismatch_max"] = sums["mismatch"] + off, max(sums["mismatch_max"], off)
-        if config.loss == "sft":
-            sums["loss"] -= x["weight_BA"][b, a] * log_s[action]
-        else:
+        ratio = np.exp(log_s[action] - sampled)
+        if config.taught and weight > 0:
+            sums["taught"] += 1
             sums["teacher_gap"] += log_t[action] - log_s[action]
-            sums["loss"] += x["weight_BA"][b, a] * oracle_divergence(s, t, config)
+            sums["divergence"] += oracle_divergence(s, t, config)
+        if config.loss == "sft":
+            sums["loss"] -= weight * log_s[action]
+        if config.loss in ("distill", "distill+policy"):
+            trusted = min(ratio, config.importance_clip) if config.importance_clip else 1.0
+            sums["loss"] += weight * trusted * oracle_divergence(s, t, config)
+        if config.reinforced:
+            told = weight * (log_t[action] - sampled) if config.loss == "judged" else 0.0
+            loss, clipped = oracle_surrogate(ratio, advantage + told, config)
+            sums["loss"], sums["clipped"] = sums["loss"] + loss, sums["clipped"] + clipped
     return sums
 
 
@@ -125,15 +151,61 @@ def test_sums_match_the_oracle():
         assert_sums(sums, oracle_sums(x, config), name(config))
 
 
+def test_the_oracle_meets_every_case_of_the_clip():
+    config = LossConfig(loss="policy")
+    cases = {(ratio > 1.28, ratio < 0.8, advantage > 0): oracle_surrogate(ratio, advantage, config)[1] for ratio in (0.5, 1.0, 2.0) for advantage in (-1.0, 1.0)}
+    assert {case for case, clipped in cases.items() if clipped} == {(True, False, True), (False, True, False)} and len(cases) == 6
+    for config in REINFORCED:
+        sums = oracle_sums(make_span(), config)
+        assert 0 < sums["clipped"] < sums["tokens"]
+
+
+def test_on_policy_the_policy_gradient_is_that_of_advantage_times_log_prob():
+    """Where the student is the sampler, no clip holds, and d loss = -A d log p."""
+    x = make_span(seed=8)
+    config = LossConfig(loss="policy")
+    logprobs = np.array([[oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)] for row in zip(x["student_BAD"], x["actions_BA"])])
+    x["sampled_BA"] = logprobs
+    plain = x | {"weight_BA": x["advantage_BA"]}
+    grads = for_each([config, LossConfig(loss="sft")], lambda config, kernel: jax.grad(lambda k: span_sums((x if config.loss == "policy" else plain) | {"student_DV": k}, config)["loss"])(kernel))
+    np.testing.assert_allclose(*grads(jnp.float32(x["student_DV"])), rtol=1e-4, atol=1e-5)
+    assert float(jax.jit(lambda: span_sums(x, config))()["clipped"]) == 0.0
+
+
+def test_importance_weights_are_held():
+    """The gradient of SDPO's loss is that of the divergence, each token times its clipped ratio."""
+    x = make_span(seed=8)
+    logprobs = np.array([[oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)] for row in zip(x["student_BAD"], x["actions_BA"])])
+    trusted = np.minimum(np.exp(logprobs - x["sampled_BA"]), 2.0)
+    assert np.any(trusted == 2.0) and np.any(trusted < 1.0)
+    by_hand = x | {"weight_BA": x["weight_BA"] * trusted}
+    plain = dataclasses.replace(SDPO, importance_clip=0.0)
+    loss = lambda config, kernel: span_sums((x if config == SDPO else by_hand) | {"student_DV": kernel}, config)["loss"]
+    np.testing.assert_allclose(*for_each([SDPO, plain], jax.grad(loss, argnums=1))(jnp.float32(x["student_DV"])), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_say_what_the_sums_add_up():
+    x = make_span(seed=9)
+    spoken = x["mask_BA"] & (x["weight_BA"] > 0)
+    best = np.argmax(x["teacher_BAD"] @ x["teacher_DV"], axis=-1)
+    for config, (sums, tokens) in zip(ALL, for_each(ALL, lambda config: span_losses(x, config))()):
+        assert set(tokens) == ({"divergence", "teacher_gap", "teacher_best"} if config.taught else set())
+        for key in losses.PER_TAUGHT if config.taught else ():
+            np.testing.assert_allclose(np.sum(tokens[key], where=spoken), sums[key], rtol=1e-5)
+        if config.taught:
+            np.testing.assert_array_equal(tokens["teacher_best"], best)
+
+
 def test_gradient_matches_finite_differences():
     with jax.enable_x64(True):
         x = make_span(seed=1, rows=2, span=3)
         loss = lambda config, hidden, kernel: span_sums(
             x | {"student_BAD": hidden, "student_DV": kernel}, config, jnp.float64
         )["loss"]
-        values = for_each(ALL, loss)
+        configs = [config for config in ALL if config != SDPO]  # whose weights are held, see below
+        values = for_each(configs, loss)
         at = (x["student_BAD"], x["student_DV"])
-        all_grads = for_each(ALL, jax.grad(loss, argnums=(1, 2)))(*at)
+        all_grads = for_each(configs, jax.grad(loss, argnums=(1, 2)))(*at)
         rng = np.random.default_rng(2)
         for _ in range(3):
             way = [rng.normal(size=p.shape) for p in at]
@@ -146,7 +218,7 @@ def test_no_gradient_reaches_the_teacher():
     x = make_span(seed=3)
     loss = lambda config, hidden, kernel: span_sums(x | {"teacher_BAD": hidden, "teacher_DV": kernel}, config)["loss"]
     at = (jnp.float32(x["teacher_BAD"]), jnp.float32(x["teacher_DV"]))
-    for grad in jax.tree.leaves(for_each(GRID, jax.grad(loss, argnums=(1, 2)))(*at)):
+    for grad in jax.tree.leaves(for_each(TAUGHT, jax.grad(loss, argnums=(1, 2)))(*at)):
         assert not np.any(grad)
 
 
@@ -214,7 +286,7 @@ def sums_and_grad(chunk, rows, span):
 
         return jax.grad(loss, has_aux=True)(kernel)
 
-    compiled = for_each([GRID[0], GRID[8], ALL[-1]], run)
+    compiled = for_each([GRID[0], GRID[8], LossConfig(loss="sft"), *REINFORCED[1:]], run)
     return lambda x: compiled({k: jnp.asarray(v) for k, v in x.items()}, jnp.float32(x["student_DV"]))
 
 
@@ -245,7 +317,7 @@ def test_masked_positions_contribute_nothing():
     assert out.any()
     junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD")}
     junk |= {"actions_BA": np.where(out, V - 1, x["actions_BA"]), "sampled_BA": np.where(out, -1e4, x["sampled_BA"])}
-    junk["weight_BA"] = np.where(out, 9.0, x["weight_BA"])
+    junk |= {key: np.where(out, 9.0, x[key]) for key in ("weight_BA", "advantage_BA")}
     longer = {k: np.pad(v, [(0, 2), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for k, v in junk.items() if k.endswith(("_BAD", "_BA"))}
     expected = sums_and_grad(6, 3, 4)(x)
     assert_same(sums_and_grad(6, 3, 4)(junk), expected)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from test_policy_lora import merge
 
 from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.distill.packing import Branch, Row, Shapes, blank_batch, pack, single
+from hintsd_jax.distill.packing import Shapes, blank_batch, pack
+from hintsd_jax.distill.rows import Branch, Row, single
 from hintsd_jax.distill.state import OptimConfig, TrainState, create, learning_rate, moment_shardings, optimizer
-from hintsd_jax.distill.step import Accumulator, accumulate, apply, batch_sums, update, zeros
+from hintsd_jax.distill.step import Accumulator, accumulate, apply, batch_losses, update, zeros
 from hintsd_jax.errors import UserError
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.config import LoraConfig, PolicyConfig
@@ -95,12 +96,12 @@ def gather(batches, state=None, loss=LOSS, frozen=None, policy=POLICY):
     with jax.set_mesh(MESH):
         accumulator = zeros(state.params, loss)
         for batch in batches:
-            accumulator = accumulate(frozen, state, accumulator, put_rows(batch, MESH), policy=policy, loss=loss)
+            accumulator, _ = accumulate(frozen, state, accumulator, put_rows(batch, MESH), policy=policy, loss=loss)
     return accumulator
 
 
 def step(state, batches, loss=LOSS, frozen=None, policy=POLICY):
-    return update(frozen, state, batches, policy=policy, loss=loss, optim=OPTIM, mesh=MESH)
+    return update(frozen, state, batches, policy=policy, loss=loss, optim=OPTIM, mesh=MESH)[:2]
 
 
 def assert_trees_close(actual, expected, rtol=1e-4, atol=1e-6):
@@ -155,7 +156,9 @@ def test_sums_match_scoring_every_target_on_its_own():
             top = np.argsort(-s)[: LOSS.top_k]
             p, q = (np.append(x[top], np.log(1 - np.exp(np.minimum(np.log(np.exp(x[top]).sum()), -1e-7)))) for x in (s, t))
             expected["loss"] += np.sum(np.exp(p) * (p - q))
+            expected["divergence"] += np.sum(np.exp(p) * (p - q))
             expected["tokens"] += 1
+            expected["taught"] += 1
             expected["entropy"] -= np.sum(np.exp(s) * s)
             expected["logprob"] += s[token]
             expected["teacher_gap"] += t[token] - s[token]
@@ -254,7 +257,7 @@ def test_apply_is_adamw_and_the_ema_follows_it():
     assert int(state.step) == 1 and set(counts) == {1}
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for name in LOSS.sum_names:
-        divisor = 1.0 if name in ("tokens", "mismatch_max") else tokens
+        divisor = 1.0 if name in ("tokens", "taught", "mismatch_max") else tokens
         np.testing.assert_allclose(metrics[name], accumulator.sums[name] / divisor, rtol=1e-6)
     assert float(metrics["skipped"]) == 0.0
 
@@ -272,7 +275,7 @@ def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
 def test_teacher_gets_no_gradient_and_is_not_the_student():
     state = make_state()
     (batch,) = batches_of(make_rows())
-    loss = lambda params, ema: batch_sums(params, ema, batch, POLICY, LOSS)["loss"]
+    loss = lambda params, ema: batch_losses(params, ema, batch, POLICY, LOSS)[0]["loss"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=1))(state.params, state.ema)))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gather([batch], state).grads))
     # and yet the loss does depend on it
@@ -305,7 +308,7 @@ def test_buffers_are_donated_and_the_callers_weights_survive():
     (batch,) = batches_of(make_rows())
     with jax.set_mesh(MESH):
         accumulator = zeros(state.params, LOSS)
-        added = accumulate(None, state, accumulator, put_rows(batch, MESH), policy=POLICY, loss=LOSS)
+        added, _ = accumulate(None, state, accumulator, put_rows(batch, MESH), policy=POLICY, loss=LOSS)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(accumulator))
         after, _ = apply(state, added, optim=OPTIM)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from hintsd_jax.distill.packing import trunk_rows
+from hintsd_jax.distill.rows import trunk_rows
 from hintsd_jax.envs.base import Report, Start, Turn
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.envcalls import EnvPool

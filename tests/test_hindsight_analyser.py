@@ -1,4 +1,4 @@
-"""Hindsight with an engine that answers from a script: what is asked, what is dropped, what is privileged."""
+"""Hindsight with an asker that answers from a script: what is asked, what is dropped, what is privileged."""
 
 import json
 from collections import Counter
@@ -11,9 +11,9 @@ from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import job_key
 from hintsd_jax.hindsight import analyser
-from hintsd_jax.hindsight.analyser import Analysis, HindsightConfig, ask_environment, ask_policy, attribution, given_step
+from hintsd_jax.hindsight.analyser import Analysis, HindsightConfig, analyse, ask_environment, attribution, given_steps, judge
+from hintsd_jax.hindsight.questions import Answers
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.sampling import Sampling, Stats
 from tests.helpers import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -21,24 +21,24 @@ CHAT = ChatFormat(TOKENIZER)
 SECRET = "the vault code is 4711"
 
 
-class ScriptedEngine:
-    """Gives each job the next answer; keeps what was asked."""
+class Script:
+    """Gives each question the next answer; keeps what was asked."""
 
     def __init__(self, answers):
-        self.answers, self.asked = list(answers), []
+        self.answers, self.asked, self.names = list(answers), [], []
 
-    def run(self, params, jobs):
-        for job in jobs:
-            self.asked.append(TOKENIZER.decode(job.prompt))
-            ids = [*TOKENIZER.encode(self.answers.pop(0), add_special_tokens=False), CHAT.stop_ids[0]]
-            job.submit(ids, [0.0] * len(ids), True)
-            assert job.collect() is None
-        return Stats(sampled=7 * len(self.asked))
+    def __call__(self, questions):
+        for question in questions:
+            (message,) = question.messages
+            self.asked.append(message["content"])
+            self.names.append(question.name)
+        assert len({tuple(question.key.tolist()) for question in questions}) == len(questions)
+        texts = [self.answers.pop(0) for _ in questions]
+        return Answers(texts, Counter(silent=texts.count(None)) if None in texts else Counter(), 7 * len(questions))
 
 
-def config(**changes):
-    fields = {"select": "hindsight", "analyser": "policy_ema", "max_targets": 2, "clip_chars": 12_000, "context": 4000}
-    return HindsightConfig(**(fields | changes), sampling=Sampling(0.6, 0.95, 0, 50))
+def config(select="hindsight", max_targets=2):
+    return HindsightConfig(select, max_targets, clip_chars=12_000)
 
 
 def failed(steps=3, name="a", faults=None):
@@ -61,44 +61,84 @@ def answer(*failures):
 
 def test_answers_become_targets_and_drops_are_counted():
     answers = [answer((3, "c"), (1, "a"), (2, "b"), (9, "x"), (1, "again"), (2, "")), "no json", "think " + answer((2, "b"))]
-    engine = ScriptedEngine(answers)
-    found = ask_policy(engine, None, CHAT, [failed(), failed(name="b"), failed(name="c")], config())
+    found = analyse([failed(), failed(name="b"), failed(name="c")], config(), Script(answers))
     assert [analysis.targets for analysis in found.analyses] == [(Target(1, "a"), Target(2, "b")), (), (Target(2, "b"),)]
     assert found.dropped == Counter(bad_step=1, repeated_step=1, empty_feedback=1, over_limit=1, unparsable=1)
-    assert found.parsed == 2 and found.tokens == 21
+    assert (found.asked, found.parsed, found.tokens) == (3, 2, 21)
     assert found.analyses[1].problem and found.analyses[0].answer == answers[0]
 
 
 def test_the_policy_analyser_sees_the_episode_and_nothing_privileged():
-    engine = ScriptedEngine([answer((1, "a"))] * 2)
-    pairs = [failed(faults=(2,)), failed(faults=(1, 3), name="b")]
-    ask_policy(engine, None, CHAT, pairs, config())
-    for asked in engine.asked:
+    script = Script([answer((1, "a"))] * 2)
+    analyse([failed(faults=(2,)), failed(faults=(1, 3), name="b")], config(), script)
+    for asked in script.asked:
         assert SECRET not in asked and "4711" not in asked
         assert all(f"act {n}" in asked and f"seen {n}" in asked for n in range(3))
 
 
-def test_a_given_step_is_asked_about_and_answered_for():
+def test_given_steps_are_asked_about_and_answered_for():
     pairs = [failed(name=name) for name in "abcdefgh"]
-    steps = [given_step(*pair) for pair in pairs]
-    assert set(steps) <= {1, 2, 3} and len(set(steps)) > 1 and steps == [given_step(*pair) for pair in pairs]
-    engine = ScriptedEngine([answer((step, "so")) for step in steps[:-1]] + [answer((steps[-1] % 3 + 1, "elsewhere"))])
-    found = ask_policy(engine, None, CHAT, pairs, config(select="random", max_targets=1))
+    steps = [given_steps(*pair, config("random", 1)) for pair in pairs]
+    assert {len(chosen) for chosen in steps} == {1} and len({chosen[0] for chosen in steps}) > 1
+    assert steps == [given_steps(*pair, config("random", 1)) for pair in pairs]
+    steps = [chosen[0] for chosen in steps]
+    script = Script([answer((step, "so")) for step in steps[:-1]] + [answer((steps[-1] % 3 + 1, "elsewhere"))])
+    found = analyse(pairs, config("random", 1), script)
     assert [analysis.targets for analysis in found.analyses[:-1]] == [(Target(step, "so"),) for step in steps[:-1]]
     assert found.analyses[-1].targets == () and found.dropped == Counter(bad_step=1)
-    assert all(f"#{step}" in asked for step, asked in zip(steps, engine.asked, strict=True))
+    assert all(f"#{step}" in asked for step, asked in zip(steps, script.asked, strict=True))
 
 
-def test_what_cannot_be_asked_is_counted():
-    found = ask_policy(ScriptedEngine([]), None, CHAT, [failed(), failed(steps=0)], config(context=60))
-    assert found.analyses == [] and found.dropped == Counter(prompt_too_long=1, no_steps=1)
+@pytest.mark.parametrize(
+    "select, steps", [("first", [1]), ("last", [4]), ("all", [1, 2, 3, 4]), ("oracle", [2, 3]), ("random", 2), ("hindsight", None)]
+)
+def test_which_steps_are_given(select, steps):
+    episode, key = failed(steps=4, faults=(3, 2, 4))
+    given = given_steps(episode, key, config(select))
+    if select == "random":
+        assert len(set(given)) == steps and given == sorted(given) and set(given) <= {1, 2, 3, 4}
+    else:
+        assert given == steps
+    assert analyser.privileged(select, "policy") == (select == "oracle") and analyser.privileged(select, "environment")
+
+
+def test_several_given_steps_of_an_episode_make_one_analysis():
+    """Each question is about its own step; the limit of targets is the choice's, not the parser's."""
+    script = Script([answer((1, "a")), "no json", answer((3, "c"))])
+    (analysis,) = (found := analyse([failed()], config("all", 1), script)).analyses
+    assert analysis.targets == (Target(1, "a"), Target(3, "c")) and analysis.problem and "no json" in analysis.answer
+    assert (found.asked, found.parsed, found.dropped) == (3, 2, Counter(unparsable=1))
+    assert len(set(script.names)) == 3
+
+
+def test_an_oracle_without_a_fault_or_a_report_asks_nothing():
+    found = analyse([failed(faults=()), failed(faults=None)], config("oracle"), Script([]))
+    assert found.analyses == [] and found.dropped == Counter(nothing_named=1, no_report=1)
+
+
+def test_what_has_no_answer_is_counted():
+    found = analyse([failed(), failed(steps=0), failed(name="b")], config(), Script([None, answer((1, "a"))]))
+    assert [analysis.episode.task_id for analysis in found.analyses] == ["b"] and found.dropped == Counter(silent=1, no_steps=1)
+
+
+def test_a_judge_sees_one_step_and_its_answer_alone():
+    script = Script([answer(), answer((1, "b")), "hm", None, answer((2, "not its step")), answer()])
+    found = judge([failed(faults=(2,)), failed(name="b")], script)
+    for n, asked in enumerate(script.asked):
+        assert f"act {n % 3}" in asked and f"seen {n % 3}" in asked and "Do it." not in asked
+        assert sum(f"act {m}" in asked for m in range(3)) == 1 and SECRET not in asked
+    first, second = found.analyses
+    assert (first.targets, first.rewards) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
+    assert (second.targets, second.rewards) == ((), (0.0, 1.0, 1.0))  # named no step that was shown: nothing speaks against it
+    assert found.dropped == Counter(unparsable=1, bad_step=1, silent=1) and (found.asked, found.parsed) == (6, 4)
 
 
 def test_the_environment_analyser_gives_its_faults():
-    found = ask_environment([failed(faults=(1, 2, 3)), failed(faults=None), failed(faults=())], config(analyser="environment"))
+    found = ask_environment([failed(faults=(1, 2, 3)), failed(faults=None), failed(faults=())], config())
     assert [[t.step for t in analysis.targets] for analysis in found.analyses] == [[1, 2], []]
     assert found.dropped == Counter(over_limit=1, no_report=1, nothing_named=1)
-    assert "environment" in analyser.PRIVILEGED
+    given = ask_environment([failed(faults=(1, 2, 3))], config("last"))
+    assert [t.step for t in given.analyses[0].targets] == [3] and not given.dropped
 
 
 def test_attribution_against_counting_by_hand():
@@ -113,7 +153,7 @@ def test_attribution_against_counting_by_hand():
 
 
 def test_an_answer_that_names_nothing_is_counted():
-    found = ask_policy(ScriptedEngine([answer()]), None, CHAT, [failed()], config())
+    found = analyse([failed()], config(), Script([answer()]))
     assert found.parsed == 1 and found.analyses[0].targets == () and found.dropped == Counter(nothing_named=1)
 
 

@@ -17,7 +17,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hintsd_jax import train as training
+from hintsd_jax.errors import UserError
+from hintsd_jax.runs.alarms import NOT_FINITE, Alarm
 from hintsd_jax.runs.metrics import read_metrics
+from tests.chat_server import serving
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 REPO = Path(__file__).parents[1]
@@ -129,6 +132,12 @@ def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
             seen = " ".join([m["content"] for m in record["prompt_messages"]] + [s["observation"] for s in record["steps"]])
             assert "Use " not in seen and "Call notify" not in seen
             targets += len(record["hindsight"]["targets"]) if record["hindsight"] else 0
+            assert [span["step"] for span in record["trained"]] == [t["step"] for t in (record["hindsight"] or {"targets": []})["targets"]]
+            for span in record["trained"]:
+                action = record["steps"][span["step"] - 1]
+                lengths = {len(span[name]) for name in ("pieces", "divergence", "teacher_gap", "teacher_best")}
+                assert lengths == {action["stop"] - action["start"]} and "".join(span["pieces"]).startswith(action["text"])
+                assert min(span["divergence"]) >= 0 and "advantage" not in span
     assert targets == sum(row["hindsight/targets"] for row in read_metrics(finished / "metrics.jsonl")[1:])
 
 
@@ -149,26 +158,102 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, config, config_f
     assert json.loads((tmp_path / "killed" / "held_out.json").read_text()) == json.loads((finished / "held_out.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"method": "sharpen"},
-        {"hindsight.select": "random", "hindsight.max_targets": 1},
-        {"hindsight.analyser": "environment"},
-        {"hindsight.analyser": "policy_initial", "distill.divergence": "jsd", "distill.support": "teacher_topk"},
-        {"hindsight.analyser": "policy", "optim.lr": 0.0, "distill.mean_of_micro_means": True},
-    ],
-)
-def test_every_arm_runs(config, tmp_path, overrides):
-    arm = config.copy_and_resolve_references()
-    arm.update_from_flattened_dict({"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides})
-    training.train(arm, str(tmp_path / "arm"))
-    rows = read_metrics(tmp_path / "arm" / "metrics.jsonl")
-    assert rows[1]["hindsight/privileged"] == (overrides.get("hindsight.analyser") == "environment")
-    if overrides.get("hindsight.analyser") == "environment":
-        assert rows[1]["hindsight/precision"] == 1.0 and rows[1]["distill/tokens"] > 0
-        assert "PRIVILEGED" in (tmp_path / "arm" / "result.md").read_text()
-    if overrides.get("method") == "sharpen":
-        assert rows[1]["distill/tokens"] > 0 and rows[1]["hindsight/failed"] == 0
-    if overrides.get("optim.lr") == 0.0:
-        assert rows[0]["eval/avg@2"] == rows[1]["eval/avg@2"]
+def arm(config, path, overrides):
+    """One update with these overrides: its row, its records, its table."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides})
+    training.train(config, str(path))
+    row = read_metrics(path / "metrics.jsonl")[-1]
+    records = [json.loads(line) for line in (path / "episodes" / "step_000001.jsonl").read_text().splitlines()]
+    return row, records, (path / "result.md").read_text()
+
+
+def trained(records):
+    """(record, span) of all actions that were trained on."""
+    return [(record, span) for record in records for span in record["trained"]]
+
+
+def test_dense_judges_every_step_and_its_advantage_has_the_judges_reward(config, tmp_path):
+    row, records, table = arm(config, tmp_path / "dense", {"method": "dense", "hindsight.max_tokens": 64})
+    assert row["hindsight/asked"] == sum(len(record["steps"]) for record in records) == row["rollout/episodes"] * row["rollout/turns"]
+    for record in records:
+        rewards = record["hindsight"]["rewards"]
+        assert len(rewards) == len(record["steps"]) and set(rewards) <= {-1.0, 0.0, 1.0}
+        assert [span["step"] for span in record["trained"]] == [n for n, reward in enumerate(rewards, 1) if reward]
+    for record, span in trained(records):
+        assert set(span["advantage"]) == {record["hindsight"]["rewards"][span["step"] - 1]}
+    assert "every step, judged alone" in table
+
+
+def test_sdpo_trains_whole_episodes_under_one_advice(config, tmp_path):
+    row, records, _ = arm(config, tmp_path / "sdpo", {"method": "sdpo", "hindsight.analyser": "policy_initial", "distill.support": "teacher_topk"})
+    assert row["distill/taught"] == row["distill/tokens"] > 0 and row["distill/divergence"] > 0
+    assert sum(bool(record["trained"]) for record in records) == 6 - row.get("distill/dropped/no_advice", 0)
+    for record in records:
+        assert [span["step"] for span in record["trained"]] in ([], list(range(1, len(record["steps"]) + 1)))
+    assert row["hindsight/failed"] >= row["hindsight/asked"]
+
+
+def test_grpo_and_hint_sd_add_up(config, tmp_path):
+    overrides = {"method": "hint_sd+grpo", "hindsight.select": "random", "hindsight.max_targets": 1}
+    row, records, _ = arm(config, tmp_path / "both", overrides)
+    assert 0 < row["distill/taught"] < row["distill/tokens"] and row["hindsight/asked"] == row["hindsight/failed"]
+    by_task = {}
+    for record in records:
+        by_task.setdefault(record["task_id"], []).append(record)
+    for rollouts in by_task.values():
+        mixed = len({record["success"] for record in rollouts}) == 2
+        for record in rollouts:
+            reinforced = [span for span in record["trained"] if "advantage" in span]
+            assert len(reinforced) == (len(record["steps"]) if mixed else 0)
+            assert all((span["advantage"][0] > 0) == record["success"] for span in reinforced)
+
+
+def test_grpo_needs_no_teacher(config, tmp_path):
+    row, _, table = arm(config, tmp_path / "grpo", {"method": "grpo"})
+    assert row["distill/teacher_tokens"] == row["hindsight/asked"] == row["hindsight/privileged"] == 0
+    assert row["distill/tokens"] > 0 and row["distill/clipped"] == 0 and "analyser" not in table
+
+
+def test_the_environment_with_feedback_at_the_start_is_privileged(config, tmp_path):
+    row, _, table = arm(config, tmp_path / "env", {"hindsight.analyser": "environment", "hindsight.place": "start"})
+    assert row["hindsight/privileged"] == 1 and row["hindsight/precision"] == 1.0 and row["distill/tokens"] > 0
+    assert "PRIVILEGED" in table and "feedback at the start" in table
+
+
+def test_without_a_learning_rate_nothing_changes(config, tmp_path):
+    overrides = {"hindsight.analyser": "policy", "hindsight.select": "oracle", "optim.lr": 0.0, "distill.mean_of_micro_means": True}
+    row, _, table = arm(config, tmp_path / "still", overrides)
+    assert row["eval/avg@2"] == read_metrics(tmp_path / "still" / "metrics.jsonl")[0]["eval/avg@2"]
+    assert row["hindsight/privileged"] == 1 and "oracle, at most 3 an episode, feedback at the target (PRIVILEGED" in table
+
+
+def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(config, tmp_path):
+    """The same command goes on, and asks the server nothing that it has answered before."""
+    path, answers = tmp_path / "asked", iter(range(10**6))
+
+    def script(exchange):
+        good = json.dumps({"failures": [{"step": 1, "feedback": "Go on."}]})
+        exchange.answer(good if next(answers) % 2 else "no idea")
+
+    with serving(script) as server:
+        options = {"hindsight.analyser": "endpoint", "endpoint.url": server.url, "endpoint.model": "m", "endpoint.concurrency": 1}
+        options |= {"alarms.action": "stop", "alarms.patience": 1, "alarms.min_success": 1.0}
+        with pytest.raises(UserError, match=r"stopped at step 1 by alarm min_success \(.*; step 1 is saved"):
+            arm(config, path, options)
+        first, asked = read_metrics(path / "metrics.jsonl")[-1], len(server.requests)
+        assert first["alarm/min_success"] == 1 and first["endpoint/calls"] == asked == first["hindsight/asked"] > 1
+        assert first["hindsight/dropped/unparsable"] == (asked + 1) // 2
+        assert server.requests[0].body["temperature"] == 0.6 and "Find the steps" in server.requests[0].question
+        arm(config, path, options)  # nothing is left to do but the last table
+        assert len(server.requests) == asked
+
+
+def test_what_alarms_do():
+    low, broken = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
+    for action, raised, says, scale in (
+        ("note", [low, broken], "", 1.0), ("stop", [low], "min_entropy (low)", 1.0), ("halve_lr", [low], "", 0.5),
+        ("halve_lr", [low, broken], "not_finite (nan)", 1.0), ("halve_lr", [], "", 1.0), ("stop", [], "", 1.0),
+    ):  # fmt: skip
+        counters = {"lr_scale": 1.0}
+        assert (training.heed(raised, action, counters), counters["lr_scale"]) == (says, scale)

@@ -1,7 +1,7 @@
 """Losses on action spans: hidden states of student and teacher in, sums over the span's tokens out.
 
-`token_divergence` compares two distributions token by token; `span_divergence` and `span_cross_entropy` project the hidden
-states of a span to logits and add up everything the update needs. Invariants: logits exist for `chunk` tokens at a time only,
+`token_divergence` compares two distributions token by token, `surrogate` is the clipped policy gradient; `span_losses` projects the
+hidden states of a span to logits and adds up everything the update needs. Invariants: logits exist for `chunk` tokens at a time only,
 in the backward pass too (2048 tokens x 151,936 entries are 4.06 GiB at once, 1.25 GiB in chunks of 128); everything on the
 teacher's side is behind `stop_gradient`; where the mask is False nothing contributes.
 
@@ -11,7 +11,7 @@ reduced support.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hintsd_jax.errors import UserError
 
-LOSSES = ("distill", "sft")
+LOSSES = ("distill", "sft", "policy", "distill+policy", "judged")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 SUPPORTS = ("student_topk", "teacher_topk", "full")
 
@@ -27,18 +27,38 @@ SUPPORTS = ("student_topk", "teacher_topk", "full")
 MAX_LOG_MASS = -1e-7
 
 MAXIMA = ("mismatch_max",)  # of the reported sums, those that are not sums
+PER_TAUGHT = ("divergence", "teacher_gap")  # sums over the tokens that a teacher has scored, of which there are `taught`
 
 Project = Callable[[jax.Array], jax.Array]  # hidden [..., D] -> logits [..., V]
 Sums = dict[str, jax.Array]  # scalars
+Tokens = dict[str, jax.Array]  # [B, A]
+
+
+class Spans(NamedTuple):
+    """The action tokens of B rows.
+
+    actions_BA: int32 ids. sampled_BA: float32, their log-probabilities as the sampler saw them. mask_BA: bool, True on real action
+    tokens. weight_BA: float32, of the divergence or the cross-entropy; 0 where no teacher has scored the token. advantage_BA: float32.
+    """
+
+    actions_BA: jax.Array
+    sampled_BA: jax.Array
+    mask_BA: jax.Array
+    weight_BA: jax.Array
+    advantage_BA: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """What is minimised on the action spans. Hashable: a static argument of the compiled step.
 
-    loss: "distill" (teacher against student) or "sft" (cross-entropy on the actions: of the other fields, only `chunk` counts).
+    loss: "distill": the divergence of teacher and student, times the weight. "sft": -weight log p(action). "policy": the `surrogate`
+      of the advantages. "distill+policy": both added (the weights say in which proportion). "judged": the surrogate of
+      advantage + weight (log p_teacher(action) - log p_sampler(action)), the token advantage of OpenClaw-RL.
     divergence: "reverse_kl" KL(student||teacher), "forward_kl" KL(teacher||student), or "jsd" with `alpha` in [0, 1].
     support: the entries compared: the `top_k` likeliest of one side plus one bucket for the rest, or the full vocabulary.
+    importance_clip: the divergence of a token is weighed with min(p_student / p_sampler, this), as in SDPO; 0: it is not.
+    clip_low, clip_high: the probability ratio of a surrogate counts between 1 - clip_low and 1 + clip_high.
     chunk: about how many tokens have logits at the same time (at least one of every row).
     """
 
@@ -47,6 +67,9 @@ class LossConfig:
     support: str = "student_topk"
     top_k: int = 100
     alpha: float = 0.5
+    importance_clip: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
     chunk: int = 128
 
     def __post_init__(self):
@@ -57,12 +80,25 @@ class LossConfig:
             raise UserError(f"distill.top_k = {self.top_k} and distill.chunk = {self.chunk} must both be at least 1")
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"distill.alpha = {self.alpha} must lie between 0 (forward KL) and 1 (reverse KL)")
+        if self.importance_clip < 0 or self.clip_high < 0 or not 0.0 <= self.clip_low <= 1.0:
+            raise UserError("distill.importance_clip and clip_high must not be negative, and clip_low must lie between 0 and 1")
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is a teacher."""
+        return self.loss not in ("sft", "policy")
+
+    @property
+    def reinforced(self) -> bool:
+        """Whether there is a policy gradient."""
+        return self.loss in ("policy", "distill+policy", "judged")
 
     @property
     def sum_names(self) -> tuple[str, ...]:
-        """The keys of the sums that this loss yields; all but "tokens" are meant to be divided by it, those in `MAXIMA` by nothing."""
-        common = ("loss", "tokens", "entropy", "logprob", "mismatch", "mismatch_max")
-        return common + ("teacher_gap",) if self.loss == "distill" else common
+        """The keys of the sums that this loss yields. Those in `MAXIMA` are none; those in `PER_TAUGHT` are meant to be divided by "taught",
+        all others by "tokens"."""
+        names = ("loss", "tokens", "entropy", "logprob", "mismatch", "mismatch_max")
+        return names + (("taught", *PER_TAUGHT) if self.taught else ()) + (("clipped",) if self.reinforced else ())
 
 
 def _kl(logp_XK: jax.Array, logq_XK: jax.Array) -> jax.Array:
@@ -110,6 +146,20 @@ def token_divergence(student_XV: jax.Array, teacher_XV: jax.Array, config: LossC
     return divergence(with_tail(student_XV, indices_XK), teacher_XK, config)
 
 
+def surrogate(logprob_X: jax.Array, sampled_X: jax.Array, advantage_X: jax.Array, config: LossConfig) -> tuple[jax.Array, jax.Array]:
+    """The clipped policy gradient of PPO (arXiv 1707.06347) with a clip range of its own upwards (DAPO, arXiv 2503.14476), to be minimised.
+
+    r = p_student / p_sampler of the action token; the loss is -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
+
+    Returns:
+      (loss [X], clipped [X]: 1.0 where the clip holds the gradient back).
+    """
+    ratio_X = jnp.exp(logprob_X - sampled_X)
+    free_X = ratio_X * advantage_X
+    held_X = jnp.clip(ratio_X, 1.0 - config.clip_low, 1.0 + config.clip_high) * advantage_X
+    return -jnp.minimum(free_X, held_X), (held_X < free_X).astype(free_X.dtype)
+
+
 def _log_probs(project: Project, hidden_XD: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(project(hidden_XD), axis=-1)
 
@@ -141,9 +191,11 @@ def add_sums(a: Sums, b: Sums) -> Sums:
     return {name: jnp.maximum(a[name], b[name]) if name in MAXIMA else a[name] + b[name] for name in a}
 
 
-def _sum_over_chunks(sums_of: Callable[..., Sums], arrays_BA: tuple[jax.Array, ...], chunk: int) -> Sums:
-    """Adds up `sums_of(*arrays of [X, ...])` over all positions, a few columns of all rows at a time: about `chunk` tokens, and rows that
-    are split over devices stay split. Padding is False or zero."""
+def _over_chunks(
+    of_tokens: Callable[..., tuple[Sums, Tokens]], arrays_BA: tuple[jax.Array, ...], chunk: int
+) -> tuple[Sums, Tokens]:
+    """Adds up and lines up `of_tokens(*arrays of [X, ...])` over all positions, a few columns of all rows at a time: about `chunk`
+    tokens, and rows that are split over devices stay split. Padding is False or zero."""
     rows, span = arrays_BA[0].shape[:2]
     columns = min(span, max(1, chunk // rows))
     padding = -span % columns
@@ -153,68 +205,67 @@ def _sum_over_chunks(sums_of: Callable[..., Sums], arrays_BA: tuple[jax.Array, .
         parts = padded.reshape((rows, -1, columns, *array.shape[2:])).swapaxes(0, 1)
         return parts.reshape((-1, rows * columns, *array.shape[2:]))
 
+    def joined(parts: jax.Array) -> jax.Array:
+        return parts.reshape((-1, rows, columns)).swapaxes(0, 1).reshape((rows, -1))[:, :span]
+
     # Logits are made again in the backward pass instead of kept; inside a scan CSE cannot undo that, so no barrier is needed.
     policy = jax.checkpoint_policies.save_only_these_names("support")
-    body = jax.checkpoint(lambda arrays: sums_of(*arrays), prevent_cse=False, policy=policy)
-    _, sums = jax.lax.scan(lambda carry, arrays: (carry, body(arrays)), None, tuple(map(split, arrays_BA)))
-    return {name: jnp.max(values) if name in MAXIMA else jnp.sum(values) for name, values in sums.items()}
+    body = jax.checkpoint(lambda arrays: of_tokens(*arrays), prevent_cse=False, policy=policy)
+    _, (sums, tokens) = jax.lax.scan(lambda carry, arrays: (carry, body(arrays)), None, tuple(map(split, arrays_BA)))
+    sums = {name: jnp.max(values) if name in MAXIMA else jnp.sum(values) for name, values in sums.items()}
+    return sums, jax.tree.map(joined, tokens)
 
 
-def span_divergence(
+def span_losses(
     student_BAD: jax.Array,
-    teacher_BAD: jax.Array,
-    actions_BA: jax.Array,
-    sampled_BA: jax.Array,
-    mask_BA: jax.Array,
-    weight_BA: jax.Array,
+    spans: Spans,
     *,
     student: Project,
-    teacher: Project,
     config: LossConfig,
-) -> Sums:
-    """Sums over the masked tokens of the divergence between teacher and student, and of what is reported about them.
+    teacher_BAD: jax.Array | None = None,
+    teacher: Project | None = None,
+) -> tuple[Sums, Tokens]:
+    """The loss of the masked tokens, and what is reported about them.
 
     Args:
       student_BAD, teacher_BAD: hidden states that predict the action tokens, each side under its own context.
-      actions_BA: int32 ids of the action tokens, the same under both contexts.
-      sampled_BA: float32, their log-probabilities as the sampler saw them.
-      mask_BA: bool, True on real action tokens.
-      weight_BA: float32 weight of a token in the loss (and in nothing else).
-      student, teacher: hidden states to logits, with each side's weights.
+      spans: the action tokens, the same under both contexts.
+      student, teacher: hidden states to logits, with each side's weights. Without a teacher in the loss, neither of its two is looked at.
     Returns:
-      scalars: loss (weighted nats), tokens, entropy (of the student, full vocabulary, nats), logprob (of the actions under
-      the student), mismatch and mismatch_max (how far that is from `sampled`, its sum and its maximum: nats), teacher_gap (teacher's
-      minus student's log-probability of the actions).
+      (sums, tokens). Sums, scalars, of `LossConfig.sum_names`: loss (what is minimised); tokens; entropy (of the student, full
+      vocabulary, nats), logprob (of the actions under the student), mismatch and mismatch_max (how far that is from `sampled`, its sum
+      and its maximum: nats); with a teacher: taught (tokens of a weight above 0), and over those divergence (unweighted, nats) and
+      teacher_gap (teacher's minus student's log-probability of the action); with a policy gradient: clipped (tokens held by the clip).
+      Tokens, with a teacher: divergence and teacher_gap, float32, and teacher_best, int32: the teacher's likeliest id. Else empty.
     """
 
-    def sums_of(student_XD, teacher_XD, actions_X, sampled_X, mask_X, weight_X):
+    def of_tokens(student_XD, actions_X, sampled_X, mask_X, weight_X, advantage_X, *teachers):
         student_XV = _log_probs(student, student_XD)
-        teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, teacher_XD))
-        sums = _student_sums(student_XV, actions_X, sampled_X, mask_X)
-        sums["teacher_gap"] = _masked_sum(_at(teacher_XV, actions_X), mask_X) - sums["logprob"]
-        sums["loss"] = _masked_sum(weight_X * token_divergence(student_XV, teacher_XV, config), mask_X)
-        return sums
+        logprob_X = _at(student_XV, actions_X)
+        sums, tokens = _student_sums(student_XV, actions_X, sampled_X, mask_X), {}
+        loss_X = jnp.zeros_like(logprob_X)
+        if teachers:
+            teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, teachers[0]))
+            teacher_X = _at(teacher_XV, actions_X)
+            divergence_X = token_divergence(student_XV, teacher_XV, config)
+            gap_X, taught_X = teacher_X - jax.lax.stop_gradient(logprob_X), mask_X & (weight_X > 0)
+            tokens = {"divergence": divergence_X, "teacher_gap": gap_X, "teacher_best": jnp.argmax(teacher_XV, axis=-1).astype(jnp.int32)}
+            sums["taught"] = jnp.sum(taught_X, dtype=loss_X.dtype)
+            sums |= {name: _masked_sum(jax.lax.stop_gradient(tokens[name]), taught_X) for name in PER_TAUGHT}
+        if config.loss in ("distill", "distill+policy"):
+            trusted_X = weight_X
+            if config.importance_clip:
+                trusted_X *= jnp.minimum(jnp.exp(jax.lax.stop_gradient(logprob_X) - sampled_X), config.importance_clip)
+            loss_X += trusted_X * divergence_X
+        if config.loss == "sft":
+            loss_X -= weight_X * logprob_X
+        if config.reinforced:
+            if config.loss == "judged":
+                advantage_X += weight_X * (teacher_X - sampled_X)
+            reinforced_X, clipped_X = surrogate(logprob_X, sampled_X, advantage_X, config)
+            loss_X += reinforced_X
+            sums["clipped"] = _masked_sum(jax.lax.stop_gradient(clipped_X), mask_X)
+        sums["loss"] = _masked_sum(loss_X, mask_X)
+        return sums, jax.lax.stop_gradient(tokens)
 
-    arrays_BA = (student_BAD, teacher_BAD, actions_BA, sampled_BA, mask_BA, weight_BA)
-    return _sum_over_chunks(sums_of, arrays_BA, config.chunk)
-
-
-def span_cross_entropy(
-    student_BAD: jax.Array,
-    actions_BA: jax.Array,
-    sampled_BA: jax.Array,
-    mask_BA: jax.Array,
-    weight_BA: jax.Array,
-    *,
-    student: Project,
-    config: LossConfig,
-) -> Sums:
-    """Sums over the masked tokens of -log p(action), for plain supervised training; arguments as in `span_divergence`."""
-
-    def sums_of(student_XD, actions_X, sampled_X, mask_X, weight_X):
-        student_XV = _log_probs(student, student_XD)
-        sums = _student_sums(student_XV, actions_X, sampled_X, mask_X)
-        sums["loss"] = _masked_sum(-weight_X * _at(student_XV, actions_X), mask_X)
-        return sums
-
-    return _sum_over_chunks(sums_of, (student_BAD, actions_BA, sampled_BA, mask_BA, weight_BA), config.chunk)
+    return _over_chunks(of_tokens, (student_BAD, *spans, *((teacher_BAD,) if config.taught else ())), config.chunk)

@@ -1,73 +1,19 @@
-"""Targets in, fixed-shape batches out: a row is one token stream of an episode (the trunk) with the branches that the teacher reads.
+"""Rows in, fixed-shape batches out.
 
-All targets in a stream share its history; an episode has one stream, unless a chat template's rewriting of earlier turns is followed.
-The student goes once through the trunk, cut after the last target. The teacher goes once through the same trunk and, for each target,
-through a branch: it leaves the trunk before the target's generation prompt, or where feedback makes the template rewrite what the
-student read, and holds the rest of the teacher's context (at least the feedback message and the generation prompt) and the action.
-`single` makes the plain form of it, one row per target with no trunk shared: the reference.
-
-Invariants: the same action ids stand under both contexts, and both contexts end with the generation prompt; the student's side is a
-prefix of the stream's tokens, so that no feedback can be in it; the batches do not depend on the order of the rows; at most
-len(length_buckets) x len(stream_buckets) shapes occur; what does not fit is dropped whole and counted, never cut.
+Invariants: the batches do not depend on the order of the rows; at most len(length_buckets) x len(stream_buckets) shapes occur; what does
+not fit is dropped whole and counted, never cut.
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from hintsd_jax.distill.rows import Branch, Row, groups
+
 DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Branch:
-    """One target. `tokens[start:stop]` of its row is the action; before it the teacher reads `tokens[:seen]` and its own `words`.
-
-    step: 1-based, of the episode. words: what follows, up to the generation prompt (with `seen` = 0 the whole context).
-    sampled: log-probabilities of the action's ids when they were sampled.
-    """
-
-    step: int
-    start: int
-    stop: int
-    seen: int
-    words: tuple[int, ...]
-    sampled: tuple[float, ...]
-
-    @property
-    def size(self) -> int:
-        """Tokens of the action."""
-        return self.stop - self.start
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Row:
-    """Tokens of an episode's stream up to the end of its last branch's action. Token ids.
-
-    episode: its number in the training step; it orders the rows. micro: the micro-step it belongs to (see `pack`).
-    key: raw key (two uint32) of the adapter's dropout. Branches are in the order of their steps.
-    """
-
-    episode: int
-    tokens: tuple[int, ...]
-    branches: tuple[Branch, ...]
-    micro: int = 0
-    key: tuple[int, int] = (0, 0)
-
-    def __post_init__(self):
-        for branch in self.branches:
-            if not (0 <= branch.seen <= branch.start < branch.stop <= len(self.tokens) and branch.start >= 1):
-                raise ValueError(f"episode {self.episode}, step {branch.step}: a context or an action is empty or out of order")
-            if not branch.words:
-                raise ValueError(f"episode {self.episode}, step {branch.step}: the teacher's branch has no words before the action")
-            if len(branch.sampled) != branch.size:
-                raise ValueError(f"episode {self.episode}, step {branch.step}: {len(branch.sampled)} log-probs of {branch.size} tokens")
-
-    def with_branches(self, branches: Sequence[Branch]) -> "Row":
-        """The same row for these of its branches, cut after the last."""
-        return dataclasses.replace(self, branches=tuple(branches), tokens=self.tokens[: max(branch.stop for branch in branches)])
 
 
 class Batch(NamedTuple):
@@ -77,7 +23,7 @@ class Batch(NamedTuple):
     hidden state predicts it. trunk_BP: int32, what teacher branches look back on: the same tokens, or P = 0 where no branch does.
     stream_BM: int32, the branches one behind the other; position_BM: their positions; seen_BM, branch_BM: see `policy.attention.Branches`.
     teacher_at_BA: int32, as student_at_BA, in M. actions_BA: int32; sampled_BA: float32 log-probs; mask_BA: bool, True on real
-    tokens; weight_BA: float32, a token's weight in the loss.
+    tokens; weight_BA: float32, a token's weight in the divergence or cross-entropy; advantage_BA: float32.
     """
 
     student_BT: np.ndarray
@@ -93,6 +39,7 @@ class Batch(NamedTuple):
     sampled_BA: np.ndarray
     mask_BA: np.ndarray
     weight_BA: np.ndarray
+    advantage_BA: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +47,7 @@ class Shapes:
     """The shapes of batches. A row takes the first length that holds its tokens, and the first pair of stream and action tokens that
     holds its branches: `stream_buckets[i]` goes with `action_buckets[i]`, so that the programs are lengths x pairs.
 
-    rows: B. trunk: whether branches look back on a trunk (P = T) or stand alone (P = 0).
+    rows: B. trunk: whether branches look back on a trunk (P = T) or stand alone (P = 0). Without a teacher: no trunk, and streams of 0.
     """
 
     length_buckets: tuple[int, ...]
@@ -112,63 +59,6 @@ class Shapes:
     def all(self) -> list[tuple[int, int]]:
         """Every (length, number of the pair), in order."""
         return [(length, pair) for length in self.length_buckets for pair in range(len(self.stream_buckets))]
-
-
-def trunk_rows(
-    episode: Any, targets: Sequence[Any], chat: Any, *, index: int = 0, micro: int = 0, key: tuple[int, int] = (0, 0)
-) -> list[Row]:
-    """The rows of all targets of an episode: one for each of its streams that has any.
-
-    Args:
-      episode: has `streams` with `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `stream`, `start`, `stop` (the
-        action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and `tools_at(step)` are for `chat`.
-      targets: have `step`, 1-based, and `feedback`, text; different steps.
-      chat: `chat.advised(dialogue, tools, trunk, feedback)` gives the teacher's context: how much of the trunk, and the words after it.
-    Raises:
-      ValueError: the episode has no such step, or the two contexts do not end with the same generation prompt.
-    """
-    branches: dict[int, list[Branch]] = {}
-    for target in sorted(targets, key=lambda target: target.step):
-        step = _step(episode, target.step)
-        tokens = episode.streams[step.stream].tokens
-        trunk, prompt = tokens[: step.branch], tuple(tokens[step.branch : step.start])
-        seen, words = chat.advised(episode.dialogue(target.step), episode.tools_at(target.step), trunk, target.feedback)
-        if tuple(words[len(words) - len(prompt) :]) != prompt:
-            raise ValueError(f"step {target.step}: the teacher's context does not end with the generation prompt of the rollout")
-        branches.setdefault(step.stream, []).append(_branch(episode, target.step, seen=seen, words=tuple(words)))
-    return [_row(episode, stream, found, index, micro, key) for stream, found in branches.items()]
-
-
-def action_row(episode: Any, step: int, *, index: int = 0, micro: int = 0, key: tuple[int, int] = (0, 0)) -> Row:
-    """The row of one step (1-based) without feedback: both contexts are the student's."""
-    taken = _step(episode, step)
-    last = episode.streams[taken.stream].tokens[taken.start - 1]  # a branch begins with a token of its own
-    return _row(episode, taken.stream, [_branch(episode, step, seen=taken.start - 1, words=(last,))], index, micro, key)
-
-
-def single(row: Row) -> list[Row]:
-    """The same targets, one row each and no trunk shared: the teacher's branch holds its whole context."""
-    return [
-        row.with_branches([dataclasses.replace(branch, seen=0, words=row.tokens[: branch.seen] + branch.words)])
-        for branch in row.branches
-    ]
-
-
-def _row(episode: Any, stream: int, branches: list[Branch], index: int, micro: int, key: tuple[int, int]) -> Row:
-    return Row(index, tuple(episode.streams[stream].tokens), tuple(branches), micro, key).with_branches(branches)
-
-
-def _step(episode: Any, number: int) -> Any:
-    if not 1 <= number <= len(episode.steps):
-        raise ValueError(f"step {number} of an episode with {len(episode.steps)} steps (they count from 1)")
-    return episode.steps[number - 1]
-
-
-def _branch(episode: Any, number: int, seen: int, words: tuple[int, ...]) -> Branch:
-    step = _step(episode, number)
-    before = sum(earlier.stop - earlier.start for earlier in episode.steps[: number - 1])
-    sampled = tuple(episode.logprobs[before : before + step.stop - step.start])
-    return Branch(number, step.start, step.stop, seen, words, sampled)
 
 
 def blank_batch(shapes: Shapes, length: int, pair: int) -> Batch:
@@ -189,20 +79,37 @@ def blank_batch(shapes: Shapes, length: int, pair: int) -> Batch:
         sampled_BA=np.zeros((B, A), np.float32),
         mask_BA=np.zeros((B, A), bool),
         weight_BA=np.zeros((B, A), np.float32),
+        advantage_BA=np.zeros((B, A), np.float32),
     )
 
 
+class Place(NamedTuple):
+    """Where an action stands: its tokens are [row, first:stop] of a batch's arrays of [B, A]. `taught`: a teacher has scored it."""
+
+    episode: int
+    step: int
+    batch: int
+    row: int
+    first: int
+    stop: int
+    taught: bool
+
+
 class Packed(NamedTuple):
-    """batches; dropped: targets by reason (every reason of `DROP_REASONS` is a key); passed: tokens, padding included, that student and
-    teacher go through; padding: how many of them mean nothing."""
+    """batches; dropped: actions by reason (every reason of `DROP_REASONS` is a key); student_tokens, teacher_tokens: what either goes
+    through, padding included; padding: how many of both mean nothing; places: of the actions, in the order of the batches."""
 
     batches: list[Batch]
     dropped: dict[str, int]
-    passed: int
+    student_tokens: int
+    teacher_tokens: int
     padding: int
+    places: list[Place]
 
 
-def pack(rows: Sequence[Row], shapes: Shapes, *, mean_of_micro_means: bool = False) -> Packed:
+def pack(
+    rows: Sequence[Row], shapes: Shapes, *, mean_of_micro_means: bool = False, policy_weight: float | None = None
+) -> Packed:
     """Sorts rows into batches of a few fixed shapes.
 
     Rows are sorted by size and cut into batches, and a batch takes the buckets of its largest row: at most one batch is not full.
@@ -212,6 +119,8 @@ def pack(rows: Sequence[Row], shapes: Shapes, *, mean_of_micro_means: bool = Fal
       rows: in any order; the result is the same.
       mean_of_micro_means: weigh the tokens so that dividing once by all of them gives the mean over micro-steps (`Row.micro`,
         those with tokens) of their token means, as the released HINT-SD code has it. Otherwise every token weighs the same.
+      policy_weight: for a sum of two losses: weigh the tokens so that dividing once by all of them gives the mean divergence over those
+        that a teacher reads plus this times the mean surrogate over those with an advantage. None: nothing is weighed.
     """
     dropped = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Row] = []
@@ -222,44 +131,63 @@ def pack(rows: Sequence[Row], shapes: Shapes, *, mean_of_micro_means: bool = Fal
             micro_tokens[row.micro] += sum(branch.size for branch in part.branches)
 
     fitting.sort(key=lambda row: (_pair(row.branches, shapes), len(row.tokens)))  # stable: ties stay in the order of episodes
-    mean_tokens = sum(micro_tokens.values()) / max(len(micro_tokens), 1)
-    batches, real = [], 0
+    tokens = sum(micro_tokens.values())
+    scale = {micro: tokens / len(micro_tokens) / own if mean_of_micro_means else 1.0 for micro, own in micro_tokens.items()}
+    taught, reinforced = _shares(fitting, tokens, policy_weight)
+    batches, places, real = [], [], 0
     for first in range(0, len(fitting), shapes.rows):
         members = fitting[first : first + shapes.rows]
         length = max(_bucket(len(row.tokens), shapes.length_buckets) for row in members)
         batch = blank_batch(shapes, length, max(_pair(row.branches, shapes) for row in members))
         for b, row in enumerate(members):
-            _write(batch, b, row, mean_tokens / micro_tokens[row.micro] if mean_of_micro_means else 1.0)
-            real += len(row.tokens) * (2 if shapes.trunk else 1) + sum(len(branch.words) + branch.size for branch in row.branches)
+            spans = _write(batch, b, row, scale[row.micro] * taught, scale[row.micro] * reinforced)
+            for branch, span in zip(row.branches, spans, strict=True):
+                places.append(Place(row.episode, branch.step, len(batches), b, *span, bool(branch.words)))
+            real += len(row.tokens) * (2 if shapes.trunk else 1) + sum(branch.read for branch in row.branches)
         batches.append(batch)
-    passed = sum(batch.student_BT.size + batch.trunk_BP.size + batch.stream_BM.size for batch in batches)
-    return Packed(batches, dropped, passed, passed - real)
+    student = sum(batch.student_BT.size for batch in batches)
+    teacher = sum(batch.trunk_BP.size + batch.stream_BM.size for batch in batches)
+    return Packed(batches, dropped, student, teacher, student + teacher - real, places)
+
+
+def _shares(rows: Sequence[Row], tokens: int, policy_weight: float | None) -> tuple[float, float]:
+    """What weights and advantages are multiplied with, before the whole is divided by `tokens`; see `pack`."""
+    if policy_weight is None:
+        return 1.0, 1.0
+    branches = [branch for row in rows for branch in row.branches]
+    taught, reinforced = (sum(branch.size for branch in branches if getattr(branch, name)) for name in ("words", "advantage"))
+    return tokens / max(taught, 1), policy_weight * tokens / max(reinforced, 1)
 
 
 def _fit(row: Row, shapes: Shapes, dropped: dict[str, int]) -> list[Row]:
-    """Rows that fit the buckets, in the order of their steps; targets that fit none are counted in `dropped`."""
+    """Rows that fit the buckets, in the order of their steps; branches that fit none are counted in `dropped`."""
     parts: list[list[Branch]] = []
-    for branch in row.branches:
-        if branch.seen and not shapes.trunk:
-            raise ValueError(f"episode {row.episode}, step {branch.step}: a branch looks back on a trunk, and these shapes have none")
-        too_long = (
-            branch.size > shapes.action_buckets[-1],
-            branch.stop > shapes.length_buckets[-1],
-            _pair([branch], shapes) is None,
-        )
-        if any(too_long):
-            dropped[DROP_REASONS[too_long.index(True)]] += 1
-        elif parts and _pair([*parts[-1], branch], shapes) is not None:
-            parts[-1].append(branch)
+    for group in groups(row.branches):
+        if group[0].seen and not shapes.trunk:
+            raise ValueError(f"episode {row.episode}, step {group[0].step}: a branch looks back on a trunk, and these shapes have none")
+        kept: list[Branch] = []
+        for branch in group:  # joined ones need those before them
+            too_long = (
+                branch.size > shapes.action_buckets[-1],
+                branch.stop > shapes.length_buckets[-1],
+                len(kept) < group.index(branch) or _pair([*kept, branch], shapes) is None,
+            )
+            if any(too_long):
+                dropped[DROP_REASONS[too_long.index(True)]] += 1
+            else:
+                kept.append(branch)
+        if not kept:
+            continue
+        if parts and _pair([*parts[-1], *kept], shapes) is not None:
+            parts[-1] += kept
         else:
-            parts.append([branch])
+            parts.append(kept)
     return [row.with_branches(part) for part in parts]
 
 
 def _pair(branches: Sequence[Branch], shapes: Shapes) -> int | None:
     """The number of the first stream and action bucket that hold these branches."""
-    actions = sum(branch.size for branch in branches)
-    stream = sum(len(branch.words) + branch.size for branch in branches)
+    actions, stream = sum(branch.size for branch in branches), sum(branch.read for branch in branches)
     pairs = enumerate(zip(shapes.stream_buckets, shapes.action_buckets, strict=True))
     return next((n for n, (M, A) in pairs if stream <= M and actions <= A), None)
 
@@ -268,21 +196,28 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if size <= bucket)
 
 
-def _write(batch: Batch, b: int, row: Row, weight: float) -> None:
+def _write(batch: Batch, b: int, row: Row, taught: float, reinforced: float) -> list[tuple[int, int]]:
+    """Writes a row, weights and advantages multiplied with these; where its actions stand now, in A."""
     batch.student_BT[b, : len(row.tokens)] = row.tokens
     if batch.trunk_BP.shape[1]:
         batch.trunk_BP[b, : len(row.tokens)] = row.tokens
     batch.key_B2[b] = row.key
-    m = a = 0
-    for number, branch in enumerate(row.branches):
+    m = a = first = 0
+    number, spans = -1, []
+    for branch in row.branches:
         action = row.tokens[branch.start : branch.stop]
-        stream = slice(m, m + len(branch.words) + branch.size)
-        batch.stream_BM[b, stream] = branch.words + action
-        batch.position_BM[b, stream] = branch.seen + np.arange(stream.stop - m)
-        batch.seen_BM[b, stream], batch.branch_BM[b, stream] = branch.seen, number
+        if not branch.joined:
+            number, first = number + 1, m
+        stream = slice(m, m + branch.read)
         span = slice(a, a + branch.size)
+        if branch.words:
+            batch.stream_BM[b, stream] = branch.words + action
+            batch.position_BM[b, stream] = branch.seen + np.arange(m - first, stream.stop - first)
+            batch.seen_BM[b, stream], batch.branch_BM[b, stream] = branch.seen, number
+            batch.teacher_at_BA[b, span] = m + len(branch.words) - 1 + np.arange(branch.size)
         batch.student_at_BA[b, span] = np.arange(branch.start - 1, branch.stop - 1)
-        batch.teacher_at_BA[b, span] = m + len(branch.words) - 1 + np.arange(branch.size)
-        batch.actions_BA[b, span], batch.sampled_BA[b, span] = action, branch.sampled
-        batch.mask_BA[b, span], batch.weight_BA[b, span] = True, weight
+        batch.actions_BA[b, span], batch.sampled_BA[b, span], batch.mask_BA[b, span] = action, branch.sampled, True
+        batch.weight_BA[b, span], batch.advantage_BA[b, span] = branch.weight * taught, branch.advantage * reinforced
+        spans.append((span.start, span.stop))
         m, a = stream.stop, span.stop
+    return spans

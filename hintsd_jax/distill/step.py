@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from hintsd_jax.distill.losses import MAXIMA, LossConfig, Sums, add_sums, span_cross_entropy, span_divergence
+from hintsd_jax.distill.losses import MAXIMA, PER_TAUGHT, LossConfig, Spans, Sums, Tokens, add_sums, span_losses
 from hintsd_jax.distill.packing import Batch
 from hintsd_jax.distill.state import OptimConfig, Params, TrainState, learning_rate, optimizer
 from hintsd_jax.policy import decoder, lora
@@ -45,23 +45,23 @@ def _at(hidden_BTD: jax.Array, index_BA: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden_BTD, index_BA[:, :, None], axis=1)
 
 
-def batch_sums(params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig) -> Sums:
-    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`).
+def batch_losses(params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig) -> tuple[Sums, Tokens]:
+    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`) and token by token.
 
     `params` and `teacher` are whole weights, an adapter attached where there is one.
     """
     hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=batch.key_B2)
     student_BAD = _at(hidden_BTD, batch.student_at_BA)
-    spans = (batch.actions_BA, batch.sampled_BA, batch.mask_BA, batch.weight_BA)
+    spans = Spans(batch.actions_BA, batch.sampled_BA, batch.mask_BA, batch.weight_BA, batch.advantage_BA)
     student = functools.partial(decoder.project_split, decoder.split_head(params, policy), policy)
-    if loss.loss == "sft":
-        return span_cross_entropy(student_BAD, *spans, student=student, config=loss)
+    if not loss.taught:
+        return span_losses(student_BAD, spans, student=student, config=loss)
     teacher = jax.lax.stop_gradient(teacher)
     branches = Branches(batch.seen_BM, batch.branch_BM)
     stream_BMD = decoder.forward_branches(teacher, policy, batch.trunk_BP, batch.stream_BM, batch.position_BM, branches)
     teacher_BAD = _at(stream_BMD, batch.teacher_at_BA)
     project = functools.partial(decoder.project_split, decoder.split_head(teacher, policy), policy)
-    return span_divergence(student_BAD, teacher_BAD, *spans, student=student, teacher=project, config=loss)
+    return span_losses(student_BAD, spans, student=student, config=loss, teacher_BAD=teacher_BAD, teacher=project)
 
 
 def _axes(frozen: Params | None, policy: PolicyConfig) -> Params:
@@ -72,41 +72,48 @@ def _axes(frozen: Params | None, policy: PolicyConfig) -> Params:
 @functools.partial(jax.jit, static_argnames=("policy", "loss"), donate_argnames=("accumulator",))
 def accumulate(
     frozen: Params | None, state: TrainState, accumulator: Accumulator, batch: Batch, *, policy: PolicyConfig, loss: LossConfig
-) -> Accumulator:
-    """Adds one batch. The given accumulator is donated: use the returned one."""
+) -> tuple[Accumulator, Tokens]:
+    """Adds one batch; also what there is to say of its tokens, see `span_losses`. The given accumulator is donated: use the returned one."""
     teacher = lora.attach(frozen, state.ema)
 
-    def summed(params: Params) -> tuple[jax.Array, Sums]:
-        sums = batch_sums(lora.attach(frozen, params), teacher, batch, policy, loss)
-        return sums["loss"], sums
+    def summed(params: Params) -> tuple[jax.Array, tuple[Sums, Tokens]]:
+        sums, tokens = batch_losses(lora.attach(frozen, params), teacher, batch, policy, loss)
+        return sums["loss"], (sums, tokens)
 
-    grads, sums = jax.grad(summed, has_aux=True)(state.params)
+    grads, (sums, tokens) = jax.grad(summed, has_aux=True)(state.params)
     total = jax.tree.map(jnp.add, accumulator.grads, constrain_tree(grads, _axes(frozen, policy), "train"))
-    return Accumulator(grads=total, sums=add_sums(accumulator.sums, sums))
+    return Accumulator(grads=total, sums=add_sums(accumulator.sums, sums)), tokens
 
 
 @functools.partial(jax.jit, static_argnames=("optim",), donate_argnames=("state",))
-def apply(state: TrainState, accumulator: Accumulator, *, optim: OptimConfig) -> tuple[TrainState, dict[str, jax.Array]]:
+def apply(
+    state: TrainState, accumulator: Accumulator, lr_scale: jax.Array | float = 1.0, *, optim: OptimConfig
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step and one EMA step with the token mean of what was accumulated. The given state is donated.
 
-    Metrics, float32 scalars: tokens; loss, entropy, logprob, mismatch and (with a teacher) teacher_gap per token; mismatch_max;
-    grad_norm before clipping; lr; skipped, 1 where there was no token and nothing changed (the others are then 0).
+    lr_scale: the learning rate of the schedule is multiplied with it.
+
+    Metrics, float32 scalars: tokens; loss, entropy, logprob, mismatch and, with a policy gradient, clipped, per token; mismatch_max; with
+    a teacher, taught (tokens) and per such token divergence and teacher_gap; grad_norm before clipping; lr; skipped, 1 where there was no
+    token and nothing changed (the others are then 0).
     """
-    tokens = accumulator.sums["tokens"]
-    grads, means = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), (accumulator.grads, accumulator.sums))
-    means |= {name: accumulator.sums[name] for name in MAXIMA}
+    sums = accumulator.sums
+    tokens = sums["tokens"]
+    grads, means = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), (accumulator.grads, sums))
+    means |= {name: sums[name] for name in (*MAXIMA, "tokens", "taught") if name in sums}
+    means |= {name: sums[name] / jnp.maximum(sums["taught"], 1.0) for name in PER_TAUGHT if name in sums}
 
     def step(state: TrainState) -> TrainState:
         updates, opt_state = optimizer(optim).update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda leaf: lr_scale * leaf, updates)  # AdamW's are proportional to the learning rate
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda old, new: old + (1.0 - optim.ema_decay) * (new - old), state.ema, params)
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
     taken = tokens > 0
     metrics = means | {
-        "tokens": tokens,
         "grad_norm": optax.tree.norm(grads),
-        "lr": jnp.where(taken, jnp.asarray(learning_rate(optim)(state.step), jnp.float32), 0.0),
+        "lr": jnp.where(taken, lr_scale * jnp.asarray(learning_rate(optim)(state.step), jnp.float32), 0.0),
         "skipped": 1.0 - taken.astype(jnp.float32),
     }
     return jax.lax.cond(taken, step, lambda state: state, state), metrics
@@ -116,15 +123,17 @@ def update(
     frozen: Params | None,
     state: TrainState,
     batches: Iterable[Batch],
+    lr_scale: float = 1.0,
     *,
     policy: PolicyConfig,
     loss: LossConfig,
     optim: OptimConfig,
     mesh: Mesh,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One training step over any number of batches, none included. The state is donated; metrics as in `apply`."""
+) -> tuple[TrainState, dict[str, jax.Array], list[Tokens]]:
+    """One training step over any number of batches, none included. The state is donated; metrics as in `apply`, tokens batch by batch."""
     with jax.set_mesh(mesh):
-        accumulator = zeros(state.params, loss)
+        accumulator, told = zeros(state.params, loss), []
         for batch in batches:
-            accumulator = accumulate(frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
-        return apply(state, accumulator, optim=optim)
+            accumulator, tokens = accumulate(frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
+            told.append(tokens)
+        return *apply(state, accumulator, lr_scale, optim=optim), told

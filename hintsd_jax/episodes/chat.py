@@ -142,6 +142,10 @@ class ChatFormat:
         ids = self._encode(text.removeprefix(self._template.opening)) + self.stop_ids[:1]
         return ids[: 1 + next(n for n, token in enumerate(ids) if token in self.stop_ids)]
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; where a letter is spread over several, each shows a replacement character."""
+        return [self._text([token]) for token in ids]
+
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 

@@ -1,134 +1,199 @@
-"""Hindsight: failed episodes in, targets (step, feedback) out, every drop counted by reason.
+"""Hindsight: episodes in, targets (step, feedback) out, every drop counted by reason.
 
-The policy analysers (`policy_ema`, `policy`, `policy_initial`) read the whole episode and its bare outcome, through the same
-engine as the rollouts, with the weights their name says. `environment` reads the environment's report, which knows the
-ground truth: it is PRIVILEGED and labelled so wherever it shows. With `select = "random"` the step is drawn first and the
-same analyser is asked for feedback on it: the control for *where*.
+An analyser reads the whole episode and its bare outcome and names the steps that broke it, or is asked for feedback on given steps: the
+controls for *where*. Who answers is an asker (see `questions`): the policy with some weights, or an endpoint. `environment` is no
+asker: it reads the environment's report, which knows the ground truth, and is PRIVILEGED, as is the choice of steps by `oracle`; both are
+labelled so wherever they show.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.envs.base import Message
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight import prompts
-from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.parse import Parsed, parse_failures
+from hintsd_jax.hindsight.questions import Asker, Question
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.sampling import Engine, Sampling
 
-PRIVILEGED = ("environment",)
+PRIVILEGED_ANALYSERS, PRIVILEGED_SELECTS = ("environment",), ("oracle",)
+
+Keyed = Sequence[tuple[Episode, np.ndarray]]  # episodes, each with the key of its questions
 
 
 @dataclasses.dataclass(frozen=True)
 class HindsightConfig:
-    """select: "hindsight" (the analyser names the steps) or "random" (it is given one). context: tokens of question and answer."""
+    """select: "hindsight" (the analyser names the steps), or which steps it is given: "first", "last", "random" (`max_targets` of them),
+    "all", "oracle" (those that the environment knows to be wrong). clip_chars: of the list of steps that the analyser reads."""
 
     select: str
-    analyser: str
     max_targets: int
     clip_chars: int
-    context: int
-    sampling: Sampling
 
 
 @dataclasses.dataclass
 class Analysis:
-    """What came of one failed episode. `answer` is the analyser's own text, for the record."""
+    """What came of one episode. `answer` is the analyser's own text, for the record; `problem`: why (part of) it could not be read.
+    `rewards`: of a judge, one a step: 1, -1, or 0 where it said nothing; else ()."""
 
     episode: Episode
     targets: tuple[Target, ...]
     answer: str = ""
     problem: str | None = None
+    rewards: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass
 class Hindsight:
-    """All failed episodes of a step. `dropped` counts answers, entries and rollouts by reason; `tokens` were sampled for it."""
+    """All episodes of a step that were looked back on. `dropped` counts answers, entries and rollouts by reason; `asked` and `parsed`
+    count questions, and answers that could be read; `tokens` were generated for it."""
 
-    analyses: list[Analysis]
-    dropped: Counter
+    analyses: list[Analysis] = dataclasses.field(default_factory=list)
+    dropped: Counter = dataclasses.field(default_factory=Counter)
+    asked: int = 0
+    parsed: int = 0
     tokens: int = 0
 
-    @property
-    def parsed(self) -> int:
-        """Episodes whose answer could be read."""
-        return sum(analysis.problem is None for analysis in self.analyses)
+
+def privileged(select: str, analyser: str) -> bool:
+    """Whether the ground truth has a say in the targets."""
+    return analyser in PRIVILEGED_ANALYSERS or select in PRIVILEGED_SELECTS
 
 
-class _Question:
-    """One request to the analyser as a job of the engine: a single generation."""
+def given_steps(episode: Episode, key: np.ndarray, config: HindsightConfig) -> list[int] | None:
+    """The steps (1-based, ascending) that are given; None where the analyser has to find them. Random ones follow from the key."""
+    steps = range(1, len(episode.steps) + 1)
+    match config.select:
+        case "hindsight":
+            return None
+        case "first":
+            return [1]
+        case "last":
+            return [len(steps)]
+        case "random":
+            return sorted(random.Random(key.tobytes()).sample(steps, min(config.max_targets, len(steps))))
+        case "all":
+            return list(steps)
+        case "oracle":
+            faults = () if episode.report is None else episode.report.faults or ()
+            return sorted({fault.step for fault in faults})[: config.max_targets]
+    raise ValueError(f"select {config.select!r}")
 
-    def __init__(self, prompt: Sequence[int], key: np.ndarray, config: HindsightConfig):
-        self.prompt, self.key, self.sampling, self.context = prompt, key, config.sampling, config.context
-        self.ids: list[int] = []
 
-    def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
-        self.ids = ids
-
-    def collect(self) -> None:
-        return None
-
-
-def given_step(episode: Episode, key: np.ndarray) -> int:
-    """The random control's step (1-based), uniform over the episode's, from the question's key."""
-    return random.Random(key.tobytes()).randrange(len(episode.steps)) + 1
-
-
-def ask_policy(
-    engine: Engine, params, chat: ChatFormat, failed: Sequence[tuple[Episode, np.ndarray]], config: HindsightConfig
-) -> Hindsight:
-    """Asks the analyser `params` about every failed episode. `failed` pairs each with the key of its question."""
-    found, asked = Hindsight([], Counter()), []
-    for episode, key in failed:
+def analyse(episodes: Keyed, config: HindsightConfig, ask: Asker) -> Hindsight:
+    """Asks about every episode: once, or about each given step."""
+    found = Hindsight()
+    asked: list[tuple[int, int | None, Question]] = []  # (number in `kept`, given step, question)
+    kept: list[Episode] = []
+    for episode, key in episodes:
         if not episode.steps:
             found.dropped["no_steps"] += 1
             continue
-        step = given_step(episode, key) if config.select == "random" else None
-        if step is None:
-            messages = prompts.review_messages(episode, config.max_targets, config.clip_chars)
-        else:
-            messages = prompts.advise_messages(episode, step, config.clip_chars)
-        prompt = chat.prompt(messages).ids
-        if len(prompt) + config.sampling.max_tokens > config.context:
-            found.dropped["prompt_too_long"] += 1
+        steps = given_steps(episode, key, config)
+        if steps == []:
+            found.dropped["no_report" if episode.report is None or episode.report.faults is None else "nothing_named"] += 1
             continue
-        asked.append((episode, step, _Question(prompt, key, config)))
-    found.tokens = engine.run(params, [question for _, _, question in asked]).sampled
-    for episode, step, question in asked:
-        answer = chat.decode(question.ids)
-        parsed = parse_failures(answer, len(episode.steps), config.max_targets, only_step=step)
-        _add(found, Analysis(episode, parsed.targets, answer, parsed.problem), parsed.dropped)
+        for step in [None] if steps is None else steps:
+            if step is None:
+                messages = prompts.review_messages(episode, config.max_targets, config.clip_chars)
+            else:
+                messages = prompts.advise_messages(episode, step, config.clip_chars)
+            asked.append((len(kept), step, _question(len(asked), episode, step, messages, key)))
+        kept.append(episode)
+    replies = _replies(found, asked, ask)
+    for n, episode in enumerate(kept):
+        parsed = []
+        for step, text in replies.get(n, []):
+            parsed.append((text, parse_failures(text, len(episode.steps), config.max_targets, only_step=step)))
+        if parsed:
+            _add(found, episode, parsed)
     return found
 
 
-def ask_environment(failed: Sequence[tuple[Episode, np.ndarray]], config: HindsightConfig) -> Hindsight:
-    """PRIVILEGED. The faults that the environment reports; with a given step, its own fault or nothing."""
-    found = Hindsight([], Counter())
-    for episode, key in failed:
+def judge(episodes: Keyed, ask: Asker) -> Hindsight:
+    """Asks about each step of every episode, from that step and its answer alone. A step that is named has a reward of -1 and its hint as
+    feedback, one that is not has 1, and one without a readable answer 0."""
+    found = Hindsight()
+    asked = []
+    for n, (episode, key) in enumerate(episodes):
+        found.dropped["no_steps"] += not episode.steps
+        for number, step in enumerate(episode.steps, 1):
+            asked.append((n, number, _question(len(asked), episode, number, prompts.judge_messages(step), key)))
+    replies = _replies(found, asked, ask)
+    for n, (episode, _) in enumerate(episodes):
+        targets, texts, problems, rewards = [], [], [], [0.0] * len(episode.steps)
+        for number, text in replies.get(n, []):
+            parsed = parse_failures(text, 1, 1)
+            found.dropped.update(parsed.dropped)
+            found.parsed += parsed.problem is None
+            targets += [Target(number, target.feedback) for target in parsed.targets]
+            rewards[number - 1] = 0.0 if parsed.problem else -1.0 if parsed.targets else 1.0
+            texts.append(text)
+            problems += [parsed.problem] if parsed.problem else []
+        if texts:
+            found.analyses.append(Analysis(episode, tuple(targets), "\n".join(texts), next(iter(problems), None), tuple(rewards)))
+    found.dropped = +found.dropped
+    return found
+
+
+def ask_environment(episodes: Keyed, config: HindsightConfig) -> Hindsight:
+    """PRIVILEGED. The faults that the environment reports; with given steps, their own faults or nothing."""
+    found = Hindsight()
+    for episode, key in episodes:
         if episode.report is None or episode.report.faults is None:
             found.dropped["no_report"] += 1
             continue
-        faults = [Target(fault.step, fault.feedback) for fault in episode.report.faults]
-        if config.select == "random":
-            step = given_step(episode, key)
-            faults = [fault for fault in faults if fault.step == step]
-        dropped = {"over_limit": len(faults) - config.max_targets} if len(faults) > config.max_targets else {}
-        _add(found, Analysis(episode, tuple(faults[: config.max_targets]), episode.report.summary), dropped)
+        faults = tuple(Target(fault.step, fault.feedback) for fault in episode.report.faults)
+        steps = given_steps(episode, key, config) if episode.steps else []
+        if steps is not None:
+            faults = tuple(fault for fault in faults if fault.step in steps)
+        limit = config.max_targets if steps is None else len(faults)
+        dropped = {"over_limit": len(faults) - limit} if len(faults) > limit else {}
+        found.asked += 1
+        _add(found, episode, [(episode.report.summary, Parsed(faults[:limit], None, dropped))])
     return found
 
 
-def _add(found: Hindsight, analysis: Analysis, dropped: Mapping[str, int]) -> None:
+def _question(number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray) -> Question:
+    """With a key of its own for each step: a hash, since `jax.random.fold_in` would cost a dispatch for each of thousands. The name begins
+    with its number: a step may hold a task twice."""
+    if step is not None:
+        digest = hashlib.blake2b(key.astype("<u4").tobytes() + step.to_bytes(4, "little"), digest_size=8).digest()
+        key = np.frombuffer(digest, "<u4").astype(np.uint32)
+    return Question(f"{number} {episode.task_id}/{episode.rollout}/{step or 'episode'}", tuple(messages), key)
+
+
+def _replies(found: Hindsight, asked: Sequence[tuple], ask: Asker) -> dict[int, list[tuple[int | None, str]]]:
+    """(given step, text) of the questions that were answered, by the episode's number."""
+    answers = ask([question for _, _, question in asked])
+    found.asked, found.tokens = len(asked), answers.tokens
+    found.dropped.update(answers.dropped)
+    replies: dict[int, list[tuple[int | None, str]]] = {}
+    for (n, step, _), text in zip(asked, answers.texts, strict=True):
+        if text is not None:
+            replies.setdefault(n, []).append((step, text))
+    return replies
+
+
+def _add(found: Hindsight, episode: Episode, answers: Sequence[tuple[str, Parsed]]) -> None:
     """Keeps what came of one episode; an episode that is left without any target is counted, whatever the reason."""
+    dropped: Counter = Counter()
+    for _, parsed in answers:
+        dropped.update(parsed.dropped)
+        found.parsed += parsed.problem is None
+    targets = tuple(sorted(target for _, parsed in answers for target in parsed.targets))
     found.dropped.update(dropped)
-    if not analysis.targets and not dropped:
+    if not targets and not dropped:
         found.dropped["nothing_named"] += 1
-    found.analyses.append(analysis)
+    problem = next((parsed.problem for _, parsed in answers if parsed.problem), None)
+    found.analyses.append(Analysis(episode, targets, "\n".join(text for text, _ in answers), problem))
 
 
 def attribution(analyses: Sequence[Analysis]) -> dict[str, float]:

@@ -1,14 +1,18 @@
 """The analyser's questions: a finished episode in, chat messages out.
 
 The analyser reads the task, the bare outcome and the steps; nothing else. Invariant 2 from its other side: no
-report, no ground truth and no other rollout is read here, so the answer can only come from the episode itself.
+report, no ground truth and no other rollout is read here, so the answer can only come from the episode itself. (`solution` is no
+question: it is what SDPO's teacher reads of a successful sibling.)
 
 The fixed wording is short and constant, each piece exported and listed in `FIXED_STRINGS`, so that a small tokenizer can hold each
 as one token. Numbers and the episode's own text stand between the pieces.
 """
 
+from collections.abc import Sequence
+
 from hintsd_jax.envs.base import Message
 from hintsd_jax.episodes.episode import Episode, Step, observation_text
+from hintsd_jax.hindsight.targets import Target
 
 TASK = "This attempt at a task failed.\nTask:\n"
 RESULT = "\nResult: reward "
@@ -29,6 +33,10 @@ ADVISE = (
     ' {"failures": [{"step": 2, "feedback": "..."}]}'
 )
 GIVEN = "\nThe step: "
+# Not in FIXED_STRINGS: the embedded policy reads these letter by letter, as it would anything that it was not brought up with.
+IF_OK = "\nIf it is ok, the list is empty."
+WORKED = "This worked:"
+FIXED = "Do this:"
 
 FIXED_STRINGS = (TASK, RESULT, STEPS, STEP, OBSERVATION, REWARD, CLIPPED, REVIEW, AT_MOST, ONLY_FIRST, ADVISE, GIVEN)
 
@@ -58,6 +66,21 @@ def advise_messages(episode: Episode, step: int, clip_chars: int = 12000) -> lis
     if not 1 <= step <= len(episode.steps):
         raise ValueError(f"step {step} of an episode of {len(episode.steps)} steps")
     return [{"role": "user", "content": f"{render_trajectory(episode, clip_chars)}{ADVISE}{GIVEN}{STEP}{step}"}]
+
+
+def judge_messages(step: Step) -> list[Message]:
+    """Asks about one step from nothing but it and its answer, as a judge of every turn would see it; the answer has a review's form."""
+    return [{"role": "user", "content": f"{STEPS.lstrip()}{_render_step(1, step)}{REVIEW}{ONLY_FIRST}{IF_OK}"}]
+
+
+def solution(episode: Episode) -> str:
+    """A success as advice for another attempt: what was done, step by step."""
+    return "\n".join([WORKED, *(f"{STEP}{number} {step.text}" for number, step in enumerate(episode.steps, 1))])
+
+
+def whole_advice(targets: Sequence[Target]) -> str:
+    """Feedback on several steps as one advice."""
+    return "\n".join([FIXED, *(f"{STEP}{target.step} {target.feedback}" for target in targets)])
 
 
 def _render_step(number: int, step: Step) -> str:

@@ -34,7 +34,7 @@ from hintsd_jax import aot
 from hintsd_jax.policy import attention, splash
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.sharding import spec
-from hintsd_jax.session import engine_config, update_shapes
+from hintsd_jax.session import engine_config, loss_config, update_shapes
 
 # At worst, as a share of what the compiler said, by platform and program. What is not here was not compared, or is no more than rough.
 ERROR = {"gpu": {"prefill": 0.05, "decode": 0.05, "update": 0.10}, "tpu": {"update": 0.31}}
@@ -103,8 +103,8 @@ def update(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platfor
     kept = T * c * layout.model if policy.remat else layer
     trunk = T if shapes.trunk else 0
     teacher = (trunk + M) * c * layout.token(factors.teacher) + layout.queries * M * max(M, _stretch(trunk)) * factors.stream
-    loss = _LOGITS * 4 * layout.logits * max(1, config.distill.chunk // shapes.rows)
-    beside = max(layer, 0 if config.method == "sharpen" else teacher, loss)
+    logits = _LOGITS * 4 * layout.logits * max(1, config.distill.chunk // shapes.rows)
+    beside = max(layer, teacher if loss_config(config).taught else 0, logits)
     return round(factors.gaps * (policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh, factors)))
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from hintsd_jax.envs.desk import demonstrations as demos
+from hintsd_jax.envs.desk import advice, demonstrations as demos
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.targets import Target
 
+DECIDING = "Take "  # how an action begins that chooses something (see `demos.taking`)
 CONTEXT_WEIGHT = 0.1  # of tokens that the policy only reads: they teach it the language
 
 
@@ -66,13 +68,20 @@ class Demonstrator:
         return Row(episode.tokens, [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()])
 
     def hinted_row(
-        self, task: dict, hint_rate: float = 0.6, neutral_rate: float = 0.1, error_scale: float = 1.0, contradict_rate: float = 0.0
+        self,
+        task: dict,
+        hint_rate: float = 0.6,
+        neutral_rate: float = 0.1,
+        error_scale: float = 1.0,
+        contradict_rate: float = 0.0,
+        vague_rate: float = 0.0,
     ) -> Row:
         """An episode in which most decisions come right after a correct hint, as the teacher's context has it.
 
         A teacher is asked to score *failed* actions: it must stay sane after a word that contradicts the hint, or the rest of
         the span pulls the student into nonsense. So a share of `contradict_rate` of the hinted decisions goes wrong: the word
-        that contradicts the hint is not trained on, what follows from it is.
+        that contradicts the hint is not trained on, what follows from it is. A share of `vague_rate` of the hints has no names in it, as
+        those of a judge of single steps.
         """
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
@@ -84,7 +93,8 @@ class Demonstrator:
             text = move.wrong if contradicted else move.right if hinted or erring is None else erring
             context = episode.tokens[read : episode.branch] if hinted else episode.tokens[read:]
             if hinted:
-                context = [*context, *self.chat.feedback(move.hint)]
+                vague = vague_rate > 0 and self.rng.random() < vague_rate
+                context = [*context, *self.chat.feedback(advice.without_names(move.hint) if vague else move.hint)]
             action = self.encode_action(text)
             ids.extend([*context, *action])
             weights.extend([CONTEXT_WEIGHT] * len(context) + [1.0] * len(action))
@@ -98,6 +108,42 @@ class Demonstrator:
 
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return Row(ids, weights)
+
+    def started_row(self, task: dict) -> Row:
+        """An episode under advice that stands at its start: a success on the same task, feedback on some of its decisions, or on one. The
+        demonstrator heeds it, and errs as ever where it says nothing."""
+        episode, env = self._begin(task)
+        numbered = list(enumerate((move for request in task["requests"] for move in demos.moves(request)), start=1))
+        decisions = [number for number, move in numbered if move.kind]
+        sort = self.rng.choice(("solution", "several", "one"))
+        if sort == "solution":
+            advised, text = decisions, prompts.solution(self.play(task, error_scale=0.0))
+        else:
+            advised = self.rng.sample(decisions, 1 if sort == "one" else self.rng.randint(1, len(decisions)))
+            targets = [Target(number, move.hint) for number, move in numbered if number in advised]
+            text = targets[0].feedback if sort == "one" else prompts.whole_advice(targets)
+        hints = {id(move) for number, move in numbered if number in advised}
+        known = iter([move for _, move in numbered])
+
+        def on_step(move: demos.Move, erring: str | None) -> str:
+            same = next(other for other in known if other == move)  # a forgetful reply skips some
+            text = move.right if id(same) in hints or erring is None else erring
+            self._take(episode, env, text)
+            return text
+
+        demos.demonstrate(task, self.rng, on_step)
+        first = episode.steps[0]
+        seen, words = self.chat.advised(episode.dialogue(1), episode.tools, episode.tokens[: first.branch], text)
+        context = [*episode.tokens[:seen], *words]
+        after = [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()][first.start :]
+        return Row([*context, *episode.tokens[first.start :]], [CONTEXT_WEIGHT] * len(context) + after)
+
+    def judge_row(self, task: dict, episode: Episode) -> Row:
+        """The right verdict on one step, shown alone."""
+        deciding = [number for number, step in enumerate(episode.steps, 1) if step.text.startswith(DECIDING)]
+        step = self.rng.choice(deciding) if deciding and self.rng.random() < 0.6 else self.rng.randrange(len(episode.steps)) + 1
+        answer = demos.judge(task, [s.text for s in episode.steps], step)
+        return self._answer(prompts.judge_messages(episode.steps[step - 1]), answer)
 
     def review_row(self, task: dict, episode: Episode, max_targets: int) -> Row:
         """The right review of a failed episode, its own or the policy's."""

@@ -36,14 +36,14 @@ def pad_rows(rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2]}` rows of tokens and weights.
+    """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2], "started": [B3, T3]}` rows of tokens and weights.
 
     `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from. With
     `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews are always of
     episodes with mistakes.
     """
     rng, index = demonstrator.rng, 0
-    failures: deque = deque(maxlen=FAILURES_KEPT)
+    failures, played = (deque(maxlen=FAILURES_KEPT) for _ in range(2))
 
     def fresh_task() -> dict:
         nonlocal index
@@ -53,6 +53,7 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
     def play() -> Row:
         task = fresh_task()
         episode = demonstrator.play(task)
+        played.append((task, episode))
         if not episode.success:
             failures.append((task, episode))
         return demonstrator.row(demonstrator.play(task, error_scale=0.0) if phase.clean else episode)
@@ -62,10 +63,13 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
     counts = phase.rows
     while True:
         episodes = [play() for _ in range(counts.plain)] + [demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)]
-        answers = [demonstrator.hinted_row(fresh_task(), error_scale=1.0 - phase.clean, contradict_rate=phase.contradict_rate) for _ in range(counts.hinted)]
+        hinted = {"error_scale": 1.0 - phase.clean, "contradict_rate": phase.contradict_rate, "vague_rate": phase.vague_rate}
+        answers = [demonstrator.hinted_row(fresh_task(), **hinted) for _ in range(counts.hinted)]
         answers += [demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))) for _ in range(counts.review)]
         answers += [demonstrator.advice_row(*rng.choice(failures)) for _ in range(counts.advice)]
-        groups = {"episodes": (episodes, phase.episode_length), "answers": (answers, phase.answer_length)}
+        answers += [demonstrator.judge_row(*rng.choice(played)) for _ in range(counts.judge)]
+        started = [demonstrator.started_row(fresh_task()) for _ in range(counts.started)]
+        groups = {"episodes": (episodes, phase.episode_length), "answers": (answers, phase.answer_length), "started": (started, phase.started_length)}
         yield {name: pad_rows(rows, length) for name, (rows, length) in groups.items() if rows}
 
 

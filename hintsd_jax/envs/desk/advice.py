@@ -5,11 +5,19 @@ Advice names a value and the label that was asked for, never the outcome or the 
 
 from __future__ import annotations
 
+import re
+
 NEUTRAL = "Go on."
+_NAME = re.compile(r'( for)? "[^"]*"')
 
 
 def use(value: str, label: str | None) -> str:
     return f'Use {label} "{value}".' if label else f'Use "{value}".'
+
+
+def without_names(feedback: str) -> str:
+    """What is left for a judge who saw the action alone: `Use final.`"""
+    return _NAME.sub("", feedback)
 
 
 def still_to_do(call: list) -> str:

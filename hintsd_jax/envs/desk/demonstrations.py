@@ -123,6 +123,13 @@ def advice_answer(line: str, step: int, feedback: str) -> str:
     return line + "\n" + json.dumps({"failures": [{"step": step, "feedback": feedback}]})
 
 
+def judge(task: dict, actions: Sequence[str], step: int) -> str:
+    """The right answer of a judge who sees one step alone, in the method's format: the verdict is the truth, the words only what can be known."""
+    faults = [fault for fault in review(task, actions)[1] if fault.step == step]
+    failures = [{"step": 1, "feedback": advice.without_names(fault.feedback)} for fault in faults]
+    return f"#1 {'bad' if faults else 'ok'}\n" + json.dumps({"failures": failures})
+
+
 def transcript(task: dict, rng: random.Random) -> str:
     """Everything that a demonstration, its hints and its review say, as plain text (the tokenizer's corpus)."""
     desk, actions = Desk(), []

@@ -1,0 +1,207 @@
+"""An analyser behind any OpenAI-compatible server: questions in, answers out, many at a time, within a budget.
+
+What a server does never stops the run by itself: a question without an answer is counted by reason. What does stop it, with one
+line: a key or a path that no request can do without, and `max_failures` questions in a row without an answer.
+
+Invariants: an outcome is in the journal before it is used, and a step that is done again reads it there and sends nothing. Outcomes
+are taken in the order of the questions, and a question goes out only when the one `concurrency` places before it is settled: so
+budgets and failures in a row follow from the outcomes, not from who was quicker. What ends the run is not put down: the same
+command, when the server is back, asks that question again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import queue
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.completions import ChatServer, Reply
+from hintsd_jax.hindsight.questions import Answers, Question
+from hintsd_jax.runs.journal import Journal
+from hintsd_jax.sampling import Sampling
+
+OVER_BUDGET = "over_budget"
+LONGEST_WAIT_S = 60.0  # before a retry, whatever the server asks for
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+    """url: "http://host:port/v1", with or without "/chat/completions". key_env: the NAME of the environment variable that holds the
+    key; "" or one that is not set: no Authorization header. concurrency: requests at the same time. timeout_s: of a request.
+    retries: of a question, after its first request. backoff_s: before the first retry, doubled before each further one.
+
+    max_calls, max_tokens: budgets of the whole run, 0 for none. Requests never exceed theirs; tokens (prompt and completion, as
+    the server reports them) can, by those of the requests that were under way when they ran out. max_failures: so many questions in a
+    row, in their order, without an answer end the run."""
+
+    url: str
+    model: str
+    key_env: str
+    concurrency: int
+    timeout_s: float
+    retries: int
+    backoff_s: float
+    max_calls: int
+    max_tokens: int
+    max_failures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What came of one question, as the journal keeps it. text: None where there is none, for `reason`. calls: requests sent."""
+
+    text: str | None
+    reason: str
+    detail: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclasses.dataclass
+class _Asked:
+    """A question under way. calls: the most requests that it may send. outcome: from the journal or from the server, once it is there."""
+
+    question: Question
+    calls: int
+    outcome: _Outcome | None = None
+    journalled: bool = False
+
+
+class Endpoint:
+    """Asks one server. `used` is what the run has used up so far, to be saved with a checkpoint and put back: "calls", "tokens" and
+    "failures_in_a_row".
+
+    Raises:
+      UserError: see `ChatServer`.
+    """
+
+    def __init__(self, config: EndpointConfig, sampling: Sampling):
+        self.config = config
+        self.used: dict[str, int] = {"calls": 0, "tokens": 0, "failures_in_a_row": 0}
+        self._server = ChatServer(config.url, config.model, config.key_env, config.timeout_s, sampling)
+
+    def ask(self, questions: Sequence[Question], journal: Journal | None) -> Answers:
+        """The answers, in order; `journal` is the step's.
+
+        Raises:
+          UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate), or `max_failures` was reached.
+          ValueError: two questions have one name.
+        """
+        if len({question.name for question in questions}) < len(questions):
+            raise ValueError("two questions have the same name")
+        answers = Answers([], Counter())
+        window: collections.deque[_Asked] = collections.deque()  # asked and not settled, in order
+        arrivals: queue.SimpleQueue = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def settle() -> None:
+            asked = window.popleft()
+            while asked.outcome is None:
+                _take(arrivals.get())
+            self._settle(asked, answers, journal)
+
+        try:
+            for question in questions:
+                while len(window) >= self.config.concurrency or (window and self._calls_left(window) <= self.config.retries):
+                    settle()  # near the budget's end: it may have needed fewer requests than it was allowed
+                calls = self._calls_left(window)
+                known = journal.get(*_key(question)) if journal is not None else None
+                if known is None:
+                    window.append(self._begin(question, calls, arrivals, stop))
+                else:  # in the same way, but for the sending: what is asked after it is decided as it was
+                    window.append(_Asked(question, max(calls, known["calls"]), _Outcome(**known), journalled=True))
+            while window:
+                settle()
+        finally:
+            stop.set()  # after an exception nobody waits for the others: they send no more
+        return answers
+
+    def _calls_left(self, window: Sequence[_Asked]) -> int:
+        """The requests that the next question may send, when those under way send all that they may."""
+        wanted = 1 + self.config.retries
+        if not self.config.max_calls:
+            return wanted
+        return max(0, min(wanted, self.config.max_calls - self.used["calls"] - sum(asked.calls for asked in window)))
+
+    def _begin(self, question: Question, calls: int, arrivals: queue.SimpleQueue, stop: threading.Event) -> _Asked:
+        for name, limit, spent in (
+            ("calls", self.config.max_calls, not calls),
+            ("tokens", self.config.max_tokens, self.used["tokens"] >= self.config.max_tokens),
+        ):
+            if limit and spent:
+                detail = f"endpoint.max_{name} = {limit} are used up"
+                return _Asked(question, 0, _Outcome(None, OVER_BUDGET, detail, 0, 0, 0))
+        asked = _Asked(question, calls)
+
+        def work() -> None:
+            try:
+                arrivals.put((asked, *self._attempt(question, calls, stop)))
+            except BaseException as error:  # a bug: raised again where the outcome is waited for
+                arrivals.put((asked, None, error))
+
+        threading.Thread(target=work, name="endpoint", daemon=True).start()
+        return asked
+
+    def _attempt(self, question: Question, calls: int, stop: threading.Event) -> tuple[_Outcome, str]:
+        """The outcome, and the line that ends the run ("" where it goes on)."""
+        made = prompt_tokens = completion_tokens = 0
+        while True:
+            reply = self._server.ask(question.messages)
+            made += 1
+            prompt_tokens, completion_tokens = prompt_tokens + reply.prompt_tokens, completion_tokens + reply.completion_tokens
+            if not reply.again or made == calls or stop.wait(self._wait_s(question.name, made, reply)):
+                return _Outcome(reply.text, reply.reason, reply.detail, made, prompt_tokens, completion_tokens), reply.stop
+
+    def _wait_s(self, name: str, made: int, reply: Reply) -> float:
+        """Seconds before the next request: doubled each time, at least what the server asks for, and, so that questions that failed
+        together do not come back together, up to half less; by how much follows from the question."""
+        draw = int.from_bytes(hashlib.sha256(f"{name} {made}".encode("utf-8", "replace")).digest()[:4]) / 2**32
+        backoff = self.config.backoff_s * 2.0 ** min(made - 1, 30) * (1.0 - draw / 2)
+        return min(max(backoff, reply.wait_s), LONGEST_WAIT_S)
+
+    def _settle(self, asked: _Asked, answers: Answers, journal: Journal | None) -> None:
+        """Counts an outcome, puts it down, and only then gives it away."""
+        outcome = asked.outcome
+        failures = self.used["failures_in_a_row"]
+        if outcome.reason != OVER_BUDGET:
+            failures = 0 if outcome.text is not None else failures + 1
+        if failures >= self.config.max_failures:
+            raise UserError(
+                f"{failures} questions in a row got no answer from {self._server.shown} (the last: {outcome.detail}):"
+                " see to the server and start again, or raise endpoint.max_failures"
+            )
+        if journal is not None and not asked.journalled:
+            journal.put(*_key(asked.question), value=dataclasses.asdict(outcome))
+        self.used = {
+            "calls": self.used["calls"] + outcome.calls,
+            "tokens": self.used["tokens"] + outcome.prompt_tokens + outcome.completion_tokens,
+            "failures_in_a_row": failures,
+        }
+        answers.texts.append(outcome.text)
+        answers.tokens += outcome.completion_tokens
+        if outcome.text is None:
+            answers.dropped[outcome.reason] += 1
+
+
+def _take(arrival: tuple) -> None:
+    """Gives an arrived outcome to its question; what ends the run ends it now, whoever else is still waited for."""
+    asked, outcome, end = arrival
+    if isinstance(end, BaseException):
+        raise end
+    if end:
+        raise UserError(end)
+    asked.outcome = outcome
+
+
+def _key(question: Question) -> tuple[str, str, str]:
+    """Where the journal keeps the outcome. With the messages in it: a run that goes on on other devices may, by rounding, come to other
+    episodes of the same names, and must not read the answers to the old ones."""
+    messages = json.dumps([[message["role"], message["content"]] for message in question.messages])
+    return "endpoint", question.name, hashlib.sha256(messages.encode()).hexdigest()[:16]

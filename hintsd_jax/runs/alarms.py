@@ -1,0 +1,109 @@
+"""Watches a run's metrics rows for collapse: rows in, alarms out.
+
+Invariant: pure in the rows since the run's start, as they stand in `metrics.jsonl`. `state` carries what is remembered of earlier
+ones; saved with a checkpoint and given back, it makes a resumed run decide the same. What is done about an alarm is the trainer's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOT_FINITE = "not_finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmConfig:
+    """action: "note", "stop" or "halve_lr". patience: rows in a row beyond a threshold that make an alarm. Each threshold is off at 0.
+
+    min_entropy: nats a token, below it `distill/entropy`. max_divergence: nats a token that a teacher has scored, above it
+    `distill/divergence`. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it `rollout/success`.
+    max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far (0.2: 20 points).
+    """
+
+    action: str
+    patience: int
+    min_entropy: float
+    max_divergence: float
+    max_action_length: float
+    min_success: float
+    max_success_drop: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    """name: the threshold's, or "not_finite", after which the weights are not to be trusted. text: one line for people."""
+
+    name: str
+    text: str
+
+
+# threshold: (metric, +1: too high above it, -1: too low below it)
+_THRESHOLDS = {
+    "min_entropy": ("distill/entropy", -1),
+    "max_divergence": ("distill/divergence", +1),
+    "max_action_length": ("rollout/action_length", +1),
+    "min_success": ("rollout/success", -1),
+}
+_FINITE = ("distill/loss", "distill/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
+# where a row says so, these of its metrics stand at 0 because there was nothing to measure
+_EMPTY = {("distill/skipped", 1): "distill/", ("distill/taught", 0): "distill/divergence", ("rollout/episodes", 0): "rollout/"}
+
+
+class Alarms:
+    """`state` is plain JSON: rows in a row beyond each threshold, the success of the last rows, and the best mean of it so far."""
+
+    def __init__(self, config: AlarmConfig, state: Mapping[str, Any] | None = None):
+        self.config = config
+        self.state: dict[str, Any] = {"counts": {}, "recent_success": [], "best_success": None} | dict(state or {})
+
+    def check(self, row: Mapping[str, float | None]) -> list[Alarm]:
+        """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite).
+
+        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped update, the
+        divergence where no teacher has scored a token, and success and lengths where there was no episode: they stand at 0. After an
+        alarm its count begins again.
+        """
+        empty = tuple(start for (metric, value), start in _EMPTY.items() if row.get(metric) == value)
+        seen = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(empty)}
+        broken = [metric for metric, value in seen.items() if value is None or not math.isfinite(value)]
+        values = {metric: value for metric, value in seen.items() if metric not in broken}
+        alarms = [Alarm(NOT_FINITE, f"{', '.join(broken)}: not a finite number")] if broken else []
+        counts = dict(self.state["counts"])
+        for name, (metric, sign) in _THRESHOLDS.items():
+            limit = getattr(self.config, name)
+            if limit and metric in values:
+                counts[name] = counts.get(name, 0) + 1 if sign * values[metric] > sign * limit else 0
+                if counts[name] >= self.config.patience:
+                    alarms.append(Alarm(name, self._text(metric, values[metric], "above" if sign > 0 else "below", name)))
+                    counts[name] = 0
+        self.state = self.state | {"counts": counts}
+        if self.config.max_success_drop and "rollout/success" in values:
+            alarms += self._success_drop(values["rollout/success"])
+        return alarms
+
+    def _success_drop(self, success: float) -> list[Alarm]:
+        config, best = self.config, self.state["best_success"]
+        recent = [*self.state["recent_success"], success][-config.patience :]
+        alarms = []
+        if len(recent) == config.patience:
+            mean = sum(recent) / len(recent)
+            best = mean if best is None else max(best, mean)
+            if best - mean > config.max_success_drop:
+                text = (
+                    f"rollout/success = {mean:.4g}, the mean of {_steps(config.patience)}, is {best - mean:.4g} below its best so far,"
+                    f" {best:.4g} (alarms.max_success_drop = {config.max_success_drop:g})"
+                )
+                alarms, recent = [Alarm("max_success_drop", text)], []
+        self.state = self.state | {"recent_success": recent, "best_success": best}
+        return alarms
+
+    def _text(self, metric: str, value: float, side: str, name: str) -> str:
+        limit, patience = getattr(self.config, name), self.config.patience
+        return f"{metric} = {value:.4g} is {side} alarms.{name} = {limit:g}, for {_steps(patience)}"
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

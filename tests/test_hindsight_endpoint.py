@@ -1,0 +1,396 @@
+"""Many questions to a real server: in order, within limits and budgets, the same again from the journal, and an end when nothing answers."""
+
+import dataclasses
+import itertools
+import json
+import re
+import socket
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight import endpoint as module
+from hintsd_jax.hindsight.completions import ERROR, GARBAGE, REFUSED, TIMEOUT, Reply
+from hintsd_jax.hindsight.endpoint import OVER_BUDGET, Endpoint, EndpointConfig
+from hintsd_jax.hindsight.questions import Answers, Question
+from hintsd_jax.runs.journal import Journal
+from hintsd_jax.sampling import Sampling
+from tests.chat_server import PROXIES, in_turn, right, serving
+
+SAMPLING = Sampling(0.6, 0.95, 0, 512)
+KEY = "sk-4711-0815-4242"
+CONFIG = EndpointConfig(
+    url="http://localhost:1/v1",
+    model="m",
+    key_env="",
+    concurrency=3,
+    timeout_s=20.0,
+    retries=2,
+    backoff_s=0.01,
+    max_calls=0,
+    max_tokens=0,
+    max_failures=100,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def make(server, **changes):
+    return Endpoint(dataclasses.replace(CONFIG, url=server.url, **changes), SAMPLING)
+
+
+def questions(*texts):
+    return [Question(f"task/{n}", ({"role": "user", "content": text},), np.array([n, 7], np.uint32)) for n, text in enumerate(texts)]
+
+
+def upper(exchange):
+    exchange.answer(exchange.question.upper())
+
+
+def by_question(**scripts):
+    """Scripts by the question's text."""
+    return lambda exchange: scripts[exchange.question](exchange)
+
+
+def times(server):
+    return [request.time for request in server.requests]
+
+
+def test_answers_stand_in_the_order_of_the_questions():
+    others = threading.Event()
+
+    def script(exchange):
+        if exchange.question == "a":
+            assert others.wait(20)  # the first question is answered last
+        upper(exchange)
+        if exchange.question == "c":
+            others.set()
+
+    with serving(script) as server:
+        made = make(server)
+        assert made.ask(questions("a", "b", "c"), None) == Answers(["A", "B", "C"], Counter(), tokens=9)
+        assert made.used == {"calls": 3, "tokens": 30, "failures_in_a_row": 0}
+        assert made.ask([], None) == Answers([], Counter(), tokens=0) and made.used["calls"] == 3
+
+
+def test_as_many_at_a_time_as_allowed_and_never_more():
+    together = threading.Barrier(4)
+
+    def script(exchange):
+        together.wait(20)  # nobody is answered before four are there
+        upper(exchange)
+
+    with serving(script) as server:
+        answers = make(server, concurrency=4).ask(questions(*"abcdefghijkl"), None)
+        assert answers.texts == list("ABCDEFGHIJKL") and server.most_under_way == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "calls"),
+    [
+        ([lambda e: e.refuse(500)], 2),
+        ([lambda e: e.refuse(429), lambda e: e.refuse(503)], 3),
+        ([lambda e: e.send(b"<html>")], 2),
+        ([lambda e: e.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")], 2),
+    ],
+    ids=["500", "429 503", "garbage", "early end"],
+)
+def test_what_may_pass_is_asked_again(first, calls):
+    with serving(in_turn(*first, right)) as server:
+        made = make(server)
+        assert made.ask(questions("a"), None) == Answers(["yes"], Counter(), tokens=3)
+        assert made.used == {"calls": calls, "tokens": 10, "failures_in_a_row": 0}
+        assert all(request.body == server.requests[0].body for request in server.requests)
+
+
+def test_a_time_out_is_asked_again():
+    with serving(in_turn(lambda e: e.be_silent(), right)) as server:
+        made = make(server, timeout_s=0.5, retries=20)  # a loaded machine may need more than one more
+        assert made.ask(questions("a"), None).texts == ["yes"] and made.used["calls"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "calls"),
+    [
+        (lambda e: e.refuse(500), ERROR, 3),
+        (lambda e: e.refuse(429), REFUSED, 3),
+        (lambda e: e.send(b"[]"), GARBAGE, 3),
+        (lambda e: e.refuse(400), REFUSED, 1),
+    ],
+)
+def test_retries_end_and_the_run_does_not(script, reason, calls):
+    with serving(by_question(a=script, b=upper)) as server:
+        made = make(server)
+        assert made.ask(questions("a", "b"), None) == Answers([None, "B"], Counter({reason: 1}), tokens=3)
+        assert made.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
+
+
+NEVER = {"silent": lambda e: e.be_silent(), "trickles": lambda e: e.trickle(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)}
+
+
+@pytest.mark.parametrize("script", NEVER.values(), ids=NEVER.keys())
+def test_a_server_that_never_answers_is_counted(script):
+    with serving(script) as server:
+        began = time.monotonic()
+        assert make(server, timeout_s=0.2, retries=1).ask(questions("a", "b"), None).dropped == Counter({TIMEOUT: 2})
+        assert time.monotonic() - began < 5
+
+
+def test_nobody_listens():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening
+        made = Endpoint(dataclasses.replace(CONFIG, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1"), SAMPLING)
+        assert made.ask(questions("a", "b"), None) == Answers([None, None], Counter({ERROR: 2}))
+        assert made.used == {"calls": 6, "tokens": 0, "failures_in_a_row": 2}
+
+
+def test_waits_grow_and_are_the_questions_own():
+    made = Endpoint(dataclasses.replace(CONFIG, backoff_s=1.0), SAMPLING)
+    waits = [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
+    assert waits == [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")] and waits[0] != waits[1]
+    for n, wait in enumerate(waits[0][:6]):
+        assert 2**n / 2 <= wait <= 2**n
+    assert waits[0][7] == module.LONGEST_WAIT_S == made._wait_s("a", 5000, Reply())  # 64 to 128 s without the cap
+    assert made._wait_s("a", 1, Reply(wait_s=5.0)) == 5.0 and made._wait_s("a", 1, Reply(wait_s=1e9)) == module.LONGEST_WAIT_S
+
+
+def test_the_servers_wish_to_wait_is_kept():
+    with serving(in_turn(lambda e: e.refuse(429, headers={"Retry-After": "0.4"}), lambda e: e.refuse(500), right)) as server:
+        make(server, backoff_s=0.1).ask(questions("a"), None)
+        first, second = np.diff(times(server))
+        assert first >= 0.4 and second >= 0.1  # the second doubled, less half at most
+
+
+def test_no_longer_than_the_cap(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
+    with serving(in_turn(lambda e: e.refuse(429, headers={"Retry-After": "3600"}), right)) as server:
+        assert make(server).ask(questions("a"), None).texts == ["yes"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_ends_the_run_at_once(monkeypatch, tmp_path, status):
+    """Whoever else is still waited for; and the rest is not asked."""
+    monkeypatch.setenv("TEST_KEY", KEY)
+    scripts = by_question(a=lambda e: e.be_silent(), b=lambda e: e.refuse(status, f"bad key {e.headers['Authorization']}"), c=upper, d=upper)
+    with serving(scripts) as server:
+        began = time.monotonic()
+        with pytest.raises(UserError, match="TEST_KEY|endpoint.url") as caught:
+            make(server, key_env="TEST_KEY", concurrency=2).ask(questions("a", "b", "c", "d"), Journal(tmp_path / "j.jsonl"))
+        assert time.monotonic() - began < 10
+        assert KEY not in str(caught.value) and caught.value.__cause__ is None and not (tmp_path / "j.jsonl").exists()
+        assert {request.question for request in server.requests} <= {"a", "b"}
+
+
+def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+    def echo(exchange):
+        said = f"headers: {dict(exchange.headers)}"
+        exchange.refuse(400, said) if exchange.question == "a" else exchange.answer(said)
+
+    with serving(echo) as server:
+        made = make(server, key_env="TEST_KEY", max_failures=2)
+        answers = made.ask(questions("a", "b"), Journal(tmp_path / "j.jsonl"))
+        with pytest.raises(UserError) as caught:
+            made.ask(questions("a", "a"), None)
+        assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
+    assert "***" in answers.texts[1] and "***" in str(caught.value)
+    written = (tmp_path / "j.jsonl").read_text()
+    assert written.count("***") == 2
+    for text in (written, str(caught.value), repr(made), repr(vars(made)), repr(made.config), repr(answers), *capfd.readouterr()):
+        assert KEY not in text
+
+
+def test_a_step_done_again_sends_nothing(tmp_path):
+    scripts = by_question(a=upper, b=lambda e: e.refuse(400), c=lambda e: e.send(b"no"), d=upper, e=upper)
+    with serving(scripts) as server:
+        made = make(server, max_calls=6, concurrency=2)
+        answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+        assert answers == Answers(["A", None, None, "D", None], Counter({REFUSED: 1, GARBAGE: 1, OVER_BUDGET: 1}), tokens=6)
+        sent = len(server.requests)
+    again = make(server, max_calls=6, concurrency=2)  # nobody listens there now
+    assert again.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl")) == answers
+    assert again.used == made.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
+    assert [json.loads(line)["key"][:2] for line in open(tmp_path / "j.jsonl")] == [["endpoint", f"task/{n}"] for n in range(5)]
+
+
+def test_an_outcome_is_put_down_before_it_is_used(tmp_path, monkeypatch):
+    put = Journal.put
+
+    def full(self, *key, value):
+        if key[1] == "task/1":
+            raise OSError("no space left")
+        put(self, *key, value=value)
+
+    monkeypatch.setattr(Journal, "put", full)
+    with serving(upper) as server:
+        made = make(server)
+        with pytest.raises(OSError, match="no space"):
+            made.ask(questions("a", "b", "c"), Journal(tmp_path / "j.jsonl"))
+        assert made.used["calls"] == 1  # as much as is on disk
+
+
+def test_another_episode_of_the_same_name_is_another_question(tmp_path):
+    with serving(upper) as server:
+        journal = Journal(tmp_path / "j.jsonl")
+        assert make(server).ask(questions("a"), journal).texts == ["A"] and make(server).ask(questions("b"), journal).texts == ["B"]
+        assert make(server).ask(questions("a"), Journal(journal.path)).texts == ["A"] and len(server.requests) == 2
+
+
+def test_calls_never_exceed_their_budget():
+    """Three questions at a time could, with their retries, send nine."""
+    with serving(lambda e: e.refuse(500)) as server:
+        made = make(server, max_calls=4)
+        assert made.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3}) and len(server.requests) == 4
+        assert made.used == {"calls": 4, "tokens": 0, "failures_in_a_row": 2}
+        assert made.ask(questions("f"), None).dropped == Counter({OVER_BUDGET: 1}) and len(server.requests) == 4
+
+
+def test_the_last_call_of_a_budget_is_used():
+    with serving(upper) as server:
+        assert make(server, max_calls=4).ask(questions(*"abcdef"), None).texts == ["A", "B", "C", "D", None, None]
+
+
+def test_the_budget_of_tokens_is_looked_at_before_each_question():
+    with serving(upper) as server:  # 10 tokens each
+        made = make(server, max_tokens=25, concurrency=1)
+        assert made.ask(questions(*"abcde"), None) == Answers(["A", "B", "C", None, None], Counter({OVER_BUDGET: 2}), tokens=9)
+        assert made.used["tokens"] == 30 and len(server.requests) == 3
+        made = make(server, max_tokens=25, concurrency=2)  # the second question after the one that used it up was under way
+        assert made.ask(questions(*"abcde"), None).texts == ["A", "B", "C", "D", None]
+
+
+def test_failures_in_a_row_end_the_run_and_it_goes_on_when_the_server_is_back(tmp_path):
+    down, back = (lambda e: e.refuse(500, "CUDA out of memory")), upper
+    with serving(by_question(a=back, b=down, c=down, d=down, e=back)) as server:
+        made = make(server, max_failures=3, retries=0)
+        with pytest.raises(UserError, match=re.escape("3 questions in a row got no answer")) as caught:
+            made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+        assert server.url in str(caught.value) and "HTTP 500: CUDA out of memory" in str(caught.value) and "\n" not in str(caught.value)
+    with serving(back) as server:
+        made = make(server, max_failures=3, retries=0)
+        answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+        assert answers.texts == ["A", None, None, "D", "E"] and made.used["failures_in_a_row"] == 0
+        assert {request.question for request in server.requests} == {"d", "e"}
+
+
+def test_failures_go_on_from_one_step_to_the_next_and_a_budget_is_none_of_them():
+    with serving(by_question(a=upper, b=lambda e: e.refuse(400))) as server:
+        made = make(server, max_failures=2, max_calls=2)
+        assert made.ask(questions("a", "b", "b"), None).dropped == Counter({REFUSED: 1, OVER_BUDGET: 1})
+        assert made.used["failures_in_a_row"] == 1
+        resumed = make(server, max_failures=2)
+        resumed.used = json.loads(json.dumps(made.used))  # by way of a checkpoint
+        with pytest.raises(UserError, match="2 questions in a row"):
+            resumed.ask(questions("b"), None)
+
+
+def test_after_an_end_nobody_goes_on_asking():
+    with serving(by_question(a=lambda e: e.refuse(500), b=lambda e: (time.sleep(0.2), e.refuse(401)))) as server:
+        with pytest.raises(UserError):
+            make(server, retries=1000, backoff_s=0.05).ask(questions("a", "b"), None)
+        deadline = time.monotonic() + 10
+        while any(thread.name == "endpoint" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_names_are_unique():
+    question = questions("a")[0]
+    with pytest.raises(ValueError, match="same name"):
+        Endpoint(CONFIG, SAMPLING).ask([question, question], None)
+
+
+class Scripted:
+    """In a server's place: the n-th request of a question gets the n-th of its replies, again from the first in the next process."""
+
+    shown = "scripted"
+
+    def __init__(self, script):
+        self._script, self._lock, self.asked = script, threading.Lock(), Counter()
+
+    def ask(self, messages):
+        text = messages[0]["content"]
+        with self._lock:
+            self.asked[text] += 1
+            reply = self._script[int(text)][min(self.asked[text], len(self._script[int(text)])) - 1]
+        return {
+            "y": Reply(f"answer {text}", prompt_tokens=7, completion_tokens=3),
+            "n": Reply(reason=REFUSED, detail="no"),
+            "r": Reply(reason=ERROR, detail="again", again=True, completion_tokens=1),
+        }[reply]
+
+
+def scripted(script, **changes):
+    made = Endpoint(dataclasses.replace(CONFIG, backoff_s=0.0, **changes), SAMPLING)
+    made._server = Scripted(script)
+    return made
+
+
+SCRIPTS = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn"]), max_size=9)
+
+
+@given(SCRIPTS, st.integers(0, 12), st.integers(0, 40), st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max_tokens, data):
+    """A journal cut after any question, any number at a time: the same answers, counts and budgets, and never too many calls."""
+    concurrency, max_failures = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 20))
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "concurrency": concurrency, "max_failures": max_failures}
+    asked, path = questions(*map(str, range(len(script)))), tmp_path / "j.jsonl"
+    path.unlink(missing_ok=True)
+
+    def run(journal):
+        made = scripted(script, **limits)
+        try:
+            return made.ask(asked, journal), made
+        except UserError as error:
+            return str(error), made
+
+    whole, made = run(Journal(path))
+    if max_calls:
+        assert made._server.asked.total() <= max_calls
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    path.write_bytes(b"".join(lines[: data.draw(st.integers(0, len(lines)))]))
+    again, remade = run(Journal(path))
+    assert again == whole and remade.used == made.used
+    assert (path.read_bytes() if path.exists() else b"") == b"".join(lines)
+
+
+def test_what_is_known_holds_back_what_comes_after_it_as_it_did(tmp_path):
+    """Seven calls: the third question waited for the first, and so found the tokens used up."""
+    limits, asked, path = {"max_calls": 7, "max_tokens": 10, "concurrency": 3}, questions("0", "1", "2"), tmp_path / "j.jsonl"
+    whole = scripted("yyy", **limits).ask(asked, Journal(path))
+    assert whole.texts == ["answer 0", "answer 1", None]
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert scripted("yyy", **limits).ask(asked, Journal(path)) == whole
+
+
+@given(SCRIPTS, st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_without_budgets_each_question_is_for_itself(script, concurrency):
+    """The oracle takes one question after the other."""
+    made = scripted(script, concurrency=concurrency)
+    answers = made.ask(questions(*map(str, range(len(script)))), None)
+    tried = [list(itertools.islice(itertools.chain(replies, itertools.repeat(replies[-1])), 3)) for replies in script]
+    calls = [next((n for n, reply in enumerate(replies, 1) if reply != "r"), 3) for replies in tried]
+    last = [replies[n - 1] for replies, n in zip(tried, calls)]
+    assert answers.texts == [f"answer {n}" if end == "y" else None for n, end in enumerate(last)]
+    assert answers.dropped == Counter({"n": REFUSED, "r": ERROR}[end] for end in last if end != "y")
+    assert answers.tokens == sum(n - 1 + {"y": 3, "n": 0, "r": 1}[end] for n, end in zip(calls, last))
+    trailing = len(list(itertools.takewhile(lambda end: end != "y", reversed(last))))
+    assert made.used["calls"] == sum(calls) and made.used["failures_in_a_row"] == trailing
+
+
+def test_a_bug_is_not_an_outcome():
+    with pytest.raises(KeyError):
+        scripted(["x"]).ask(questions("0"), None)

@@ -5,6 +5,7 @@ them, and a teacher is given its words.
   python -m benchmarks.attribution --config=configs/bfcl_qwen3_4b_clean.py --policy=DIR          BFCL, a policy of your own
   python -m benchmarks.attribution --config=configs/bfcl_qwen3_4b_clean.py --policy=assets/desk-policy --analysers=environment,random
                                                                  BFCL without a policy: only the tokenizer is used
+  ... --analysers=endpoint endpoint.url=http://127.0.0.1:8000/v1 endpoint.model=NAME          any model behind a server
 
 inject: scripts play the reference with one fault, and on as if nothing had happened; what still succeeds is counted and left out.
 where:  precision = named steps that are the injected one / named steps; recall = episodes whose injected step is named / all that were
@@ -25,7 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.attribution_words import THIRDS, Case, bold, read, summary, tokens_table, words_table
-from benchmarks.looking_back import ANALYSERS, advise, cell, fill, guarded, header, load_config, look_back, open_session, percent, ratio, write
+from benchmarks.looking_back import ANALYSERS, SPEAKERS, advise, cell, fill, guarded, header, load_config, look_back, open_session
+from benchmarks.looking_back import percent, ratio, write
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
 from hintsd_jax.episodes.scripted import ScriptedEngine
@@ -244,9 +246,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.policy, arguments.overrides)
     names = arguments.analysers.split(",")
-    if set(names) - set(ANALYSERS):
-        raise UserError(f"--analysers={arguments.analysers}: choose some of {', '.join(ANALYSERS)}")
-    session = open_session(config, weights="policy" in names)
+    session = open_session(config, names)
+    config = session.config
     scripts = scripts_of(config.env.name, session.chat.style)
     splits = arguments.splits or ("test" if config.env.name == "desk" else "train,eval,test")
     tasks = [task for split in splits.split(",") for task in session.tasks(split)]
@@ -257,7 +258,7 @@ def main() -> None:
     for name in names:
         results["analysers"][name] = measure(session, name, cases, scripts, arguments.seed)
         print(where_table(name, results["analysers"][name], scripts), flush=True)
-        if name not in ("environment", "random") and arguments.own:
+        if name in SPEAKERS and session.policy is not None and arguments.own:
             results["own"][name] = own_failures(session, name, tasks[: arguments.own], scripts, arguments.seed)
     head = header(f"Attribution: {config.env.name}", config, session)
     text = tables(results, scripts)

@@ -3,6 +3,7 @@
 The analysers by name:
 
 policy       the policy of the config; before any training its EMA teacher and its initial weights are the same.
+endpoint     a server with an OpenAI-compatible /v1/chat/completions: endpoint.url=... endpoint.model=... among the further values.
 environment  PRIVILEGED: the environment's report, which knows the ground truth. A ceiling.
 random       a step drawn uniformly, one an episode. The floor.
 
@@ -19,32 +20,37 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from hintsd_jax.config import validate
-from hintsd_jax.envs.base import resolve
+from hintsd_jax.envs.base import Fault, Report, resolve
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import RESAMPLES
-from hintsd_jax.hindsight import analyser, prompts
-from hintsd_jax.hindsight.analyser import Analysis, Hindsight
-from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.analyser import Analysis, Hindsight, Keyed, analyse, ask_environment, given_steps
+from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
+from hintsd_jax.hindsight.questions import Asker
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.workdir import versions
 from hintsd_jax.sampling import Sampling
-from hintsd_jax.session import Session
+from hintsd_jax.session import Session, answer_sampling
 
-ANALYSERS = {"policy": "the policy's own hindsight", "environment": "PRIVILEGED: the environment's report", "random": "a random step"}
+ANALYSERS = {
+    "policy": "the policy's own hindsight",
+    "endpoint": "a model behind a server",
+    "environment": "PRIVILEGED: the environment's report",
+    "random": "one random step an episode",
+}
+SPEAKERS = ("policy", "endpoint")  # those that answer questions
 NO_WORDS = "-"  # in place of feedback, of which the random analyser has none
-
-Key = np.ndarray
-Failed = Sequence[tuple[Episode, Key]]
 
 
 def load_config(path: str, policy: str | None, overrides: Sequence[str]) -> ConfigDict:
@@ -71,60 +77,59 @@ def load_config(path: str, policy: str | None, overrides: Sequence[str]) -> Conf
     return config
 
 
-def open_session(config: ConfigDict, weights: bool) -> Session:
-    """The parts of a run; without `weights` only what plays scripts: tokenizer, chat format and environment."""
-    if weights:
-        return Session.open(config)
-    path = config.policy.path
-    chat = ChatFormat(load_tokenizer(path), history="keep", stop_ids=generation_stops(path), enable_thinking=config.enable_thinking)
-    return Session(config, None, None, None, None, chat, ScriptedEngine(chat, lambda job: ()), resolve(config.env.name))
-
-
-def look_back(session: Session, name: str, failed: Failed, select: str = "hindsight") -> Hindsight:
-    """Targets of failed episodes by the analyser of that name; with select="random" its words about a step that is drawn.
+def open_session(config: ConfigDict, names: Sequence[str]) -> Session:
+    """The parts of a run that these analysers need; without "policy" no weights, only what plays scripts and asks servers.
 
     Raises:
-      UserError: no analyser of that name.
+      UserError: an analyser that is not known, or see `Session.open`.
     """
-    config = dataclasses.replace(session.hindsight_config(), select=select)
-    match name:
-        case "policy":
-            return analyser.ask_policy(session.engine, session.weights(session.trained), session.chat, failed, config)
-        case "environment":
-            return analyser.ask_environment(failed, config)
-        case "random":
-            steps = [(episode, analyser.given_step(episode, key)) for episode, key in failed]
-            return Hindsight([Analysis(episode, (Target(step, NO_WORDS),)) for episode, step in steps], Counter())
-    raise UserError(f"no analyser {name!r}: choose some of {', '.join(ANALYSERS)}")
+    if unknown := set(names) - ANALYSERS.keys():
+        raise UserError(f"no analyser {', '.join(sorted(unknown))}: choose some of {', '.join(ANALYSERS)}")
+    if "endpoint" in names:
+        config.hindsight.analyser = "endpoint"
+        validate(config)
+    if "policy" in names:
+        return Session.open(config)
+    config, path = resolved(config), config.policy.path
+    chat = ChatFormat(load_tokenizer(path), history="keep", stop_ids=generation_stops(path), enable_thinking=config.enable_thinking)
+    endpoint = Endpoint(EndpointConfig(**config.endpoint), answer_sampling(config)) if "endpoint" in names else None
+    return Session(config, None, None, None, None, chat, ScriptedEngine(chat, lambda job: ()), resolve(config.env.name), endpoint)
 
 
-def advise(session: Session, name: str, given: Sequence[tuple[Episode, Key, int]]) -> tuple[list[Target | None], Counter]:
-    """The analyser's words about a step that it is told; None where there are none, counted by reason."""
-    config, dropped = session.hindsight_config(), Counter()
+def asker(session: Session, name: str) -> Asker:
+    """Raises UserError where there is no analyser of that name that answers questions."""
+    if name == "policy":
+        return session.policy_asker(session.weights(session.trained))
+    if name == "endpoint":
+        return partial(session.endpoint.ask, journal=None)
+    raise UserError(f"no analyser {name!r} that answers questions: choose one of {', '.join(SPEAKERS)}")
+
+
+def look_back(session: Session, name: str, failed: Keyed, select: str = "hindsight", limit: int | None = None) -> Hindsight:
+    """Targets of failed episodes by the analyser of that name; with another `select` its words about steps that are given. limit: most
+    targets of an episode, the config's by default."""
+    config = session.hindsight_config()
+    config = dataclasses.replace(config, select=select, max_targets=config.max_targets if limit is None else limit)
+    if name == "environment":
+        return ask_environment(failed, config)
+    if name == "random":
+        config = dataclasses.replace(config, select="random", max_targets=1)
+        drawn = [(episode, given_steps(episode, key, config)) for episode, key in failed]
+        return Hindsight([Analysis(episode, tuple(Target(step, NO_WORDS) for step in steps)) for episode, steps in drawn])
+    return analyse(failed, config, asker(session, name))
+
+
+def advise(session: Session, name: str, given: Sequence[tuple[Episode, np.ndarray, int]]) -> tuple[list[Target | None], Counter]:
+    """The analyser's words about the step that it is told, one an episode; None where there are none, counted by reason."""
     if name == "environment":
         known = [{fault.step: fault.feedback for fault in episode.report.faults or ()} for episode, _, _ in given]
         found = [Target(step, words[step]) if step in words else None for words, (_, _, step) in zip(known, given, strict=True)]
-        dropped["not_a_fault_to_it"] = found.count(None)
-        return found, +dropped
-    if name != "policy":
-        return [None] * len(given), Counter(no_words=len(given))
-    asked: dict[int, Request] = {}
-    for n, (episode, key, step) in enumerate(given):
-        prompt = session.chat.prompt(prompts.advise_messages(episode, step, config.clip_chars)).ids
-        if len(prompt) + config.sampling.max_tokens > config.context:
-            dropped["prompt_too_long"] += 1
-        else:
-            asked[n] = Request(prompt, key, config.sampling, config.context)
-    session.engine.run(session.weights(session.trained), asked.values())
-    found = [None] * len(given)
-    for n, request in asked.items():
-        episode, _, step = given[n]
-        parsed = parse_failures(session.chat.decode(request.ids), len(episode.steps), config.max_targets, only_step=step)
-        dropped.update(parsed.dropped)
-        if not parsed.targets and not parsed.dropped:
-            dropped["nothing_named"] += 1
-        found[n] = parsed.targets[0] if parsed.targets else None
-    return found, dropped
+        return found, +Counter(not_a_fault_to_it=found.count(None))
+    # what is told to the analyser is where the fault is, whatever the environment says of it
+    told = [(dataclasses.replace(episode, report=Report("told", (Fault(step, NO_WORDS),))), key) for episode, key, step in given]
+    looked = look_back(session, name, told, select="oracle")
+    targets = {id(analysis.episode): analysis.targets for analysis in looked.analyses}
+    return [next(iter(targets.get(id(episode), ())), None) for episode, _ in told], looked.dropped
 
 
 @dataclasses.dataclass
@@ -132,7 +137,7 @@ class Request:
     """A single generation as a job of the engine; `ids` are what was sampled."""
 
     prompt: Sequence[int]
-    key: Key
+    key: np.ndarray
     sampling: Sampling
     context: int
     ids: list[int] = dataclasses.field(default_factory=list)

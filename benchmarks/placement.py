@@ -29,7 +29,6 @@ from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_confi
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.replay import Continuation, continue_episodes
 from hintsd_jax.episodes.rollout import job_key
-from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.analyser import attribution
 from hintsd_jax.hindsight.targets import Target
@@ -44,7 +43,6 @@ ARMS = {  # (from the beginning, feedback, where)
     "redo": (True, False, "start"),
     "advised": (True, True, "start"),
 }
-SELECTS = {"policy": "hindsight", "environment": "hindsight", "random": "random"}
 BATCH = 512  # continuations at once; each has an environment in a thread of its own
 
 Pair = tuple[Episode, Target]
@@ -77,7 +75,7 @@ def play(session: Session, plans: Sequence[Continuation], dropped: Counter) -> l
 def measure(session: Session, name: str, tasks: Mapping[str, Mapping], failed: Sequence[Episode], count: int, seed: int) -> dict:
     """All arms for the targets of one analyser. A target counts where every arm could be played; each failed episode weighs the same."""
     keyed = [(episode, job_key(seed, 0, f"placement {name} {episode.task_id}", episode.rollout)) for episode in failed]
-    looked = look_back(session, "policy" if name == "random" else name, keyed, SELECTS[name])
+    looked = look_back(session, "policy", keyed, "random", 1) if name == "random" else look_back(session, name, keyed)
     pairs = [(analysis.episode, target) for analysis in looked.analyses for target in analysis.targets]
     dropped, success = Counter(looked.dropped), {}
     for arm in ARMS:
@@ -145,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/desk.py")
     parser.add_argument("--policy", help="a Hugging Face directory in place of the config's")
-    known = f"some of {', '.join(SELECTS)}; random: the policy's words about a random step"
+    known = f"some of {', '.join(ANALYSERS)}; random: the policy's words about a random step"
     parser.add_argument("--analysers", default="policy,environment,random", help=known)
     parser.add_argument("--split", default="", help="by default the config's test split")
     parser.add_argument("--limit", type=int, default=0, help="tasks; 0 for all")
@@ -156,9 +154,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.policy, arguments.overrides)
     names = arguments.analysers.split(",")
-    if set(names) - SELECTS.keys():
-        raise UserError(f"--analysers={arguments.analysers}: choose some of {', '.join(SELECTS)}")
-    session = open_session(config, weights=True)
+    session = open_session(config, ["policy", *names])  # it plays, whoever looks back
+    config = session.config
     split = arguments.split or config.tasks.test_split
     tasks = list(session.tasks(split))[: arguments.limit or None]
     episodes, lost, _ = session.play(session.weights(session.trained), tasks, config.tasks.rollouts, step=EVAL_STEP)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hintsd_jax.episodes.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import interval
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.tokenizer import load_tokenizer
@@ -36,9 +38,9 @@ SCRIPTS = attribution.scripts_of("desk", CHAT.style)
 def session_of(engine, env_class=Desk, name="desk", **parts):
     config = base()
     config.policy.path, config.env.name = POLICY, name
-    config.env.options, config.hindsight.analyser = {}, "environment"
+    config.env.options = {}
     fields = {"mesh": None, "policy": None, "frozen": None, "trained": {}} | parts
-    return Session(config, chat=CHAT, engine=engine, env_class=env_class, **fields)
+    return Session(resolved(config), chat=CHAT, engine=engine, env_class=env_class, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,26 @@ def test_every_case_fails_by_its_one_fault(injected):
     assert [call.name for call in told.wanted] == ["notify"]
     stopped = next(case for case in cases if case.fault == "early_stop")  # a look-up, or at once what it is for
     assert 1 <= len(stopped.wanted) <= 2
+
+
+def test_an_analyser_is_told_the_step_and_nothing_else(injected):
+    cases = injected[0][:4]
+    asked = []
+
+    def answers(job):
+        asked.append(CHAT.decode(job.prompt))
+        step = cases[len(asked) - 1].step + (len(asked) == 2)  # the second speaks of another step
+        return [json.dumps({"failures": [{"step": step, "feedback": f"do {len(asked)}"}]})]
+
+    session = session_of(ScriptedEngine(CHAT, answers))
+    session.weights = lambda trained: trained
+    reports = [case.episode.report for case in cases]
+    found, dropped = looking_back.advise(session, "policy", [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases])
+    wanted = [Target(case.step, f"do {n}") for n, case in enumerate(cases, 1)]
+    assert found == [wanted[0], None, *wanted[2:]] and dropped == {"bad_step": 1}
+    assert [case.episode.report for case in cases] == reports
+    for case, question in zip(cases, asked, strict=True):
+        assert f"The step: #{case.step}<|im_end|>" in question and case.episode.report.faults[0].feedback not in question
 
 
 def case_of(step, steps=6, fault="a"):
@@ -101,8 +123,10 @@ def test_analysers_against_the_injected_step(injected):
     assert not dropped and [target.step for target in told] == [case.step for case in cases]
     elsewhere, dropped = looking_back.advise(session, "environment", [(episode, key, step - 1) for episode, key, step in keyed if step > 1])
     assert set(elsewhere) == {None} and dropped == {"not_a_fault_to_it": len(elsewhere)}
-    with pytest.raises(UserError, match="no analyser 'oracle'"):
+    with pytest.raises(UserError, match="no analyser 'oracle' that answers"):
         looking_back.look_back(session, "oracle", [])
+    with pytest.raises(UserError, match="no analyser oracle"):
+        looking_back.open_session(session.config, ["oracle"])
 
 
 def test_contexts_are_the_templates_own(injected):

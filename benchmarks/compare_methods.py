@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import compare_tables
+from benchmarks.compare_timing import retimed
 from hintsd_jax.runs.metrics import read_metrics
 
 REPO = Path(__file__).resolve().parents[1]
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--collect", type=Path, help="also write the summaries into this one file")
     parser.add_argument("--collected", default="", help="files of --collect, separated by commas: what is finished there is not run")
+    parser.add_argument("--clean-times", default="", help="a file of --collect, of short runs that had the machine to themselves: see compare_timing")
     parser.add_argument("--workdir", type=Path, default=Path("runs/compare_methods"))
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/compare_methods", help="tables and figures; without a suffix")
     parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
@@ -256,12 +258,14 @@ def main() -> None:
     print(f"{len(wanted) - left} of {len(wanted)} runs are finished, {failed} failed", flush=True)
     if any(run["status"] == "finished" for run in runs):
         labels = {arm: label for arm, (label, _) in ARMS.items()}
-        text = compare_tables.page(runs, labels)
+        clean = read_collected(arguments.clean_times)
+        shown = retimed(runs, clean) if clean else runs
+        text = compare_tables.page(shown, labels, clean)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".md").write_text(text)
-        arguments.out.with_suffix(".json").write_text(compare_tables.to_json(runs))
+        arguments.out.with_suffix(".json").write_text(compare_tables.to_json(shown))
         print(text)
-        draw(runs, labels, arguments.out)
+        draw(shown, labels, arguments.out)
     sys.exit(1 if failed else 75 if left else 0)
 
 

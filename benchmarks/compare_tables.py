@@ -242,8 +242,8 @@ def equal_time(reference: Curve, curve: Curve) -> tuple[float, float, float]:
     return seconds, curve.at_time(seconds), reference.at_time(seconds)
 
 
-def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
-    """The whole Markdown page.
+def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Mapping] = ()) -> str:
+    """The whole Markdown page; `clean`: the runs that the times come from, where they are others (`compare_timing`).
 
     Raises:
       SystemExit: runs that cannot be compared: of different configs, settings or held-out tasks.
@@ -272,7 +272,7 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str]) -> str:
     parts += [
         f"## What an update costs\n\nSeconds: medians over the updates after the first {WARM}, mean over seeds. Tokens: mean over all updates; those"
         " through student and teacher with padding. Compiling is before the first update, from a cache where there was one, and in no other figure."
-        f" {where(done)}",
+        f" {where(clean or done)}{retold(clean)}",
         cost_table(arms, labels),
         "## At equal wall time\n\nSuccess, %, here is on the evaluation tasks, a straight line between evaluations; times are seconds of updates,"
         f" without evaluations. Each arm is compared with `{first}` when the one of the two ends that takes less time.",
@@ -319,6 +319,16 @@ def starts_agree(arms: Mapping) -> str:
         differing += sum(int((start != starts[0]).sum()) for start in starts[1:])
         total += sum(start.size for start in starts[1:])
     return f" Before training {differing} of {total} rollouts differ from those of the first arm with the same seed." if total else ""
+
+
+def retold(clean: Sequence[Mapping]) -> str:
+    if not clean:
+        return ""
+    updates = max(max(run["rows"]["step"]) for run in clean)
+    return (
+        f" Times are those of {updates} updates of each arm that had these cores to themselves; the runs that success comes from shared theirs"
+        " with other work, and their times were scaled to these over the updates that both made, part by part."
+    )
 
 
 def where(runs: Sequence[Mapping]) -> str:

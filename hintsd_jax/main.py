@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from hintsd_jax import config as schema
 from hintsd_jax.errors import UserError
+from hintsd_jax.validation import validate
 
 config_flags.DEFINE_config_file("config", None, "The config file, such as configs/desk.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The folder of this run; one that holds a run already continues it.")
@@ -28,7 +29,7 @@ def run(argv: list[str]) -> None:
             raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write settings as --config.key=value")
-    config, workdir = schema.validate(flags.FLAGS.config), flags.FLAGS.workdir
+    config, workdir = validate(flags.FLAGS.config), flags.FLAGS.workdir
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
     module = importlib.import_module(f"hintsd_jax.{mode}")  # here, because importing jax takes a second
     if mode == "plan":

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from benchmarks import compare_methods, compare_tables
 from benchmarks.compare_tables import Curve
+from benchmarks.compare_timing import retimed
 from hintsd_jax.evaluate import interval
 
 LABELS = {"hint_sd": "**HINT-SD**", "dense": "dense", "environment": "PRIVILEGED: report"}
@@ -191,3 +192,15 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="dense-0 was run with other settings .*: give the same, or another --workdir"):
         compare_methods.main()
     assert kept["status"] == "failed" and kept["problem"].startswith("error: unknown config key optim.lrr: did you mean optim.lr?")
+
+
+def test_clean_times_take_the_place_of_disturbed_ones():
+    rows = {"step": [0, 1, 2, 3, 4, 5, 6], "time/step": [None, 90.0, 80.0, 20.0, 40.0, 60.0, 10.0], "time/compile": [30.0, *[None] * 6], "eval/avg@4": [0.1] * 7}
+    clean = {"arm": "dense", "rows": {"step": [0, 1, 2, 3, 4], "time/step": [None, 7.0, 7.0, 5.0, 10.0], "time/compile": [6.0, *[None] * 4]}}
+    (run,) = retimed([{"arm": "dense", "rows": rows}], [clean])
+    assert run["rows"]["time/step"] == [None, 22.5, 20.0, 5.0, 10.0, 15.0, 2.5]  # 5 and 10 s for 20 and 40: a quarter
+    assert run["rows"]["time/compile"][0] == 6.0 and run["rows"]["eval/avg@4"] == rows["eval/avg@4"] and rows["time/step"][3] == 20.0
+    with pytest.raises(SystemExit, match="no clean times of sdpo"):
+        retimed([{"arm": "sdpo", "rows": rows}], [clean])
+    with pytest.raises(SystemExit, match="make more of them"):
+        retimed([{"arm": "dense", "rows": rows | {"time/step": [None, 1.0, 1.0, None, None, 1.0, 1.0]}}], [clean])

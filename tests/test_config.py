@@ -9,6 +9,7 @@ import pytest
 
 from hintsd_jax import config as schema
 from hintsd_jax.errors import UserError
+from hintsd_jax.validation import validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -26,18 +27,18 @@ def put(config, key, value):
 
 def problem(config) -> str:
     with pytest.raises(UserError) as caught:
-        schema.validate(config)
+        validate(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_defaults_need_only_a_policy():
     assert problem(schema.base()) == "impossible config: policy.path is empty: name the folder of a Hugging Face policy"
-    schema.validate(sound())
+    validate(sound())
 
 
 def test_defaults_are_the_released_settings():
-    flat = schema.flatten(schema.validate(sound()))
+    flat = schema.flatten(validate(sound()))
     released = {
         "optim.lr": 5e-6, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8, "optim.weight_decay": 0.0, "optim.clip_norm": 1.0,
         "optim.schedule": "linear", "optim.warmup_steps": 0, "optim.ema_decay": 0.999, "rollout.temperature": 0.6, "rollout.top_p": 1.0,
@@ -91,7 +92,7 @@ def test_controls_are_possible():
     for key, value in {"history": "template", "enable_thinking": False, "template_kwargs": {"date_string": "01 Jan 2025"}, "optim.lr": 0.0, "lora.rank": 0, "lora.alpha": 0.0, "distill.form": "rows", "optim.ema_decay": 1.0, "optim.clip_norm": 0.0, "eval.every": 0, "method": "sharpen"}.items():
         config = sound()
         put(config, key, value)
-        schema.validate(config)
+        validate(config)
 
 
 def test_keys_are_locked_but_the_environments_options():
@@ -140,7 +141,7 @@ def test_committed_training_configs_are_sound(path):
     spec.loader.exec_module(module)
     if not set(module.get_config()) >= set(schema.base()):
         pytest.skip("a config of another program (the warm-up)")
-    schema.validate(module.get_config())
+    validate(module.get_config())
     assert f"--config=configs/{path.name}" in module.__doc__
 
 

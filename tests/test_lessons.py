@@ -8,6 +8,7 @@ from hintsd_jax import lessons
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.validation import validate
 from tests.rows_helpers import Chat, make_episode
 
 
@@ -39,7 +40,7 @@ def make_rows(method, analyses=(), changes=(), made=None):
     config.update_from_flattened_dict(dict(changes))
     made, chat = made or episodes(), Keeping()
     found = Hindsight([Analysis(made[n], tuple(Target(*target) for target in targets), rewards=rewards) for n, targets, rewards in analyses])
-    found_rows, without = lessons.make_rows(schema.validate(config), chat, made, found, step=3)
+    found_rows, without = lessons.make_rows(validate(config), chat, made, found, step=3)
     return made, found_rows, dict(without), chat.said
 
 

@@ -6,6 +6,7 @@ from hintsd_jax import config as schema
 from hintsd_jax.distill.losses import LOSSES
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import METHODS, resolved
+from hintsd_jax.validation import validate
 
 
 def with_method(name, **changes):
@@ -17,13 +18,13 @@ def with_method(name, **changes):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_settles_every_open_key(name):
-    config = schema.validate(with_method(name))
+    config = validate(with_method(name))
     assert None not in schema.flatten(config).values()
-    assert METHODS[name].loss in LOSSES and schema.validate(config) == config  # again: nothing is left to decide
+    assert METHODS[name].loss in LOSSES and validate(config) == config  # again: nothing is left to decide
 
 
 def test_what_the_methods_are():
-    settled = {name: schema.validate(with_method(name)) for name in METHODS}
+    settled = {name: validate(with_method(name)) for name in METHODS}
     assert {name: METHODS[name].loss for name in METHODS} == {
         "hint_sd": "distill", "hint_sd_single": "distill", "hint_sd+grpo": "distill+policy", "dense": "judged",
         "sdpo": "distill", "grpo": "policy", "sft": "sft", "sharpen": "sft",
@@ -37,7 +38,7 @@ def test_what_the_methods_are():
 
 def test_a_config_wins_over_its_method():
     config = with_method("sdpo", distill__divergence="reverse_kl", optim__ema_decay=0.9)
-    settled = schema.validate(config)
+    settled = validate(config)
     assert (settled.distill.divergence, settled.optim.ema_decay, settled.distill.importance_clip) == ("reverse_kl", 0.9, 2.0)
     assert config.distill.importance_clip is None  # the given one stays open
 
@@ -46,7 +47,7 @@ def test_an_unknown_method_is_all_that_is_said():
     config = with_method("hintsd")
     assert resolved(config).hindsight.select is None
     with pytest.raises(UserError) as caught:
-        schema.validate(config)
+        validate(config)
     assert str(caught.value) == "impossible config: method = 'hintsd' is unknown, did you mean 'hint_sd'?"
 
 
@@ -64,5 +65,5 @@ def test_an_unknown_method_is_all_that_is_said():
 )
 def test_what_a_method_cannot_be_combined_with(name, changes, says):
     with pytest.raises(UserError, match="impossible config") as caught:
-        schema.validate(with_method(name, **changes))
+        validate(with_method(name, **changes))
     assert says in str(caught.value)

@@ -168,6 +168,9 @@ def arm(config, path, overrides):
     return row, records, (path / "result.md").read_text()
 
 
+MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6}  # six rollouts of one task, which do not all end alike
+
+
 def trained(records):
     """(record, span) of all actions that were trained on."""
     return [(record, span) for record in records for span in record["trained"]]
@@ -195,7 +198,7 @@ def test_sdpo_trains_whole_episodes_under_one_advice(config, tmp_path):
 
 
 def test_grpo_and_hint_sd_add_up(config, tmp_path):
-    overrides = {"method": "hint_sd+grpo", "hindsight.select": "random", "hindsight.max_targets": 1}
+    overrides = {"method": "hint_sd+grpo", "hindsight.select": "random", "hindsight.max_targets": 1} | MIXED
     row, records, _ = arm(config, tmp_path / "both", overrides)
     assert 0 < row["distill/taught"] < row["distill/tokens"] and row["hindsight/asked"] == row["hindsight/failed"]
     by_task = {}
@@ -210,7 +213,7 @@ def test_grpo_and_hint_sd_add_up(config, tmp_path):
 
 
 def test_grpo_needs_no_teacher(config, tmp_path):
-    row, _, table = arm(config, tmp_path / "grpo", {"method": "grpo"})
+    row, _, table = arm(config, tmp_path / "grpo", {"method": "grpo"} | MIXED)
     assert row["distill/teacher_tokens"] == row["hindsight/asked"] == row["hindsight/privileged"] == 0
     assert row["distill/tokens"] > 0 and row["distill/clipped"] == 0 and "analyser" not in table
 

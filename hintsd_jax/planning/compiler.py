@@ -94,7 +94,7 @@ def _temp(program: aot.Program, devices: Devices) -> tuple[int, bool]:
 
 
 def _key(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, name: str) -> str:
-    aside = (*NOT_OF_A_RUN, "env.", "tasks.", "eval.", "checkpoint.", "policy.path", "seed")
+    aside = (*NOT_OF_A_RUN, "env.", "tasks.", "eval.", "checkpoint.", "alarms.", "endpoint.", "policy.path", "seed")
     settings = {key: str(value) for key, value in flatten(config).items() if not key.startswith(aside)}
     device = mesh.devices.flat[0]
     parts = [name, settings, repr(policy), dict(mesh.shape), device.device_kind, device.client.platform_version, jax.__version__, jaxlib.__version__, _source()]

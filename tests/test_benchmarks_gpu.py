@@ -1,0 +1,82 @@
+import argparse
+from functools import partial
+
+import jax
+import pytest
+
+from benchmarks import gpu, gpu_work as work
+from hintsd_jax.policy import attention, decoder
+from hintsd_jax.policy.config import PolicyConfig
+
+POLICY = PolicyConfig(
+    vocab_size=512, num_layers=1, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=512, rope_theta=1e4, norm_eps=1e-6,
+    tie_embeddings=True, max_positions=512,
+)  # fmt: skip
+
+
+def counted(call, *shapes) -> float:
+    """The operations that XLA counts before it optimises, loop bodies once."""
+    return jax.jit(call).lower(*shapes).cost_analysis()["flops"]
+
+
+def test_products_of_a_pass_are_those_that_xla_counts():
+    params = jax.eval_shape(partial(decoder.init_params, POLICY), jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((1, 128), "int32")
+    forward = lambda params, tokens: decoder.forward(params, POLICY, tokens)
+    hidden = jax.ShapeDtypeStruct((128, POLICY.d_model), "float32")
+    # Up to 256 tokens the whole square of scores is computed. Norms, softmax and the rest are what is more.
+    needed = work.layers(POLICY, 128) + work.mixing(POLICY, 128 * 128)
+    assert needed < counted(forward, params, tokens) < 1.05 * needed
+    assert counted(lambda params, hidden: decoder.project(params, POLICY, hidden), params, hidden) == work.head(POLICY, 128)
+
+
+def test_mixing_is_what_attention_needs():
+    heads = lambda number: jax.ShapeDtypeStruct((1, 128, number, POLICY.head_dim), "float32")
+    needed = work.mixing(POLICY, 128 * 128)
+    assert needed < counted(attention.attend_causal, heads(4), heads(2), heads(2)) < 1.2 * needed
+
+
+@pytest.mark.parametrize(("length", "start"), [(1, 0), (5, 0), (7, 11)])
+def test_causal_pairs_are_counted(length, start):
+    assert work.causal(length, start) == sum(key <= start + query for query in range(length) for key in range(start + length))
+
+
+def test_decoding_reads_weights_once_and_caches_to_their_lengths():
+    shapes = jax.eval_shape(partial(decoder.init_params, POLICY), jax.random.key(0))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 2 or leaf.shape[0] == POLICY.vocab_size)
+    cache = jax.eval_shape(partial(decoder.init_cache, POLICY, 2, 30))
+    cached = sum(leaf.size for leaf in jax.tree.leaves(cache))
+    assert work.decode_bytes(POLICY, [30, 30], itemsize=4) == 4 * (weights + cached)
+    assert work.decode_bytes(POLICY, [30, 0], itemsize=4) == 4 * (weights + cached // 2)
+
+
+def test_an_update_is_its_passes():
+    trunk, stream, actions = 96, 32, 16
+    passes = lambda tokens, pairs, logits: work.layers(POLICY, tokens) + work.mixing(POLICY, pairs) + work.head(POLICY, logits)
+    teacher = passes(trunk + stream, work.causal(trunk) + 2 * work.causal(16, 80), actions)
+    student = 3 * passes(trunk, work.causal(trunk), actions) + work.mixing(POLICY, work.causal(trunk))
+    assert work.update(POLICY, trunk, [(80, 16), (80, 16)], actions) == student + teacher
+
+
+def test_a_section_that_fails_is_a_row_that_says_why(tmp_path):
+    arguments = argparse.Namespace(shape=tmp_path / "none.json", small=True)
+    (row,) = gpu.run("decode", arguments, {}, limit_s=60)
+    assert row["section"] == "decode" and "none.json: missing" in row["error"]
+    assert "failed" in gpu.cells(row)[-1]
+
+
+def test_a_section_that_is_cut_is_a_row_too(tmp_path):
+    (row,) = gpu.run("decode", argparse.Namespace(shape=tmp_path / "none.json", small=True), {}, limit_s=0.05)
+    assert row["error"] == "cut after 0 s"
+
+
+def test_page_has_every_row_under_its_section():
+    rows = [
+        {"section": "ceilings", "what": "copy", "ms": 1.5, "GB/s": 3000.0},
+        {"section": "decode", "what": "8 slots", "of ceiling": 0.5, "note": "a | b"},
+    ]
+    found = {"card": "X", "date": "2026-11-23", "driver": "1", "versions": {"jax": "0"}, "shape": "s", "seconds": 1.0, "rows": rows}
+    table = [line for line in gpu.markdown(found).splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table] == ["what", "---", "**ceilings**", "copy", "**decode**", "8 slots"]
+    assert "3,000" in table[3] and "50%" in table[5] and table[5].endswith("| a / b |")
+    assert len({line.count("|") for line in table}) == 1

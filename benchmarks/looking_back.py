@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.config import validate
 from hintsd_jax.envs.base import Fault, Report, resolve
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
@@ -42,6 +41,7 @@ from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.workdir import versions
 from hintsd_jax.sampling import Sampling
 from hintsd_jax.session import Session, answer_sampling
+from hintsd_jax.validation import validate
 
 ANALYSERS = {
     "policy": "the policy's own hindsight",

@@ -266,7 +266,7 @@ def main() -> None:
     said += " 95 % intervals by bootstrap over episodes."
     write(arguments.out or REPO / f"benchmarks/results/attribution_{config.env.name}", f"{head}{said}\n\n{text}", results)
     if not arguments.out:
-        fill(PAGE, f"attribution_{config.env.name}", text.replace("## ", "### "))
+        fill(PAGE, f"attribution_{config.env.name}", text.replace("## ", "#### "))
 
 
 if __name__ == "__main__":

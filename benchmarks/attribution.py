@@ -83,7 +83,7 @@ def scripts_of(environment: str, style: str) -> Scripts:
 
 def inject(session: Session, tasks: Sequence[Mapping], scripts: Scripts, seed: int) -> tuple[list[Case], dict[str, Counter]]:
     """Cases that fail, and by kind what was `made` and what `failed`. Raises RuntimeError where an episode could not be played."""
-    cases, counts = [], {kind: Counter() for kind in scripts.faults}
+    cases, counts = [], {kind: Counter(made=0, failed=0) for kind in scripts.faults}
     options, chat = session.config.env.options.to_dict(), session.chat
     for first in range(0, len(tasks), BATCH):
         batch = tasks[first : first + BATCH]

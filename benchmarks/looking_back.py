@@ -162,7 +162,8 @@ def ratio(parts_N: Sequence[float], wholes_N: Sequence[float] | None = None) -> 
         counted = wholes[drawn].sum(axis=1)
         means.append(parts[drawn].sum(axis=1)[counted > 0] / counted[counted > 0])
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return {"value": float(parts.sum() / wholes.sum()), "low": float(low), "high": float(high), "n": float(wholes.sum())}
+    found = {"value": parts.sum() / wholes.sum(), "low": low, "high": high, "n": wholes.sum()}
+    return {name: round(float(number), 6) for name, number in found.items()}
 
 
 def cell(found: dict[str, float] | None, form: str = "{:.2f}", scale: float = 1.0) -> str:
@@ -189,7 +190,7 @@ def write(out: Path, text: str, results: dict) -> None:
     found = versions()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(f"{text}\n\nVersions: {json.dumps(found)}\n")
-    out.with_suffix(".json").write_text(json.dumps({"versions": found, "command": sys.argv[1:], **results}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps({"versions": found, "command": sys.argv[1:], **results}) + "\n")
 
 
 def fill(page: Path, mark: str, text: str) -> None:

@@ -96,7 +96,7 @@ def test_where_by_hand():
     found = attribution.where(cases, named)
     values = {name: found[name] if isinstance(found[name], int) else found[name]["value"] for name in found}
     assert values == pytest.approx(
-        {"episodes": 4, "answered": 3, "targets": 1.5, "precision": 1 / 6, "recall": 1 / 4, "within_1": 2 / 4, "distance": 4 / 3, "steps": 6}
+        {"episodes": 4, "answered": 3, "targets": 1.5, "precision": 1 / 6, "recall": 1 / 4, "within_1": 2 / 4, "distance": 4 / 3, "steps": 6}, abs=1e-6
     )
     assert found["precision"]["n"] == 6 and found["distance"]["n"] == 3
     nothing = attribution.where(cases, [[]] * 4)
@@ -247,7 +247,7 @@ def test_ratios(pairs):
     if not sum(wholes):
         assert found is None
         return
-    assert found["value"] == pytest.approx(sum(parts) / sum(wholes)) and found["n"] == sum(wholes)
+    assert found["value"] == pytest.approx(sum(parts) / sum(wholes), abs=1e-6) and found["n"] == sum(wholes)
     assert 0 <= found["low"] <= found["high"] <= 1
 
 

@@ -95,9 +95,8 @@ def test_where_by_hand():
     named = [[Target(2, "w"), Target(4, "w")], [Target(4, "w")], [], [Target(1, "w"), Target(2, "w"), Target(3, "w")]]
     found = attribution.where(cases, named)
     values = {name: found[name] if isinstance(found[name], int) else found[name]["value"] for name in found}
-    assert values == pytest.approx(
-        {"episodes": 4, "answered": 3, "targets": 1.5, "precision": 1 / 6, "recall": 1 / 4, "within_1": 2 / 4, "distance": 4 / 3, "steps": 6}, abs=1e-6
-    )
+    known = {"episodes": 4, "answered": 3, "targets": 1.5, "precision": 1 / 6, "recall": 1 / 4, "within_1": 2 / 4, "distance": 4 / 3, "steps": 6}
+    assert values == pytest.approx(known, abs=1e-6)
     assert found["precision"]["n"] == 6 and found["distance"]["n"] == 3
     nothing = attribution.where(cases, [[]] * 4)
     assert nothing["precision"] is None and nothing["distance"] is None and nothing["recall"]["value"] == 0

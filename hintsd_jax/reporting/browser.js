@@ -8,9 +8,10 @@ function lineOf(n) {
   return { n, run: e.run[n], step: e.step[n], task: data.names.task[e.task[n]], rollout: e.rollout[n], success: e.success[n], turns: e.turns[n], ended: data.names.ended[e.ended[n]], targets: e.targets[n], trained: e.trained[n] };
 }
 
-function linkOf(n) {
+// The link to an episode, or to one of its steps.
+function linkOf(n, step) {
   const line = lineOf(n);
-  return "#" + ["episode", data.runs[line.run].name, line.step, line.task, line.rollout].map((part) => encodeURIComponent(part)).join("/");
+  return "#" + ["episode", data.runs[line.run].name, line.step, line.task, line.rollout, ...(step ? [step] : [])].map((part) => encodeURIComponent(part)).join("/");
 }
 
 function findLink(parts) {
@@ -115,7 +116,8 @@ function walk(by) {
   if (list.shown[to] !== undefined) location.replace(linkOf(list.shown[to]));
 }
 
-async function open(n) {
+async function open(n, step) {
+  if (n === list.opened && step) return goTo(step);
   list.chosen = n;
   reveal();
   drawRows();
@@ -123,13 +125,16 @@ async function open(n) {
   try {
     entry = (await chunk(Math.floor(n / data.chunk)))[n % data.chunk];
   } catch (error) {
-    if (n === list.chosen) list.place.replaceChildren(make("p.empty", null, `This episode cannot be unpacked by this browser (${error.message}).`));
-    return;
+    if (n === list.chosen) return list.place.replaceChildren(make("p.empty", null, `This episode cannot be unpacked by this browser (${error.message}).`));
+    return null;
   }
-  if (n !== list.chosen) return; // another was chosen meanwhile
+  if (n !== list.chosen) return null; // another was chosen meanwhile
   list.place.replaceChildren(...drawEpisode(lineOf(n), entry, siblingsOf(n)));
+  list.opened = n;
+  if (step) return goTo(step);
   list.place.parentElement.scrollTop = 0;
-  if (list.place.parentElement.scrollHeight <= list.place.parentElement.clientHeight || matchMedia("(max-width: 860px)").matches) scrollTo(0, 0);
+  scrollTo(0, 0); // on a narrow page, which scrolls as a whole
+  return null;
 }
 
 // Chunks are unpacked when needed; the last few stay.

@@ -10,7 +10,7 @@ const HEIGHT = 168, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 22;
 function chart(spec, series, x, alarms = []) {
   const drawn = series.map((line) => ({ ...line, points: line.points.filter((p) => p[0] !== null && p[1] !== null) })).filter((line) => line.points.length);
   if (!drawn.length) return null;
-  const last = drawn.length === 1 ? make("span.now", null, spec.unit(drawn[0].points.at(-1)[1])) : null;
+  const last = drawn.length === 1 ? make("span.now", null, (spec.exact || spec.unit)(drawn[0].points.at(-1)[1])) : null;
   const box = make("div.plot");
   const keys = spec.keyed && drawn.length > 1 ? make("span.keys", null, drawn.map((line) => make("span.key", null, swatch(line.n), line.short || line.name))) : null;
   const figure = make("figure.chart", null, make("figcaption", null, make("span.name", null, spec.title), keys, last), box);
@@ -33,15 +33,16 @@ function chart(spec, series, x, alarms = []) {
     picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     picture.setAttribute("width", width);
     const parts = [];
-    for (const v of ticks(low, high, 3)) {
+    const size = spec.size ?? 1;
+    for (const v of ticks(low / size, high / size, 3).map((t) => t * size)) {
       parts.push(draw("line.grid", { x1: LEFT, x2: width - RIGHT, y1: py(v), y2: py(v) }));
       parts.push(draw("text.tick", { x: LEFT - 8, y: py(v) + 4, "text-anchor": "end" }, spec.unit(v)));
     }
-    for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 90)))) {
+    for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter((t) => !x.whole || Number.isInteger(t))) {
       const at = px(v);
       parts.push(draw("text.tick", { x: at, y: HEIGHT - 5, "text-anchor": at > width - 24 ? "end" : at < LEFT + 12 ? "start" : "middle" }, x.text(v)));
     }
-    for (const alarm of alarms) parts.push(draw("line.alarm", { x1: px(alarm.x), x2: px(alarm.x), y1: TOP, y2: HEIGHT - BOTTOM }, draw("title", null, `alarm: ${alarm.name}`)));
+    for (const alarm of alarms.filter((a) => a.x >= x0 && a.x <= x1)) parts.push(draw("line.alarm", { x1: px(alarm.x), x2: px(alarm.x), y1: TOP, y2: HEIGHT - BOTTOM }, draw("title", null, `alarm: ${alarm.name}`)));
     for (const line of drawn) {
       const path = line.points.map((p, i) => `${i ? "L" : "M"}${px(p[0]).toFixed(1)} ${py(p[1]).toFixed(1)}`).join("");
       parts.push(draw("path.line", { d: path, stroke: colour(line.n), "stroke-dasharray": dash(line.n) || null }));
@@ -65,7 +66,7 @@ function chart(spec, series, x, alarms = []) {
     if (to === null) return tip.hide();
     const here = drawn.map((line) => [line, line.points.find((p) => p[0] === xs[to])]).filter(([, p]) => p);
     here.sort((a, b) => b[1][1] - a[1][1]);
-    const lines = here.slice(0, 12).map(([line, p]) => make("div.row", null, swatch(line.n), drawn.length > 1 ? make("span", null, line.name) : null, make("b", null, spec.unit(p[1]))));
+    const lines = here.slice(0, 12).map(([line, p]) => make("div.row", null, swatch(line.n), drawn.length > 1 ? make("span", null, line.name) : null, make("b", null, (spec.exact || spec.unit)(p[1]))));
     if (here.length > 12) lines.push(make("div.soft", null, `and ${here.length - 12} more`));
     const alarm = alarms.filter((a) => a.x === xs[to]).map((a) => make("div.soft", null, `alarm: ${a.name}`));
     tip.show([make("div.soft", null, `${x.name} ${x.text(xs[to])}`), ...lines, ...alarm], clientX, clientY);

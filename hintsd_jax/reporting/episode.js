@@ -1,26 +1,26 @@
 // One episode, opened: outcome, a strip of its steps, what hindsight said, and the dialogue with the feedback at its targets.
 
 // line: the row of the list; entry: the whole episode; siblings: list numbers of the other rollouts of its task in that training step.
-function drawEpisode(line, entry, siblings, go) {
+function drawEpisode(line, entry, siblings) {
   const targets = new Map((entry.hindsight?.targets || []).map((t) => [t.step, t.feedback]));
   const trained = new Map(entry.trained.map((span) => [span.step, span]));
   const faults = new Map(entry.faults.map((f) => [f.step, f.feedback]));
-  const facts = [plural(line.turns, "step"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
+  const facts = [plural(line.turns, "turn"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
   if (targets.size) facts.push(plural(targets.size, "target"));
   const rollouts = siblings.length > 1 ? make("div.siblings", { role: "group", "aria-label": "Rollouts of this task" }, make("span.soft", null, "rollouts"), siblings.map((n) => {
     const other = lineOf(n);
     return make("a.sibling", { href: linkOf(n), "aria-current": n === line.n ? "true" : null, "aria-label": `rollout ${other.rollout}, ${other.success ? "succeeded" : "failed"}` }, outcomeSign(other.success), String(other.rollout));
   })) : null;
-  const steps = entry.steps.map((step, i) => drawStep(step, i + 1, targets, trained, faults, entry));
+  const steps = entry.steps.map((step, i) => drawStep(step, i + 1, line, targets, trained, faults));
   return [
     make("div.episode-head", null,
       make("h2", { tabindex: -1 }, line.task, make("span.outcome" + (line.success ? ".won" : ".lost"), null, outcomeSign(line.success), line.success ? "succeeded" : "failed")),
       make("p.note", null, [data.runs.length > 1 ? data.runs[line.run].name : null, `training step ${line.step}`, `rollout ${line.rollout}`, ...facts].filter(Boolean).join(" \u00b7 ")),
       entry.detail ? make("p.note", null, longText(entry.detail)) : null,
       rollouts,
-      drawStrip(line.turns, targets, trained, faults),
+      drawStrip(line, targets, trained, faults),
     ),
-    drawHindsight(entry, targets, go),
+    drawHindsight(line, entry),
     entry.trained.length ? tokenLegend(entry.trained) || "" : "",
     make("ol.turns", null, drawPrompt(entry), steps),
   ];
@@ -31,31 +31,35 @@ function outcomeSign(success) {
   return draw(`svg.sign.${success ? "won" : "lost"}`, { viewBox: "0 0 10.5 10.5", width: 11, height: 11, "aria-hidden": "true" }, shape);
 }
 
-function drawStrip(count, targets, trained, faults) {
+function goTo(n) {
+  if (!document.getElementById(`step-${n}`)) return;
+  const step = document.getElementById(`step-${n}`);
+  step.scrollIntoView({ block: "center" });
+  step.focus({ preventScroll: true });
+}
+
+function drawStrip(line, targets, trained, faults) {
   const cells = [];
-  for (let n = 1; n <= count; n++) {
+  for (let n = 1; n <= line.turns; n++) {
     const kinds = [targets.has(n) && "a target", trained.has(n) && "trained on", faults.has(n) && "a true fault"].filter(Boolean);
     const name = ["cell", targets.has(n) && "hit", trained.has(n) && "fed", faults.has(n) && "fault"].filter(Boolean).join(".");
-    cells.push(make(`button.${name}`, { type: "button", title: [`step ${n}`, ...kinds].join(", "), "aria-label": [`Go to step ${n}`, ...kinds].join(", "), onclick: () => {
-      const step = document.getElementById(`step-${n}`);
-      step.scrollIntoView({ block: "center" });
-      step.focus({ preventScroll: true });
-    } }, String(n)));
+    cells.push(make(`a.${name}`, { href: linkOf(line.n, n), title: [`step ${n}`, ...kinds].join(", "), "aria-label": [`Go to step ${n}`, ...kinds].join(", ") }, String(n)));
   }
   return make("div.strip", { role: "group", "aria-label": "Steps of the episode" }, cells);
 }
 
-function drawHindsight(entry) {
+function drawHindsight(line, entry) {
   const looked = entry.hindsight, box = make("div.looked");
   if (looked) {
     const how = [looked.analyser && `analyser ${looked.analyser}`, looked.select && looked.select !== "hindsight" && `steps chosen: ${looked.select}`, looked.place === "start" && "feedback placed at the start"].filter(Boolean).join(" \u00b7 ");
     box.append(make("p", null, make("b", null, "Hindsight "), looked.privileged ? make("span.warn", null, "privileged: knows the ground truth") : "", make("span.soft", null, ` ${how}`)));
     if (looked.problem) box.append(make("p", null, `Its answer could not be used: ${looked.problem}`));
+    else if (looked.targets.length) box.append(make("ul.named", null, looked.targets.map((t) => make("li", null, make("a.number", { href: linkOf(line.n, t.step), "aria-label": `Go to step ${t.step}` }, String(t.step)), make("span", null, longText(t.feedback, 300))))));
     else if (!looked.targets.length) box.append(make("p", null, "It named no step."));
     if (looked.answer) box.append(make("details", null, make("summary", null, "The analyser's answer"), make("pre", null, longText(looked.answer, 4000))));
   }
   if (entry.faults.length || entry.report) {
-    box.append(make("details", null, make("summary", null, "What the environment knows (ground truth, seen by no policy)"), entry.report ? make("p", null, longText(entry.report)) : null,
+    box.append(make("details", null, make("summary", null, "The environment's report (ground truth)"), entry.report ? make("p", null, longText(entry.report)) : null,
       entry.faults.length ? make("ul", null, entry.faults.map((f) => make("li", null, make("b", null, `step ${f.step}: `), longText(f.feedback)))) : null));
   }
   return box.childNodes.length ? box : "";
@@ -73,7 +77,7 @@ function saying(who, text) {
   return make(`li.turn.${who}`, null, make("div.who", null, who), make("div.words", null, longText(text)));
 }
 
-function drawStep(step, n, targets, trained, faults, entry) {
+function drawStep(step, n, line, targets, trained, faults) {
   const span = trained.get(n), hit = targets.has(n), parts = [];
   for (const part of actionParts(step.text)) {
     if (part.call) parts.push(drawCall(part.call));
@@ -82,10 +86,11 @@ function drawStep(step, n, targets, trained, faults, entry) {
   }
   if (!parts.length) parts.push(make("div.words.soft", null, "(nothing)"));
   const body = make("div.body", null, parts);
-  const marks = [faults.has(n) ? make("span.tag.fault", { title: "ground truth, which no policy sees" }, "true fault") : null, step.reward ? make("span.tag", null, `reward ${short(step.reward)}`) : null];
+  if (step.reward) body.append(make("div.note", null, `reward ${short(step.reward)}`));
   if (hit) body.append(make("div.feedback", null, make("span.label", null, "feedback"), make("div", null, longText(targets.get(n)))));
+  if (faults.has(n)) body.append(make("div.truth", null, make("span.label", null, "ground truth, from the environment's report"), make("div", null, "A true fault. ", longText(faults.get(n)))));
   if (span) body.append(drawSpan(span));
-  const action = make(`li.turn.action${hit ? ".hit" : ""}`, { id: `step-${n}`, tabindex: -1 }, make("div.who", null, make("span.number", null, String(n)), "agent"), make("div.side", null, marks, body));
+  const action = make(`li.turn.action${hit ? ".hit" : ""}`, { id: `step-${n}`, tabindex: -1 }, make("div.who", null, make("a.number", { href: linkOf(line.n, n), "aria-label": `step ${n}` }, String(n)), "agent"), body);
   const { tool, user } = observationParts(step.observation);
   return [action, tool ? make("li.turn.tool", null, make("div.who", null, "tools"), make("pre.words", null, longText(tool, 900))) : null, user ? saying("user", user) : null];
 }

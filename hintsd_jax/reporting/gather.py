@@ -77,6 +77,7 @@ def overview(run: Run) -> dict[str, Any]:
         "config": {key: value if records.plain(value) else str(value) for key, value in run.config.items()},
         "versions": run.versions,
         "steps": run.steps,
+        "privileged": any(row.get("hindsight/privileged") for row in run.rows),
         "planned": run.planned,
         "metrics": columns(run.rows),
         "results": results.lines(run.held_out, split),
@@ -93,6 +94,9 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     found = {name: [records.number(row.get(name)) for row in rows] for name in sorted({name for row in rows for name in row})}
     wall = generated = 0.0
     found["wall"], found["generated"] = [], []
+    if "hindsight/target_step_mean" in found:  # 0 where there was no target
+        pairs = zip(found["hindsight/target_step_mean"], rows, strict=True)
+        found["hindsight/target_step_mean"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
     for row in rows:
         wall += row.get("time/step") or 0.0
         generated += (row.get("rollout/tokens") or 0) + (row.get("hindsight/tokens") or 0)

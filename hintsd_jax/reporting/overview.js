@@ -1,22 +1,23 @@
 // The first view: what came out, the curves of all runs, where the targets fall, what a step costs, and the settings.
 
 const PERCENT = (v) => `${trim(100 * v, Math.abs(v) < 0.1 && v !== 0 ? 1 : 0)} %`;
+const EXACT = (v) => `${percent(v)} %`;
 const CHARTS = [
-  { title: "Success", keys: ["rollout/success", /^eval\/avg@\d+$/], names: ["rollouts", "evaluation"], unit: PERCENT, one: true },
+  { title: "Success", keys: ["rollout/success", /^eval\/avg@\d+$/], names: ["rollouts", "evaluation"], unit: PERCENT, exact: EXACT, one: true },
   { title: "Loss", keys: ["distill/loss"], unit: short, zero: true },
   { title: "Entropy of the policy, nats", keys: ["distill/entropy"], unit: short, zero: true },
   { title: "Teacher minus student, nats", keys: ["distill/teacher_gap"], unit: short },
   { title: "Targets a step", keys: ["hindsight/targets"], unit: short, zero: true },
   { title: "Mean step of the targets", keys: ["hindsight/target_step_mean"], unit: short },
-  { title: "Targets against true faults", keys: ["hindsight/precision", "hindsight/recall"], names: ["precision", "recall"], unit: PERCENT, one: true },
+  { title: "Targets against true faults", keys: ["hindsight/precision", "hindsight/recall"], names: ["precision", "recall"], unit: PERCENT, exact: EXACT, one: true },
   { title: "Tokens an action", keys: ["rollout/action_length"], unit: short, zero: true },
   { title: "Turns an episode", keys: ["rollout/turns"], unit: short, zero: true },
   { title: "Gradient norm", keys: ["distill/grad_norm"], unit: short, zero: true },
   { title: "Time of a step", keys: ["time/step"], unit: seconds, zero: true },
-  { title: "Peak memory", keys: ["memory/peak_bytes"], unit: bytes, zero: true },
+  { title: "Peak memory, GiB", keys: ["memory/peak_bytes"], unit: (v) => short(v / 2 ** 30), size: 2 ** 30, zero: true },
 ];
 const AXES = {
-  step: { name: "training step", label: "steps", key: "step", text: short },
+  step: { name: "training step", label: "steps", key: "step", text: short, whole: true },
   wall: { name: "training time", label: "time", key: "wall", text: seconds },
   generated: { name: "tokens generated", label: "tokens", key: "generated", text: short },
 };
@@ -38,39 +39,42 @@ function heading(runs) {
   const one = runs.length === 1 ? runs[0] : null;
   const state = (run) => (run.planned && run.steps < run.planned ? `at step ${run.steps} of ${run.planned}` : plural(run.steps, "step"));
   const facts = one ? runFacts(one) : [["runs", String(runs.length)], ["environment", [...new Set(runs.map((run) => run.config["env.name"]))].join(", ")]];
-  const titled = one ? one.name : `${runs.length} runs`;
-  document.title = `${titled} \u00b7 run report`;
-  document.getElementById("title").textContent = titled;
   const where = one ? state(one) : runs.some((run) => run.planned && run.steps < run.planned) ? `${runs.filter((run) => run.steps < run.planned).length} not finished` : null;
   if (where) facts.unshift([one ? "training" : "state", where]);
   return make("section.head", null, make("h1", null, headline(runs)), make("dl.facts", null, facts.filter(([, v]) => v).map(([k, v]) => make("div", null, make("dt", null, k), make("dd", null, v)))));
 }
 
-// One sentence that says the result, of the best run where there are several.
+// The result in one line: before and after of one run, the range of several (the best of many runs would flatter).
 function headline(runs) {
   const done = runs.map((run) => [run, run.results[0]]).filter(([, line]) => line && line.before && line.after);
   if (!done.length) {
     const rates = runs.flatMap((run) => (run.metrics["rollout/success"] || []).filter((v) => v !== null).slice(-1));
     return rates.length ? ["Success of rollouts so far: ", make("em", null, `${percent(Math.max(...rates))} %`)] : "Nothing measured yet";
   }
-  done.sort((a, b) => b[1].after.value - a[1].after.value);
-  const [run, line] = done[0];
-  const ends = [`${line.name.replace(/^test /, "")}: ${percent(line.before.value)} \u2192 `, make("em", null, `${percent(line.after.value)} %`)];
-  return runs.length > 1 ? [...ends, make("small", null, ` ${run.name}, the highest of ${done.length}`)] : ends;
+  const name = done[0][1].name.replace(/^test /, ""), after = done.map(([, line]) => line.after.value);
+  if (runs.length === 1) return [`${name}: ${percent(done[0][1].before.value)} \u2192 `, make("em", null, `${percent(after[0])} %`)];
+  return [`${plural(done.length, "run")}, ${name} after training: `, make("em", null, [...new Set([Math.min(...after), Math.max(...after)])].map((v) => percent(v)).join(" to ") + " %")];
 }
 
 function runFacts(run) {
   const c = run.config;
-  const privileged = c["hindsight.analyser"] === "environment" ? " (privileged: knows the ground truth)" : "";
   return [
     ["method", c.method],
     ["environment", c["env.name"]],
-    ["analyser", c["hindsight.analyser"] && c["hindsight.analyser"] + privileged],
+    ["analyser", c["hindsight.analyser"] && c["hindsight.analyser"] + (run.privileged ? " (privileged: knows the ground truth)" : "")],
     ["targets", c["hindsight.select"] && `${c["hindsight.select"]}, at most ${c["hindsight.max_targets"]}`],
     ["policy", String(c["policy.path"] ?? "").split("/").filter(Boolean).pop()],
     ["device", run.versions.device_kind && `${run.versions.device_count ?? 1} \u00d7 ${run.versions.device_kind}`],
     ["seed", c.seed === undefined ? null : String(c.seed)],
   ];
+}
+
+function mark(run) {
+  return run.privileged ? make("span.warn", { title: "its hindsight knows the ground truth" }, " privileged") : null;
+}
+
+function label(run, n) {
+  return [swatch(n), run.name, mark(run)];
 }
 
 function drawResults(runs) {
@@ -84,9 +88,9 @@ function drawResults(runs) {
     const lines = runs.map((run, n) => [run, n, run.results.find((line) => line.name === name)]).filter(([, , line]) => line && (line.before || line.after));
     if (!lines.length) return;
     if (runs.length > 1) rows.push(make("tr.group", null, make("th", { colspan: 5, scope: "colgroup" }, name)));
-    lines.forEach(([run, n, line]) => rows.push(resultRow(runs.length > 1 ? [swatch(n), run.name] : [name], line, runs.length > 1 ? n : 0, place === 0)));
+    lines.forEach(([run, n, line]) => rows.push(resultRow(runs.length > 1 ? label(run, n) : [name, mark(run)], line, runs.length > 1 ? n : 0, place === 0)));
   });
-  for (const [run, n, line] of evaluated) rows.push(resultRow(runs.length > 1 ? [swatch(n), `${run.name}: ${line.name}`] : [line.name], line, n));
+  for (const [run, n, line] of evaluated) rows.push(resultRow(runs.length > 1 ? [...label(run, n), `: ${line.name}`] : [line.name, mark(run)], line, n));
   body.append(...rows);
   const titles = ["", "0 to 100 %", "before", "after", "change"].map((t, i) => make(i > 1 ? "th.num" : "th", { scope: "col" }, t));
   section.append(make("table.result", null, make("thead", null, make("tr", null, titles)), body));
@@ -123,7 +127,7 @@ function drawCurves(section) {
     if (view.hidden.size === runs.length) view.hidden.clear();
     drawCurves(section);
     section.querySelectorAll(".legend .run")[n].focus();
-  } }, swatch(n), run.name)) : null);
+  } }, label(run, n))) : null);
   const charts = CHARTS.flatMap((spec) => drawSpec(spec, runs, axis)).filter(Boolean);
   const used = new Set(["step", "wall", "generated", ...CHARTS.flatMap((spec) => spec.keys.filter((key) => typeof key === "string"))]);
   const rest = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].filter((key) => !used.has(key) && !key.startsWith("alarm/") && !/^eval\/avg@\d+$/.test(key)).sort();
@@ -133,9 +137,18 @@ function drawCurves(section) {
   section.replaceChildren(
     make("div.line", null, make("h2", { id: "h-curves" }, "Training"), make("div.choice", { role: "group", "aria-label": "Horizontal axis" }, choices)),
     legend,
+    ...alarmNotes(runs),
     charts.length ? make("div.charts", null, charts) : make("p.note", null, "No training step is finished yet."),
     rest.length ? others : "",
   );
+}
+
+function alarmNotes(runs) {
+  return runs.flatMap((run) => Object.entries(run.metrics).filter(([key]) => key.startsWith("alarm/")).flatMap(([key, ys]) => {
+    const steps = ys.flatMap((y, i) => (y ? [run.metrics.step[i]] : []));
+    if (!steps.length) return [];
+    return [make("p.alarm-note", null, make("b", null, `Alarm: ${key.slice(6)}`), ` ${runs.length > 1 ? `in ${run.name} ` : ""}at step${steps.length > 1 ? "s" : ""} ${steps.slice(0, 12).join(", ")}${steps.length > 12 ? ` and ${steps.length - 12} more` : ""}`)];
+  }));
 }
 
 // The charts of one entry: with one run all its keys together, with several one chart a key.
@@ -154,7 +167,7 @@ function drawSpec(spec, runs, axis) {
   return spec.keys.map((key, k) => chart({ ...spec, title: spec.names ? `${spec.title}: ${spec.names[k]}` : spec.title }, shown.flatMap(([run, n]) => line(run, key, n, run.name)), axis, shown.flatMap(([run]) => alarms(run))));
 }
 
-const PARTS = [["time/rollout", "rollout", "rollout"], ["time/hindsight", "hindsight", "hindsight"], ["time/distill", "distil", "distil"]];
+const PARTS = [["time/rollout", "rollout", "rollout"], ["time/hindsight", "hindsight", "hindsight"], ["time/distill", "distill", "distil"]];
 
 function drawTimes(runs) {
   const mean = (run, key) => {

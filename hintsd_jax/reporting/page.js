@@ -1,7 +1,12 @@
-// The start: reads the overview, and shows the part that the link names: #overview, #episodes, #episode/run/step/task/rollout.
+// The start: reads the overview, and shows the part that the link names: #overview, #episodes, #episode/run/step/task/rollout,
+// and one step of it: .../rollout/step.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const drawn = new Set();
+
+const titled = data.runs.length === 1 ? data.runs[0].name : `${data.runs.length} runs`;
+document.title = `${titled} \u00b7 run report`;
+document.getElementById("title").textContent = titled;
 
 function show(part) {
   for (const name of ["overview", "episodes"]) {
@@ -22,13 +27,16 @@ function route() {
   if (kind !== "episode" && kind !== "episodes") return show("overview");
   show("episodes");
   const found = kind === "episode" ? findLink(rest) : -1;
+  if (!list.box) return null; // no episode at all
   const wide = matchMedia("(min-width: 861px)").matches;
   document.body.classList.toggle("one", found >= 0);
-  if (found >= 0) return open(found);
-  if (kind === "episode" && list.place) {
+  if (found >= 0) return open(found, Number(rest[4]) || null);
+  if (kind === "episode") {
     list.place.replaceChildren(make("p.empty", null, "The linked episode is not in this report."));
     document.body.classList.add("one");
   } else if (wide && list.shown.length) location.replace(linkOf(list.chosen ?? firstOf()));
+  reveal();
+  drawRows();
   return null;
 }
 
@@ -49,7 +57,7 @@ function decode(part) {
 
 document.addEventListener("keydown", (event) => {
   if (document.getElementById("episodes").hidden || !list.box || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  const within = event.target, typing = within.matches("input, select, textarea");
+  const within = event.target instanceof Element ? event.target : document.body, typing = within.matches("input, select, textarea");
   const inList = within === list.box;
   const by = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1, ...(inList ? { ArrowUp: -1, ArrowDown: 1 } : {}) }[event.key];
   if (!by || typing || within.closest(".scroll")) return;

@@ -20,8 +20,12 @@ function trim(value, digits) {
   return String(Number(value.toFixed(digits)));
 }
 
+// A share in percent. Ties go to the even digit, as in the tables that the run itself writes.
 function percent(value, digits = 1) {
-  return value === null || value === undefined ? "\u2013" : (100 * value).toFixed(digits).replace("-", MINUS);
+  if (value === null || value === undefined) return "\u2013";
+  const scaled = Number((100 * value * 10 ** digits).toPrecision(12)), low = Math.floor(scaled);
+  const whole = scaled - low === 0.5 ? low + (low % 2 === 0 ? 0 : 1) : Math.round(scaled);
+  return (whole / 10 ** digits).toFixed(digits).replace("-", MINUS);
 }
 
 function signed(value, digits = 1) {
@@ -29,15 +33,11 @@ function signed(value, digits = 1) {
 }
 
 function seconds(value) {
+  if (value === 0) return "0 s";
   if (value < 1) return `${Math.round(1000 * value)} ms`;
   if (value < 120) return `${trim(value, value < 10 ? 1 : 0)} s`;
   const minutes = Math.round(value / 60);
   return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
-
-function bytes(value) {
-  for (const [size, unit] of [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) if (value >= size) return `${trim(value / size, value / size < 10 ? 1 : 0)} ${unit}`;
-  return `${value} B`;
 }
 
 function plural(count, word) {
@@ -116,7 +116,7 @@ function dress(element, attributes, children) {
     else if (key.startsWith("--")) element.style.setProperty(key, value);
     else element.setAttribute(key, value === true ? "" : value);
   }
-  for (const child of children.flat()) if (child !== null && child !== undefined && child !== false) element.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined && child !== false) element.append(child);
 }
 
 // A long text: its beginning, and the rest on demand.

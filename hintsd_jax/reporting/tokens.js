@@ -1,6 +1,7 @@
 // One trained action span: every token shaded by its divergence, underlined by how the teacher would change it, the teacher's own word above.
 
 const FULL = 4; // nats at which the shades are full; they grow with the square root, so that small values show
+const SEEN = 0.1; // nats from which a change is underlined
 const shade = (v) => Math.sqrt(Math.min(1, Math.abs(v) / FULL));
 
 function visible(piece) {
@@ -15,15 +16,15 @@ function drawSpan(span) {
     if (heat !== null && heat !== undefined) style["--t"] = shade(heat).toFixed(3);
     if (!taught && heat > 0) classes.push("good");
     const gap = span.teacher_gap?.[n];
-    if (gap) {
+    if (Math.abs(gap) >= SEEN) {
       style["--g"] = shade(gap).toFixed(3);
       classes.push(gap > 0 ? "up" : "down");
     }
     const best = span.teacher_best?.[n];
     const changed = best !== undefined && best !== null && best !== piece;
-    const word = make(`span.${classes.join(".")}`, style, visible(piece));
+    const word = make(`span.${classes.join(".")}`, style, changed ? visible(piece) : visible(piece).replace(/\u23ce/g, "\u23ce\n"));
     body.append(changed ? make("ruby", null, word, make("rt", { "data-n": n }, visible(best))) : word);
-    if (piece.includes("\n")) body.append(make("br"));
+    if (changed && piece.includes("\n")) body.append(make("br")); // a word with another above it cannot break
   });
   const tell = (event) => {
     const n = event.target.closest("[data-n]")?.dataset.n;
@@ -47,7 +48,7 @@ function spanNote(span) {
     return known.reduce((a, b) => a + b, 0) / Math.max(known.length, 1);
   };
   if (span.divergence) facts.push(`divergence ${short(mean(span.divergence))} nats a token`);
-  if (span.teacher_gap) facts.push(`teacher ${short(mean(span.teacher_gap))} nats from the student`);
+  if (span.teacher_gap) facts.push(`teacher \u2212 student ${short(mean(span.teacher_gap))} nats a token`);
   if (span.advantage) facts.push(`advantage ${short(mean(span.advantage))}`);
   return make("p.note", null, facts.join(" \u00b7 "));
 }
@@ -74,10 +75,10 @@ function tokenLegend(spans) {
   const signed = !taught && spans.some((span) => span.advantage);
   if (!taught && !signed) return null;
   return make("div.token-legend", null,
-    taught ? make("span.key", null, make("span.ramp", { "aria-hidden": "true" }), `shade: divergence, 0 to ${FULL}+ nats`) : null,
-    signed ? make("span.key", null, make("span.ramp.both", { "aria-hidden": "true" }), "shade: advantage, below and above 0") : null,
-    taught ? make("span.key", null, make("i.mark-down", { "aria-hidden": "true" }), "the teacher lowers it") : null,
-    taught ? make("span.key", null, make("i.mark-up", { "aria-hidden": "true" }), "the teacher raises it") : null,
-    changed ? make("span.key", null, make("ruby", null, make("span.tok", null, "word"), make("rt", null, "above")), "what the teacher would write") : null,
+    taught ? make("span.key", null, make("span.ramp", { "aria-hidden": "true" }), `divergence, 0 to ${FULL}+ nats`) : null,
+    signed ? make("span.key", null, make("span.ramp.both", { "aria-hidden": "true" }), "advantage, below and above 0") : null,
+    taught ? make("span.key", null, make("i.mark-down", { "aria-hidden": "true" }), "teacher lowers") : null,
+    taught ? make("span.key", null, make("i.mark-up", { "aria-hidden": "true" }), "teacher raises") : null,
+    changed ? make("span.key", null, make("ruby", null, make("span.tok", null, "word"), make("rt", null, "above")), "teacher's word") : null,
   );
 }

@@ -9,7 +9,14 @@ const CHARTS = [
   { title: "Teacher minus student, nats", keys: ["distill/teacher_gap"], unit: short },
   { title: "Targets a step", keys: ["hindsight/targets"], unit: short, zero: true },
   { title: "Mean step of the targets", keys: ["hindsight/target_step_mean"], unit: short },
-  { title: "Targets against true faults", keys: ["hindsight/precision", "hindsight/recall"], names: ["precision", "recall"], unit: PERCENT, exact: EXACT, one: true },
+  {
+    title: "Targets against true faults",
+    keys: ["hindsight/precision", "hindsight/recall"],
+    names: ["precision", "recall"],
+    unit: PERCENT,
+    exact: EXACT,
+    one: true,
+  },
   { title: "Tokens an action", keys: ["rollout/action_length"], unit: short, zero: true },
   { title: "Turns an episode", keys: ["rollout/turns"], unit: short, zero: true },
   { title: "Gradient norm", keys: ["distill/grad_norm"], unit: short, zero: true },
@@ -35,107 +42,77 @@ function drawOverview(box) {
   drawCurves(box.querySelector(".curves"));
 }
 
-function heading(runs) {
-  const one = runs.length === 1 ? runs[0] : null;
-  const state = (run) => (run.planned && run.steps < run.planned ? `at step ${run.steps} of ${run.planned}` : plural(run.steps, "step"));
-  const facts = one ? runFacts(one) : [["runs", String(runs.length)], ["environment", [...new Set(runs.map((run) => run.config["env.name"]))].join(", ")]];
-  const where = one ? state(one) : runs.some((run) => run.planned && run.steps < run.planned) ? `${runs.filter((run) => run.steps < run.planned).length} not finished` : null;
-  if (where) facts.unshift([one ? "training" : "state", where]);
-  return make("section.head", null, make("h1", null, headline(runs)), make("dl.facts", null, facts.filter(([, v]) => v).map(([k, v]) => make("div", null, make("dt", null, k), make("dd", null, v)))));
-}
-
-// The result in one line: before and after of one run, the range of several (the best of many runs would flatter).
-function headline(runs) {
-  const done = runs.map((run) => [run, run.results[0]]).filter(([, line]) => line && line.before && line.after);
-  if (!done.length) {
-    const rates = runs.flatMap((run) => (run.metrics["rollout/success"] || []).filter((v) => v !== null).slice(-1));
-    return rates.length ? ["Success of rollouts so far: ", make("em", null, `${percent(Math.max(...rates))} %`)] : "Nothing measured yet";
-  }
-  const name = done[0][1].name.replace(/^test /, ""), after = done.map(([, line]) => line.after.value);
-  if (runs.length === 1) return [`${name}: ${percent(done[0][1].before.value)} \u2192 `, make("em", null, `${percent(after[0])} %`)];
-  return [`${plural(done.length, "run")}, ${name} after training: `, make("em", null, [...new Set([Math.min(...after), Math.max(...after)])].map((v) => percent(v)).join(" to ") + " %")];
-}
-
-function runFacts(run) {
-  const c = run.config;
-  return [
-    ["method", c.method],
-    ["environment", c["env.name"]],
-    ["analyser", c["hindsight.analyser"] && c["hindsight.analyser"] + (run.privileged ? " (privileged: knows the ground truth)" : "")],
-    ["targets", c["hindsight.select"] && `${c["hindsight.select"]}, at most ${c["hindsight.max_targets"]}`],
-    ["policy", String(c["policy.path"] ?? "").split("/").filter(Boolean).pop()],
-    ["device", run.versions.device_kind && `${run.versions.device_count ?? 1} \u00d7 ${run.versions.device_kind}`],
-    ["seed", c.seed === undefined ? null : String(c.seed)],
-  ];
-}
-
-function mark(run) {
-  return run.privileged ? make("span.warn", { title: "its hindsight knows the ground truth" }, " privileged") : null;
-}
-
-function label(run, n) {
-  return [swatch(n), run.name, mark(run)];
-}
-
-function drawResults(runs) {
-  const rows = [];
-  const measures = [...new Set(runs.flatMap((run) => run.results.map((line) => line.name)))];
-  const evaluated = runs.flatMap((run, n) => (run.results.some((line) => line.after) ? [] : (run.evaluation?.results || []).map((line) => [run, n, { ...line, name: `${line.name}, after ${plural(run.evaluation.step, "update")}` }])));
-  if (!measures.length && !evaluated.length) return null;
-  const body = make("tbody");
-  const section = make("section.results", { "aria-labelledby": "h-results" }, make("h2", { id: "h-results" }, "Held-out success"));
-  measures.forEach((name, place) => {
-    const lines = runs.map((run, n) => [run, n, run.results.find((line) => line.name === name)]).filter(([, , line]) => line && (line.before || line.after));
-    if (!lines.length) return;
-    if (runs.length > 1) rows.push(make("tr.group", null, make("th", { colspan: 5, scope: "colgroup" }, name)));
-    lines.forEach(([run, n, line]) => rows.push(resultRow(runs.length > 1 ? label(run, n) : [name, mark(run)], line, runs.length > 1 ? n : 0, place === 0)));
-  });
-  for (const [run, n, line] of evaluated) rows.push(resultRow(runs.length > 1 ? [...label(run, n), `: ${line.name}`] : [line.name, mark(run)], line, n));
-  body.append(...rows);
-  const titles = ["", "0 to 100 %", "before", "after", "change"].map((t, i) => make(i > 1 ? "th.num" : "th", { scope: "col" }, t));
-  section.append(make("table.result", null, make("thead", null, make("tr", null, titles)), body));
-  section.append(make("p.note", null, "Success in %; bars and brackets are 95 % intervals over tasks, those of the change paired by task. Hollow: before. Filled: after."));
-  return section;
-}
-
-function resultRow(name, line, n) {
-  const change = line.change ? [make("b", null, signed(line.change.value)), make("span.ends", null, ` [${signed(line.change.low)}, ${signed(line.change.high)}]`)] : "\u2013";
-  return make("tr", null, make("th", { scope: "row" }, name), make("td.span", null, dumbbell(line, n)), make("td.num", { "data-label": "before" }, percent(line.before?.value)), make("td.num.after", { "data-label": "after" }, percent(line.after?.value)), make("td.num", { "data-label": "change" }, change));
-}
-
-// Before (hollow) and after (filled) on one scale of 0 to 100 %, with their intervals.
-function dumbbell(line, n) {
-  const said = ["before", "after"].filter((when) => line[when]).map((when) => `${when} ${percent(line[when].value)} %`).join(", ");
-  const at = (v) => `${2 + 96 * v}%`;
-  const parts = [0, 0.25, 0.5, 0.75, 1].map((v) => draw("line.grid", { x1: at(v), x2: at(v), y1: 2, y2: 26 }));
-  if (line.before && line.after) parts.push(draw("line.reach", { x1: at(line.before.value), x2: at(line.after.value), y1: 14, y2: 14 }));
-  for (const when of ["before", "after"]) {
-    const end = line[when];
-    if (!end) continue;
-    const y = when === "before" ? 20 : 8;
-    parts.push(draw("line.whisker", { x1: at(end.low), x2: at(end.high), y1: y, y2: y, stroke: when === "after" ? colour(n) : "var(--soft)" }));
-    parts.push(draw(`circle.${when}`, { cx: at(end.value), cy: 14, r: 5, stroke: when === "after" ? colour(n) : "var(--soft)", fill: when === "after" ? colour(n) : "var(--bg)" }));
-  }
-  return draw("svg.dumbbell", { role: "img", "aria-label": said, height: 28, width: "100%" }, parts);
-}
-
 function drawCurves(section) {
-  const { runs } = data, many = runs.length > 1, axis = AXES[view.axis];
-  const choices = Object.entries(AXES).map(([key, a]) => make("button", { type: "button", "aria-pressed": String(key === view.axis), onclick: () => { view.axis = key; drawCurves(section); section.querySelector(`[aria-pressed=true]`).focus(); } }, a.label));
-  const legend = make("div.legend", { role: "group", "aria-label": "Runs shown" }, many ? runs.map((run, n) => make("button.run", { type: "button", "aria-pressed": String(!view.hidden.has(n)), onclick: (event) => {
-    if (!view.hidden.delete(n)) view.hidden.add(n);
-    if (view.hidden.size === runs.length) view.hidden.clear();
-    drawCurves(section);
-    section.querySelectorAll(".legend .run")[n].focus();
-  } }, label(run, n))) : null);
+  const { runs } = data,
+    many = runs.length > 1,
+    axis = AXES[view.axis];
+  const choices = Object.entries(AXES).map(([key, a]) =>
+    make(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(key === view.axis),
+        onclick: () => {
+          view.axis = key;
+          drawCurves(section);
+          section.querySelector(`[aria-pressed=true]`).focus();
+        },
+      },
+      a.label,
+    ),
+  );
+  const legend = make(
+    "div.legend",
+    { role: "group", "aria-label": "Runs shown" },
+    many
+      ? runs.map((run, n) =>
+          make(
+            "button.run",
+            {
+              type: "button",
+              "aria-pressed": String(!view.hidden.has(n)),
+              onclick: (event) => {
+                if (!view.hidden.delete(n)) view.hidden.add(n);
+                if (view.hidden.size === runs.length) view.hidden.clear();
+                drawCurves(section);
+                section.querySelectorAll(".legend .run")[n].focus();
+              },
+            },
+            label(run, n),
+          ),
+        )
+      : null,
+  );
   const charts = CHARTS.flatMap((spec) => drawSpec(spec, runs, axis)).filter(Boolean);
   const used = new Set(["step", "wall", "generated", ...CHARTS.flatMap((spec) => spec.keys.filter((key) => typeof key === "string"))]);
-  const rest = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].filter((key) => !used.has(key) && !key.startsWith("alarm/") && !/^eval\/avg@\d+$/.test(key)).sort();
-  const others = make("details.others", { ontoggle: () => {
-    if (others.open && !others.querySelector(".charts")) others.append(make("div.charts", null, rest.flatMap((key) => drawSpec({ title: key, keys: [key], unit: key.startsWith("time/") ? seconds : short }, runs, axis)).filter(Boolean)));
-  } }, make("summary", null, `${rest.length} more metrics`));
+  const rest = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))]
+    .filter((key) => !used.has(key) && !key.startsWith("alarm/") && !/^eval\/avg@\d+$/.test(key))
+    .sort();
+  const others = make(
+    "details.others",
+    {
+      ontoggle: () => {
+        if (others.open && !others.querySelector(".charts"))
+          others.append(
+            make(
+              "div.charts",
+              null,
+              rest
+                .flatMap((key) => drawSpec({ title: key, keys: [key], unit: key.startsWith("time/") ? seconds : short }, runs, axis))
+                .filter(Boolean),
+            ),
+          );
+      },
+    },
+    make("summary", null, `${rest.length} more metrics`),
+  );
   section.replaceChildren(
-    make("div.line", null, make("h2", { id: "h-curves" }, "Training"), make("div.choice", { role: "group", "aria-label": "Horizontal axis" }, choices)),
+    make(
+      "div.line",
+      null,
+      make("h2", { id: "h-curves" }, "Training"),
+      make("div.choice", { role: "group", "aria-label": "Horizontal axis" }, choices),
+    ),
     legend,
     ...alarmNotes(runs),
     charts.length ? make("div.charts", null, charts) : make("p.note", null, "No training step is finished yet."),
@@ -144,30 +121,51 @@ function drawCurves(section) {
 }
 
 function alarmNotes(runs) {
-  return runs.flatMap((run) => Object.entries(run.metrics).filter(([key]) => key.startsWith("alarm/")).flatMap(([key, ys]) => {
-    const steps = ys.flatMap((y, i) => (y ? [run.metrics.step[i]] : []));
-    if (!steps.length) return [];
-    return [make("p.alarm-note", null, make("b", null, `Alarm: ${key.slice(6)}`), ` ${runs.length > 1 ? `in ${run.name} ` : ""}at step${steps.length > 1 ? "s" : ""} ${steps.slice(0, 12).join(", ")}${steps.length > 12 ? ` and ${steps.length - 12} more` : ""}`)];
-  }));
+  return runs.flatMap((run) =>
+    Object.entries(run.metrics)
+      .filter(([key]) => key.startsWith("alarm/"))
+      .flatMap(([key, ys]) => {
+        const steps = ys.flatMap((y, i) => (y ? [run.metrics.step[i]] : []));
+        if (!steps.length) return [];
+        const where = `${runs.length > 1 ? ` in ${run.name}` : ""} at step${steps.length > 1 ? "s" : ""} `;
+        const rest = steps.length > 12 ? ` and ${steps.length - 12} more` : "";
+        return [make("p.alarm-note", null, make("b", null, `Alarm: ${key.slice(6)}`), where, steps.slice(0, 12).join(", "), rest)];
+      }),
+  );
 }
 
 // The charts of one entry: with one run all its keys together, with several one chart a key.
 function drawSpec(spec, runs, axis) {
   const found = (run, key) => (typeof key === "string" ? key : Object.keys(run.metrics).find((name) => key.test(name)));
   const line = (run, key, n, name, label) => {
-    const real = found(run, key), ys = real && run.metrics[real];
+    const real = found(run, key),
+      ys = real && run.metrics[real];
     return ys ? [{ name, n, short: label, points: ys.map((y, i) => [run.metrics[axis.key][i], y]) }] : [];
   };
-  const alarms = (run) => Object.entries(run.metrics).filter(([key]) => key.startsWith("alarm/")).flatMap(([key, ys]) => ys.flatMap((y, i) => (y ? [{ x: run.metrics[axis.key][i], name: key.slice(6) }] : [])));
+  const alarms = (run) =>
+    Object.entries(run.metrics)
+      .filter(([key]) => key.startsWith("alarm/"))
+      .flatMap(([key, ys]) => ys.flatMap((y, i) => (y ? [{ x: run.metrics[axis.key][i], name: key.slice(6) }] : [])));
   if (runs.length === 1) {
     const series = spec.keys.flatMap((key, n) => line(runs[0], key, n, spec.names?.[n] ?? spec.title, spec.names?.[n]));
     return [chart({ ...spec, keyed: true }, series, axis, alarms(runs[0]))];
   }
   const shown = runs.map((run, n) => [run, n]).filter(([, n]) => !view.hidden.has(n));
-  return spec.keys.map((key, k) => chart({ ...spec, title: spec.names ? `${spec.title}: ${spec.names[k]}` : spec.title }, shown.flatMap(([run, n]) => line(run, key, n, run.name)), axis, shown.flatMap(([run]) => alarms(run))));
+  return spec.keys.map((key, k) =>
+    chart(
+      { ...spec, title: spec.names ? `${spec.title}: ${spec.names[k]}` : spec.title },
+      shown.flatMap(([run, n]) => line(run, key, n, run.name)),
+      axis,
+      shown.flatMap(([run]) => alarms(run)),
+    ),
+  );
 }
 
-const PARTS = [["time/rollout", "rollout", "rollout"], ["time/hindsight", "hindsight", "hindsight"], ["time/distill", "distill", "distil"]];
+const PARTS = [
+  ["time/rollout", "rollout", "rollout"],
+  ["time/hindsight", "hindsight", "hindsight"],
+  ["time/distill", "distill", "distil"],
+];
 
 function drawTimes(runs) {
   const mean = (run, key) => {
@@ -180,18 +178,98 @@ function drawTimes(runs) {
   const bars = runs.map((run, n) => {
     const total = times[n].reduce((a, b) => a + b, 0);
     const said = PARTS.map(([, , name], i) => `${name} ${seconds(times[n][i])}`).join(", ");
-    return make("div.bar", null, make("div.line", null, make("span", null, runs.length > 1 ? run.name : "a step, on average"), make("b", null, total ? seconds(total) : "\u2013")), make("div.stack", { role: "img", "aria-label": said, title: said, "--w": `${(100 * total) / longest}%` }, PARTS.map(([, kind], i) => make(`i.${kind}`, { "--f": times[n][i] }))));
+    return make(
+      "div.bar",
+      null,
+      make(
+        "div.line",
+        null,
+        make("span", null, runs.length > 1 ? run.name : "a step, on average"),
+        make("b", null, total ? seconds(total) : "\u2013"),
+      ),
+      make(
+        "div.stack",
+        { role: "img", "aria-label": said, title: said, "--w": `${(100 * total) / longest}%` },
+        PARTS.map(([, kind], i) => make(`i.${kind}`, { "--f": times[n][i] })),
+      ),
+    );
   });
-  const keys = PARTS.map(([, kind, name], i) => make("span.key", null, make(`i.block.${kind}`), runs.length > 1 ? name : `${name} ${seconds(times[0][i])}`));
-  return make("section.times", { "aria-labelledby": "h-times" }, make("h2", { id: "h-times" }, "What a step takes"), make("div.keys", null, keys), bars);
+  const keys = PARTS.map(([, kind, name], i) =>
+    make("span.key", null, make(`i.block.${kind}`), runs.length > 1 ? name : `${name} ${seconds(times[0][i])}`),
+  );
+  return make(
+    "section.times",
+    { "aria-labelledby": "h-times" },
+    make("h2", { id: "h-times" }, "What a step takes"),
+    make("div.keys", null, keys),
+    bars,
+  );
 }
 
 function drawSettings(runs) {
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort();
   const text = (v) => (v === undefined ? "\u2013" : typeof v === "string" ? v || "\u201c\u201d" : JSON.stringify(v));
   const differ = keys.filter((key) => new Set(runs.map((run) => text(run.config[key]))).size > 1);
-  const table = (chosen) => make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Settings" }, make("table.settings", null, runs.length > 1 ? make("thead", null, make("tr", null, make("th"), runs.map((run, n) => make("th", { scope: "col" }, swatch(n), run.name)))) : null, make("tbody", null, chosen.map((key) => make("tr", null, make("th", { scope: "row" }, key), runs.map((run) => make("td", null, text(run.config[key]))))))));
-  const versions = make("p.note", null, [...new Set(runs.map((run) => Object.entries(run.versions).map(([k, v]) => `${k} ${v}`).join(" \u00b7 ")))].join(" | "));
-  const all = make("details", { ontoggle: () => { if (all.open && !all.querySelector("table")) all.append(table(keys), versions); } }, make("summary", null, `All ${keys.length} settings`));
-  return make("section.config", { "aria-labelledby": "h-config" }, make("h2", { id: "h-config" }, "Settings"), runs.length > 1 && differ.length ? [make("p.note", null, "Those that differ:"), table(differ)] : null, all);
+  const table = (chosen) =>
+    make(
+      "div.scroll",
+      { tabindex: 0, role: "region", "aria-label": "Settings" },
+      make(
+        "table.settings",
+        null,
+        runs.length > 1
+          ? make(
+              "thead",
+              null,
+              make(
+                "tr",
+                null,
+                make("th"),
+                runs.map((run, n) => make("th", { scope: "col" }, swatch(n), run.name)),
+              ),
+            )
+          : null,
+        make(
+          "tbody",
+          null,
+          chosen.map((key) =>
+            make(
+              "tr",
+              null,
+              make("th", { scope: "row" }, key),
+              runs.map((run) => make("td", null, text(run.config[key]))),
+            ),
+          ),
+        ),
+      ),
+    );
+  const versions = make(
+    "p.note",
+    null,
+    [
+      ...new Set(
+        runs.map((run) =>
+          Object.entries(run.versions)
+            .map(([k, v]) => `${k} ${v}`)
+            .join(" \u00b7 "),
+        ),
+      ),
+    ].join(" | "),
+  );
+  const all = make(
+    "details",
+    {
+      ontoggle: () => {
+        if (all.open && !all.querySelector("table")) all.append(table(keys), versions);
+      },
+    },
+    make("summary", null, `All ${keys.length} settings`),
+  );
+  return make(
+    "section.config",
+    { "aria-labelledby": "h-config" },
+    make("h2", { id: "h-config" }, "Settings"),
+    runs.length > 1 && differ.length ? [make("p.note", null, "Those that differ:"), table(differ)] : null,
+    all,
+  );
 }

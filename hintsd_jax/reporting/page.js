@@ -42,7 +42,8 @@ function route() {
 
 // What to open first: an episode of the last training step in the report that was trained on, or has targets.
 function firstOf() {
-  const e = data.episodes, last = (test) => list.shown.filter(test).reduce((best, n) => (best === null || e.step[n] > e.step[best] ? n : best), null);
+  const e = data.episodes,
+    last = (test) => list.shown.filter(test).reduce((best, n) => (best === null || e.step[n] > e.step[best] ? n : best), null);
   return last((n) => e.trained[n].length) ?? last((n) => e.targets[n].length) ?? list.shown[0];
 }
 
@@ -57,7 +58,8 @@ function decode(part) {
 
 document.addEventListener("keydown", (event) => {
   if (document.getElementById("episodes").hidden || !list.box || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  const within = event.target instanceof Element ? event.target : document.body, typing = within.matches("input, select, textarea");
+  const within = event.target instanceof Element ? event.target : document.body,
+    typing = within.matches("input, select, textarea");
   const inList = within === list.box;
   const by = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1, ...(inList ? { ArrowUp: -1, ArrowDown: 1 } : {}) }[event.key];
   if (!by || typing || within.closest(".scroll")) return;

@@ -16,7 +16,7 @@ from typing import Any
 
 from hintsd_jax.reporting.gather import Content
 
-SCRIPTS = ("text.js", "charts.js", "overview.js", "targets.js", "tokens.js", "episode.js", "browser.js", "page.js")
+SCRIPTS = ("text.js", "charts.js", "results.js", "overview.js", "targets.js", "tokens.js", "episode.js", "browser.js", "page.js")
 
 
 def render(content: Content) -> str:

@@ -42,7 +42,9 @@ def entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "reward": number(record.get("reward") or 0.0),
         "detail": clip(record.get("detail") or ""),
         "prompt_length": record.get("prompt_length") or 0,
-        "prompt": [{"role": str(message.get("role", "")), "content": clip(message.get("content"))} for message in record.get("prompt_messages") or ()],
+        "prompt": [
+            {"role": str(message.get("role", "")), "content": clip(message.get("content"))} for message in record.get("prompt_messages") or ()
+        ],
         "steps": [_step(step) for step in record.get("steps") or ()],
         "faults": [_target(fault) for fault in report.get("faults") or ()],
         "report": clip(report.get("summary") or ""),

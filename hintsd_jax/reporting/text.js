@@ -9,7 +9,10 @@ function short(value) {
   let text;
   if (size >= 1e9) text = trim(size / 1e9, 2) + "B";
   else if (size >= 1e6) text = trim(size / 1e6, 2) + "M";
-  else if (size >= 1e4) text = Math.round(size).toString().replace(/\B(?=(\d{3})+$)/g, ",");
+  else if (size >= 1e4)
+    text = Math.round(size)
+      .toString()
+      .replace(/\B(?=(\d{3})+$)/g, ",");
   else if (size >= 100 || size === 0) text = trim(size, size < 1000 ? 1 : 0);
   else if (size >= 1e-3) text = String(Number(size.toPrecision(3)));
   else text = size.toExponential(1).replace("e-", "e" + MINUS);
@@ -23,7 +26,8 @@ function trim(value, digits) {
 // A share in percent. Ties go to the even digit, as in the tables that the run itself writes.
 function percent(value, digits = 1) {
   if (value === null || value === undefined) return "\u2013";
-  const scaled = Number((100 * value * 10 ** digits).toPrecision(12)), low = Math.floor(scaled);
+  const scaled = Number((100 * value * 10 ** digits).toPrecision(12)),
+    low = Math.floor(scaled);
   const whole = scaled - low === 0.5 ? low + (low % 2 === 0 ? 0 : 1) : Math.round(scaled);
   return (whole / 10 ** digits).toFixed(digits).replace("-", MINUS);
 }
@@ -47,7 +51,8 @@ function plural(count, word) {
 // Round numbers that divide [low, high] into about `count` parts.
 function ticks(low, high, count) {
   if (!(high > low)) return [low];
-  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / count,
+    power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(Number((n * step).toPrecision(12)));
@@ -56,7 +61,8 @@ function ticks(low, high, count) {
 
 // What the model wrote, in parts: {say}, {think} or {call: {name, args}}; a call that is no JSON stays {say}.
 function actionParts(text) {
-  const parts = [], pattern = /<tool_call>\s*([\s\S]*?)\s*<\/tool_call>|<think>([\s\S]*?)<\/think>/g;
+  const parts = [],
+    pattern = /<tool_call>\s*([\s\S]*?)\s*<\/tool_call>|<think>([\s\S]*?)<\/think>/g;
   let end = 0;
   const say = (words) => words.trim() && parts.push({ say: words.trim() });
   for (const match of text.matchAll(pattern)) {
@@ -123,7 +129,9 @@ function dress(element, attributes, children) {
 function longText(text, limit = 1200) {
   if (text.length <= limit) return document.createTextNode(text);
   const box = make("span", null, `${text.slice(0, limit)}\u2026 `);
-  box.append(make("button.more", { type: "button", onclick: () => box.replaceWith(document.createTextNode(text)) }, `all ${short(text.length)} characters`));
+  box.append(
+    make("button.more", { type: "button", onclick: () => box.replaceWith(document.createTextNode(text)) }, `all ${short(text.length)} characters`),
+  );
   return box;
 }
 
@@ -133,7 +141,8 @@ const tip = {
     const box = document.getElementById("tip");
     box.replaceChildren(...lines);
     box.hidden = false;
-    const width = box.offsetWidth, height = box.offsetHeight;
+    const width = box.offsetWidth,
+      height = box.offsetHeight;
     box.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
     box.style.top = `${y + height + 22 > innerHeight ? Math.max(8, y - height - 12) : y + 16}px`;
   },

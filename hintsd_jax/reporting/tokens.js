@@ -9,9 +9,14 @@ function visible(piece) {
 }
 
 function drawSpan(span) {
-  const taught = Boolean(span.divergence), body = make("div.tokens", { role: "group", "aria-label": `${plural(span.tokens, "token")} of the action, shaded by ${taught ? "divergence" : "advantage"}` });
+  const taught = Boolean(span.divergence),
+    body = make("div.tokens", {
+      role: "group",
+      "aria-label": `${plural(span.tokens, "token")} of the action, shaded by ${taught ? "divergence" : "advantage"}`,
+    });
   span.pieces.forEach((piece, n) => {
-    const classes = ["tok"], style = { "data-n": n };
+    const classes = ["tok"],
+      style = { "data-n": n };
     const heat = taught ? span.divergence[n] : span.advantage?.[n];
     if (heat !== null && heat !== undefined) style["--t"] = shade(heat).toFixed(3);
     if (!taught && heat > 0) classes.push("good");
@@ -35,7 +40,15 @@ function drawSpan(span) {
   body.addEventListener("pointerdown", tell);
   body.addEventListener("pointerleave", () => tip.hide());
   const box = make("div.trained", null, spanNote(span), body);
-  const table = make("details.table", { ontoggle: () => { if (table.open && !table.querySelector("table")) table.append(tokenTable(span)); } }, make("summary", null, "as a table"));
+  const table = make(
+    "details.table",
+    {
+      ontoggle: () => {
+        if (table.open && !table.querySelector("table")) table.append(tokenTable(span));
+      },
+    },
+    make("summary", null, "as a table"),
+  );
   if (span.tokens > span.pieces.length) box.append(make("p.note", null, `The first ${short(span.pieces.length)} of ${short(span.tokens)} tokens.`));
   box.append(table);
   return box;
@@ -55,7 +68,8 @@ function spanNote(span) {
 
 function tokenLines(span, n) {
   const lines = [make("div", null, make("code", null, visible(span.pieces[n])))];
-  const add = (name, value) => value !== undefined && value !== null && lines.push(make("div.row", null, make("span.soft", null, name), make("b", null, value)));
+  const add = (name, value) =>
+    value !== undefined && value !== null && lines.push(make("div.row", null, make("span.soft", null, name), make("b", null, value)));
   if (span.divergence) add("divergence", `${short(span.divergence[n])} nats`);
   if (span.teacher_gap) add("teacher \u2212 student", `${short(span.teacher_gap[n])} nats`);
   if (span.teacher_best) add("teacher would write", visible(span.teacher_best[n] ?? ""));
@@ -64,17 +78,49 @@ function tokenLines(span, n) {
 }
 
 function tokenTable(span) {
-  const columns = [["token", "pieces", visible], ["teacher would write", "teacher_best", visible], ["divergence", "divergence", short], ["teacher \u2212 student", "teacher_gap", short], ["advantage", "advantage", short]].filter(([, key]) => span[key]);
-  const rows = span.pieces.map((_, n) => make("tr", null, columns.map(([, key, text]) => make(text === short ? "td.num" : "td", null, text(span[key][n] ?? (text === short ? null : ""))))));
-  return make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Tokens" }, make("table", null, make("thead", null, make("tr", null, columns.map(([name, , text]) => make(text === short ? "th.num" : "th", { scope: "col" }, name)))), make("tbody", null, rows)));
+  const columns = [
+    ["token", "pieces", visible],
+    ["teacher would write", "teacher_best", visible],
+    ["divergence", "divergence", short],
+    ["teacher \u2212 student", "teacher_gap", short],
+    ["advantage", "advantage", short],
+  ].filter(([, key]) => span[key]);
+  const rows = span.pieces.map((_, n) =>
+    make(
+      "tr",
+      null,
+      columns.map(([, key, text]) => make(text === short ? "td.num" : "td", null, text(span[key][n] ?? (text === short ? null : "")))),
+    ),
+  );
+  return make(
+    "div.scroll",
+    { tabindex: 0, role: "region", "aria-label": "Tokens" },
+    make(
+      "table",
+      null,
+      make(
+        "thead",
+        null,
+        make(
+          "tr",
+          null,
+          columns.map(([name, , text]) => make(text === short ? "th.num" : "th", { scope: "col" }, name)),
+        ),
+      ),
+      make("tbody", null, rows),
+    ),
+  );
 }
 
 // What the colours of tokens mean.
 function tokenLegend(spans) {
-  const taught = spans.some((span) => span.divergence), changed = spans.some((span) => span.teacher_best);
+  const taught = spans.some((span) => span.divergence),
+    changed = spans.some((span) => span.teacher_best);
   const signed = !taught && spans.some((span) => span.advantage);
   if (!taught && !signed) return null;
-  return make("div.token-legend", null,
+  return make(
+    "div.token-legend",
+    null,
     taught ? make("span.key", null, make("span.ramp", { "aria-hidden": "true" }), `divergence, 0 to ${FULL}+ nats`) : null,
     signed ? make("span.key", null, make("span.ramp.both", { "aria-hidden": "true" }), "advantage, below and above 0") : null,
     taught ? make("span.key", null, make("i.mark-down", { "aria-hidden": "true" }), "teacher lowers") : null,

@@ -8,7 +8,7 @@ from typing import Any
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.reporting import records, results
-from hintsd_jax.reporting.reading import Run, count, lines
+from hintsd_jax.reporting.reading import Run, count_lines, lines
 
 CHUNK = 32  # episodes that are unpacked together
 
@@ -33,7 +33,7 @@ def gather(runs: Sequence[Run], most: int) -> Content:
     shown = []
     for n, run in enumerate(runs):
         counts, kept, total = records.TargetCounts(), 0, 0
-        chosen = choose({step: count(file) for step, file in run.episodes.items()}, most // len(runs))
+        chosen = choose({step: count_lines(file) for step, file in run.episodes.items()}, most // len(runs))
         for step, file in run.episodes.items():
             found = [record for _, record in lines(file)]
             total += len(found)

@@ -118,7 +118,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, value
 
 
-def count(path: Path) -> int:
+def count_lines(path: Path) -> int:
     """The whole lines of a file, quickly."""
     with open(path, "rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

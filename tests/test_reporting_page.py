@@ -151,7 +151,8 @@ def test_numbers_and_texts_of_the_page():
       [{ say: "Take it." }, { call: { name: "f", args: { a: 1 } } }]);
     assert.deepStrictEqual(actionParts("<think>\nhm\n</think><think></think><tool_call>{broken</tool_call>"),
       [{ think: "hm" }, { say: "<tool_call>{broken</tool_call>" }]);
-    assert.deepStrictEqual(actionParts('<tool_call>{"name": 3}</tool_call><tool_call>null</tool_call>').map((p) => Object.keys(p)[0]), ["say", "say"]);
+    const odd = actionParts('<tool_call>{"name": 3}</tool_call><tool_call>null</tool_call>');
+    assert.deepStrictEqual(odd.map((p) => Object.keys(p)[0]), ["say", "say"]);
     assert.deepStrictEqual(observationParts("Ok.\nuser: Go on.\nuser: Now."), { tool: "Ok.", user: "Go on.\nuser: Now." });
     assert.deepStrictEqual(observationParts("user: Go."), { tool: "", user: "Go." });
     assert.deepStrictEqual(observationParts("a superuser: x"), { tool: "a superuser: x", user: "" });

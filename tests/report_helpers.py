@@ -90,5 +90,9 @@ def overview_of(page):
 
 def entries_of(page):
     """All episodes that a page holds, in the order of its list."""
-    packed = re.findall(r'<script type="text/plain" id="chunk-\d+">(.*?)</script>', page, re.DOTALL)
-    return [entry for text in packed for entry in json.loads(gzip.decompress(base64.b64decode(text)))]
+    found = re.findall(r'<script type="text/plain" id="chunk-\d+">(.*?)</script>', page, re.DOTALL)
+    return [entry for text in found for entry in unpack(text)]
+
+
+def unpack(chunk):
+    return json.loads(gzip.decompress(base64.b64decode(chunk)))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from hintsd_jax.reporting import gather
 from hintsd_jax.reporting.reading import open_runs
-from tests.report_helpers import CONFIG, record, write_run
+from tests.report_helpers import CONFIG, record, unpack, write_run
 
 
 def test_rows_and_entries_stand_in_the_same_order(tmp_path):
@@ -13,10 +13,11 @@ def test_rows_and_entries_stand_in_the_same_order(tmp_path):
     runs = open_runs([write_run(tmp_path / "a", first), write_run(tmp_path / "b", {3: [record("other", success=True)]})])
     content = gather.gather(runs, 1000)
     columns, names = content.overview["episodes"], content.overview["names"]
-    assert [len(chunk) for chunk in content.chunks] == [gather.CHUNK, 51 - gather.CHUNK]
+    chunks = [unpack(chunk) for chunk in content.chunks]
+    assert [len(chunk) for chunk in chunks] == [gather.CHUNK, 51 - gather.CHUNK]
     assert [names["task"][n] for n in columns["task"]] == [f"t{step}-{n}" for step in (1, 2) for n in range(25)] + ["other"]
     assert columns["run"] == [0] * 50 + [1] and columns["step"] == [1] * 25 + [2] * 25 + [3]
-    entries = [entry for chunk in content.chunks for entry in chunk]
+    entries = [entry for chunk in chunks for entry in chunk]
     assert [entry["reward"] for entry in entries] == [0] * 50 + [1]
 
 

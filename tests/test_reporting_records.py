@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.reporting import records
-from tests.report_helpers import record
+from tests.report_helpers import record, span
 
 
 def test_a_row_and_an_entry():
@@ -19,9 +19,10 @@ def test_a_row_and_an_entry():
     assert [t["feedback"] for t in entry["hindsight"]["targets"]] == ["Use the other one at 2.", "Use the other one at 4."]
     assert entry["faults"] == [{"step": 2, "feedback": "Truth."}]
     assert entry["trained"][1]["pieces"] == [" w0", " w1", " w2"] and entry["trained"][1]["teacher_best"] == [" v0", " v1", " v2"]
+    assert records.entry(record() | {"trained": [span(1) | {"teacher_best": [" w0", "", " w2"]}]})["trained"][0]["teacher_best"] == [None, "", None]
     for name in ("divergence", "teacher_gap"):
         for kept, value in zip(entry["trained"][0][name], whole["trained"][0][name], strict=True):
-            assert math.isclose(kept, value, rel_tol=1e-3)
+            assert math.isclose(kept, value, rel_tol=5e-3)
     assert "streams" not in entry and "logprobs" not in entry  # token ids stay in the folder
 
 

@@ -3,6 +3,7 @@
 const COLOURS = 7; // --s0 to --s6 in the style; further series are dashed
 const colour = (n) => `var(--s${n % COLOURS})`;
 const dash = (n) => ["", "6 4", "2 3"][Math.floor(n / COLOURS) % 3];
+const LONG = 80; // points from which a series is drawn faint, with its smoothed course over it
 const HEIGHT = 168,
   LEFT = 44,
   RIGHT = 10,
@@ -68,7 +69,12 @@ function chart(spec, series, x, alarms = []) {
       parts.push(draw("line.alarm", { x1: px(alarm.x), x2: px(alarm.x), y1: TOP, y2: HEIGHT - BOTTOM }, draw("title", null, `alarm: ${alarm.name}`)));
     for (const line of drawn) {
       const path = line.points.map((p, i) => `${i ? "L" : "M"}${px(p[0]).toFixed(1)} ${py(p[1]).toFixed(1)}`).join("");
-      parts.push(draw("path.line", { d: path, stroke: colour(line.n), "stroke-dasharray": dash(line.n) || null }));
+      const calm = smooth(line.points);
+      if (calm) {
+        const bold = calm.map((p, i) => `${i ? "L" : "M"}${px(p[0]).toFixed(1)} ${py(p[1]).toFixed(1)}`).join("");
+        parts.push(draw("path.line.bold", { d: bold, stroke: colour(line.n), "stroke-dasharray": dash(line.n) || null }));
+      }
+      parts.push(draw(calm ? "path.line.faint" : "path.line", { d: path, stroke: colour(line.n), "stroke-dasharray": dash(line.n) || null }));
       const dots = line.points.length <= 4 ? line.points : [line.points.at(-1)];
       for (const p of dots) parts.push(draw("circle", { cx: px(p[0]), cy: py(p[1]), r: 2.6, fill: colour(line.n) }));
     }
@@ -135,6 +141,16 @@ function chart(spec, series, x, alarms = []) {
 function valueAt(line, at, exactly) {
   if (exactly || line.points.at(-1)[0] < at) return line.points.find((p) => p[0] === at);
   return line.points.findLast((p) => p[0] <= at);
+}
+
+// A long series as the mean of each point's neighbourhood, a fortieth of the series wide; null for a short one.
+function smooth(points) {
+  if (points.length < LONG) return null;
+  const reach = Math.round(points.length / 80);
+  return points.map((p, i) => {
+    const near = points.slice(Math.max(0, i - reach), i + reach + 1);
+    return [p[0], near.reduce((sum, q) => sum + q[1], 0) / near.length];
+  });
 }
 
 function swatch(n) {

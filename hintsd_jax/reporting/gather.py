@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import gzip
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +18,10 @@ CHUNK = 32  # episodes that are unpacked together
 
 @dataclasses.dataclass
 class Content:
-    """overview: plain JSON values. chunks: whole entries of the episodes, in the order of the list, `CHUNK` each."""
+    """overview: plain JSON values. chunks: whole entries of the episodes, in the order of the list, `CHUNK` each, packed."""
 
     overview: dict[str, Any]
-    chunks: list[list[dict[str, Any]]]
+    chunks: list[str]
 
 
 def gather(runs: Sequence[Run], most: int) -> Content:
@@ -29,7 +32,8 @@ def gather(runs: Sequence[Run], most: int) -> Content:
     """
     columns: dict[str, list] = {name: [] for name in ("run", "step", "task", "rollout", "success", "turns", "ended", "targets", "trained")}
     names: dict[str, dict[str, int]] = {"task": {}, "ended": {}}
-    chunks: list[list[dict[str, Any]]] = []
+    chunks: list[str] = []
+    entries: list[dict[str, Any]] = []
     shown = []
     for n, run in enumerate(runs):
         counts, kept, total = records.TargetCounts(), 0, 0
@@ -45,15 +49,24 @@ def gather(runs: Sequence[Run], most: int) -> Content:
                         line[name] = known.setdefault(line[name], len(known))
                     for name, column in columns.items():
                         column.append(line[name])
-                    if not chunks or len(chunks[-1]) == CHUNK:
-                        chunks.append([])
-                    chunks[-1].append(records.entry(record))
+                    entries.append(records.entry(record))
                     kept += 1
+                    if len(entries) == CHUNK:  # packed at once: whole runs need not fit in memory
+                        chunks.append(pack(entries))
+                        entries = []
             except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file") from error
         shown.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
+    if entries:
+        chunks.append(pack(entries))
     tables = {name: list(known) for name, known in names.items()}
     return Content({"runs": shown, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
+
+
+def pack(value: Any) -> str:
+    """JSON, gzip, base64. The level is the one of the tools; the highest takes thrice the time for 2 % less."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def choose(sizes: Mapping[int, int], most: int) -> dict[int, int]:

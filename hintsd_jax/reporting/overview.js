@@ -116,6 +116,9 @@ function drawCurves(section) {
     legend,
     ...alarmNotes(runs),
     charts.length ? make("div.charts", null, charts) : make("p.note", null, "No training step is finished yet."),
+    runs.some((run) => run.metrics.step?.length >= LONG)
+      ? make("p.note", null, "Of long series the bold line is the mean of neighbouring steps.")
+      : "",
     rest.length ? others : "",
   );
 }

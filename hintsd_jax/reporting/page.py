@@ -8,7 +8,6 @@ else: no other script, no request, no frame. The same content gives the same byt
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 from importlib import resources
@@ -23,7 +22,7 @@ def render(content: Content) -> str:
     """The page."""
     style, script = _file("page.css"), f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n'
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    chunks = "\n".join(f'<script type="text/plain" id="chunk-{n}">{pack(chunk)}</script>' for n, chunk in enumerate(content.chunks))
+    chunks = "\n".join(f'<script type="text/plain" id="chunk-{n}">{chunk}</script>' for n, chunk in enumerate(content.chunks))
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "OVERVIEW": embed(content.overview), "CHUNKS": chunks}
     page = _file("page.html")
     before, *rest = page.split("{{")
@@ -38,12 +37,6 @@ def embed(value: Any) -> str:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def pack(value: Any) -> str:
-    """JSON, gzip, base64."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode("ascii"), mtime=0)).decode("ascii")
 
 
 def _file(name: str) -> str:

@@ -1,7 +1,7 @@
 """Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the counts of targets.
 
 A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and, in newer runs, "trained". Token ids and the sampler's
-log-probs stay behind; texts beyond a limit are cut and say so; every number is rounded to four digits.
+log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four digits, those of tokens to three.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def clip(text: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
 
 
-def number(value: Any) -> float | int | None:
-    """Four significant digits; what is no finite number becomes None."""
+def number(value: Any, digits: int = 4) -> float | int | None:
+    """So many significant digits; what is no finite number becomes None."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return int(value) if value == int(value) else float(f"{value:.4g}")
+    return int(value) if value == int(value) else float(f"{value:.{digits}g}")
 
 
 def plain(value: Any) -> bool:
@@ -128,11 +128,12 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _span(span: Mapping[str, Any]) -> dict[str, Any]:
-    """One trained action span: aligned lists, those of them that the loss has."""
+    """One trained action span: aligned lists, those of them that the loss has. `teacher_best` is None where it is the sampled token."""
     found: dict[str, Any] = {"step": span["step"], "tokens": len(span["pieces"]), "pieces": [clip(piece) for piece in span["pieces"][:MOST_TOKENS]]}
     for name in PER_TOKEN:
         if span.get(name):
-            found[name] = [number(value) for value in span[name][:MOST_TOKENS]]
+            found[name] = [number(value, 3) for value in span[name][:MOST_TOKENS]]
     if span.get("teacher_best"):
-        found["teacher_best"] = [clip(piece) for piece in span["teacher_best"][:MOST_TOKENS]]
+        pairs = zip(span["teacher_best"], span["pieces"][:MOST_TOKENS], strict=False)
+        found["teacher_best"] = [None if best == piece else clip(best) for best, piece in pairs]
     return found

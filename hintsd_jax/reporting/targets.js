@@ -116,7 +116,10 @@ function heatmap(run, n, kind, named) {
     // the mean target, in cells from the lower left corner
     const means = relative
       ? columns.flatMap((column, c) => (totals[c] ? [[c + 0.5, column.reduce((sum, v, r) => sum + v * (r + 0.5), 0) / totals[c]]] : []))
-      : counts.mean.flatMap((mean, i) => (mean === null ? [] : [[(i + 0.5) / by, (mean - 0.5) / turned.by]]));
+      : columns.flatMap((_, c) => {
+          const known = counts.mean.slice(c * by, (c + 1) * by).filter((mean) => mean !== null);
+          return known.length ? [[c + 0.5, (known.reduce((a, b) => a + b) / known.length - 0.5) / turned.by]] : [];
+        });
     const path = means.map(([c, r], i) => `${i ? "L" : "M"}${(left + c * w).toFixed(1)} ${(height - bottom - r * h).toFixed(1)}`);
     parts.push(draw("path.mean", { d: path.join("") }));
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);

@@ -5,6 +5,7 @@ const SEEN = 0.1; // nats from which a change is underlined
 const shade = (v) => Math.sqrt(Math.min(1, Math.abs(v) / FULL));
 
 function visible(piece) {
+  if (piece === null || piece === undefined) return "";
   return piece.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5") || "\u2205";
 }
 
@@ -26,7 +27,7 @@ function drawSpan(span) {
       classes.push(gap > 0 ? "up" : "down");
     }
     const best = span.teacher_best?.[n];
-    const changed = best !== undefined && best !== null && best !== piece;
+    const changed = best !== undefined && best !== null;
     const word = make(`span.${classes.join(".")}`, style, changed ? visible(piece) : visible(piece).replace(/\u23ce/g, "\u23ce\n"));
     body.append(changed ? make("ruby", null, word, make("rt", { "data-n": n }, visible(best))) : word);
     if (changed && piece.includes("\n")) body.append(make("br")); // a word with another above it cannot break
@@ -72,7 +73,7 @@ function tokenLines(span, n) {
     value !== undefined && value !== null && lines.push(make("div.row", null, make("span.soft", null, name), make("b", null, value)));
   if (span.divergence) add("divergence", `${short(span.divergence[n])} nats`);
   if (span.teacher_gap) add("teacher \u2212 student", `${short(span.teacher_gap[n])} nats`);
-  if (span.teacher_best) add("teacher would write", visible(span.teacher_best[n] ?? ""));
+  if (span.teacher_best) add("teacher would write", span.teacher_best[n] === null ? "the same" : visible(span.teacher_best[n]));
   if (span.advantage) add("advantage", short(span.advantage[n]));
   return lines;
 }
@@ -89,7 +90,7 @@ function tokenTable(span) {
     make(
       "tr",
       null,
-      columns.map(([, key, text]) => make(text === short ? "td.num" : "td", null, text(span[key][n] ?? (text === short ? null : "")))),
+      columns.map(([, key, text]) => make(text === short ? "td.num" : "td", null, text(span[key][n]))),
     ),
   );
   return make(

@@ -233,7 +233,11 @@ async function open(n, step) {
 // Chunks are unpacked when needed; the last few stay.
 const unpacked = new Map();
 
+// The page is drawn before the chunks have arrived: whoever wants one meanwhile waits. One is whole when another element follows it.
+const arrived = new Promise((resolve) => addEventListener("DOMContentLoaded", resolve, { once: true }));
+
 async function chunk(n) {
+  if (document.readyState === "loading" && !document.getElementById(`chunk-${n}`)?.nextElementSibling) await arrived;
   if (!unpacked.has(n)) {
     unpacked.set(n, unpack(document.getElementById(`chunk-${n}`).textContent));
     if (unpacked.size > 6) unpacked.delete(unpacked.keys().next().value);

@@ -1,0 +1,72 @@
+"""Scripts of Desk tasks: the reference succeeds, a fault is what it says, where it says, and the only one, from its seed alone."""
+
+import pytest
+
+from hintsd_jax.envs.desk import Desk, script
+from hintsd_jax.envs.desk.generator import DECISIONS, generate_task
+from hintsd_jax.episodes.toolcalls import parse_action
+
+TASKS = [generate_task(5, index) for index in range(40)]
+HARMLESS = ("wrong_order",)  # within one request the order does not count
+
+
+def play(task, actions):
+    """(the environment, its last `Turn`, the observations)."""
+    desk, seen = Desk(), []
+    desk.reset(task)
+    for action in actions:
+        turn = desk.step(parse_action(action))
+        seen.append([message["content"] for message in turn.messages])
+    return desk, turn, seen
+
+
+def test_the_reference_succeeds():
+    for task in TASKS:
+        played = script.ground_truth(task)
+        desk, turn, seen = play(task, played.actions)
+        assert turn.terminated and turn.reward == 1.0 and desk.report().faults == () and (played.fault, played.step) == ("", 0)
+        assert not any("Error" in text for texts in seen for text in texts)
+
+
+@pytest.mark.parametrize("fault", script.FAULTS)
+def test_a_fault_is_the_only_one_and_stands_where_it_says(fault):
+    """The office's own report, which follows from the state alone, is the oracle."""
+    made = 0
+    for task in TASKS:
+        right = script.ground_truth(task).actions
+        for site in script.sites(task, fault):
+            faulty = script.with_fault(task, fault, 0, site)
+            differing = [n for n, (a, b) in enumerate(zip(right, faulty.actions), 1) if a != b]
+            assert faulty.step == differing[0] and faulty.fault == fault
+            desk, turn, seen = play(task, faulty.actions)
+            assert turn.terminated and desk.world.hour == len(task["requests"])
+            found = [found.step for found in desk.report().faults]
+            assert (turn.reward, found) == ((1.0, []) if fault in HARMLESS else (0.0, [faulty.step])), (task["id"], site)
+            assert not any("Error" in text for text in seen[faulty.step - 1]), "a fault is silent at its turn"
+            made += 1
+    assert made >= 15
+
+
+def test_a_fault_follows_from_task_kind_and_seed():
+    for fault in script.FAULTS:
+        known = [task for task in TASKS if script.sites(task, fault)]
+        assert known and all(script.with_fault(task, fault, 3) == script.with_fault(task, fault, 3) for task in known)
+        assert all(script.with_fault(task, fault, 0) is None for task in TASKS if task not in known)
+    drawn = {script.with_fault(TASKS[0], "wrong_argument", seed) for seed in range(12)}
+    assert len(drawn) > 3
+
+
+def test_kinds_of_sites():
+    task = next(task for task in TASKS if {"copy", "tell"} <= {request["kind"] for request in task["requests"]})
+    hours = [request["kind"] for request in task["requests"]]
+    assert script.sites(task, "wrong_copy") == [(hours.index("copy"), 1)]
+    assert script.sites(task, "forgotten_call") == [(hours.index("tell"), 1)]
+    assert script.sites(task, "wrong_order") == [(hours.index("tell"), 0)]
+    assert script.sites(task, "early_stop") == [(3, 0)]
+    assert [hour for hour, _ in script.sites(task, "dropped_call")] == [hour for hour in range(4) if hours[hour] != "tell"]
+    absent = next(kind for kind in DECISIONS if kind not in hours)
+    assert script.sites(task, f"wrong_{absent}") == [] and script.with_fault(task, f"wrong_{absent}", 0) is None
+    with pytest.raises(ValueError, match="no fault"):
+        script.sites(task, "laziness")
+    with pytest.raises(ValueError, match="no place"):
+        script.with_fault(task, "wrong_copy", 0, (hours.index("tell"), 0))

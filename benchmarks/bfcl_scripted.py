@@ -45,7 +45,7 @@ REPO = Path(__file__).resolve().parents[1]
 RESULTS, TABLES, PAGE = REPO / "benchmarks/results/bfcl_scripted.json", REPO / "benchmarks/results/bfcl_scripted.md", REPO / "docs/bfcl.md"
 UNBOUNDED = 1 << 30
 ROLLOUT = RolloutConfig(UNBOUNDED, UNBOUNDED, Sampling(1.0, 1.0, 0, UNBOUNDED))
-HINDSIGHT = HindsightConfig("hindsight", "environment", 3, 12_000, UNBOUNDED, Sampling(0.6, 0.95, 0, 512))  # the released limits
+HINDSIGHT = HindsightConfig("hindsight", max_targets=3, clip_chars=12_000)  # the released limits
 BATCH = 16  # tasks; each of their rollouts has an environment in a thread of its own
 
 

@@ -15,6 +15,7 @@ from hintsd_jax.episodes.scripted import ScriptedEngine
 from hintsd_jax.episodes.toolcalls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
@@ -147,7 +148,7 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
         task = tasks[job.episode.task_id]
         return (with_fault(task, "early_stop", 0) if job.episode.rollout else ground_truth(task)).actions
 
-    session = Session(config, None, None, None, {}, CHAT, ScriptedEngine(CHAT, script), Bfcl)
+    session = Session(resolved(config), None, None, None, {}, CHAT, ScriptedEngine(CHAT, script), Bfcl)
     tasks = {task["id"]: task for task in session.tasks("eval")}
     result = held_out(session, None, "eval", 8)
     assert result.success == [[1, 0]] * 8 and result.greedy == [1] * 8 and result.benchmark == "bfcl-eval 2026.3.23"

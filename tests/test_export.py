@@ -13,6 +13,7 @@ from hintsd_jax import config as schema
 from hintsd_jax.distill.state import create
 from hintsd_jax.errors import UserError
 from hintsd_jax.export import export
+from hintsd_jax.methods import resolved
 from hintsd_jax.policy import decoder, lora
 from hintsd_jax.policy.files import write_shards
 from hintsd_jax.policy.huggingface import load_policy
@@ -35,7 +36,7 @@ def run(tmp_path):
         (base / "expected.npz").unlink()
         for file, text in BESIDE.items():
             (base / file).write_text(text)
-        config = schema.base()
+        config = resolved(schema.base())
         config.policy.path = str(base)
         config.lora.rank, config.lora.targets = rank, ("q_proj", "o_proj", "down_proj")
         adapter = lora_config(config)

@@ -77,7 +77,7 @@ def play(folder):
         engine = Engine(policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), mesh)
         jobs = [Job(prompt) for prompt in prompts]
         engine.run(lora.attach(params, trained), jobs)
-        full, metrics = update(None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
+        full, metrics, _ = update(None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
         states[name] = full
         arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
         whole = [
@@ -89,7 +89,7 @@ def play(folder):
         (folder / f"{name}.json").write_text(json.dumps(result))
         np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
         if name in ("1x1x1", "2x2x2"):
-            low, metrics = update(params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
+            low, metrics, _ = update(params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
             (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
             np.savez(folder / f"lora_{name}.npz", *host((low.params, low.ema)))
 

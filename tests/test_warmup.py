@@ -15,6 +15,7 @@ from hintsd_jax.envs.desk.demonstrations import review
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
@@ -92,8 +93,8 @@ def test_the_step_learns(demonstrator):
         rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
     phase = ConfigDict(
-        {"clean": False, "contradict_rate": 0.5, "shapes": ((1, 1),), "episode_length": 96, "answer_length": 160, "drill_length": 32,
-         "rows": {"plain": 3, "drill": 1, "hinted": 1, "review": 1, "advice": 1}}
+        {"clean": False, "contradict_rate": 0.5, "vague_rate": 0.5, "shapes": ((1, 1),), "episode_length": 96, "answer_length": 160, "drill_length": 32,
+         "started_length": 176, "rows": {"plain": 3, "drill": 1, "hinted": 1, "review": 1, "advice": 1, "judge": 1, "started": 1}}
     )  # fmt: skip
     tx = optax.adam(1e-2)
     params = decoder.init_params(policy, jax.random.key(0))
@@ -141,3 +142,45 @@ def test_the_committed_policy_is_what_desk_needs(demonstrator):
     assert 0.4 < plain["all"]["sampled"] < 0.85
     usual_mistakes = np.mean([plain[kind]["greedy"] for kind in ("delete", "forward")])
     assert usual_mistakes < 0.5  # on two kinds the likeliest action is the wrong one
+
+
+def test_a_judges_row_shows_one_step_and_says_the_truth_without_names(demonstrator, tokenizer):
+    verdicts = set()
+    for task in TASKS:
+        episode = demonstrator.play(task, error_scale=1.5)
+        row = demonstrator.judge_row(task, episode)
+        question, _, answer = tokenizer.decode(row.ids).rpartition("<|im_start|>assistant\n")
+        verdict, _, found = answer.removesuffix("<|im_end|>").partition("\n")
+        failures = json.loads(found)["failures"]
+        assert verdict in ("#1 ok", "#1 bad") and bool(failures) == (verdict == "#1 bad")
+        assert all('"' not in failure["feedback"] and failure["step"] == 1 for failure in failures)
+        assert task["requests"][0]["text"] not in question
+        shown = [n for n, step in enumerate(episode.steps, 1) if f"#1 {step.text}\n>" in question]
+        faults = {fault.step for fault in review(task, [step.text for step in episode.steps])[1]}
+        assert shown and bool(failures) in {number in faults for number in shown}
+        verdicts.add(verdict)
+    assert verdicts == {"#1 ok", "#1 bad"}
+
+
+def test_advice_at_the_start_is_heeded_where_it_speaks(demonstrator, tokenizer):
+    sorts = set()
+    for task in TASKS:
+        row = demonstrator.started_row(task)
+        text = tokenizer.decode(row.ids)
+        advice = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]  # after the first request
+        actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
+        sorts.add("solution" if advice.startswith(prompts.WORKED) else "several" if advice.startswith(prompts.FIXED) else "one")
+        played = "\n".join(actions)
+        if advice.startswith(prompts.WORKED):
+            assert advice == "\n".join([prompts.WORKED, *(f"#{n} {action}" for n, action in enumerate(actions, 1))])
+        else:
+            named = re.findall(r'Use (\w+) "(\w+)"', advice)
+            assert all(f'Take {label} "{name}".' in played for label, name in named)
+            assert all(f'"notify", "arguments": {{"name": "{name}"}}' in played for name in re.findall(r'notify for "(\w+)"', advice))
+    assert sorts == {"solution", "several", "one"}
+
+
+def test_vague_hints_have_no_names(demonstrator, tokenizer):
+    rows = [demonstrator.hinted_row(task, hint_rate=1.0, neutral_rate=0.0, vague_rate=1.0) for task in TASKS]
+    hints = [hint for row in rows for hint in re.findall(r"user\n((?:Use|Call)[^<]*)<", tokenizer.decode(row.ids))]
+    assert hints and all('"' not in hint and hint.endswith(".") for hint in hints)

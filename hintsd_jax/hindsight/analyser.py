@@ -151,7 +151,7 @@ def ask_environment(episodes: Keyed, config: HindsightConfig) -> Hindsight:
             found.dropped["no_report"] += 1
             continue
         faults = tuple(Target(fault.step, fault.feedback) for fault in episode.report.faults)
-        steps = given_steps(episode, key, config) if episode.steps else []
+        steps = given_steps(episode, key, config) if episode.steps or config.select == "hindsight" else []
         if steps is not None:
             faults = tuple(fault for fault in faults if fault.step in steps)
         limit = config.max_targets if steps is None else len(faults)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from hintsd_jax import aot
 from hintsd_jax.config import NOT_OF_A_RUN, flatten
 from hintsd_jax.errors import UserError
+from hintsd_jax.methods import resolved
 from hintsd_jax.planning.devices import Devices
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.session import engine_config, update_shapes
@@ -50,6 +51,7 @@ def ask(config: ConfigDict, policy: PolicyConfig, devices: Devices) -> list[Answ
     Raises:
       UserError: there is no compiler for these devices, or the folder to keep answers in cannot be written.
     """
+    config = resolved(config)
     mesh = devices.mesh(**config.mesh)
     names = _wanted(config, policy, mesh)
     folder = Path(config.plan.cache_dir) if config.plan.cache_dir else None

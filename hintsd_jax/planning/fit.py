@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from hintsd_jax import aot
 from hintsd_jax.errors import UserError
+from hintsd_jax.methods import resolved
 from hintsd_jax.planning import temporaries
 from hintsd_jax.planning.devices import Devices, find, larger
 from hintsd_jax.planning.holdings import PHASES, Holding, holdings
@@ -96,6 +97,7 @@ class Planner:
 
     def __call__(self, config: ConfigDict, devices: Devices) -> Plan:
         """Raises UserError where the run itself would refuse these: a mesh that is none, slots that `data` does not divide, ..."""
+        config = resolved(config)
         mesh, platform = devices.layout(**config.mesh), devices.platform
         policy = aot.described_policy(config, self.shape, platform=platform)
         engine, shapes = engine_config(config), update_shapes(config, mesh)

@@ -1,0 +1,139 @@
+"""Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the counts of targets.
+
+A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and, in newer runs, "trained". Token ids and the sampler's
+log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four digits, those of tokens to three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LONGEST = 20_000  # characters of one text
+MOST_TOKENS = 4_000  # tokens of one action span
+PER_TOKEN = ("divergence", "teacher_gap", "advantage")
+BINS = 10  # of an episode's length, for relative positions
+
+
+def row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list shows of an episode."""
+    return {
+        "task": str(record.get("task_id", "")),
+        "rollout": int(record.get("rollout") or 0),
+        "success": int(bool(record.get("success"))),
+        "turns": len(record.get("steps") or ()),
+        "ended": str(record.get("ended") or ""),
+        "targets": targets(record),
+        "trained": [span["step"] for span in record.get("trained") or ()],
+    }
+
+
+def targets(record: Mapping[str, Any]) -> list[int]:
+    """The steps (1-based) that hindsight named."""
+    return [target["step"] for target in (record.get("hindsight") or {}).get("targets") or ()]
+
+
+def entry(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the page shows of an episode once it is opened."""
+    report = record.get("report") or {}
+    looked = record.get("hindsight")
+    return {
+        "reward": number(record.get("reward") or 0.0),
+        "detail": clip(record.get("detail") or ""),
+        "prompt_length": record.get("prompt_length") or 0,
+        "prompt": [
+            {"role": str(message.get("role", "")), "content": clip(message.get("content"))} for message in record.get("prompt_messages") or ()
+        ],
+        "steps": [_step(step) for step in record.get("steps") or ()],
+        "faults": [_target(fault) for fault in report.get("faults") or ()],
+        "report": clip(report.get("summary") or ""),
+        "hindsight": looked and {
+            **{name: looked.get(name) for name in ("analyser", "privileged", "select", "place", "problem")},
+            "answer": clip(looked.get("answer") or ""),
+            "targets": [_target(target) for target in looked.get("targets") or ()],
+        },
+        "trained": [_span(span) for span in record.get("trained") or ()],
+    }
+
+
+def clip(text: Any) -> str:
+    """A text of at most `LONGEST` characters, and how many were left out."""
+    text = "" if text is None else str(text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
+
+
+def number(value: Any, digits: int = 4) -> float | int | None:
+    """So many significant digits; what is no finite number becomes None."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else float(f"{value:.{digits}g}")
+
+
+def plain(value: Any) -> bool:
+    """Whether JSON has a word for it: infinities and NaN have none."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+class TargetCounts:
+    """Where targets fall, by training step: `add` takes the records of a step, `to_json` gives
+
+    `{"steps": [S], "absolute": [S][longest], "relative": [S][BINS], "episodes": [S], "mean": [S]}`: counts by step of the episode (the first
+    column is step 1) and by tenth of the episode, the episodes with a target, and the mean step of the targets.
+    """
+
+    def __init__(self):
+        self._found: dict[int, list[tuple[int, int]]] = {}
+        self._episodes: dict[int, int] = {}
+
+    def add(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Counts the targets of one training step's episodes."""
+        found = [(number, len(record.get("steps") or ())) for record in records for number in targets(record)]
+        self._found.setdefault(step, []).extend(found)
+        self._episodes[step] = self._episodes.get(step, 0) + sum(bool(targets(record)) for record in records)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The counts; None where no episode has a target."""
+        longest = max((number for found in self._found.values() for number, _ in found), default=0)
+        if not longest:
+            return None
+        absolute = [[0] * longest for _ in self._found]
+        relative = [[0] * BINS for _ in self._found]
+        for n, found in enumerate(self._found.values()):
+            for number_, length in found:
+                absolute[n][number_ - 1] += 1
+                relative[n][tenth(number_, length)] += 1
+        means = [sum(n for n, _ in found) / len(found) if found else None for found in self._found.values()]
+        return {
+            "steps": list(self._found),
+            "absolute": absolute,
+            "relative": relative,
+            "episodes": list(self._episodes.values()),
+            "mean": [number(value) for value in means],
+        }
+
+
+def tenth(step: int, length: int) -> int:
+    """Which tenth of an episode of `length` steps the middle of a step (1-based) lies in: 0 to BINS - 1."""
+    return min(max(int(BINS * (step - 0.5) / max(length, 1)), 0), BINS - 1)
+
+
+def _step(step: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"text": clip(step.get("text")), "observation": clip(step.get("observation"))}
+    return found | {"tokens": (step.get("stop") or 0) - (step.get("start") or 0), "reward": number(step.get("reward") or 0.0)}
+
+
+def _target(target: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": target.get("step"), "feedback": clip(target.get("feedback"))}
+
+
+def _span(span: Mapping[str, Any]) -> dict[str, Any]:
+    """One trained action span: aligned lists, those of them that the loss has. `teacher_best` is None where it is the sampled token."""
+    found: dict[str, Any] = {"step": span["step"], "tokens": len(span["pieces"]), "pieces": [clip(piece) for piece in span["pieces"][:MOST_TOKENS]]}
+    for name in PER_TOKEN:
+        if span.get(name):
+            found[name] = [number(value, 3) for value in span[name][:MOST_TOKENS]]
+    if span.get("teacher_best"):
+        pairs = zip(span["teacher_best"], span["pieces"][:MOST_TOKENS], strict=False)
+        found["teacher_best"] = [None if best == piece else clip(best) for best, piece in pairs]
+    return found

@@ -1,0 +1,79 @@
+"""The command: folders in, one file out; one clear line for what a user can mend; nothing heavy is imported."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hintsd_jax import report
+from hintsd_jax.errors import UserError
+from tests.report_helpers import entries_of, overview_of, record, write_run
+
+REPO = Path(__file__).parents[1]
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "-m", "hintsd_jax.report", *map(str, args)], cwd=REPO, capture_output=True, text=True)
+
+
+def test_the_command_writes_one_file_and_imports_no_jax(tmp_path):
+    workdir = write_run(tmp_path / "run", {1: [record(targets=(2,))]})
+    code = "import sys, hintsd_jax.report as r; s = r.main(sys.argv[1:]); print([m for m in ('jax', 'flax') if m in sys.modules], s)"
+    out = tmp_path / "new" / "report.html"
+    done = subprocess.run([sys.executable, "-c", code, workdir, "--out", out], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["[] 0"], done.stderr
+    page = out.read_text(encoding="utf-8")
+    assert overview_of(page)["runs"][0]["name"] == "run" and len(entries_of(page)) == 1
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]
+
+
+def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run(tmp_path / "empty", "--out", tmp_path / "r.html")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "empty holds no run" in done.stderr and "--workdir" in done.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["{run}", "--out", "{run}/config.json/r.html"], "--out"),
+        (["{run}", "{run}"], "twice"),
+        (["{run}/x"], "no folder"),
+        (["{run}", "--episodes", "-1"], "--episodes"),
+    ],
+)
+def test_errors_name_what_to_do(tmp_path, capsys, args, word):
+    workdir = write_run(tmp_path / "run", {1: [record()]})
+    assert report.main([arg.format(run=workdir) for arg in args]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    workdir = write_run(tmp_path / "run", {1: [record(targets=(1, 3))], 2: [record(success=True)]})
+    pages = []
+    for name in ("a.html", "b.html"):
+        report.report([workdir], tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
+    steps = {step: [record(f"train-{n // 4}", n % 4, n % 3 == 0, (n % 4 + 1,) if n % 3 else (), 11) for n in range(100)] for step in range(1, 21)}
+    workdir = write_run(tmp_path / "run", steps)
+    began = time.process_time()
+    size = report.report([workdir], tmp_path / "r.html")
+    assert time.process_time() - began < 5
+    assert size < 1_000_000
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert len(entries_of(page)) == 2000
+    assert len(page) - sum(map(len, page.split('id="chunk-')[1:])) < 150_000  # what the browser reads before it can draw
+
+
+def test_a_broken_record_is_named(tmp_path):
+    workdir = write_run(tmp_path / "run", {1: [record(), {"task_id": "x", "steps": 5}]})
+    with pytest.raises(UserError, match="step_000001.jsonl holds a line that is no episode"):
+        report.report([workdir], tmp_path / "r.html")

@@ -28,6 +28,7 @@ from hintsd_jax.policy import decoder
 from hintsd_jax.policy.config import PolicyConfig
 from hintsd_jax.policy.tokenizer import load_tokenizer
 from hintsd_jax.session import Session
+from tests.chat_server import PROXIES, serving
 
 POLICY = str(Path(__file__).parents[1] / "assets" / "desk-policy")
 CHAT = ChatFormat(load_tokenizer(POLICY))
@@ -83,6 +84,23 @@ def test_an_analyser_is_told_the_step_and_nothing_else(injected):
     assert [case.episode.report for case in cases] == reports
     for case, question in zip(cases, asked, strict=True):
         assert f"The step: #{case.step}<|im_end|>" in question and case.episode.report.faults[0].feedback not in question
+
+
+def test_a_model_behind_a_server_is_asked_without_any_weights(injected, monkeypatch, tmp_path):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    path = tmp_path / "config.py"
+    path.write_text("from hintsd_jax.config import base\nget_config = base\n")
+    cases = injected[0][:12]
+    with serving(lambda exchange: exchange.answer(json.dumps({"failures": [{"step": 5, "feedback": "Go home."}]}))) as server:
+        config = looking_back.load_config(str(path), POLICY, ["env.name=desk", f"endpoint.url={server.url}", "endpoint.model=m"])
+        session = looking_back.open_session(config, ["endpoint", "random"])
+        found = attribution.measure(session, "endpoint", cases, SCRIPTS, 0)
+        assert len(server.requests) == len(cases) and "words" not in found
+    row = found["where"]["all"]
+    assert row["targets"]["value"] == 1 and row["recall"]["value"] == pytest.approx(np.mean([case.step == 5 for case in cases]), abs=1e-6)
+    assert row["distance"]["value"] == pytest.approx(np.mean([abs(case.step - 5) for case in cases]), abs=1e-6)
 
 
 def case_of(step, steps=6, fault="a"):

@@ -326,8 +326,8 @@ def retold(clean: Sequence[Mapping]) -> str:
         return ""
     updates = max(max(run["rows"]["step"]) for run in clean)
     return (
-        f" Times are those of {updates} updates of each arm that had these cores to themselves; the runs that success comes from shared theirs"
-        " with other work, and their times were scaled to these over the updates that both made, part by part."
+        f" The runs that success comes from shared these cores with other work. Times are therefore those of one run of each arm that had them"
+        f" to itself, update by update; runs of fewer than {updates} updates stand with their median for the later ones, so there they are rough."
     )
 
 

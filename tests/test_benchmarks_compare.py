@@ -195,12 +195,11 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
 
 
 def test_clean_times_take_the_place_of_disturbed_ones():
-    rows = {"step": [0, 1, 2, 3, 4, 5, 6], "time/step": [None, 90.0, 80.0, 20.0, 40.0, 60.0, 10.0], "time/compile": [30.0, *[None] * 6], "eval/avg@4": [0.1] * 7}
+    rows = {"step": [0, 1, 2, 3, 4, 5], "time/step": [None, 90.0, 80.0, 20.0, 40.0, 60.0], "time/compile": [30.0, *[None] * 5], "eval/avg@4": [0.1] * 6}
     clean = {"arm": "dense", "rows": {"step": [0, 1, 2, 3, 4], "time/step": [None, 7.0, 7.0, 5.0, 10.0], "time/compile": [6.0, *[None] * 4]}}
     (run,) = retimed([{"arm": "dense", "rows": rows}], [clean])
-    assert run["rows"]["time/step"] == [None, 22.5, 20.0, 5.0, 10.0, 15.0, 2.5]  # 5 and 10 s for 20 and 40: a quarter
-    assert run["rows"]["time/compile"][0] == 6.0 and run["rows"]["eval/avg@4"] == rows["eval/avg@4"] and rows["time/step"][3] == 20.0
-    with pytest.raises(SystemExit, match="no clean times of sdpo"):
-        retimed([{"arm": "sdpo", "rows": rows}], [clean])
-    with pytest.raises(SystemExit, match="make more of them"):
-        retimed([{"arm": "dense", "rows": rows | {"time/step": [None, 1.0, 1.0, None, None, 1.0, 1.0]}}], [clean])
+    assert run["rows"]["time/step"] == [None, 7.0, 7.0, 5.0, 10.0, 7.5]
+    assert run["rows"]["time/compile"] == [6.0, *[None] * 5] and run["rows"]["eval/avg@4"] == rows["eval/avg@4"] and rows["time/step"][3] == 20.0
+    for others in ([clean | {"arm": "grpo"}], [clean, clean]):
+        with pytest.raises(SystemExit, match="one run with clean times of dense"):
+            retimed([{"arm": "dense", "rows": rows}], others)

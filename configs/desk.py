@@ -2,7 +2,7 @@
 
 Command:  python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train   (or: make demo)
 Hardware: 2 CPU cores, no accelerator.
-Expect:   held-out Avg@4 from 32 % to about 75 %, greedy success from 15 % to over 90 %; see benchmarks/results/compare_methods.md.
+Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see benchmarks/results/compare_methods.md.
 
 Other methods and controls are overrides: --config.method=grpo, --config.hindsight.select=random, --config.optim.lr=0 (nothing may rise),
 --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see docs/methods.md.

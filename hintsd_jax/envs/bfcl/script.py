@@ -14,11 +14,11 @@ import inspect
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.bfcl.execute import tool_docs
+from hintsd_jax.envs.script import Script
 from hintsd_jax.episodes.toolcalls import HERMES, render_call
 
 DONE = "Done."
@@ -32,15 +32,6 @@ FAULTS = {
 
 Site = tuple[int, int]
 """A user turn and a call in it, both 0-based."""
-
-
-@dataclass(frozen=True)
-class Script:
-    """`actions`: one text a step. `fault`: a kind of `FAULTS`, and `step` the 1-based step in which it happens; "" and 0 for none."""
-
-    actions: tuple[str, ...]
-    fault: str = ""
-    step: int = 0
 
 
 def ground_truth_calls(task: Mapping[str, Any]) -> list[list[ToolCall]]:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, moves
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.desk.world import EFFECTS, PARAMETERS, CallError, World
+from hintsd_jax.envs.script import Script
 
 FAULTS = {
     **{f"wrong_{kind}": f"the other candidate is taken in a request to {kind}" for kind in DECISIONS},
@@ -30,15 +30,6 @@ FAULTS = {
 
 Site = tuple[int, int]
 """A request and a step of it, both 0-based."""
-
-
-@dataclass(frozen=True)
-class Script:
-    """`actions`: one text a step. `fault`: a kind of `FAULTS`, and `step` the 1-based step in which it happens; "" and 0 for none."""
-
-    actions: tuple[str, ...]
-    fault: str = ""
-    step: int = 0
 
 
 def ground_truth(task: Mapping) -> Script:

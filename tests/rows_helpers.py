@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hintsd_jax.distill.rows import trunk_rows
+from hintsd_jax.distill.rows import rows, target_branches
 from hintsd_jax.episodes.chat import Delta
 from hintsd_jax.episodes.episode import Episode
 
@@ -26,6 +26,11 @@ class Rewriting(Chat):
     def advised(self, dialogue, tools, trunk, text):
         seen = len(trunk) // 2
         return seen, (*(300 + id for id in trunk[seen:]), 300, *self.feedback(text))
+
+
+def trunk_rows(episode, targets, chat, **place):
+    """The rows of all targets of an episode, feedback right before each."""
+    return rows(episode, target_branches(episode, targets, chat), **place)
 
 
 def trunk_row(episode, targets, chat=Chat(), **place):

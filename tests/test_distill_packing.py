@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hintsd_jax.distill import packing
 from hintsd_jax.distill.packing import DROP_REASONS, Shapes, blank_batch, pack
-from hintsd_jax.distill.rows import Branch, Row, plain_branches, rows, single, start_branches, trunk_rows
+from hintsd_jax.distill.rows import Branch, Row, plain_branches, rows, single, start_branches
 from hintsd_jax.hindsight.targets import Target
-from tests.rows_helpers import FEEDBACK, Chat, Rewriting, make_episode
+from tests.rows_helpers import FEEDBACK, Chat, Rewriting, make_episode, trunk_rows
 
 SHAPES = Shapes((16, 36), (14, 30), (3, 5), rows=3)
 ALONE = Shapes((16, 36), (40, 52), (3, 5), rows=3, trunk=False)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.distill.rows import Branch, Row, alone, plain_branches, rows, single, start_branches, trunk_rows
+from hintsd_jax.distill.rows import Branch, Row, alone, plain_branches, rows, single, start_branches
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.hindsight.targets import Target
 from tests.helpers import KEEPING_TEMPLATE, LLAMA3_TEMPLATE, QWEN3_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_llama_tokenizer, make_tokenizer
-from tests.rows_helpers import PROMPT, Chat, make_episode, trunk_row
+from tests.rows_helpers import PROMPT, Chat, make_episode, trunk_row, trunk_rows
 
 
 def test_a_row_leaves_its_trunk_before_the_generation_prompt():

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from hintsd_jax.distill.rows import trunk_rows
 from hintsd_jax.envs.base import Report, Start, Turn
 from hintsd_jax.episodes.chat import ChatFormat
 from hintsd_jax.episodes.envcalls import EnvPool
@@ -22,6 +21,7 @@ from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
+from tests.rows_helpers import trunk_rows
 
 CHAT = ChatFormat(make_tokenizer())
 POLICY = PolicyConfig(

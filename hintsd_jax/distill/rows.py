@@ -130,11 +130,6 @@ def rows(
     return [whole(stream, found).with_branches(found) for stream, found in sorted(streams.items())]
 
 
-def trunk_rows(episode: Any, targets: Sequence[Any], chat: Any, **place: Any) -> list[Row]:
-    """The rows of all targets of an episode; see `target_branches` and `rows`."""
-    return rows(episode, target_branches(episode, targets, chat), **place)
-
-
 def alone(row: Row) -> Row:
     """The same branches without a trunk: each holds the teacher's whole context."""
 

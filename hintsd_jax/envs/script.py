@@ -1,6 +1,11 @@
 """What a scripted agent does in an episode: known actions, with a known fault or none. Each environment's own module writes them."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Site = TypeVar("Site")
 
 
 @dataclass(frozen=True)
@@ -11,3 +16,16 @@ class Script:
     actions: tuple[str, ...]
     fault: str = ""
     step: int = 0
+
+
+def choose_site(task_id: str, fault: str, seed: int, known: Sequence[Site], site: Site | None) -> tuple[random.Random, Site | None]:
+    """The script's own random numbers, and where its fault goes: at `site`, or at one of the `known` that the seed draws; None without any.
+
+    Raises ValueError for a site that is not known.
+    """
+    rng = random.Random(f"{seed} {task_id} {fault}")
+    if site is None:
+        return rng, rng.choice(known) if known else None
+    if site not in known:
+        raise ValueError(f"{task_id} has no place for {fault} at {site}")
+    return rng, site

@@ -18,7 +18,7 @@ from typing import Any
 
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.bfcl.execute import tool_docs
-from hintsd_jax.envs.script import Script
+from hintsd_jax.envs.script import Script, choose_site
 from hintsd_jax.episodes.toolcalls import HERMES, render_call
 
 DONE = "Done."
@@ -72,13 +72,9 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None
 
     None where the task has no place for it. Raises ValueError for another kind or site.
     """
-    rng, known = random.Random(f"{seed} {task['id']} {fault}"), sites(task, fault)
+    rng, site = choose_site(task["id"], fault, seed, sites(task, fault), site)
     if site is None:
-        if not known:
-            return None
-        site = rng.choice(known)
-    elif site not in known:
-        raise ValueError(f"{task['id']} has no place for {fault} at {site}")
+        return None
     turns, (turn, call) = ground_truth_calls(task), site
     step = sum(len(calls) + 1 for calls in turns[:turn]) + call + 1
     calls = turns[turn]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, moves
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.desk.world import EFFECTS, PARAMETERS, CallError, World
-from hintsd_jax.envs.script import Script
+from hintsd_jax.envs.script import Script, choose_site
 
 FAULTS = {
     **{f"wrong_{kind}": f"the other candidate is taken in a request to {kind}" for kind in DECISIONS},
@@ -52,13 +52,9 @@ def with_fault(task: Mapping, fault: str, seed: int, site: Site | None = None) -
 
     None where the task has no place for it. Raises ValueError for another kind or site.
     """
-    rng, known = random.Random(f"{seed} {task['id']} {fault}"), sites(task, fault)
+    rng, site = choose_site(task["id"], fault, seed, sites(task, fault), site)
     if site is None:
-        if not known:
-            return None
-        site = rng.choice(known)
-    elif site not in known:
-        raise ValueError(f"{task['id']} has no place for {fault} at {site}")
+        return None
     texts, (hour, index) = _texts(task), site
     step = sum(map(len, texts[:hour])) + index + 1
     texts[hour] = texts[hour][:index] + _faulty(task, fault, site, rng)

@@ -19,14 +19,13 @@ Writes benchmarks/results/attribution_<environment>.md and .json, and the tables
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.attribution_words import THIRDS, Case, bold, read, summary, tokens_table, words_table
-from benchmarks.looking_back import ANALYSERS, SPEAKERS, advise, cell, fill, guarded, header, load_config, look_back, open_session
+from benchmarks.looking_back import ANALYSERS, SPEAKERS, advise, cell, fill, guarded, header, load_config, look_back, open_session, parser
 from benchmarks.looking_back import percent, ratio, write
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
@@ -233,17 +232,10 @@ def tables(results: Mapping, scripts: Scripts) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/desk.py")
-    parser.add_argument("--policy", help="a Hugging Face directory in place of the config's")
-    parser.add_argument("--analysers", default="policy,environment,random", help=f"some of {', '.join(ANALYSERS)}")
-    parser.add_argument("--splits", default="", help="by default test on Desk, and all three on BFCL")
-    parser.add_argument("--limit", type=int, default=0, help="tasks; 0 for all")
-    parser.add_argument("--own", type=int, default=200, help="tasks that the policy itself plays, where it is an analyser; 0: none")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="without its ending")
-    parser.add_argument("overrides", nargs="*", help="further values, key=value")
-    arguments = parser.parse_args()
+    arguments_of = parser(__doc__, f"some of {', '.join(ANALYSERS)}")
+    arguments_of.add_argument("--splits", default="", help="by default test on Desk, and all three on BFCL")
+    arguments_of.add_argument("--own", type=int, default=200, help="tasks that the policy itself plays, where it is an analyser; 0: none")
+    arguments = arguments_of.parse_args()
     config = load_config(arguments.config, arguments.policy, arguments.overrides)
     names = arguments.analysers.split(",")
     session = open_session(config, names)

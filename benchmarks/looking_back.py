@@ -12,6 +12,7 @@ random       a step drawn uniformly, one an episode. The floor.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import json
@@ -51,6 +52,19 @@ ANALYSERS = {
 }
 SPEAKERS = ("policy", "endpoint")  # those that answer questions
 NO_WORDS = "-"  # in place of feedback, of which the random analyser has none
+
+
+def parser(text: str, analysers: str) -> argparse.ArgumentParser:
+    """The arguments that every benchmark of hindsight takes. `analysers`: what there is to say of `--analysers`."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--config", default="configs/desk.py")
+    made.add_argument("--policy", help="a Hugging Face directory in place of the config's")
+    made.add_argument("--analysers", default="policy,environment,random", help=analysers)
+    made.add_argument("--limit", type=int, default=0, help="tasks; 0 for all")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, help="without its ending")
+    made.add_argument("overrides", nargs="*", help="further values, key=value")
+    return made
 
 
 def load_config(path: str, policy: str | None, overrides: Sequence[str]) -> ConfigDict:

@@ -18,14 +18,13 @@ Writes benchmarks/results/placement_<environment>.md and .json, and its table be
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_config, look_back, open_session, percent, ratio, write
+from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_config, look_back, open_session, parser, percent, ratio, write
 from hintsd_jax.episodes.episode import Episode
 from hintsd_jax.episodes.replay import Continuation, continue_episodes
 from hintsd_jax.episodes.rollout import job_key
@@ -140,18 +139,10 @@ def table(results: Mapping[str, Mapping]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/desk.py")
-    parser.add_argument("--policy", help="a Hugging Face directory in place of the config's")
-    known = f"some of {', '.join(ANALYSERS)}; random: the policy's words about a random step"
-    parser.add_argument("--analysers", default="policy,environment,random", help=known)
-    parser.add_argument("--split", default="", help="by default the config's test split")
-    parser.add_argument("--limit", type=int, default=0, help="tasks; 0 for all")
-    parser.add_argument("--count", type=int, default=4, help="continuations of a target in each way")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="without its ending")
-    parser.add_argument("overrides", nargs="*", help="further values, key=value")
-    arguments = parser.parse_args()
+    arguments_of = parser(__doc__, f"some of {', '.join(ANALYSERS)}; random: the policy's words about a random step")
+    arguments_of.add_argument("--split", default="", help="by default the config's test split")
+    arguments_of.add_argument("--count", type=int, default=4, help="continuations of a target in each way")
+    arguments = arguments_of.parse_args()
     config = load_config(arguments.config, arguments.policy, arguments.overrides)
     names = arguments.analysers.split(",")
     session = open_session(config, ["policy", *names])  # it plays, whoever looks back

@@ -42,7 +42,7 @@ smoke: $(VENV)/.installed
 	$(PY) -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train
 
 desk-policy: $(VENV)/.installed
-	$(PY) -m hintsd_jax.warmup --config=configs/desk_warmup.py --out=assets/desk-policy
+	$(PY) -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis

@@ -27,10 +27,10 @@ from pathlib import Path
 from benchmarks.attribution_words import THIRDS, Case, bold, read, summary, tokens_table, words_table
 from benchmarks.looking_back import ANALYSERS, SPEAKERS, advise, cell, fill, guarded, header, load_config, look_back, open_session, parser
 from benchmarks.looking_back import percent, ratio, write
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import RolloutConfig, job_key, run_episodes
-from hintsd_jax.episodes.scripted import ScriptedEngine
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import RolloutConfig, job_key, run_episodes
+from hintsd_jax.rollout.scripted import ScriptedEngine
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.targets import Target

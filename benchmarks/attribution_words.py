@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.looking_back import Request, cell, percent, ratio
 from hintsd_jax.envs.base import ToolCall
-from hintsd_jax.episodes.chat import ChatFormat, common_prefix
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import job_key
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.rollout.chat import ChatFormat, common_prefix
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import job_key
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.sampling.scoring import span_logprobs
 from hintsd_jax.session import Session
 

@@ -29,7 +29,7 @@ from typing import Any
 from hintsd_jax.envs.base import Action, ToolCall
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import World, tool_docs
-from hintsd_jax.tasks.bfcl import CATEGORIES, WHEEL_VERSION, read_json_lines
+from hintsd_jax.envs.bfcl.tasks import CATEGORIES, WHEEL_VERSION, read_json_lines
 
 Answer = list[list[ToolCall]]  # [turn][call]
 

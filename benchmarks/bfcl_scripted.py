@@ -29,17 +29,17 @@ from pathlib import Path
 
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
-from hintsd_jax.episodes.scripted import ScriptedEngine
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.scripted import ScriptedEngine
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import HindsightConfig
-from hintsd_jax.policy.tokenizer import load_tokenizer
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.sampling import Sampling
-from hintsd_jax.tasks.bfcl import CATEGORIES, bfcl_tasks
+from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS, TABLES, PAGE = REPO / "benchmarks/results/bfcl_scripted.json", REPO / "benchmarks/results/bfcl_scripted.md", REPO / "docs/bfcl.md"
@@ -174,7 +174,7 @@ class TimedBfcl(Bfcl):
 
 def share() -> dict[str, float]:
     """Seconds of the smoke run's steps and evaluations, those inside the environment, and the actions that were taken."""
-    from configs import bfcl_smoke
+    from hintsd_jax.configs import bfcl_smoke
     from hintsd_jax import train
 
     config = bfcl_smoke.get_config()

@@ -16,13 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hintsd_jax.distill import packing, step
-from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.distill.packing import Shapes
-from hintsd_jax.distill.rows import Branch, Row, single
-from hintsd_jax.distill.state import OptimConfig, create
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.policy.sharding import make_mesh, put_rows
+from hintsd_jax.training import batching as packing, train_step as step
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.training.batching import Shapes
+from hintsd_jax.training.examples import Branch, Row, single
+from hintsd_jax.training.state import OptimConfig, create
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.models.sharding import make_mesh, put_rows
 from hintsd_jax.runs.workdir import versions
 
 FEEDBACK, ACTION, TARGETS, ROWS = 24, 16, 3, 4

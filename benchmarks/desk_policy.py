@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.policy.tokenizer import load_tokenizer
-from hintsd_jax.tasks.desk import desk_tasks
-from hintsd_jax.warmup.training import decision_probabilities, seeded_demonstrator
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.envs.desk.tasks import desk_tasks
+from hintsd_jax.tools.desk_policy.training import decision_probabilities, seeded_demonstrator
 
 LONGEST = 320
 

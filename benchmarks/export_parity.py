@@ -20,13 +20,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from hintsd_jax import config as schema
-from hintsd_jax.distill.state import create
+from hintsd_jax.config import schema as schema
+from hintsd_jax.training.state import create
 from hintsd_jax.export import export
-from hintsd_jax.policy import decoder, lora
-from hintsd_jax.policy.config import LORA_TARGETS
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.models import decoder, lora
+from hintsd_jax.models.config import LORA_TARGETS
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir, versions
 from hintsd_jax.session import lora_config, optim_config
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import gpu_work as work
 from benchmarks.gpu_sections import GIB, compiled, emit, guarded, median_ms, note, temp
-from hintsd_jax.policy import attention
+from hintsd_jax.models import attention
 
 if TYPE_CHECKING:
     from benchmarks.gpu_sections import Section

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.gpu_sections import emit, guarded
 from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.policy.sharding import make_mesh
-from hintsd_jax.policy.tokenizer import load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.models import decoder
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.models.sharding import make_mesh
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-from hintsd_jax.warmup.rows import Demonstrator
+from hintsd_jax.tools.desk_policy.rows import Demonstrator
 
 if TYPE_CHECKING:
     from benchmarks.gpu_sections import Section

@@ -27,12 +27,12 @@ import numpy as np
 
 from benchmarks import gpu_work as work
 from benchmarks.gpu import MARK, REPO
-from hintsd_jax.distill import packing, state, step
-from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.policy import decoder, lora
-from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-from hintsd_jax.policy.files import read_json
-from hintsd_jax.policy.sharding import make_mesh, put_rows
+from hintsd_jax.training import batching as packing, state, train_step as step
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.models import decoder, lora
+from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.checkpoints.safetensors import read_json
+from hintsd_jax.models.sharding import make_mesh, put_rows
 from hintsd_jax.sampling import programs
 from hintsd_jax.sampling.serving import ServingLayout
 
@@ -313,9 +313,9 @@ class Section:
 
     def plan(self):
         """The arithmetic of `--mode=plan` for one GPU, at these shapes. Needs ml_collections."""
-        from configs import bfcl_qwen3_4b
-        from hintsd_jax.planning.devices import find
-        from hintsd_jax.planning.fit import Planner
+        from hintsd_jax.configs import bfcl_qwen3_4b
+        from hintsd_jax.tools.planner.devices import find
+        from hintsd_jax.tools.planner.fit import Planner
 
         config, sizes = bfcl_qwen3_4b.get_config(), self.sizes
         config.rollout.slots, config.rollout.context, config.hindsight.context = sizes.slots, sizes.context, sizes.context

@@ -6,7 +6,7 @@ F of the feed-forward part, V vocabulary.
 
 from __future__ import annotations
 
-from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.models.config import PolicyConfig
 
 
 def weights(policy: PolicyConfig) -> int:

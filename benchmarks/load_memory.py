@@ -32,9 +32,9 @@ SHAPE = {
 
 def write_checkpoint(folder: Path, shape: dict, files: int) -> None:
     """Random weights in about so many files of equal size."""
-    from hintsd_jax.policy.config import PolicyConfig
-    from hintsd_jax.policy.files import DTYPES, write_json, write_shards
-    from hintsd_jax.policy.naming import leaves
+    from hintsd_jax.models.config import PolicyConfig
+    from hintsd_jax.checkpoints.safetensors import DTYPES, write_json, write_shards
+    from hintsd_jax.checkpoints.naming import leaves
 
     rng = np.random.default_rng(0)
     todo = leaves(PolicyConfig.from_hf(shape))
@@ -59,10 +59,10 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     import jax
     import jax.numpy as jnp
 
-    from hintsd_jax.policy.config import LoraConfig
-    from hintsd_jax.policy.huggingface import load_policy, open_checkpoint, read_config
-    from hintsd_jax.policy.naming import leaves
-    from hintsd_jax.policy.sharding import make_mesh
+    from hintsd_jax.models.config import LoraConfig
+    from hintsd_jax.checkpoints.huggingface import load_policy, open_checkpoint, read_config
+    from hintsd_jax.checkpoints.naming import leaves
+    from hintsd_jax.models.sharding import make_mesh
 
     mesh = make_mesh(fsdp=devices)
     jnp.zeros(8).block_until_ready()  # the backend is up

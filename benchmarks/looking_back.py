@@ -28,9 +28,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hintsd_jax.envs.base import Fault, Report, resolve
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.scripted import ScriptedEngine
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import RESAMPLES
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight, Keyed, analyse, ask_environment, given_steps
@@ -38,11 +38,11 @@ from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import Asker
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.methods import resolved
-from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.workdir import versions
 from hintsd_jax.sampling import Sampling
 from hintsd_jax.session import Session, answer_sampling
-from hintsd_jax.validation import validate
+from hintsd_jax.config.validation import validate
 
 ANALYSERS = {
     "policy": "the policy's own hindsight",

@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_config, look_back, open_session, parser, percent, ratio, write
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.replay import Continuation, continue_episodes
-from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.replay import Continuation, continue_episodes
+from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.analyser import attribution
 from hintsd_jax.hindsight.targets import Target

@@ -27,10 +27,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax: a TPU that is here 
 
 from ml_collections import ConfigDict
 
-from configs import bfcl_qwen3_4b
-from hintsd_jax import aot, plan
-from hintsd_jax.planning import devices
-from hintsd_jax.planning.fit import Planner
+from hintsd_jax.configs import bfcl_qwen3_4b
+from hintsd_jax.tools.planner import aot, plan
+from hintsd_jax.tools.planner import devices
+from hintsd_jax.tools.planner.fit import Planner
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "plan_programs.jsonl"

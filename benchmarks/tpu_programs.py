@@ -22,9 +22,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a TPU that is here is not nee
 
 import jax
 
-from configs import bfcl_qwen3_4b
-from hintsd_jax import aot
-from hintsd_jax.policy.sharding import AXES
+from hintsd_jax.configs import bfcl_qwen3_4b
+from hintsd_jax.tools.planner import aot
+from hintsd_jax.models.sharding import AXES
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "tpu_programs.jsonl"

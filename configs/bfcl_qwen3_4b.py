@@ -11,7 +11,7 @@ Expect:   not run yet: no weights were at hand. The paper reports, on the same 1
 Every setting that the paper releases is a default of `hintsd_jax.config.base`: 200 tasks, 2 a step, 15 epochs, 20 steps an episode.
 """
 
-from hintsd_jax.config import base
+from hintsd_jax.config.schema import base
 
 
 def get_config():

@@ -10,7 +10,7 @@ Expect:   not run yet: no weights were at hand. There is nothing to compare it w
 One category alone: --config.env.options.categories="('multi_turn_miss_func',)"
 """
 
-from configs import bfcl_qwen3_4b
+from hintsd_jax.configs import bfcl_qwen3_4b
 
 MAX_USER_TURNS = 8
 MAX_TURN_STEPS = 21  # the benchmark allows 20 a user turn, and looks only after the next

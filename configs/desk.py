@@ -8,7 +8,7 @@ Other methods and controls are overrides: --config.method=grpo, --config.hindsig
 --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see docs/methods.md.
 """
 
-from hintsd_jax.config import base
+from hintsd_jax.config.schema import base
 
 
 def get_config():

@@ -5,7 +5,7 @@ Hardware: 2 CPU cores, under a minute.
 Expect:   three lines of progress and a last table; three updates on 16 episodes each are too few for a rise.
 """
 
-from configs import desk
+from hintsd_jax.configs import desk
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Makes the embedded Desk policy again.
 
-Command:  python -m hintsd_jax.warmup --config=configs/desk_warmup.py --out=assets/desk-policy   (or: make desk-policy)
+Command:  python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy   (or: make desk-policy)
 Hardware: 2 CPU cores, about 50 minutes.
 Expect:   at its end, on held-out tasks: right at about 74 % of the decisions unhinted (69 % greedily: the usual action is wrong on
           `delete` and `forward`), and at 98 % (100 % greedily) after a correct hint.

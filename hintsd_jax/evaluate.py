@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.errors import UserError
-from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session
-from hintsd_jax.summaries import success_results
+from hintsd_jax.records import success_results
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 RESAMPLES = 10_000

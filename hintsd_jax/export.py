@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import resolved
-from hintsd_jax.policy import lora
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.files import Tensors
-from hintsd_jax.policy.huggingface import layers, open_checkpoint, read_config, write_like
-from hintsd_jax.policy.naming import leaves
-from hintsd_jax.policy.peft import save_adapter
-from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.models import lora
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.checkpoints.safetensors import Tensors
+from hintsd_jax.checkpoints.huggingface import layers, open_checkpoint, read_config, write_like
+from hintsd_jax.checkpoints.naming import leaves
+from hintsd_jax.checkpoints.peft import save_adapter
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import lora_config
 

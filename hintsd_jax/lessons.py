@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.distill import rows
-from hintsd_jax.distill.rows import Branch, Row
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax.training import examples as rows
+from hintsd_jax.training.examples import Branch, Row
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.methods import method_of

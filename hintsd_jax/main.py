@@ -12,9 +12,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hintsd_jax import config as schema
+from hintsd_jax.config import schema as schema
 from hintsd_jax.errors import UserError
-from hintsd_jax.validation import validate
+from hintsd_jax.config.validation import validate
 
 config_flags.DEFINE_config_file("config", None, "The config file, such as configs/desk.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The folder of this run; one that holds a run already continues it.")
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: write settings as --config.key=value")
     config, workdir = validate(flags.FLAGS.config), flags.FLAGS.workdir
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
-    module = importlib.import_module(f"hintsd_jax.{mode}")  # here, because importing jax takes a second
+    module = importlib.import_module({"plan": "hintsd_jax.tools.planner.plan"}.get(mode, f"hintsd_jax.{mode}"))  # here, because importing jax takes a second
     if mode == "plan":
         sys.exit(0 if module.plan(config) else 1)
     getattr(module, mode)(config, workdir)

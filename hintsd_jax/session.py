@@ -11,23 +11,23 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hintsd_jax.distill.losses import LossConfig
-from hintsd_jax.distill.packing import Shapes
-from hintsd_jax.distill.state import OptimConfig
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.training.batching import Shapes
+from hintsd_jax.training.state import OptimConfig
 from hintsd_jax.envs.base import resolve
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.rollout import RolloutConfig, run_episodes
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import Asker, policy_asker
 from hintsd_jax.methods import method_of, resolved
-from hintsd_jax.policy import lora
-from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.policy.peft import load_adapter
-from hintsd_jax.policy.sharding import make_mesh, shardings
-from hintsd_jax.policy.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.models import lora
+from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.peft import load_adapter
+from hintsd_jax.models.sharding import make_mesh, shardings
+from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 

@@ -15,13 +15,13 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from hintsd_jax import lessons, summaries
-from hintsd_jax.distill import packing
-from hintsd_jax.distill.rows import Row
-from hintsd_jax.distill.state import TrainState, abstract, create
-from hintsd_jax.distill.step import update
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax import lessons, records
+from hintsd_jax.training import batching as packing
+from hintsd_jax.training.examples import Row
+from hintsd_jax.training.state import TrainState, abstract, create
+from hintsd_jax.training.train_step import update
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out, score
 from hintsd_jax.hindsight import analyser
@@ -29,7 +29,7 @@ from hintsd_jax.hindsight.analyser import Hindsight
 from hintsd_jax.methods import method_of
 from hintsd_jax.runs import metrics as run_metrics, progress as run_progress
 from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
-from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session, loss_config, optim_config, step_tasks
 
@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         writer = run_metrics.MetricsWriter(folder.path, resume_step)
         timer, began = run_metrics.Timer(), time.monotonic() - counters["seconds"]
         bar = run_progress.Progress(config.optim.steps, start=counters["step"])
-        bar.note(summaries.shapes_note(session))
+        bar.note(records.shapes_note(session))
         with timer("compile"):
             state = compile_programs(session, state, distil)
         if session.chat.deviation:
@@ -102,15 +102,15 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                     distilled, tokens = jax.device_get(told)
             # -- write down: the row first, then the checkpoint that stands for it
             done = step + 1
-            row = summaries.rollout_metrics(episodes, dropped, stats) | summaries.hindsight_metrics(episodes, found, config)
-            row |= summaries.distill_metrics(distilled, packed, without)
+            row = records.rollout_metrics(episodes, dropped, stats) | records.hindsight_metrics(episodes, found, config)
+            row |= records.distill_metrics(distilled, packed, without)
             if done == config.optim.steps or (config.eval.every and done % config.eval.every == 0):
                 session.journal = folder.journal("eval", done)
                 row |= evaluation(session, state, eval_tasks, timer)
             raised = alarms.check(row)
             row |= {f"alarm/{alarm.name}": 1 for alarm in raised} | endpoint_metrics(session)
-            trained = summaries.trained_spans(session.chat, packed, tokens)
-            folder.write_episodes(done, summaries.records(episodes, found, trained, config))
+            trained = records.trained_spans(session.chat, packed, tokens)
+            folder.write_episodes(done, records.records(episodes, found, trained, config))
             row = writer.write(done, row | host_metrics(timer))
             counters |= {"step": done, "seconds": time.monotonic() - began, "tokens": counters["tokens"] + stats.sampled + found.tokens}
             counters |= {"alarms": alarms.state, "endpoint": dict(session.endpoint.used) if session.endpoint else {}}
@@ -133,7 +133,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         session.journal = folder.journal("after", config.optim.steps)
         after = measure(session, state)
         before_metrics, after_metrics = ((result or {}).get("metrics", {}) for result in (counters["before"], after))
-        table, markdown = summaries.result_tables(config, counters, before_metrics, after_metrics, session.benchmark)
+        table, markdown = records.result_tables(config, counters, before_metrics, after_metrics, session.benchmark)
         folder.write_text("held_out.json", json.dumps({"before": counters["before"], "after": after}) + "\n")
         folder.write_text("result.md", markdown)
         print(table)

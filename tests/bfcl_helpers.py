@@ -10,7 +10,7 @@ pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed:
 from benchmarks.bfcl_agreement import all_tasks, answer_of  # noqa: E402
 from hintsd_jax.envs.base import ToolCall  # noqa: E402
 from hintsd_jax.envs.bfcl.env import Bfcl  # noqa: E402
-from hintsd_jax.episodes.toolcalls import parse_action, render_call  # noqa: E402
+from hintsd_jax.envs.tool_calls import parse_action, render_call
 
 DONE = "Done."  # an action without a call: the user turn ends
 

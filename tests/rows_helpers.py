@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hintsd_jax.distill.rows import rows, target_branches
-from hintsd_jax.episodes.chat import Delta
-from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.training.examples import rows, target_branches
+from hintsd_jax.rollout.chat import Delta
+from hintsd_jax.rollout.episode import Episode
 
 PROMPT = (7, 8, 9)  # a generation prompt
 FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from benchmarks import attribution, attribution_words, looking_back, placement
 from benchmarks.attribution_words import CONTEXTS, Case
-from hintsd_jax.config import base
+from hintsd_jax.config.schema import base
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode, Step
-from hintsd_jax.episodes.scripted import ScriptedEngine
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode, Step
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import interval
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.methods import resolved
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.tokenizer import load_tokenizer
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.session import Session
 from tests.chat_server import PROXIES, serving
 
@@ -241,7 +241,7 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
 @pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`")
 def test_bfcl_by_the_same_code(tmp_path):
     from hintsd_jax.envs.bfcl import Bfcl
-    from hintsd_jax.tasks.bfcl import bfcl_tasks
+    from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 
     tasks = bfcl_tasks("eval", str(tmp_path))[:3]
     scripts = attribution.scripts_of("bfcl", CHAT.style)

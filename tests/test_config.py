@@ -7,9 +7,9 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from hintsd_jax import config as schema
+from hintsd_jax.config import schema as schema
 from hintsd_jax.errors import UserError
-from hintsd_jax.validation import validate
+from hintsd_jax.config.validation import validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

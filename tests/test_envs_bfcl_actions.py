@@ -13,7 +13,7 @@ import pytest
 from tests.bfcl_helpers import call, parse_action
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.actions import read_calls, result_messages
-from hintsd_jax.episodes.toolcalls import BARE, render_call
+from hintsd_jax.envs.tool_calls import BARE, render_call
 
 
 def block(text, before="\n", after="\n"):

@@ -32,7 +32,7 @@ def test_defaults_are_the_official_dialogue_of_all_categories():
     assert Options.parse({}) == Options("clean", (), "official", 0, 4000, False)
 
 
-def test_tasks_are_chosen_by_category_and_by_the_size_of_their_prompts(tmp_path, caplog):
+def test_envs_tasks_are_chosen_by_category_and_by_the_size_of_their_prompts(tmp_path, caplog):
     data_dir = str(tmp_path)
     whole = Bfcl.tasks("eval", data_dir)
     assert {task["category"] for task in whole} == set(all_categories())

@@ -14,8 +14,8 @@ from hintsd_jax.envs.bfcl import env as bfcl_env
 from hintsd_jax.envs.bfcl import execute
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.mathworker import MathWorker
-from hintsd_jax.episodes.envcalls import ENV_TIMEOUT, EnvPool, Failure
-from hintsd_jax.episodes.toolcalls import render_call
+from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, EnvPool, Failure
+from hintsd_jax.envs.tool_calls import render_call
 from hintsd_jax.runs.journal import Journal
 
 IMPORT = "__import__('os').system('touch pwned')"

@@ -9,10 +9,10 @@ import pytest
 from benchmarks import bfcl_scripted
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.toolcalls import BARE, parse_action
-from hintsd_jax.tasks.bfcl import CATEGORIES, bfcl_tasks
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.envs.tool_calls import BARE, parse_action
+from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
 from tests.helpers import make_tokenizer
 
 pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed: run `make bfcl`")

@@ -11,7 +11,7 @@ from hintsd_jax.envs.desk import demonstrations as demos, solver
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS, MAX_LENGTH, generate_task
 from hintsd_jax.envs.desk.world import EFFECTS, LOOKUPS, PARAMETERS, CallError, World, tool_docs
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.envs.tool_calls import parse_action
 
 SHAPES = [(1, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 5), (6, 4), (MAX_LENGTH, len(DECISIONS))]
 

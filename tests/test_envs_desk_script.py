@@ -4,7 +4,7 @@ import pytest
 
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import DECISIONS, generate_task
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.envs.tool_calls import parse_action
 
 TASKS = [generate_task(5, index) for index in range(40)]
 HARMLESS = ("wrong_order",)  # within one request the order does not count

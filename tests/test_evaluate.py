@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hintsd_jax import evaluate, summaries
-from hintsd_jax.config import base
-from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.config.schema import base
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import Scores, interval
 from hintsd_jax.sampling import Stats
@@ -82,7 +82,7 @@ def test_categories_are_scored_apart_with_intervals():
             assert result.metrics[f"{name}/{kind}_low"] < result.metrics[f"{name}/{kind}_high"]
     record = json.loads(json.dumps(result.to_json()))
     assert record["categories"] == [task["category"] for task in TASKS[:50]] and record["benchmark"] == "quiz 7"
-    lines = summaries.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics, "quiz 7")[1].splitlines()
+    lines = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics, "quiz 7")[1].splitlines()
     best, low, high = (100 * result.metrics[f"test/hard/best{end}"] for end in ("@4", "_low", "_high"))
     assert f"| test hard Best@4 | - | {best:.1f} ({low:.1f} to {high:.1f}) |  |" in lines
     names = [f"| {part} {kind}" for part in ("test", "test easy", "test hard") for kind in ("Avg@4", "Best@4", "greedy")]
@@ -95,7 +95,7 @@ def test_without_categories_and_version_nothing_is_added():
     result = evaluate.held_out(quiz_session(config, [{"id": task["id"]} for task in TASKS], env_class=object), None, "test", 60)
     assert sorted(result.metrics) == sorted(f"test/{name}" for name in ("avg@4", "best@4", "tokens", "tasks", "avg_low", "avg_high", "greedy"))
     assert sorted(result.to_json()) == ["greedy", "metrics", "success"]
-    text = summaries.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1]
+    text = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1]
     assert " to " not in text and "benchmark" not in text and text.count("| test ") == 3
 
 

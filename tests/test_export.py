@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hintsd_jax import config as schema
-from hintsd_jax.distill.state import create
+from hintsd_jax.config import schema as schema
+from hintsd_jax.training.state import create
 from hintsd_jax.errors import UserError
 from hintsd_jax.export import export
 from hintsd_jax.methods import resolved
-from hintsd_jax.policy import decoder, lora
-from hintsd_jax.policy.files import write_shards
-from hintsd_jax.policy.huggingface import load_policy
-from hintsd_jax.policy.peft import load_adapter
-from hintsd_jax.runs.checkpoints import Checkpoints
+from hintsd_jax.models import decoder, lora
+from hintsd_jax.checkpoints.safetensors import write_shards
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.peft import load_adapter
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import lora_config, optim_config
 
@@ -145,7 +145,7 @@ def test_a_failed_export_leaves_the_one_before_it(run, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hintsd_jax.policy.files.save_file", full_disk)
+    monkeypatch.setattr("hintsd_jax.checkpoints.safetensors.save_file", full_disk)
     with pytest.raises(UserError, match="cannot write the policy there: .* No space left"):
         export(config, workdir)
     assert {file.name: file.read_bytes() for file in student.iterdir()} == before

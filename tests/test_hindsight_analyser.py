@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
-from hintsd_jax.episodes.chat import ChatFormat
-from hintsd_jax.episodes.episode import Episode
-from hintsd_jax.episodes.rollout import job_key
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Analysis, HindsightConfig, analyse, ask_environment, attribution, given_steps, judge
 from hintsd_jax.hindsight.questions import Answers

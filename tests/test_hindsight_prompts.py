@@ -3,8 +3,8 @@
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
-from hintsd_jax.episodes.chat import Delta
-from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.rollout.chat import Delta
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures
 

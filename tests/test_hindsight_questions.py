@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.hindsight.questions import Question, policy_asker
 from hintsd_jax.sampling import Sampling, Stats
 from tests.helpers import make_tokenizer

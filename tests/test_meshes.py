@@ -25,15 +25,15 @@ def play(folder):
     import jax
     import jax.numpy as jnp
 
-    from hintsd_jax.distill.losses import LossConfig
-    from hintsd_jax.distill.packing import Branch, Row, Shapes, pack
-    from hintsd_jax.distill.state import OptimConfig, create
-    from hintsd_jax.distill.step import update
-    from hintsd_jax.policy import decoder, lora
-    from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-    from hintsd_jax.policy.huggingface import load_policy
-    from hintsd_jax.policy.sharding import make_mesh, shardings
-    from hintsd_jax.runs.checkpoints import Checkpoints
+    from hintsd_jax.training.losses import LossConfig
+    from hintsd_jax.training.batching import Branch, Row, Shapes, pack
+    from hintsd_jax.training.state import OptimConfig, create
+    from hintsd_jax.training.train_step import update
+    from hintsd_jax.models import decoder, lora
+    from hintsd_jax.models.config import LoraConfig, PolicyConfig
+    from hintsd_jax.checkpoints.huggingface import load_policy
+    from hintsd_jax.models.sharding import make_mesh, shardings
+    from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
     policy = PolicyConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hintsd_jax import report
+from hintsd_jax.tools.report.__main__ import report
 from hintsd_jax.errors import UserError
 from tests.report_helpers import entries_of, overview_of, record, write_run
 
@@ -15,12 +15,12 @@ REPO = Path(__file__).parents[1]
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "hintsd_jax.report", *map(str, args)], cwd=REPO, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "hintsd_jax.tools.report", *map(str, args)], cwd=REPO, capture_output=True, text=True)
 
 
 def test_the_command_writes_one_file_and_imports_no_jax(tmp_path):
     workdir = write_run(tmp_path / "run", {1: [record(targets=(2,))]})
-    code = "import sys, hintsd_jax.report as r; s = r.main(sys.argv[1:]); print([m for m in ('jax', 'flax') if m in sys.modules], s)"
+    code = "import sys, hintsd_jax.tools.report.__main__ as r; s = r.main(sys.argv[1:]); print([m for m in ('jax', 'flax') if m in sys.modules], s)"
     out = tmp_path / "new" / "report.html"
     done = subprocess.run([sys.executable, "-c", code, workdir, "--out", out], cwd=REPO, capture_output=True, text=True)
     assert done.stdout.splitlines()[1:] == ["[] 0"], done.stderr

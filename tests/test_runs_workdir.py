@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hintsd_jax import config as schema
+from hintsd_jax.config import schema as schema
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.workdir import Workdir, atomic_writer
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.sampling import Engine, EngineConfig, Rewrite, Sampling, programs
 
 POLICY = PolicyConfig(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling, scoring
 
 POLICY = PolicyConfig(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hintsd_jax.policy import decoder, lora
-from hintsd_jax.policy.config import LoraConfig, PolicyConfig
-from hintsd_jax.policy.sharding import make_mesh, shardings
+from hintsd_jax.models import decoder, lora
+from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.sampling.serving import ServingLayout
 
 POLICY = PolicyConfig(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.policy.huggingface import load_policy, save_policy
-from hintsd_jax.policy.tokenizer import load_tokenizer
+from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.session import Session, step_tasks
 
 OPTIMIZED = True  # real rollouts: see conftest.py

@@ -25,7 +25,7 @@ from tests.chat_server import serving
 OPTIMIZED = True  # real rollouts: see conftest.py
 REPO = Path(__file__).parents[1]
 CONFIG = '''
-from configs import desk_smoke
+from hintsd_jax.configs import desk_smoke
 
 def get_config():
     config = desk_smoke.get_config()

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.episodes.episode import Episode
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import Parsed, parse_failures
 from hintsd_jax.hindsight.questions import Asker, Question

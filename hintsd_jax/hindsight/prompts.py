@@ -11,7 +11,7 @@ as one token. Numbers and the episode's own text stand between the pieces.
 from collections.abc import Sequence
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.episodes.episode import Episode, Step, observation_text
+from hintsd_jax.rollout.episode import Episode, Step, observation_text
 from hintsd_jax.hindsight.targets import Target
 
 TASK = "This attempt at a task failed.\nTask:\n"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.episodes.chat import ChatFormat
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Engine, Sampling
 
 

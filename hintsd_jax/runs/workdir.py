@@ -18,7 +18,7 @@ from typing import IO, Any
 import ml_collections
 
 import hintsd_jax
-from hintsd_jax.config import NOT_OF_A_RUN, flatten
+from hintsd_jax.config.schema import NOT_OF_A_RUN, flatten
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.journal import Journal
 

@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.sharding import make_mesh
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.sampling import programs
 from hintsd_jax.sampling.serving import ServingLayout
 

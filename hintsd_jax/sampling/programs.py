@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.sharding import constrain
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
 

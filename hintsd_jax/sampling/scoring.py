@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hintsd_jax.policy import decoder
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.sharding import make_mesh
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import make_mesh
 
 TOKENS = 16_384  # that go through the policy at once
 LOGITS = 1 << 27  # entries of all action tokens of a batch x vocabulary: 512 MiB

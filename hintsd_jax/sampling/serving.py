@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from hintsd_jax.policy import decoder, lora
-from hintsd_jax.policy.config import PolicyConfig
-from hintsd_jax.policy.sharding import shardings
+from hintsd_jax.models import decoder, lora
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import shardings
 
 
 class ServingLayout:

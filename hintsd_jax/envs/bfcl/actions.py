@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from hintsd_jax.envs.base import Action, Message, ToolCall
-from hintsd_jax.episodes.toolcalls import MAX_DIGITS, OPEN, THINK_CLOSE
+from hintsd_jax.envs.tool_calls import MAX_DIGITS, OPEN, THINK_CLOSE
 
 OFFICIAL, PAPER = "official", "paper"
 FORMATS = (OFFICIAL, PAPER)

@@ -27,7 +27,7 @@ from hintsd_jax.envs.bfcl.faults import Ended, Finding, Made, Search
 from hintsd_jax.envs.bfcl.options import Options
 from hintsd_jax.envs.bfcl.score import FORCE_TERMINATED, Failure, Judge, force_terminated
 from hintsd_jax.errors import UserError
-from hintsd_jax.tasks.bfcl import WHEEL_VERSION, bfcl_tasks, require_wheel
+from hintsd_jax.envs.bfcl.tasks import WHEEL_VERSION, bfcl_tasks, require_wheel
 
 MAX_TURN_STEPS = 20  # "official": its handler checks after running a step, so 21 can run
 MAX_EPISODE_STEPS = 20  # "paper"

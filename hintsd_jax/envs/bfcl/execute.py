@@ -19,7 +19,7 @@ from typing import Any
 
 from hintsd_jax.envs.base import CallTimeout
 from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime, as_text
-from hintsd_jax.tasks.bfcl import read_json_lines
+from hintsd_jax.envs.bfcl.tasks import read_json_lines
 
 MAX_RESULT_BITS = 1 << 20  # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway
 MAX_DEPTH = 90  # of nested values; Python itself reads fewer than 200, and copying them takes some frames each

@@ -19,7 +19,7 @@ from typing import Any
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.bfcl.execute import tool_docs
 from hintsd_jax.envs.script import Script, choose_site
-from hintsd_jax.episodes.toolcalls import HERMES, render_call
+from hintsd_jax.envs.tool_calls import HERMES, render_call
 
 DONE = "Done."
 FAULTS = {

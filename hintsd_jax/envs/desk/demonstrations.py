@@ -2,7 +2,7 @@
 
 Unhinted it errs silently, at a rate that differs by kind of request (`ERROR_RATES`): on two kinds the wrong action is its
 *usual* one, so sharpening its distribution makes it worse, not better. With a correct hint it never errs. Its reviews of
-failed episodes are always right. All that is text; `hintsd_jax.warmup` makes tokens of it.
+failed episodes are always right. All that is text; `hintsd_jax.tools.desk_policy` makes tokens of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from hintsd_jax.envs.desk import advice, solver
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS
-from hintsd_jax.episodes.toolcalls import parse_action
+from hintsd_jax.envs.tool_calls import parse_action
 
 ERROR_RATES = {"copy": 0.05, "send": 0.1, "book": 0.1, "cancel": 0.15, "delete": 0.6, "forward": 0.65, "tell": 0.15, "add": 0.0}
 REPLY = "Done."

@@ -22,7 +22,7 @@ class Desk:
     @classmethod
     def tasks(cls, split: str, data_dir: str, **options) -> Sequence[Mapping]:
         """The tasks of `train`, `eval` or `test`. Options: `seed`, `length` (requests a task), `difficulty` (decisions a task)."""
-        from hintsd_jax.tasks.desk import desk_tasks
+        from hintsd_jax.envs.desk.tasks import desk_tasks
 
         return desk_tasks(split, data_dir, **options)
 

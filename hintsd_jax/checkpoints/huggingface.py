@@ -1,0 +1,185 @@
+"""Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params, tokenizer).
+
+Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and dtype is
+checked before a byte of data is read; then tensors go to their place on the mesh one at a time.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.checkpoints.safetensors import INDEX, WEIGHTS, Tensors, read_json, replacing, write_json, write_shards
+from hintsd_jax.checkpoints.naming import EMBED, HEAD, Leaf, leaves
+from hintsd_jax.models.sharding import make_mesh, spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}  # and the old model's card
+_ROWS = 4096  # of a vocabulary's table that are compared at once
+
+
+def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
+    """The `config.json` of a directory; `overrides` are fields of PolicyConfig. Raises UserError as `load_policy` does."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
+    parsed = read_json(path / "config.json")
+    try:
+        return PolicyConfig.from_hf(parsed, **overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
+    """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked but not read."""
+    checkpoint = _listed(path)
+    if config.num_layers > len(checkpoint.file_of):  # before a million absent layers are named
+        raise UserError(f"{checkpoint.listing}: holds {len(checkpoint.file_of)} tensors; config.json asks for {config.num_layers} layers")
+    expected = set()
+    for leaf in leaves(config):
+        for name in leaf.names:
+            checkpoint.check(name, leaf.hf_shape)
+            expected.add(name)
+    if config.tie_embeddings and HEAD in checkpoint.file_of:
+        # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
+        checkpoint.check(HEAD, (config.vocab_size, config.d_model))
+        blocks = [(first, min(first + _ROWS, config.vocab_size)) for first in range(0, config.vocab_size, _ROWS)]
+        if all(np.array_equal(checkpoint.rows(HEAD, *block), checkpoint.rows(EMBED, *block)) for block in blocks):
+            expected.add(HEAD)
+    checkpoint.refuse_others(expected)
+    return checkpoint
+
+
+def load_policy(path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any) -> tuple[PolicyConfig, decoder.Params]:
+    """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
+
+    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an adapter
+    (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a tensor is
+    missing, cut short, misshapen or unexpected, naming it.
+    """
+    config = read_config(path, **overrides)
+    checkpoint = open_checkpoint(pathlib.Path(path), config)
+    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    params: decoder.Params = {}
+    for leaf in leaves(config):
+        frozen = config.lora is not None and leaf.path[-1] != "scale"
+        node = params
+        for key in leaf.path[:-1]:
+            node = node.setdefault(key, {})
+        node[leaf.path[-1]] = _place(checkpoint, leaf, mesh, jnp.dtype(config.compute_dtype if frozen else np.float32))
+    return config, params
+
+
+def save_policy(
+    path: str | os.PathLike,
+    config: PolicyConfig,
+    params: decoder.Params,
+    tokenizer: "PreTrainedTokenizerFast | None" = None,
+) -> None:
+    """Writes a Hugging Face directory in float32: all of it or nothing.
+
+    It is written beside `path` and then renamed. A policy that already stands at `path` is replaced; anything else there, and
+    a place that cannot be written, is a UserError.
+    """
+    with replacing(path, "policy", marker="config.json") as new:
+        write_json(new / "config.json", config.to_hf())
+        write_shards(new, _tensors(config, params))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+
+
+def write_like(
+    path: str | os.PathLike, source: str | os.PathLike, checkpoint: Tensors, tensors: Iterable[tuple[str, np.ndarray]], dtype: str | None
+) -> None:
+    """Writes a Hugging Face directory like `source`, with other weights: all of it or nothing.
+
+    checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written ones; None: each as
+    `source` stores it. What else lies in `source` (tokenizer, chat template, generation settings, licence) is copied.
+    """
+
+    def stored() -> Iterator[tuple[str, np.ndarray]]:
+        for name, tensor in tensors:
+            with np.errstate(over="ignore"):
+                cast = tensor.astype(checkpoint.dtype(name) if dtype is None else jnp.dtype(dtype))
+            if cast.dtype == np.float16 and not np.isfinite(cast).all():
+                raise UserError(f"tensor {name} has values that float16 cannot hold: choose export.dtype bfloat16 or float32")
+            yield name, cast
+
+    source = pathlib.Path(source)
+    config = read_json(source / "config.json")
+    if dtype is not None:
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    with replacing(path, "policy", marker="config.json") as new:
+        for file in source.iterdir():
+            if file.is_file() and not file.name.startswith(".") and file.suffix not in _WEIGHT_FILES and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, new / file.name)
+        write_json(new / "config.json", config)
+        write_shards(new, stored())
+
+
+def _listed(path: pathlib.Path) -> Tensors:
+    if not (path / INDEX).is_file():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
+        return Tensors([path / WEIGHTS], path / WEIGHTS, "config.json")
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
+    checkpoint = Tensors(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
+    for name, file in weight_map.items():
+        if checkpoint.file_of.get(name) != path / file:
+            raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
+    return checkpoint
+
+
+def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.Array:
+    """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
+    layout = NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, "train"))
+    parts = tuple(layout.spec)[1:] if leaf.stacked else tuple(layout.spec)
+    there = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts)))  # a tensor of the file, split alike
+    made = jnp.zeros(leaf.shape, dtype, device=layout) if leaf.stacked else None
+    for n, name in enumerate(leaf.names):
+        tensor = jax.make_array_from_callback(leaf.hf_shape, there, checkpoint.read(name, leaf.hf_shape).__getitem__)
+        made = _write(made, tensor, n, transposed=leaf.transposed) if leaf.stacked else _take(tensor, leaf.transposed, dtype, layout)
+        made.block_until_ready()  # else the host would read ahead of what devices have taken, and hold it all
+    return made
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="transposed")
+def _write(stack: jax.Array, tensor: jax.Array, n: int, transposed: bool) -> jax.Array:
+    tensor = (tensor.T if transposed else tensor).astype(stack.dtype)
+    return jax.lax.dynamic_update_index_in_dim(stack, tensor, n, 0)
+
+
+def _take(tensor: jax.Array, transposed: bool, dtype: np.dtype, layout: NamedSharding) -> jax.Array:
+    if not transposed and tensor.dtype == dtype:
+        return tensor
+    return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=layout)(tensor)
+
+
+def layers(leaf: Leaf, weight: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors of one of our parameters, as views of it where it is NumPy's."""
+    for n, name in enumerate(leaf.names):
+        layer = np.asarray(weight[n] if leaf.stacked else weight)
+        yield name, layer.T if leaf.transposed else layer
+
+
+def _tensors(config: PolicyConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
+    for leaf in leaves(config):
+        node = params
+        for key in leaf.path:
+            node = node[key]
+        for name, layer in layers(leaf, node):
+            yield name, layer.astype(np.float32)

@@ -1,0 +1,184 @@
+"""Attention of grouped queries over keys. Projected, rotated heads flow in, mixed values flow out.
+
+Ways to look: `attend_causal` within a row (training), `attend_stream` back on what came before and at oneself (prefill, and in
+`attend_branches` the teacher), `attend_cached` at a cache (decoding). All of them score a stretch of keys at a time, and stretches are merged by
+log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array of all heads exists.
+
+Invariants: a query sees the keys that its mask says, nothing else; a stretch that it does not see changes no bit of its result;
+the softmax is float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hintsd_jax.models import splash
+
+_MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
+KEY_BLOCK = 1024  # keys of a cache that are read at once
+_QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,576 keys x 32 heads are 0.4 GB
+
+
+class Branches(NamedTuple):
+    """Which keys the tokens of a branch stream may see; M tokens, some branches one behind the other.
+
+    seen_BM: int32, how many of the trunk's first keys. branch_BM: int32, the branch a token belongs to (-1: padding); it also sees
+    the earlier tokens of its own branch, and itself.
+    """
+
+    seen_BM: jax.Array
+    branch_BM: jax.Array
+
+
+class _Part(NamedTuple):
+    """A softmax over some of the keys: exp(score - top) summed with the values, and alone; float32."""
+
+    mixed_BKGTC: jax.Array
+    total_BKGT: jax.Array
+    top_BKGT: jax.Array
+
+
+def _grouped(q_BTHC: jax.Array, kv_heads: int) -> jax.Array:
+    """Query heads by the kv head that they read (head h reads h // G), scaled by 1/sqrt(C): [B, K, G, T, C]."""
+    B, T, H, C = q_BTHC.shape
+    return (q_BTHC * C**-0.5).reshape(B, T, kv_heads, H // kv_heads, C).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(mixed_BKGTC: jax.Array, dtype) -> jax.Array:
+    B, K, G, T, C = mixed_BKGTC.shape
+    return mixed_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, C).astype(dtype)
+
+
+def _scores(q_BKGTC: jax.Array, k_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.Array:
+    # The query heads of a group are stacked along T, so that each kv head is one plain matrix product. On CPU this form
+    # took 0.75 of the time of the five-letter einsum (forward and backward, T 128-512).
+    B, K, G, T, C = q_BKGTC.shape
+    scores = jnp.einsum(
+        "bkqc,bksc->bkqs", q_BKGTC.reshape(B, K, G * T, C), k_BSKC.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
+    )
+    return jnp.where(seen_BTS[:, None, None], scores.reshape(B, K, G, T, -1), _MIN)
+
+
+def _mix(weights_BKGTS: jax.Array, v_BSKC: jax.Array, dtype=None) -> jax.Array:
+    B, K, G, T, S = weights_BKGTS.shape
+    weights = weights_BKGTS.astype(v_BSKC.dtype).reshape(B, K, G * T, S)
+    mixed = jnp.einsum("bkqs,bksc->bkqc", weights, v_BSKC.transpose(0, 2, 1, 3), preferred_element_type=dtype)
+    return mixed.reshape(B, K, G, T, -1)
+
+
+def attend(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.Array:
+    """Softmax attention of H query heads over K key-value heads (H a multiple of K), all keys at once.
+
+    `seen_BTS`, bool [B or 1, T, S], says which keys a query sees. Returns [B, T, H, C] in the dtype of `q`.
+    """
+    weights_BKGTS = jax.nn.softmax(_scores(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, seen_BTS), axis=-1)
+    return _ungrouped(_mix(weights_BKGTS, v_BSKC), q_BTHC.dtype)
+
+
+def _part(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BTS: jax.Array) -> _Part:
+    scores_BKGTS = _scores(q_BKGTC, k_BSKC, seen_BTS)
+    top_BKGT = jnp.max(scores_BKGTS, axis=-1)
+    weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT[..., None])
+    return _Part(_mix(weights_BKGTS, v_BSKC, jnp.float32), jnp.sum(weights_BKGTS, axis=-1), top_BKGT)
+
+
+def _merge(a: _Part, b: _Part) -> _Part:
+    """The softmax over the keys of both. A part that was hidden has the lowest top and is weighed by exactly zero."""
+    top = jnp.maximum(a.top_BKGT, b.top_BKGT)
+    of_a, of_b = jnp.exp(a.top_BKGT - top), jnp.exp(b.top_BKGT - top)
+    mixed = a.mixed_BKGTC * of_a[..., None] + b.mixed_BKGTC * of_b[..., None]
+    return _Part(mixed, a.total_BKGT * of_a + b.total_BKGT * of_b, top)
+
+
+def _look_back(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BT: jax.Array) -> _Part:
+    """Queries that see the first `seen_BT` keys. Keys beyond what any query sees are not even read: a slot of 24,576
+    positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks is a value)."""
+    S, shape = k_BSKC.shape[1], q_BKGTC.shape
+    nothing = _Part(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
+    most = jnp.max(seen_BT)
+    if S <= 2 * KEY_BLOCK:
+        whole = lambda: _part(q_BKGTC, k_BSKC, v_BSKC, jnp.arange(S) < seen_BT[..., None])
+        return jax.lax.cond(most > 0, whole, lambda: nothing)
+
+    def add(n, part):
+        start = jnp.minimum(n * KEY_BLOCK, S - KEY_BLOCK)  # the last block may begin early: what it repeats is hidden
+        index_S = start + jnp.arange(KEY_BLOCK)
+        seen_BTS = (index_S >= n * KEY_BLOCK) & (index_S < seen_BT[..., None])
+        k, v = (jax.lax.dynamic_slice_in_dim(x, start, KEY_BLOCK, axis=1) for x in (k_BSKC, v_BSKC))
+        return _merge(part, _part(q_BKGTC, k, v, seen_BTS))
+
+    return jax.lax.fori_loop(0, -(-most // KEY_BLOCK), add, nothing)
+
+
+def _finish(part: _Part, dtype) -> jax.Array:
+    return _ungrouped(part.mixed_BKGTC / part.total_BKGT[..., None], dtype)
+
+
+def attend_cached(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, last_BT: jax.Array) -> jax.Array:
+    """Attention to a cache: query t sees the keys 0..last_BT[t]. Reads the cache up to the last key that anyone sees."""
+    return _finish(_look_back(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, v_BSKC, last_BT + 1), q_BTHC.dtype)
+
+
+def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
+    """Attention within one row: query t sees keys 0..t. Differentiable. On TPU long rows go through a kernel (`policy.splash`)."""
+    if not splash.fits(q_BTHC, k_BTKC):
+        return _causal(q_BTHC, k_BTKC, v_BTKC)
+    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, tpu=splash.attend_causal, default=_causal)
+
+
+def _causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
+    """Blocks of queries read only the keys up to their own end, so that half of the T x T square is never computed: on CPU 0.5
+    of the time of the whole square at T = 512. At most 8 blocks, because they are unrolled into the program, and none below 256
+    queries, where they save no time but double that of compiling. The queries of a long block go in chunks under remat.
+    """
+    T = q_BTHC.shape[1]
+    size = max(256, -(-T // 8))
+    blocks = []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        blocks.append(_causal_block(q_BTHC[:, start:stop], k_BTKC[:, :stop], v_BTKC[:, :stop], start))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _causal_block(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, first: int) -> jax.Array:
+    """The queries of positions first, first + 1, ... over keys 0, 1, ..."""
+    B, T, H, C = q_BTHC.shape
+    index_S = jnp.arange(k_BSKC.shape[1])
+    if T <= 4 * _QUERY_CHUNK:
+        return attend(q_BTHC, k_BSKC, v_BSKC, (index_S <= first + jnp.arange(T)[:, None])[None])
+    chunks = -(-T // _QUERY_CHUNK)
+    q_BTHC = jnp.pad(q_BTHC, [(0, 0), (0, chunks * _QUERY_CHUNK - T), (0, 0), (0, 0)])
+    q_NBTHC = q_BTHC.reshape(B, chunks, _QUERY_CHUNK, H, C).swapaxes(0, 1)
+
+    @jax.checkpoint  # the scores of a chunk are made again in the backward pass, not kept for all chunks
+    def one(n, q):
+        position_T = first + n * _QUERY_CHUNK + jnp.arange(_QUERY_CHUNK)
+        return attend(q, k_BSKC, v_BSKC, (index_S <= position_T[:, None])[None])
+
+    mixed_NBTHC = jax.lax.map(lambda args: one(*args), (jnp.arange(chunks), q_NBTHC))
+    return mixed_NBTHC.swapaxes(0, 1).reshape(B, -1, H, C)[:, :T]
+
+
+def attend_stream(
+    q_BMHC: jax.Array, k_BMKC: jax.Array, v_BMKC: jax.Array, past_k_BSKC: jax.Array, past_v_BSKC: jax.Array, branches: Branches
+) -> jax.Array:
+    """Branches that look back: a token sees a prefix of the S past keys, and its own branch up to itself. For a teacher's branches
+    and, with one branch a row, for prefill. Not differentiable in reverse."""
+    q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
+    same_BMM = branches.branch_BM[:, :, None] == branches.branch_BM[:, None, :]
+    own = _part(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
+    if past_k_BSKC.shape[1]:
+        own = _merge(_look_back(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.seen_BM), own)
+    return _finish(own, q_BMHC.dtype)
+
+
+def attend_branches(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches) -> jax.Array:
+    """A trunk of P tokens and a stream of M branch tokens in one row of T = P + M. The trunk is causal; the stream looks back on it.
+    Not differentiable in reverse."""
+    P = q_BTHC.shape[1] - branches.seen_BM.shape[1]
+    q, k, v = q_BTHC[:, P:], k_BTKC[:, P:], v_BTKC[:, P:]
+    mixed_BMHC = attend_stream(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
+    if P == 0:
+        return mixed_BMHC
+    return jnp.concatenate([attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P]), mixed_BMHC], axis=1)

@@ -1,0 +1,193 @@
+"""The modules of a decoder layer, and the table of embeddings. Hidden states and a `View` of the pass flow in, hidden states flow out.
+
+Written once for every pass of `policy.decoder`: what differs between passes (what a token sees, where keys and values come from) is in
+the `View` and in whether a cache is given. Matrix products are in `config.compute_dtype`, norms in float32.
+"""
+
+import itertools
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hintsd_jax.models import attention, rope
+from hintsd_jax.models.attention import Branches
+from hintsd_jax.models.config import LORA_TARGETS, PolicyConfig
+from hintsd_jax.models.sharding import constrain
+
+Keep = dict[str, jax.Array]  # module -> which of its inputs an adapter's dropout leaves, bool [B, T, in]; {}: all
+
+
+class View(NamedTuple):
+    """What all layers of one pass share. One of `last_BT`, `branches` and neither (causal) says what is seen.
+
+    turn: rotary angles. last_BT: int, the last cache slot that a token sees. branches: what the last M tokens of a row see of the
+    others, or of the cache. noise_BT2: raw keys (uint32) of each token's dropout.
+    """
+
+    turn: rope.Rotation
+    last_BT: jax.Array | None = None
+    branches: Branches | None = None
+    noise_BT2: jax.Array | None = None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last dimension, in float32; returns `dtype`."""
+
+    eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * scale).astype(self.dtype)
+
+
+class Linear(nn.Module):
+    """A projection x W (+ bias), and the low-rank adapter of its name where there is one.
+
+    W is [in, out], heads and head dimension as one: with them apart, TPU keeps a second copy of it in another layout while it decodes.
+    `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2). `keep`: adapter dropout by module.
+    """
+
+    config: PolicyConfig
+    features: int
+    axes: tuple[str, str]
+    bias: bool = False
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keep: Keep) -> jax.Array:
+        cfg = self.config
+        init = nn.initializers.variance_scaling(1.0 / (2 * cfg.num_layers) if self.residual else 1.0, "fan_in", "normal")
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32)
+        x = x.astype(cfg.compute_dtype)
+        # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 % closer to float32.
+        y = jnp.matmul(x, kernel.astype(cfg.compute_dtype), preferred_element_type=jnp.float32 if self.bias else cfg.compute_dtype)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            y = (y + self.param("bias", zeros, (self.features,), jnp.float32)).astype(cfg.compute_dtype)
+        if cfg.lora is not None and self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", name).astype(cfg.compute_dtype) for name in "ab")
+            if self.name in keep:
+                x = jnp.where(keep[self.name], x / (1.0 - cfg.lora.dropout), 0).astype(x.dtype)
+            y += cfg.lora.scale * (x @ a @ b)
+        return y
+
+
+def dropout_masks(config: PolicyConfig, noise_BT2: jax.Array | None, layer: jax.Array) -> Keep:
+    """Which inputs of each adapted module stay, bool [B, T, in]. A token's masks follow from its own key and the layer alone, so they
+    are the same whatever row or batch it is scored in. One draw for all modules: each draw costs a second of compiling on CPU."""
+    if noise_BT2 is None:
+        return {}
+    inputs = {"out": config.num_heads * config.head_dim, "down": config.d_ff}
+    widths = {LORA_TARGETS[target][1]: inputs.get(LORA_TARGETS[target][1], config.d_model) for target in config.lora.targets}
+    draw = lambda key: jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - config.lora.dropout, (sum(widths.values()),))
+    keep = jax.vmap(jax.vmap(draw))(fold_in(noise_BT2, layer))
+    ends = list(itertools.accumulate(widths.values()))
+    return dict(zip(widths, jnp.split(keep, ends[:-1], axis=-1), strict=True))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; in Qwen3 (arXiv:2505.09388) with q/k RMSNorm per head before the rotation."""
+
+    config: PolicyConfig
+    role: str
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, view: View, keep: Keep, cache):
+        cfg = self.config
+
+        def heads(name: str, number: int, axis: str) -> jax.Array:
+            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, keep)
+            if view.last_BT is not None:
+                # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed copy of it.
+                x = jax.lax.optimization_barrier(x)
+            x = x.reshape(*x.shape[:2], number, cfg.head_dim)
+            return constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
+
+        q_BTHC = heads("query", cfg.num_heads, "heads")
+        k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads")
+        v_BTKC = heads("value", cfg.num_kv_heads, "kv_heads")
+        if cfg.qk_norm:
+            q_BTHC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC)
+            k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
+        q_BTHC, k_BTKC = rope.rotate(q_BTHC, view.turn), rope.rotate(k_BTKC, view.turn)
+        if view.last_BT is not None:  # write, then look at the cache
+            rows = jnp.arange(x_BTD.shape[0])[:, None]
+            cache = tuple(
+                old.at[rows, positions_BT].set(new, mode="drop") for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True)
+            )
+            mixed_BTHC = attention.attend_cached(q_BTHC, *cache, view.last_BT)
+        elif cache is not None:  # look at the cache and at each other; the new keys and values are the caller's to write
+            mixed_BTHC = attention.attend_stream(q_BTHC, k_BTKC, v_BTKC, *cache, view.branches)
+            cache = (k_BTKC, v_BTKC)
+        elif view.branches is not None:
+            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, view.branches)
+        else:
+            # Causal by index, not by position: rows are contiguous and padded on the right only.
+            mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC)
+        out = Linear(cfg, cfg.d_model, ("heads", "embed"), residual=True, name="out")
+        return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), keep), cache
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    config: PolicyConfig
+    role: str
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, keep: Keep) -> jax.Array:
+        cfg = self.config
+        gate_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, keep)
+        up_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, keep)
+        hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, self.role, "batch", "length", "act_mlp")
+        return Linear(cfg, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, keep)
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`, its number, goes into the dropout of adapters."""
+
+    config: PolicyConfig
+    role: str
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, view: View, layer, cache=None):
+        norm = partial(RMSNorm, self.config.norm_eps, self.config.compute_dtype)
+        keep = dropout_masks(self.config, view.noise_BT2, layer)
+        mixed_BTD, cache = Attention(self.config, self.role, name="attention")(
+            norm(name="attention_norm")(x_BTD), positions_BT, view, keep, cache
+        )
+        x_BTD = constrain(x_BTD + mixed_BTD, self.role, "batch", "length", "act_embed")
+        x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(norm(name="mlp_norm")(x_BTD), keep)
+        return constrain(x_BTD, self.role, "batch", "length", "act_embed"), cache
+
+
+def fold_in(key_BT2: jax.Array, data_BT: jax.Array) -> jax.Array:
+    """`jax.random.fold_in` for raw keys, elementwise."""
+    fold = lambda key, data: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), data))
+    return jnp.vectorize(fold, signature="(n),()->(n)")(key_BT2, data_BT)
+
+
+class Embed(nn.Module):
+    """Token ids -> their rows of the table, in the compute dtype."""
+
+    config: PolicyConfig
+    role: str
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        cfg = self.config
+        # 1/sqrt(D): with a tied head the first logits have unit variance.
+        init = nn.with_logical_partitioning(nn.initializers.normal(cfg.d_model**-0.5), ("vocab", "embed"))
+        table_VD = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), jnp.float32)
+        # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split by it too.
+        table_VD = constrain(table_VD.astype(cfg.compute_dtype), self.role, "vocab", "act_embed")
+        return constrain(table_VD[tokens_BT], self.role, "batch", "length", "act_embed")

@@ -1,0 +1,84 @@
+"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass, merged into them it is gone.
+
+An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like the weights:
+`a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints hold nothing else.
+
+Invariant: a fresh adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter compute.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from hintsd_jax.models import decoder
+from hintsd_jax.models.config import LORA_TARGETS, LoraConfig, PolicyConfig
+
+Adapter = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """One adapted projection: its Hugging Face name, where it stands in a layer, its stacked kernel's shape [N, in, out] and axes."""
+
+    hf_name: str
+    path: tuple[str, str]
+    shape: tuple[int, int, int]
+    axes: tuple[str, str, str]
+
+
+def targets(config: PolicyConfig) -> list[Target]:
+    """The projections that `config.lora` adapts, in the order of `LORA_TARGETS`."""
+    shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))["layers"]
+    axes = decoder.logical_axes(config)["layers"]
+    return [
+        Target(name, (part, module), shapes[part][module]["kernel"].shape, tuple(axes[part][module]["kernel"]))
+        for name, (part, module) in LORA_TARGETS.items()
+        if name in config.lora.targets
+    ]
+
+
+def build(config: PolicyConfig, make) -> Adapter:
+    """The adapter tree with `make(target, number)` -> (a, b) at every target."""
+    layers: dict[str, dict] = {}
+    for number, target in enumerate(targets(config)):
+        part, module = target.path
+        a, b = make(target, number)
+        layers.setdefault(part, {})[module] = {"a": a, "b": b}
+    return {"layers": layers}
+
+
+def init_adapter(config: PolicyConfig, key: jax.Array) -> Adapter:
+    """A fresh adapter: A uniform within 1/sqrt(inputs) (as PEFT draws it), B zero."""
+    rank = config.lora.rank
+
+    def make(target: Target, number: int):
+        N, inputs, outputs = target.shape
+        bound = 1.0 / math.sqrt(inputs)
+        a = jax.random.uniform(jax.random.fold_in(key, number), (N, inputs, rank), jnp.float32, -bound, bound)
+        return a, jnp.zeros((N, rank, outputs), jnp.float32)
+
+    return build(config, make)
+
+
+def logical_axes(config: PolicyConfig) -> Adapter:
+    """The tree of `init_adapter` with a PartitionSpec of logical axis names at every leaf (see `policy.sharding`)."""
+
+    def make(target: Target, _: int):
+        layers, inputs, outputs = target.axes
+        return PartitionSpec(layers, inputs, "rank"), PartitionSpec(layers, "rank", outputs)
+
+    return build(config, make)
+
+
+def attach(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Params:
+    """What the decoder's functions take: the trained weights alone, or the frozen ones with the trained adapter."""
+    return trained if frozen is None else {**frozen, "lora": trained}
+
+
+def merge(kernel: Any, pair: Any, config: LoraConfig) -> Any:
+    """One projection's W + alpha / rank * A B in float32: kernel [..., in, out], pair of `a` [..., in, r] and `b` [..., r, out]."""
+    return kernel.astype(np.float32) + np.float32(config.scale) * (pair["a"] @ pair["b"])

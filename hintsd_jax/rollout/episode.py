@@ -1,0 +1,211 @@
+"""One episode: its append-only token streams with their action spans.
+
+Flows: `Episode.begin` takes the tokenised prompt; then, in turn, `append_action` takes what was sampled and
+`append_observation` the tokenised answer. Everything later (packing, hindsight, records) only reads.
+
+There is one stream, but where the chat template's rewriting of earlier turns is followed (history="template"): then each rewrite
+begins a new one, and a step's spans index into the stream that it was sampled in.
+
+Invariant 1: tokens once written never change, sampled ids stand as sampled, and the mask comes from the spans
+that sampling wrote. A running checksum is compared before each growth and in `verify`, so that a caller that
+touches `tokens` is found out instead of trained on.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hintsd_jax.envs.base import Message, Report
+from hintsd_jax.rollout.chat import Delta
+
+
+@dataclass
+class Step:
+    """One assistant generation and the environment's answer, `messages`.
+
+    `tokens[start:stop]` of `streams[stream]` is the action span, its stop token included. `branch` is where the generation prompt of
+    this step begins: the teacher's feedback message goes in there. `tools` are those that came with the answer.
+    """
+
+    start: int
+    stop: int
+    branch: int
+    text: str
+    reward: float = 0.0
+    stream: int = 0
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def observation(self) -> str:
+        """The answer for people and the analyser."""
+        return observation_text(self.messages)
+
+
+@dataclass
+class Stream:
+    """Tokens that only grow, through `grow`; `unchanged` tells whether nothing else wrote to them."""
+
+    tokens: list[int] = field(default_factory=list)
+    checksum: int = 0
+
+    def grow(self, ids: Iterable[int]) -> None:
+        added = [int(token) for token in ids]
+        self.tokens.extend(added)
+        self.checksum = _crc(added, self.checksum)
+
+    def unchanged(self) -> bool:
+        return _crc(self.tokens) == self.checksum
+
+
+@dataclass
+class Episode:
+    """A rollout of one task. Build it with `begin`; `logprobs` has one entry per sampled token, in order of the steps."""
+
+    task_id: str
+    rollout: int
+    prompt_messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    prompt_length: int = 0
+    streams: list[Stream] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    reward: float = 0.0
+    terminated: bool = False
+    ended: str = ""  # why it ended: "terminated", "truncated", "max_steps", "context", "action_length", "env_error", ...
+    report: Report | None = None  # privileged
+    detail: str = ""  # one line for people, e.g. the environment's exception
+    branch: int | None = None  # start of the open generation prompt; None while no action may follow
+
+    @classmethod
+    def begin(
+        cls, task_id: str, rollout: int, messages: Iterable[Message], prompt: Delta, tools: Iterable[Mapping[str, Any]] = ()
+    ) -> "Episode":
+        """An episode that awaits its first action. `prompt` is `ChatFormat.prompt(messages, tools)`."""
+        episode = cls(task_id, rollout, tuple(dict(m) for m in messages), tuple(tools), len(prompt.ids), [Stream()])
+        episode._read(prompt)
+        return episode
+
+    @property
+    def tokens(self) -> list[int]:
+        """The current stream."""
+        return self.streams[-1].tokens
+
+    def append_action(self, ids: Sequence[int], logprobs: Sequence[float], text: str) -> Step:
+        """Adds one sampled action span, its stop token included where one was sampled.
+
+        Raises ValueError when no generation prompt is open, the span is empty, or the lengths differ.
+        """
+        if self.branch is None:
+            raise ValueError("an action must follow a generation prompt")
+        if not len(ids) or len(ids) != len(logprobs):
+            raise ValueError(f"an action of {len(ids)} tokens with {len(logprobs)} log-probs")
+        start = len(self.tokens)
+        self._grow(ids)
+        self.logprobs.extend(float(value) for value in logprobs)
+        self.steps.append(Step(start, len(self.tokens), self.branch, text, stream=len(self.streams) - 1))
+        self.branch = None
+        return self.steps[-1]
+
+    def append_observation(
+        self, delta: Delta | None, messages: Iterable[Message] = (), reward: float = 0.0, tools: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        """Adds the answer to the last action, `messages` and further `tools`: `ChatFormat.answer(...)`, or None when the episode ends
+        with it, for then nothing more is tokenised and only the record is kept. A fresh delta begins a new stream.
+
+        Raises ValueError when the last action was already answered.
+        """
+        if self.branch is not None or not self.steps:
+            raise ValueError("an observation must follow an action")
+        step = self.steps[-1]
+        step.messages, step.reward, step.tools = tuple(dict(m) for m in messages), float(reward), tuple(tools)
+        if delta is not None:
+            self._read(delta)
+
+    @property
+    def success(self) -> bool:
+        """The sparse outcome of the method: `terminated and reward >= 1`."""
+        return self.terminated and self.reward >= 1
+
+    def action_mask(self, stream: int = -1) -> np.ndarray:
+        """bool, one for each token of a stream (the current one by default), True exactly on the ids that were sampled in it."""
+        stream %= len(self.streams)
+        mask = np.zeros(len(self.streams[stream].tokens), dtype=bool)
+        for step in self.steps:
+            if step.stream == stream:
+                mask[step.start : step.stop] = True
+        return mask
+
+    def dialogue(self, number: int) -> list[Message]:
+        """What was said before step `number` (1-based)."""
+        messages = list(self.prompt_messages)
+        for step in self.steps[: number - 1]:
+            messages += [{"role": "assistant", "content": step.text}, *step.messages]
+        return messages
+
+    def tools_at(self, number: int) -> tuple[Mapping[str, Any], ...]:
+        """The tools that stood in the tool list before step `number` (1-based)."""
+        return self.tools + tuple(tool for step in self.steps[: number - 1] for tool in step.tools)
+
+    def verify(self) -> None:
+        """Checks the invariant over the whole episode. Raises RuntimeError when anything but append_* wrote to it."""
+        for stream in range(len(self.streams)):
+            self._check(stream)
+        edge, current = 0, 0
+        for number, step in enumerate(self.steps, 1):
+            edge = edge if step.stream == current else 0
+            within = current <= step.stream < len(self.streams) and edge <= step.branch < step.start < step.stop
+            if not within or step.stop > len(self.streams[step.stream].tokens):
+                raise RuntimeError(f"episode {self.task_id}/{self.rollout}: the span of step {number} is out of order")
+            edge, current = step.stop, step.stream
+        if sum(step.stop - step.start for step in self.steps) != len(self.logprobs):
+            raise RuntimeError(f"episode {self.task_id}/{self.rollout}: spans and log-probs differ in length")
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode with its token streams and spans, as plain JSON values; the tools stand in the prompt's tokens only."""
+        record = {name: getattr(self, name) for name in ("task_id", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")}
+        return record | {
+            "prompt_messages": list(self.prompt_messages),
+            "streams": [list(stream.tokens) for stream in self.streams],
+            "logprobs": list(self.logprobs),
+            "steps": [_step_json(step) for step in self.steps],
+            "report": None if self.report is None else dataclasses.asdict(self.report),
+            "success": self.success,
+        }
+
+    def _read(self, delta: Delta) -> None:
+        """What the student reads before its next action."""
+        if not 0 <= delta.branch < len(delta.ids):
+            raise ValueError(f"branch {delta.branch} lies outside the {len(delta.ids)} tokens to read")
+        if delta.fresh:
+            self._check(-1)
+            self.streams.append(Stream())
+        self.branch = len(self.tokens) + delta.branch
+        self._grow(delta.ids)
+
+    def _grow(self, ids: Sequence[int]) -> None:
+        self._check(-1)
+        self.streams[-1].grow(ids)
+
+    def _check(self, stream: int) -> None:
+        if not self.streams[stream].unchanged():
+            raise RuntimeError(f"episode {self.task_id}/{self.rollout}: its tokens were changed outside append_*")
+
+
+def observation_text(messages: Iterable[Message]) -> str:
+    """Messages as the analyser reads them: contents line by line, "user: " before what a user said."""
+    return "\n".join(("user: " if m["role"] == "user" else "") + m["content"] for m in messages)
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    record = dataclasses.asdict(step)
+    del record["messages"], record["tools"]  # read as the observation; in the tokens
+    return record | {"observation": step.observation}
+
+
+def _crc(ids: Sequence[int], before: int = 0) -> int:
+    return zlib.crc32(np.asarray(ids, dtype="<i8").tobytes(), before)

@@ -1,1 +1,0 @@
-"""What there is to solve, with its splits: TensorFlow Datasets builders, read without TensorFlow."""

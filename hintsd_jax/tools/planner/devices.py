@@ -1,0 +1,156 @@
+"""Devices by name, here or not: "v5e-8", "v5p:2x2x1", "h100:8" or "" (this machine) in; their number, kind and memory out.
+
+Sources: TPU memory is what libtpu's compiler lets one program have (it says so when a program is too large); GPU memory is what CUDA
+gives, of which jax takes the share that its allocator is told to take. v5e and v6e are named by chips, v5p by cores, two a chip,
+as Google Cloud does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from hintsd_jax.tools.planner import aot
+from hintsd_jax.errors import UserError
+from hintsd_jax.models.sharding import AXES, make_mesh, mesh_sizes
+
+# GiB that CUDA reports as the total; a driver's version and ECC move the last digit.
+GPUS = {
+    "a10g": 22.0,
+    "a100-40gb": 39.4,
+    "a100-80gb": 79.1,
+    "b200": 178.3,
+    "h100": 79.1,
+    "h200": 139.8,
+    "l4": 22.0,
+    "l40s": 44.4,
+}
+FRACTION = 0.75  # of a GPU's memory that jax takes unless it is told otherwise
+FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the old name
+
+# Chips -> the topology of such a slice, as Google Cloud makes it.
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"}
+_SLICES = {"v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
+_CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that a chip counts for in the name of a slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note` says of what.
+    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they are this machine's. fraction: the share of a GPU that `memory` is."""
+
+    kind: str
+    platform: str
+    count: int
+    memory: int
+    memory_note: str
+    topology: str | None = None
+    here: bool = False
+    fraction: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.count} x {self.kind}" + (f" ({self.topology})" if self.platform == "tpu" and self.topology else "")
+
+    @property
+    def compiler(self) -> bool:
+        """Whether a compiler for them is at hand: they are here, or something describes them to one."""
+        return self.platform in ("tpu", "gpu") and (self.here or self.topology is not None)
+
+    @property
+    def options(self) -> Mapping[str, str] | None:
+        """What the compiler must be told."""
+        return aot.GPU_OPTIONS if self.platform == "gpu" and not self.here else None
+
+    def layout(self, **sizes: int) -> AbstractMesh:
+        """The mesh of `config.mesh` over them, for shapes and shardings. Raises UserError as `make_mesh` does."""
+        return AbstractMesh(mesh_sizes(**sizes, count=self.count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+    def mesh(self, **sizes: int) -> Mesh:
+        """The same mesh for the compiler."""
+        if self.here:
+            return make_mesh(**sizes)
+        if self.platform == "gpu":
+            return aot.gpu_topology(self.kind, self.count, self.memory, **sizes)
+        return aot.topology(self.topology, **sizes)
+
+
+def find(name: str, memory_gib: float = 0.0) -> Devices:
+    """The devices of a name; `memory_gib`, if not 0, is taken for the memory of each.
+
+    Raises:
+      UserError: nobody knows the name.
+    """
+    found = _local() if not name else _tpus(name) or _gpus(name)
+    if found is None:
+        known = [*(f"{kind}-8" for kind in _SLICES), *GPUS]
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
+        raise UserError(f"plan.devices = {name!r} is unknown: {hint}")
+    if memory_gib:
+        return dataclasses.replace(found, memory=int(memory_gib * 2**30), memory_note="plan.memory_gib")
+    return found
+
+
+def larger(devices: Devices) -> list[str]:
+    """Names of two, four and eight times as many, where there are such."""
+    if devices.platform == "gpu":
+        return [f"{devices.kind}:{devices.count * times}" for times in (2, 4, 8)]
+    cores, slices = _CORES[devices.kind], _SLICES[devices.kind]
+    return [f"{devices.kind}-{devices.count * times * cores}" for times in (2, 4, 8) if devices.count * times in slices]
+
+
+def fraction() -> float:
+    """The share of a GPU that jax takes, by its environment variables."""
+    for variable in FRACTION_VARIABLES:
+        if text := os.environ.get(variable):
+            try:
+                return float(text)
+            except ValueError:
+                raise UserError(f"{variable} = {text!r} is no number: give the share of a GPU's memory that jax may take, such as 0.9") from None
+    return FRACTION
+
+
+def _tpus(name: str) -> Devices | None:
+    match = re.fullmatch(r"(v\d\w)(?:-(\d+)|:(\d+(?:x\d+)+))", name.lower())
+    if match is None or match[1] not in _SLICES:
+        return None
+    kind, number, topology = match.groups()
+    slices = _SLICES[kind]
+    if number:
+        chips = int(number) / _CORES[kind]
+        if chips not in slices:
+            names = ", ".join(f"{kind}-{chips * _CORES[kind]}" for chips in slices)
+            raise UserError(f"plan.devices = {name!r} is no slice of {kind}: choose one of {names}, or a topology such as {kind}:{slices[8]}")
+        topology = slices[chips]
+    elif topology.count("x") != slices[8].count("x"):
+        raise UserError(f"plan.devices = {name!r}: a topology of {kind} looks like {kind}:{slices[8]}")
+    count = math.prod(map(int, topology.split("x")))
+    return Devices(kind, "tpu", count, int(aot.HBM[kind] * 2**30), "what its compiler lets a program have", f"{kind}:{topology}")
+
+
+def _gpus(name: str) -> Devices | None:
+    kind, _, number = name.lower().partition(":")
+    if kind not in GPUS or (number and not re.fullmatch("[1-9][0-9]*", number)):
+        return None
+    topology = name.lower() if kind in aot.GPU_TARGETS and aot.gpu_compiler() else None
+    share = fraction()
+    note = f"{share:.0%} of {GPUS[kind]} GiB, the share that jax takes"
+    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * share * 2**30), note, topology, fraction=share)
+
+
+def _local() -> Devices:
+    devices = jax.devices()
+    first, count = devices[0], len(devices)
+    if first.platform == "cpu":  # they share the machine's memory
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
+        return Devices(first.device_kind, "cpu", count, memory, "this machine's memory", here=True)
+    return Devices(first.device_kind, first.platform, count, first.memory_stats()["bytes_limit"], "what jax has of it", here=True)

@@ -1,0 +1,119 @@
+"""Runs in, the content of a page out: a small overview that is read at once, and chunks of episodes that are read when one is opened."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.tools.report import records, results
+from hintsd_jax.tools.report.reading import Run, count_lines, lines
+
+CHUNK = 32  # episodes that are unpacked together
+
+
+@dataclasses.dataclass
+class Content:
+    """overview: plain JSON values. chunks: whole entries of the episodes, in the order of the list, `CHUNK` each, packed."""
+
+    overview: dict[str, Any]
+    chunks: list[str]
+
+
+def gather(runs: Sequence[Run], most: int) -> Content:
+    """Everything a page shows of some runs, with at most `most` episodes to open.
+
+    Raises:
+      UserError: a file of episodes holds something else.
+    """
+    columns: dict[str, list] = {name: [] for name in ("run", "step", "task", "rollout", "success", "turns", "ended", "targets", "trained")}
+    names: dict[str, dict[str, int]] = {"task": {}, "ended": {}}
+    chunks: list[str] = []
+    entries: list[dict[str, Any]] = []
+    shown = []
+    for n, run in enumerate(runs):
+        counts, kept, total = records.TargetCounts(), 0, 0
+        chosen = choose({step: count_lines(file) for step, file in run.episodes.items()}, most // len(runs))
+        for step, file in run.episodes.items():
+            found = [record for _, record in lines(file)]
+            total += len(found)
+            try:
+                counts.add(step, found)
+                for record in found[: chosen[step]]:
+                    line = records.row(record) | {"run": n, "step": step}
+                    for name, known in names.items():
+                        line[name] = known.setdefault(line[name], len(known))
+                    for name, column in columns.items():
+                        column.append(line[name])
+                    entries.append(records.entry(record))
+                    kept += 1
+                    if len(entries) == CHUNK:  # packed at once: whole runs need not fit in memory
+                        chunks.append(pack(entries))
+                        entries = []
+            except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+                raise UserError(f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file") from error
+        shown.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
+    if entries:
+        chunks.append(pack(entries))
+    tables = {name: list(known) for name, known in names.items()}
+    return Content({"runs": shown, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
+
+
+def pack(value: Any) -> str:
+    """JSON, gzip, base64. Level 9 takes ten times as long as 6."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
+
+
+def choose(sizes: Mapping[int, int], most: int) -> dict[int, int]:
+    """How many episodes of each training step to keep, at most `most` in all: whole steps, evenly spaced, the first and the last among them.
+
+    Where not even one step fits whole, the last one's first episodes.
+    """
+    steps, keep = list(sizes), dict.fromkeys(sizes, 0)
+    for count in range(len(steps), 0, -1):
+        picked = {steps[round(n * (len(steps) - 1) / (count - 1))] for n in range(count)} if count > 1 else {steps[-1]}
+        if sum(sizes[step] for step in picked) <= most:
+            return keep | {step: sizes[step] for step in picked}
+    return keep | ({steps[-1]: most} if steps else {})
+
+
+def overview(run: Run) -> dict[str, Any]:
+    """A run without its episodes: facts, metrics by column, results."""
+    split = str(run.config.get("tasks.test_split", "test"))
+    return {
+        "name": run.name,
+        "config": {key: value if records.plain(value) else str(value) for key, value in run.config.items()},
+        "versions": run.versions,
+        "steps": run.steps,
+        # what knows the ground truth is labelled wherever it shows
+        "privileged": run.config.get("hindsight.select") == "oracle" or any(row.get("hindsight/privileged") for row in run.rows),
+        "planned": run.planned,
+        "metrics": columns(run.rows),
+        "results": results.lines(run.held_out, split),
+        "evaluation": run.evaluation and {
+            "step": run.evaluation.get("step"),
+            "results": results.lines({"after": run.evaluation}, split),
+        },
+    }
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """Metrics by name, None where a row has none, with two more x axes: `wall` (seconds of training steps so far, evaluations left
+    out) and `generated` (tokens sampled so far, in rollouts and by the analyser)."""
+    found = {name: [records.number(row.get(name)) for row in rows] for name in sorted({name for row in rows for name in row})}
+    wall = generated = 0.0
+    found["wall"], found["generated"] = [], []
+    if "hindsight/target_step_mean" in found:  # 0 where there was no target
+        pairs = zip(found["hindsight/target_step_mean"], rows, strict=True)
+        found["hindsight/target_step_mean"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
+    for row in rows:
+        wall += row.get("time/step") or 0.0
+        generated += (row.get("rollout/tokens") or 0) + (row.get("hindsight/tokens") or 0)
+        found["wall"].append(round(wall, 3))
+        found["generated"].append(int(generated))
+    return found

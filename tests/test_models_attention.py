@@ -1,0 +1,89 @@
+"""The three ways to look, against a NumPy loop, across block and chunk boundaries."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hintsd_jax.models import attention
+from hintsd_jax.models.attention import KEY_BLOCK, Branches
+
+HEADS, KV_HEADS, C = 4, 2, 8
+
+
+def draw(batch, queries, keys, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((batch, queries, HEADS, C), (batch, keys, KV_HEADS, C), (batch, keys, KV_HEADS, C))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def oracle(q, k, v, seen_BTS):
+    """Query head h reads kv head h // 2; float64."""
+    k, v = (np.repeat(np.float64(x), HEADS // KV_HEADS, axis=2) for x in (k, v))
+    scores = np.einsum("bthc,bshc->bhts", np.float64(q), k) / np.sqrt(C)
+    weights = np.where(seen_BTS[:, None], np.exp(scores - scores.max(axis=-1, keepdims=True)), 0.0)
+    return np.einsum("bhts,bshc->bthc", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("length", [40, 600, 4300], ids=["one block", "unrolled blocks", "blocks in chunks"])
+def test_causal(length):
+    q, k, v = draw(1, length, length)
+    out = np.asarray(jax.jit(attention.attend_causal)(q, k, v))
+    some = np.unique(np.linspace(0, length - 1, 200).astype(int))  # rows at the seams and between
+    expected = oracle(q[:, some], k, v, (np.arange(length) <= some[:, None])[None])
+    np.testing.assert_allclose(out[:, some], expected, atol=5e-6)
+
+
+def test_causal_gradient_through_chunks_equals_that_of_the_whole_square(monkeypatch):
+    monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)  # 270 queries: a block of 256 in chunks, a short one, both with padding
+    q, k, v = draw(1, 270, 270)
+    pick = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+
+    def gradient(attend):
+        return jax.jit(jax.grad(lambda *qkv: jnp.sum(attend(*qkv) * pick), argnums=(0, 1, 2)))(q, k, v)
+
+    whole = gradient(lambda *qkv: attention.attend(*qkv, np.tri(270, dtype=bool)[None]))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), gradient(attention.attend_causal), whole)
+
+
+@pytest.mark.parametrize("slots", [50, 3 * KEY_BLOCK + 100], ids=["at once", "by blocks"])
+def test_cached(slots):
+    q, k, v = draw(3, 5, slots)
+    last_BT = np.random.default_rng(1).integers(0, slots, (3, 5))
+    last_BT[0, 0], last_BT[1, 1], last_BT[2, 2] = 0, slots - 1, min(slots - 1, KEY_BLOCK)
+    out = jax.jit(attention.attend_cached)(q, k, v, last_BT)
+    np.testing.assert_allclose(out, oracle(q, k, v, np.arange(slots) <= last_BT[..., None]), atol=2e-6)
+
+
+def test_keys_that_only_a_neighbour_sees_change_no_bit():
+    """The neighbour decides how many blocks are read, and nothing else: invariant 4."""
+    q, k, v = draw(2, 1, 4 * KEY_BLOCK)
+    attend = jax.jit(attention.attend_cached)
+    alone = attend(q, k, v, np.array([[700], [0]]))
+    beside = attend(q, k, v, np.array([[700], [4 * KEY_BLOCK - 1]]))
+    np.testing.assert_array_equal(alone[0], beside[0])
+    assert (np.asarray(alone[1]) != np.asarray(beside[1])).any()
+
+
+def test_blocks_beyond_the_last_key_are_not_read():
+    q, k, v = draw(1, 1, 4 * KEY_BLOCK)
+    k[:, KEY_BLOCK:], v[:, KEY_BLOCK:] = np.nan, np.nan
+    assert np.isfinite(jax.jit(attention.attend_cached)(q, k, v, np.array([[KEY_BLOCK - 1]]))).all()
+
+
+@pytest.mark.parametrize("trunk", [0, 30, 2 * KEY_BLOCK + 300], ids=["no trunk", "short", "by blocks"])
+def test_branches_see_their_prefix_of_the_trunk_and_themselves(trunk):
+    M = 12
+    q, k, v = draw(2, trunk + M, trunk + M)
+    branch_BM = np.array([[0] * 5 + [1] * 4 + [2] * 2 + [-1], [0] * 12])
+    seen_BM = np.where(branch_BM < 0, 0, np.array([[trunk // 2], [trunk]]) - np.maximum(branch_BM, 0) * (trunk // 9))
+    out = jax.jit(attention.attend_branches)(q, k, v, Branches(jnp.asarray(seen_BM), jnp.asarray(branch_BM)))
+    own = (branch_BM[:, :, None] == branch_BM[:, None]) & np.tri(M, dtype=bool)
+    seen_BMS = np.concatenate([np.broadcast_to(np.arange(trunk) < seen_BM[..., None], (2, M, trunk)), own], axis=2)
+    expected = oracle(q[:, trunk:], k, v, seen_BMS)
+    np.testing.assert_allclose(out[:, trunk:], expected, atol=2e-6)
+    if trunk:
+        causal = partial(jax.jit(attention.attend_causal))(q[:, :trunk], k[:, :trunk], v[:, :trunk])
+        np.testing.assert_allclose(out[:, :trunk], causal, atol=1e-6)

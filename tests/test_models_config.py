@@ -1,0 +1,119 @@
+"""config.json of each family in and out, and everything in it that is refused."""
+
+import json
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.models.config import FAMILIES, PolicyConfig, RopeScaling
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+NAMES = ["qwen3_tiny_tied", "qwen3_tiny_untied", "qwen2_tiny_tied", "qwen2_tiny_untied", "llama_tiny_scaled", "llama_tiny_tied"]
+HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
+LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
+SCALED = LLAMA["rope_scaling"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_through_both_forms_of_the_rope_settings(name):
+    config = PolicyConfig.from_hf(json.loads((FIXTURES / name / "config.json").read_text()))
+    hf = config.to_hf()
+    assert PolicyConfig.from_hf(hf) == config
+    assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key != "rope_parameters"}) == config
+    assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")}) == config
+    assert config.family == name.split("_")[0] and json.loads(json.dumps(hf)) == hf
+
+
+def test_what_the_families_are():
+    assert [(family.qk_norm, family.qkv_bias) for family in FAMILIES.values()] == [(True, False), (False, True), (False, False)]
+    config = PolicyConfig.from_hf(LLAMA)
+    assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
+    assert config.rope_theta == 500.0
+
+
+def test_overrides():
+    config = PolicyConfig.from_hf(HF, compute_dtype="bfloat16", remat=False)
+    assert (config.compute_dtype, config.remat, config.rope_theta) == ("bfloat16", False, 10_000.0)
+    assert PolicyConfig.from_hf(config.to_hf(), compute_dtype="bfloat16", remat=False) == config
+    with pytest.raises(UserError, match="unknown override lr"):
+        PolicyConfig.from_hf(HF, lr=1)
+    with pytest.raises(UserError, match="compute_dtype must be one of"):
+        PolicyConfig.from_hf(HF, compute_dtype="float16")
+
+
+def test_what_absent_keys_mean():
+    def without(hf, *keys):
+        return {key: value for key, value in hf.items() if key not in keys}
+
+    config = PolicyConfig.from_hf(without(LLAMA, "head_dim", "num_key_value_heads", "tie_word_embeddings"))
+    assert (config.head_dim, config.num_kv_heads, config.tie_embeddings) == (48 // 6, 6, False)
+    assert PolicyConfig.from_hf(without(LLAMA, "head_dim") | {"head_dim": None}).head_dim == 8
+    with pytest.raises(UserError, match="missing hidden_size, head_dim"):
+        PolicyConfig.from_hf(without(HF, "hidden_size", "head_dim"))
+    with pytest.raises(UserError, match=r"head_dim is missing, and hidden_size \(50\) is no multiple"):
+        PolicyConfig.from_hf(without(LLAMA, "head_dim") | {"hidden_size": 50})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, r"architectures is \['Qwen3MoeForCausalLM'\]; supported is one of Qwen3ForCausalLM, "),
+        ({"architectures": None}, "architectures is None"),
+        ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"layer_types": 3}, "layer_types is 3"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is {'quant_method': 'fp8'}"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_parameters.rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor is 0.5"),
+        ({"rope_parameters": None}, "missing rope_theta"),
+        ({"rope_theta": 7.0}, "rope_parameters, rope_theta and rope_scaling contradict each other"),
+        ({"rope_scaling": SCALED}, "contradict"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type llama3 lacks low_freq_factor, high_freq_factor, original_max"),
+        ({"rope_parameters": SCALED | {"rope_theta": 5.0, "factor": 0}}, "factor must be a positive number, not 0"),
+        ({"rope_parameters": SCALED | {"rope_theta": 5.0, "low_freq_factor": 9}}, r"high_freq \(4.0\) must exceed low_freq \(9\)"),
+        ({"num_attention_heads": 3}, r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)"),
+        ({"head_dim": 7}, "head_dim must be even"),
+        ({"hidden_size": "32"}, r"d_model \(hidden_size\) must be a positive integer"),
+        ({"hidden_size": 10**12}, r"d_model \(hidden_size\) must be a positive integer up to"),
+        ({"rms_norm_eps": 0}, "norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive number"),
+    ],
+)
+def test_an_unsupported_config_is_refused_by_name(change, message):
+    with pytest.raises(UserError, match=message) as error:
+        PolicyConfig.from_hf(HF | change)
+    assert "\n" not in str(error.value)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(base=st.sampled_from([HF, LLAMA]), data=st.data())
+def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(base, data):
+    keys = st.sampled_from(sorted({*base, "rope_scaling", "rope_parameters", "quantization_config", "layer_types"}))
+    hf = base | data.draw(st.dictionaries(keys, _JSON, min_size=1, max_size=2))
+    if data.draw(st.booleans()):
+        inside = data.draw(st.dictionaries(st.sampled_from([*SCALED, "rope_theta", "type"]), _JSON, max_size=3))
+        hf[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = SCALED | inside
+    for key in data.draw(st.lists(keys, max_size=1)):
+        hf.pop(key, None)
+    try:
+        config = PolicyConfig.from_hf(hf)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 400
+    else:
+        assert PolicyConfig.from_hf(config.to_hf()) == config

@@ -1,0 +1,67 @@
+"""Run folders in every state: whole, running, torn, foreign."""
+
+import json
+
+import pytest
+
+from hintsd_jax.errors import UserError
+from hintsd_jax.tools.report.reading import count_lines, lines, open_runs, read_run
+from hintsd_jax.runs.metrics import read_metrics
+from tests.report_helpers import record, write_run
+
+
+def test_a_whole_run(tmp_path):
+    held_out = {"before": None, "after": {"metrics": {}, "success": [[1]], "greedy": []}}
+    path = write_run(tmp_path / "r", {2: [record()], 1: [record()]}, held_out=held_out)
+    (path / "episodes" / "eval_000001.jsonl").write_text("{}\n")  # of another kind
+    run = read_run(path, "r")
+    assert run.rows == read_metrics(path / "metrics.jsonl")
+    assert run.config["hindsight.max_targets"] == 3 and run.config["env.options"] == {}
+    assert list(run.episodes) == [1, 2] and run.held_out == held_out and run.evaluation is None
+    assert (run.steps, run.planned) == (2, 4)
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    run = read_run(write_run(tmp_path / "r"), "r")
+    assert (run.rows, run.episodes, run.held_out, run.steps) == ([], {}, None, 0)
+
+
+def test_a_torn_last_line_is_left_out_and_any_other_is_named(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "x": 1')
+    assert list(lines(path)) == [(1, {"step": 1}), (2, {"step": 2})]
+    assert count_lines(path) == 2
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 is not a JSON object"):
+        list(lines(path))
+
+
+def test_a_character_that_was_cut_in_two_is_a_torn_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes('{"a": "\u00e9"}\n{"a": "'.encode() + "\u00e9".encode()[:1])
+    assert list(lines(path)) == [(1, {"a": "\u00e9"})]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"config": 3}', '{"other": {}}'])
+def test_a_foreign_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json"):
+        read_run(tmp_path, "r")
+
+
+def test_a_row_without_a_step_is_refused(tmp_path):
+    path = write_run(tmp_path / "r", rows=[{"step": 1}, {"x": 2}])
+    with pytest.raises(UserError, match="line 2 is not a metrics row"):
+        read_run(path, "r")
+
+
+def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path):
+    paths = [write_run(tmp_path / name) for name in ("a/desk", "b/desk", "b/bfcl")]
+    assert [run.name for run in open_runs(paths)] == ["a/desk", "b/desk", "b/bfcl"]
+    assert [run.name for run in open_runs(paths[1:])] == ["desk", "bfcl"]
+
+
+def test_rows_with_nan_written_as_null(tmp_path):
+    path = write_run(tmp_path / "r", rows=[{"step": 1, "distill/loss": None}])
+    assert read_run(path, "r").rows[0]["distill/loss"] is None
+    assert json.loads((path / "metrics.jsonl").read_text())["distill/loss"] is None

@@ -1,0 +1,54 @@
+"""The last table of a report: the evaluation's own means and intervals, and a change that is paired by task."""
+
+import numpy as np
+import pytest
+
+from hintsd_jax.evaluate import Scores, interval
+from hintsd_jax.tools.report import results
+
+RNG = np.random.default_rng(1)
+BEFORE_NK, AFTER_NK = (RNG.random((40, 4)) < 0.3).astype(int), (RNG.random((40, 4)) < 0.7).astype(int)
+GREEDY_N = BEFORE_NK[:, 0]
+
+
+def end(success_NK, **more):
+    return {"metrics": {}, "success": success_NK.tolist(), "greedy": [], **more}
+
+
+def test_they_are_the_evaluations_own():
+    avg, best = results.lines({"before": end(BEFORE_NK), "after": end(AFTER_NK)}, "test")
+    assert (avg["name"], best["name"]) == ("test Avg@4", "test Best@4")
+    for when, success_NK in (("before", BEFORE_NK), ("after", AFTER_NK)):
+        said = Scores(success_NK, 0, {}).metrics("test") | Scores(success_NK, 0, {}).intervals("test")
+        expected = {"value": said["test/avg@4"], "low": said["test/avg_low"], "high": said["test/avg_high"]}
+        assert avg[when] == pytest.approx(expected, abs=1e-5)
+        assert best[when]["value"] == pytest.approx(said["test/best@4"], abs=1e-5)
+
+
+def test_the_change_is_paired_by_task():
+    line = results.lines({"before": end(BEFORE_NK), "after": end(1 - BEFORE_NK)}, "test")[0]
+    low, high = interval(1 - 2 * BEFORE_NK.mean(axis=1))
+    expected = {"value": float(1 - 2 * BEFORE_NK.mean()), "low": low, "high": high}
+    assert line["change"] == pytest.approx(expected, abs=1e-5)
+    same = results.lines({"before": end(BEFORE_NK), "after": end(BEFORE_NK)}, "test")[0]
+    assert same["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_categories_and_greedy_have_lines_of_their_own():
+    categories = ["base"] * 30 + ["long"] * 10
+    after = end(AFTER_NK, categories=categories) | {"greedy": GREEDY_N.tolist()}
+    lines = {line["name"]: line for line in results.lines({"before": None, "after": after}, "test")}
+    assert list(lines) == [f"{part} {name}" for part in ("test", "base", "long") for name in ("Avg@4", "Best@4", "greedy")]
+    assert lines["long Avg@4"]["after"]["value"] == pytest.approx(AFTER_NK[30:].mean())
+    assert lines["test greedy"]["after"]["value"] == pytest.approx(GREEDY_N.mean())
+    assert all(line["before"] is None and line["change"] is None for line in lines.values())
+
+
+@pytest.mark.parametrize("held_out", [None, {}, {"before": None, "after": None}, {"before": end(BEFORE_NK[:0]), "after": None}])
+def test_nothing_measured_no_lines(held_out):
+    assert results.lines(held_out, "test") == []
+
+
+def test_other_tasks_before_than_after_are_not_paired():
+    line = results.lines({"before": end(BEFORE_NK[:7]), "after": end(AFTER_NK)}, "test")[0]
+    assert line["change"] is None and line["before"]["value"] == pytest.approx(BEFORE_NK[:7].mean(), abs=1e-5)

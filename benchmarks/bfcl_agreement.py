@@ -1,13 +1,14 @@
-"""Does the BFCL environment score as the benchmark's own executor and checker do? Counts disagreements over seeded answers.
+"""Does the BFCL environment score as the benchmark's own executor and checker do? Counts disagreements over seeded
+answers.
 
   python -m benchmarks.bfcl_agreement --out=benchmarks/results/bfcl_agreement.md
 
-Three kinds of answers to the 800 tasks: the ground truth (whose result texts are compared too), the ground truth with one or two faults of
-the kinds that a policy makes, and random calls after the tools' schemas. Each is played through the environment and given to the official
-`multi_turn_checker`; what is compared is (valid, error type).
+Three kinds of answers to the 800 tasks: the ground truth (whose result texts are compared too), the ground truth with
+one or two faults of the kinds that a policy makes, and random calls after the tools' schemas. Each is played through
+the environment and given to the official `multi_turn_checker`; what is compared is (valid, error type).
 
-The official executor keeps its instances in module globals under a name: every check gets a new name, and they are removed afterwards.
-Its long contexts are shared between instances: what a check has changed in them is put back.
+The official executor keeps its instances in module globals under a name: every check gets a new name, and they are
+removed afterwards. Its long contexts are shared between instances: what a check has changed in them is put back.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def all_tasks(categories: Sequence[str] = CATEGORIES) -> list[dict[str, str]]:
     """Task mappings as `tasks/bfcl.py` makes them, read from the wheel here."""
     tasks = []
     for category in categories:
-        answers = {item["id"]: item["ground_truth"] for item in read_json_lines(f"possible_answer/BFCL_v4_{category}.json")}
+        answers = {
+            item["id"]: item["ground_truth"] for item in read_json_lines(f"possible_answer/BFCL_v4_{category}.json")
+        }
         for entry in read_json_lines(f"BFCL_v4_{category}.json"):
             texts = {"entry": json.dumps(entry), "ground_truth": json.dumps(answers[entry["id"]])}
             tasks.append({"id": entry["id"], "split": "test", "category": category} | texts)
@@ -83,7 +86,9 @@ def corrupted(answer: Answer, class_names: Sequence[str], rng: random.Random) ->
         if not calls:
             break
         at = rng.randrange(len(calls))
-        match rng.choice(("drop", "double", "swap", "argument", "extra argument", "tool", "insert", "undefined", "move", "empty")):
+        match rng.choice(
+            ("drop", "double", "swap", "argument", "extra argument", "tool", "insert", "undefined", "move", "empty")
+        ):
             case "drop":
                 del calls[at]
             case "double":
@@ -92,7 +97,9 @@ def corrupted(answer: Answer, class_names: Sequence[str], rng: random.Random) ->
                 rng.shuffle(calls)
             case "argument" if calls[at].arguments:
                 key = rng.choice(sorted(calls[at].arguments))
-                calls[at].arguments[key] = rng.choice([0, -1, 2.5, "", "x", None, True, [], ["a", 1], {"a": 1}, "document", 10**6])
+                calls[at].arguments[key] = rng.choice(
+                    [0, -1, 2.5, "", "x", None, True, [], ["a", 1], {"a": 1}, "document", 10**6]
+                )
             case "extra argument":
                 calls[at].arguments["unknown"] = 1
             case "tool" | "insert" as kind:
@@ -121,7 +128,9 @@ def random_call(class_names: Sequence[str], values: Sequence[Any], rng: random.R
 def random_answer(task: Mapping[str, str], rng: random.Random) -> Answer:
     """Random calls among some of the ground truth's, so that some turns come out right."""
     entry = json.loads(task["entry"])
-    values = [value for value in _leaves(entry["initial_config"]) if not isinstance(value, str) or len(value) < 80][:200] or ["x"]
+    values = [value for value in _leaves(entry["initial_config"]) if not isinstance(value, str) or len(value) < 80][
+        :200
+    ] or ["x"]
     answer = []
     for calls in answer_of(task):
         kept = calls if rng.random() < 0.7 else [call for call in calls if rng.random() < 0.5]
@@ -139,7 +148,9 @@ def _value(schema: Mapping[str, Any], values: Sequence[Any], rng: random.Random)
         return rng.choice([None, "", -1, True, [], {"a": 1}, "x"])
     match schema.get("type"):
         case "integer":
-            return rng.choice([0, 1, 2, 5, 10, -1, 30, *(value for value in values if isinstance(value, int) and abs(value) < 1000)])
+            return rng.choice(
+                [0, 1, 2, 5, 10, -1, 30, *(value for value in values if isinstance(value, int) and abs(value) < 1000)]
+            )
         case "float" | "number":
             return rng.choice([0, 1, 2.5, 10.0, -3.25, 1000])
         case "boolean":
@@ -170,11 +181,15 @@ class Official:
         self._utils = importlib.import_module(f"{_MULTI_TURN}.multi_turn_utils")
         self._checker = importlib.import_module(f"{_MULTI_TURN}.multi_turn_checker")
         shared = vars(importlib.import_module(f"{_MULTI_TURN}.func_source_code.long_context"))
-        self._shared = {name: value for name, value in shared.items() if name.isupper() and isinstance(value, dict | list)}
+        self._shared = {
+            name: value for name, value in shared.items() if name.isupper() and isinstance(value, dict | list)
+        }
         self._before = copy.deepcopy(self._shared)
         self.leaks = 0  # checks that changed a long context
 
-    def verdict(self, task: Mapping[str, str], steps: Sequence[Sequence[Sequence[ToolCall]]]) -> tuple[bool, str | None]:
+    def verdict(
+        self, task: Mapping[str, str], steps: Sequence[Sequence[Sequence[ToolCall]]]
+    ) -> tuple[bool, str | None]:
         """(valid, error type) of [turn][step][call]."""
         texts = [[[_text(call) for call in step] for step in turn] for turn in steps]
         with _Fresh(self) as name:
@@ -220,7 +235,11 @@ def steps_of(answer: Answer, rng: random.Random | None = None) -> list[list[list
     """All calls of a turn in one step; with `rng` cut into several, as a policy would make them."""
     steps = []
     for calls in answer:
-        cuts = sorted(rng.sample(range(1, len(calls)), rng.randint(0, min(3, len(calls) - 1)))) if rng and len(calls) > 1 else []
+        cuts = (
+            sorted(rng.sample(range(1, len(calls)), rng.randint(0, min(3, len(calls) - 1))))
+            if rng and len(calls) > 1
+            else []
+        )
         steps.append([calls[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(calls)])] if calls else [])
     return steps
 

@@ -1,17 +1,18 @@
 """BFCL without a model: known answers through the whole loop, faults at known steps, and what the environment costs.
 
-  python -m benchmarks.bfcl_scripted                          all of it (about 15 minutes), then the tables of docs/bfcl.md
-  python -m benchmarks.bfcl_scripted --only=truth,faults      some parts: truth, faults, cost, share
+  python -m benchmarks.bfcl_scripted                          all of it (about 15 minutes), then the tables of
+  docs/bfcl.md python -m benchmarks.bfcl_scripted --only=truth,faults      some parts: truth, faults, cost, share
 
 truth:  the ground truth of all 800 tasks as text, through tokenizer, engine interface, parser, environment and scoring.
-faults: the ground truth with one fault at a step that is known, for each kind; how often the outcome fails, and how well the
-        `environment` analyser names that step. The injected step is the truth here, not what the environment says of itself.
+faults: the ground truth with one fault at a step that is known, for each kind; how often the outcome fails, and how
+        well the `environment` analyser names that step. The injected step is the truth here, not what the environment
+        says of itself.
 cost:   resets, calls and scorings a second on one core, and one report.
-share:  seconds inside the environment against seconds of playing, in a run of configs/bfcl_smoke.py. Its policy hardly calls a tool:
-        what a call costs is in the part before.
+share:  seconds inside the environment against seconds of playing, in a run of configs/bfcl_smoke.py. Its policy hardly
+        calls a tool: what a call costs is in the part before.
 
-The results of each part are kept in benchmarks/results/bfcl_scripted.json, so that parts may be made anew alone; the tables are written
-to benchmarks/results/bfcl_scripted.md and between the markers of docs/bfcl.md.
+The results of each part are kept in benchmarks/results/bfcl_scripted.json, so that parts may be made anew alone; the
+tables are written to benchmarks/results/bfcl_scripted.md and between the markers of docs/bfcl.md.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
-from hintsd_jax.rollout.scripted import ScriptedEngine
+from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import HindsightConfig
-from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.sampling import Sampling
-from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
 
 REPO = Path(__file__).resolve().parents[1]
-RESULTS, TABLES, PAGE = REPO / "benchmarks/results/bfcl_scripted.json", REPO / "benchmarks/results/bfcl_scripted.md", REPO / "docs/bfcl.md"
+RESULTS, TABLES, PAGE = (
+    REPO / "benchmarks/results/bfcl_scripted.json",
+    REPO / "benchmarks/results/bfcl_scripted.md",
+    REPO / "docs/bfcl.md",
+)
 UNBOUNDED = 1 << 30
 ROLLOUT = RolloutConfig(UNBOUNDED, UNBOUNDED, Sampling(1.0, 1.0, 0, UNBOUNDED))
 HINDSIGHT = HindsightConfig("hindsight", max_targets=3, clip_chars=12_000)  # the released limits
@@ -64,8 +69,14 @@ def play(chat: ChatFormat, tasks: Sequence[Mapping], scripts: Scripts) -> Iterat
     for start in range(0, len(tasks), BATCH):
         batch = tasks[start : start + BATCH]
         rollouts = len(scripts[batch[0]["id"]])
-        episodes, dropped, _ = run_episodes(engine, None, chat, Bfcl, batch, rollouts, ROLLOUT, seed=0, step=0, call_timeout_s=60.0)
-        broken = [f"{episode.task_id}: {episode.detail}" for episode in episodes if episode.ended.startswith("env_") or episode.detail]
+        episodes, dropped, _ = run_episodes(
+            engine, None, chat, Bfcl, batch, rollouts, ROLLOUT, seed=0, step=0, call_timeout_s=60.0
+        )
+        broken = [
+            f"{episode.task_id}: {episode.detail}"
+            for episode in episodes
+            if episode.ended.startswith("env_") or episode.detail
+        ]
         if dropped or broken:
             raise RuntimeError(f"episodes that could not be played: {dict(dropped)} {broken[:3]}")
         for n, task in enumerate(batch):
@@ -74,13 +85,22 @@ def play(chat: ChatFormat, tasks: Sequence[Mapping], scripts: Scripts) -> Iterat
 
 def truth(chat: ChatFormat, tasks: Sequence[Mapping]) -> dict:
     """Valid tasks by category in both ways to play the ground truth, and which are not."""
-    scripts = {task["id"]: [script.ground_truth(task), script.ground_truth(task, one_call_a_step=True)] for task in tasks}
+    scripts = {
+        task["id"]: [script.ground_truth(task), script.ground_truth(task, one_call_a_step=True)] for task in tasks
+    }
     valid, failed = Counter(), []
     for task, episodes in play(chat, tasks, scripts):
         for name, episode in zip(("together", "apart"), episodes, strict=True):
             valid[f"{task['category']} {name}"] += episode.success
             if not episode.success:
-                failed.append([task["id"], name, max(map(len, script.ground_truth_calls(task))), episode.report.summary.splitlines()[0]])
+                failed.append(
+                    [
+                        task["id"],
+                        name,
+                        max(map(len, script.ground_truth_calls(task))),
+                        episode.report.summary.splitlines()[0],
+                    ]
+                )
     return {"tasks": Counter(task["category"] for task in tasks), "valid": valid, "failed": failed}
 
 
@@ -108,7 +128,9 @@ def attribution(failed: Sequence[tuple[Episode, int]]) -> dict:
     step_of = {id(episode): step for episode, step in failed}
     for analysis in found.analyses:  # from here on the injected step is what is known of the episode
         analysis.episode.report = Report("injected", (Fault(step_of[id(analysis.episode)], "injected"),))
-    apart = [[target.step - step_of[id(analysis.episode)] for target in analysis.targets] for analysis in found.analyses]
+    apart = [
+        [target.step - step_of[id(analysis.episode)] for target in analysis.targets] for analysis in found.analyses
+    ]
     nearest = [min(distances, key=abs) for distances in apart if distances]
     return {
         "failed": len(failed),
@@ -145,7 +167,10 @@ def cost(tasks: Sequence[Mapping]) -> dict[str, dict[str, float]]:
         timed(seconds["report"], environment.report)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, before)
-    return {category: {name: 1000 * statistics.fmean(values) for name, values in seconds.items()} for category, seconds in found.items()}
+    return {
+        category: {name: 1000 * statistics.fmean(values) for name, values in seconds.items()}
+        for category, seconds in found.items()
+    }
 
 
 def timed(into: list[float], function, *args):
@@ -174,8 +199,8 @@ class TimedBfcl(Bfcl):
 
 def share() -> dict[str, float]:
     """Seconds of the smoke run's steps and evaluations, those inside the environment, and the actions that were taken."""
-    from hintsd_jax.configs import bfcl_smoke
     from hintsd_jax import train
+    from hintsd_jax.configs import bfcl_smoke
 
     config = bfcl_smoke.get_config()
     config.env.name = "benchmarks.bfcl_scripted:TimedBfcl"
@@ -187,21 +212,37 @@ def share() -> dict[str, float]:
     for row in rows:
         spent.update({name: row.get(f"time/{name}", 0.0) for name in ("step", "rollout", "eval")})
     inside = sum(noted.seconds + noted.actions)
-    return {"playing": spent["rollout"] + spent["eval"], "step": spent["step"], "environment": inside, "actions": len(noted.actions)}
+    return {
+        "playing": spent["rollout"] + spent["eval"],
+        "step": spent["step"],
+        "environment": inside,
+        "actions": len(noted.actions),
+    }
 
 
 def tables(results: Mapping) -> str:
     """What the kept results say, in Markdown."""
     parts = {"truth": truth_table, "faults": faults_table, "cost": cost_table, "share": share_table}
-    return "\n\n".join(f"{make(results[name]['result'])}\n\n({results[name]['made']})" for name, make in parts.items() if name in results)
+    return "\n\n".join(
+        f"{make(results[name]['result'])}\n\n({results[name]['made']})"
+        for name, make in parts.items()
+        if name in results
+    )
 
 
 def truth_table(found: Mapping) -> str:
     count, valid = found["tasks"], found["valid"]
     ways = {"together": "all calls of a user turn in one step", "apart": "one call a step"}
-    lines = ["Ground truth played as text, valid tasks:", "", f"| category | {' | '.join(ways.values())} |", "|---|--:|--:|"]
+    lines = [
+        "Ground truth played as text, valid tasks:",
+        "",
+        f"| category | {' | '.join(ways.values())} |",
+        "|---|--:|--:|",
+    ]
     for category in count:
-        lines.append(f"| {category} | " + " | ".join(f"{valid[f'{category} {way}']} of {count[category]}" for way in ways) + " |")
+        lines.append(
+            f"| {category} | " + " | ".join(f"{valid[f'{category} {way}']} of {count[category]}" for way in ways) + " |"
+        )
     whole = [sum(valid[f"{category} {way}"] for category in count) for way in ways]
     lines += ["| **all** | " + " | ".join(f"**{number} of {sum(count.values())}**" for number in whole) + " |", ""]
     for task_id, way, calls, said in found["failed"]:
@@ -232,7 +273,11 @@ def cost_table(found: Mapping) -> str:
     lines = ["Milliseconds on one core, and how many a second:", ""]
     lines += ["| category | reset | call | scoring a user turn | report on a failure |", "|---|--:|--:|--:|--:|"]
     for category, values in found.items():
-        lines.append(f"| {category} | " + " | ".join(f"{values[name]:.3f} ({1000 / values[name]:,.0f}/s)" for name in names) + " |")
+        lines.append(
+            f"| {category} | "
+            + " | ".join(f"{values[name]:.3f} ({1000 / values[name]:,.0f}/s)" for name in names)
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -2,8 +2,8 @@
 
   python benchmarks/branches.py --out=benchmarks/results/branches.md
 
-Episodes of random tokens with three targets in their last quarter, gradients of the embedded policy's shape in float32. The two forms
-take turns in one process; times are medians, the claim is their ratio.
+Episodes of random tokens with three targets in their last quarter, gradients of the embedded policy's shape in float32.
+The two forms take turns in one process; times are medians, the claim is their ratio.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hintsd_jax.training import batching as packing, train_step as step
-from hintsd_jax.training.losses import LossConfig
-from hintsd_jax.training.batching import Shapes
-from hintsd_jax.training.examples import Branch, Row, single
-from hintsd_jax.training.state import OptimConfig, create
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.models.sharding import make_mesh, put_rows
 from hintsd_jax.runs.workdir import versions
+from hintsd_jax.training import batching as packing
+from hintsd_jax.training import train_step as step
+from hintsd_jax.training.batching import Shapes
+from hintsd_jax.training.examples import Branch, Row, single
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.training.state import OptimConfig, create
 
 FEEDBACK, ACTION, TARGETS, ROWS = 24, 16, 3, 4
 
@@ -45,7 +46,13 @@ def measure(policy, state, mesh, length: int, rounds: int, rng) -> dict:
         "branches": packing.pack(rows, Shapes((length,), (stream,), (TARGETS * ACTION,), rows=ROWS)),
         "rows": packing.pack(
             [one for row in rows for one in single(row)],
-            Shapes(tuple(length * (9 + n) // 12 for n in range(1, TARGETS + 1)), (length + FEEDBACK,), (ACTION,), rows=ROWS, trunk=False),
+            Shapes(
+                tuple(length * (9 + n) // 12 for n in range(1, TARGETS + 1)),
+                (length + FEEDBACK,),
+                (ACTION,),
+                rows=ROWS,
+                trunk=False,
+            ),
         ),
     }
     loss = LossConfig(chunk=128)
@@ -54,7 +61,9 @@ def measure(policy, state, mesh, length: int, rounds: int, rng) -> dict:
         with jax.set_mesh(mesh):
             accumulator = step.zeros(state.params, loss)
             for batch in packed.batches:
-                accumulator, _ = step.accumulate(None, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
+                accumulator, _ = step.accumulate(
+                    None, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss
+                )
             return jax.block_until_ready(accumulator)
 
     results = {name: gradient(packed) for name, packed in forms.items()}  # compiles

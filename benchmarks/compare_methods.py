@@ -1,16 +1,20 @@
-"""Methods side by side on Desk: every arm and seed from the same policy, on the same tasks, with the same number of rollouts.
+"""Methods side by side on Desk: every arm and seed from the same policy, on the same tasks, with the same number of
+rollouts.
 
-  python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2                  run every arm with every seed, then tables and figures
-  python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2 --minutes=8      the same in slices: call it until it says that all are done
-  python -m benchmarks.compare_methods --read                                      run nothing: tables and figures of what is there
-  python -m benchmarks.compare_methods --read --collected=benchmarks/results/compare_methods.json     the same from the kept results alone
+  python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2                  run every arm with every seed, then
+  tables and figures python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2 --minutes=8      the same in
+  slices: call it until it says that all are done python -m benchmarks.compare_methods --read
+            run nothing: tables and figures of what is there python -m benchmarks.compare_methods --read
+              --collected=benchmarks/results/compare_methods.json     the same from the kept results alone
 
-An arm is the config plus a few overrides (`ARMS`). Each run is a process of its own in WORKDIR/<arm>-<seed>: one that is finished is read,
-not run again, and one that was cut continues, because the trainer resumes. A run leaves a small `summary.json` there; tables and figures need nothing
-else, so that only summaries (or the file of --collect) have to travel between machines. With --cores-per-job every process has cores of its own,
-so that step times of arms that run at the same time can be compared. Figures need requirements-bench.txt.
+An arm is the config plus a few overrides (`ARMS`). Each run is a process of its own in WORKDIR/<arm>-<seed>: one that
+is finished is read, not run again, and one that was cut continues, because the trainer resumes. A run leaves a small
+`summary.json` there; tables and figures need nothing else, so that only summaries (or the file of --collect) have to
+travel between machines. With --cores-per-job every process has cores of its own, so that step times of arms that run at
+the same time can be compared. Figures need requirements-bench.txt.
 
-Exit status: 0 when all asked for is finished, 1 when a run failed (it is tried again by the next call), 75 when runs are left to do.
+Exit status: 0 when all asked for is finished, 1 when a run failed (it is tried again by the next call), 75 when runs
+are left to do.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ REPO = Path(__file__).resolve().parents[1]
 ARMS = {
     "hint_sd": ("**HINT-SD**, up to 3 targets", ["method=hint_sd"]),
     "hint_sd_single": ("HINT-SD, the first mistake alone", ["method=hint_sd_single"]),
-    "dense": ("dense: hints and rewards a turn", ["method=dense"]),
+    "dense": ("dense: hints and rewards a turn", ["algorithm=openclaw_rl"]),
     "sdpo": ("SDPO", ["method=sdpo"]),
     "grpo": ("GRPO", ["method=grpo"]),
     "sft": ("SFT on successes", ["method=sft"]),
@@ -48,14 +52,30 @@ ARMS = {
     "first": ("the first step", ["method=hint_sd", "hindsight.select=first"]),
     "last": ("the last step", ["method=hint_sd", "hindsight.select=last"]),
     "all": ("every step, seen from the end", ["method=hint_sd", "hindsight.select=all"]),
-    "start": ("HINT-SD, feedback at the start", ["method=hint_sd", "hindsight.place=start"]),
+    "start": ("HINT-SD, feedback at the start", ["method=hint_sd", "hindsight.feedback_position=start"]),
     "oracle": ("PRIVILEGED: true steps, own words", ["method=hint_sd", "hindsight.select=oracle"]),
     "environment": ("PRIVILEGED: the environment's report", ["method=hint_sd", "hindsight.analyser=environment"]),
     "sharpen": ("its own unselected samples", ["method=sharpen"]),
     "lr0": ("learning rate 0, 3 updates", ["method=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
 }
-KEPT = """time/ memory/ rollout/success rollout/tokens rollout/episodes hindsight/asked hindsight/failed hindsight/tokens hindsight/targets
-    hindsight/precision hindsight/recall distill/passed distill/student_tokens distill/teacher_tokens eval/avg@ eval/best@""".split()
+KEPT = [
+    "time/",
+    "memory/",
+    "rollout/success",
+    "rollout/tokens",
+    "rollout/episodes",
+    "hindsight/questions",
+    "hindsight/failed_episodes",
+    "hindsight/tokens",
+    "hindsight/targets",
+    "hindsight/precision",
+    "hindsight/recall",
+    "train/passed",
+    "train/student_tokens",
+    "train/teacher_tokens",
+    "eval/avg@",
+    "eval/best@",
+]
 START_S = 45  # with less time left no run is begun: it would not get through its start
 
 
@@ -67,14 +87,18 @@ class Runner:
         self.deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
         cores, per_job = sorted(os.sched_getaffinity(0)), arguments.cores_per_job
         if arguments.jobs * per_job > len(cores):
-            raise SystemExit(f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here: lower one of them")
+            raise SystemExit(
+                f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here: lower one of them"
+            )
         self._cores = queue.SimpleQueue()
         for job in range(arguments.jobs):
             self._cores.put(cores[job * per_job : (job + 1) * per_job])
         self.machine = {"cpu": cpu_model(), "cores": len(cores), "jobs": arguments.jobs, "cores_per_job": per_job}
 
     def pin(self) -> None:
-        """Gives the calling thread its cores; processes that it starts inherit them. XLA makes as many threads as it may use cores."""
+        """Gives the calling thread its cores; processes that it starts inherit them. XLA makes as many threads as it
+        may use cores.
+        """
         cores = self._cores.get()
         if cores:
             os.sched_setaffinity(0, cores)
@@ -89,7 +113,14 @@ class Runner:
             return
         facts = facts_of(self.arguments, arm, seed)
         merged = facts["settings"] | dict(override.split("=", 1) for override in ARMS[arm][1]) | {"seed": str(seed)}
-        command = [sys.executable, "-m", "hintsd_jax.main", f"--config={self.arguments.config}", f"--workdir={folder}", "--mode=train"]
+        command = [
+            sys.executable,
+            "-m",
+            "hintsd_jax.main",
+            f"--config={self.arguments.config}",
+            f"--workdir={folder}",
+            "--mode=train",
+        ]
         command += [f"--config.{key}={value}" for key, value in merged.items()]
         folder.mkdir(parents=True, exist_ok=True)
         write_summary(folder, facts | {"status": "unfinished"}, self.machine)
@@ -97,7 +128,11 @@ class Runner:
         environment = {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax")} | os.environ
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
         if per_job:
-            environment |= {"NPROC": str(per_job), "OMP_NUM_THREADS": str(per_job), "OPENBLAS_NUM_THREADS": str(per_job)}
+            environment |= {
+                "NPROC": str(per_job),
+                "OMP_NUM_THREADS": str(per_job),
+                "OPENBLAS_NUM_THREADS": str(per_job),
+            }
         if per_job == 1:
             environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
         with open(folder / "log.txt", "a") as log:
@@ -108,13 +143,22 @@ class Runner:
             if cut:
                 process.terminate()
         status = process.wait()
-        problem = {} if cut or status == 0 else {"status": "failed", "problem": last_line(folder / "log.txt") or f"exit status {status}"}
+        problem = (
+            {}
+            if cut or status == 0
+            else {"status": "failed", "problem": last_line(folder / "log.txt") or f"exit status {status}"}
+        )
         summary = write_summary(folder, problem, seconds=time.monotonic() - began)
-        print(f"{arm} seed {seed}: {summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip(), flush=True)
+        print(
+            f"{arm} seed {seed}: {summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip(),
+            flush=True,
+        )
 
 
 def facts_of(arguments: argparse.Namespace, arm: str, seed: int) -> dict:
-    """What a run is: its config, the overrides that all arms share ("settings"), and the arm's own, which win over them."""
+    """What a run is: its config, the overrides that all arms share ("settings"), and the arm's own, which win over
+    them.
+    """
     settings = {"checkpoint.every": "2"}  # a cut costs at most two updates
     if arguments.steps:
         settings["optim.steps"] = str(arguments.steps)
@@ -186,7 +230,10 @@ def last_line(path: Path) -> str:
 def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
 
 
 def read_collected(files: str) -> list[dict]:
@@ -195,7 +242,9 @@ def read_collected(files: str) -> list[dict]:
 
 
 def gather(workdir: Path, collected: Sequence[dict]) -> list[dict]:
-    """The summaries of a workdir and the collected ones, one a run: where there are several, a finished one, then the one furthest on."""
+    """The summaries of a workdir and the collected ones, one a run: where there are several, a finished one, then the
+    one furthest on.
+    """
     found = [*collected, *(write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json")))]
     best: dict[tuple[str, int], dict] = {}
     for summary in found:
@@ -203,7 +252,10 @@ def gather(workdir: Path, collected: Sequence[dict]) -> list[dict]:
         if key not in best or worth(summary) > worth(best[key]):
             best[key] = summary
     order = list(ARMS)
-    return [best[key] for key in sorted(best, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), *key))]
+    return [
+        best[key]
+        for key in sorted(best, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), *key))
+    ]
 
 
 def worth(summary: dict) -> tuple[bool, int]:
@@ -227,14 +279,32 @@ def main() -> None:
     parser.add_argument("--once", default="lr0", help="arms to run with the first seed only")
     parser.add_argument("--steps", type=int, default=0, help="updates; 0: as the config says")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
-    parser.add_argument("--cores-per-job", type=int, default=0, help="cores of its own for each process; 0: all share all")
-    parser.add_argument("--minutes", type=float, default=0.0, help="cut what still runs after so long; the same command continues it; 0: no limit")
+    parser.add_argument(
+        "--cores-per-job", type=int, default=0, help="cores of its own for each process; 0: all share all"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="cut what still runs after so long; the same command continues it; 0: no limit",
+    )
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--collect", type=Path, help="also write the summaries into this one file")
-    parser.add_argument("--collected", default="", help="files of --collect, separated by commas: what is finished there is not run")
-    parser.add_argument("--clean-times", default="", help="a file of --collect, of short runs that had the machine to themselves: see compare_timing")
+    parser.add_argument(
+        "--collected", default="", help="files of --collect, separated by commas: what is finished there is not run"
+    )
+    parser.add_argument(
+        "--clean-times",
+        default="",
+        help="a file of --collect, of short runs that had the machine to themselves: see compare_timing",
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/compare_methods"))
-    parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/compare_methods", help="tables and figures; without a suffix")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=REPO / "benchmarks/results/compare_methods",
+        help="tables and figures; without a suffix",
+    )
     parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
     arguments = parser.parse_intermixed_args()
     arguments.workdir = arguments.workdir.absolute()
@@ -249,7 +319,9 @@ def main() -> None:
         run_all(arguments, [run for run in wanted if run not in elsewhere])
     runs = [run for run in gather(arguments.workdir, collected) if (run["arm"], run["seed"]) in wanted]
     if not runs:
-        raise SystemExit(f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files")
+        raise SystemExit(
+            f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files"
+        )
     if arguments.collect:
         arguments.collect.parent.mkdir(parents=True, exist_ok=True)
         arguments.collect.write_text(compare_tables.to_json(runs))

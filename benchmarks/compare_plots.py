@@ -1,7 +1,9 @@
-"""Summaries of runs in, SVG figures out. The same summaries give the same bytes; letters stay letters, for a small file that can be searched.
+"""Summaries of runs in, SVG figures out. The same summaries give the same bytes; letters stay letters, for a small file
+that can be searched.
 
-OUT_steps.svg, OUT_time.svg, OUT_tokens.svg: success on the evaluation tasks against updates, seconds of training, tokens generated.
-OUT.svg, for the README: held-out Avg@k by arm with intervals and seeds, beside success against seconds of training.
+OUT_steps.svg, OUT_time.svg, OUT_tokens.svg: success on the evaluation tasks against updates, seconds of training,
+tokens generated. OUT.svg, for the README: held-out Avg@k by arm with intervals and seeds, beside success against
+seconds of training.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ STYLE = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
 }
-# Colours that people with any kind of colour vision tell apart (Okabe and Ito), for what matters most; the rest is grey or repeats with dashes.
+# Colours that people with any kind of colour vision tell apart (Okabe and Ito), for what matters most; the rest is grey
+# or repeats with dashes.
 COLOURS = {
     "hint_sd": ("#d55e00", "-"),
     "dense": ("#0072b2", "-"),
@@ -50,8 +53,21 @@ COLOURS = {
 }
 OTHERS = ("#8c8c8c", "-")
 NOT_DRAWN = ("lr0",)  # a line without news
-MAIN = ("hint_sd", "dense", "sdpo", "grpo", "sft", "hint_sd+grpo", "random", "environment")  # the lines of the README's figure
-AXES = {"steps": "updates", "time": "seconds of training (without evaluation)", "tokens": "tokens generated (rollouts and feedback)"}
+MAIN = (
+    "hint_sd",
+    "dense",
+    "sdpo",
+    "grpo",
+    "sft",
+    "hint_sd+grpo",
+    "random",
+    "environment",
+)  # the lines of the README's figure
+AXES = {
+    "steps": "updates",
+    "time": "seconds of training (without evaluation)",
+    "tokens": "tokens generated (rollouts and feedback)",
+}
 
 
 def draw(runs: Sequence[Mapping], labels: Mapping[str, str], out: Path) -> list[Path]:
@@ -88,14 +104,18 @@ def save(figure, path: Path) -> Path:
 
 
 def curves(axes: Axes, arms: Mapping, axis: str) -> None:
-    """One line an arm, the mean over its seeds, with the seeds' range behind those that matter most; names at the lines' ends."""
+    """One line an arm, the mean over its seeds, with the seeds' range behind those that matter most; names at the
+    lines' ends.
+    """
     ends = []
     for arm, seeds in arms.items():
         each = [Curve.of(run) for run in seeds.values()]
         mean = Curve.mean(each)
         colour, dash = COLOURS.get(arm, OTHERS)
         x, y = getattr(mean, axis), 100 * mean.value
-        axes.plot(x, y, dash, color=colour, linewidth=2.4 if arm == "hint_sd" else 1.4, zorder=3 if arm in COLOURS else 2)
+        axes.plot(
+            x, y, dash, color=colour, linewidth=2.4 if arm == "hint_sd" else 1.4, zorder=3 if arm in COLOURS else 2
+        )
         if arm == "hint_sd" and len(each) > 1:
             values_SE = 100 * np.array([curve.value[: len(x)] for curve in each])
             axes.fill_between(x, values_SE.min(axis=0), values_SE.max(axis=0), color=colour, alpha=0.12, linewidth=0)
@@ -124,7 +144,15 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None
             fontweight="bold" if arm == "hint_sd" else "normal",
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1, "alpha": 0.6, "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 1,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+            },
         )
     axes.set_xlim(0, right)
 
@@ -153,13 +181,26 @@ def dots(axes: Axes, arms: Mapping, labels: Mapping[str, str]) -> None:
     found = sorted(((level(seeds, "after", "avg"), arm) for arm, seeds in arms.items()), key=lambda pair: pair[0].mean)
     for row, (estimate, arm) in enumerate(found):
         colour = COLOURS.get(arm, OTHERS)[0]
-        axes.plot([100 * estimate.low, 100 * estimate.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(
+            [100 * estimate.low, 100 * estimate.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt"
+        )
         privileged = "PRIVILEGED" in labels.get(arm, "")
-        axes.plot(100 * estimate.mean, row, "D" if privileged else "o", color=colour, markersize=7, markerfacecolor="white" if privileged else colour)
-        axes.plot([100 * seed for seed in estimate.seeds], [row + 0.27] * len(estimate.seeds), ".", color=colour, markersize=4)
+        axes.plot(
+            100 * estimate.mean,
+            row,
+            "D" if privileged else "o",
+            color=colour,
+            markersize=7,
+            markerfacecolor="white" if privileged else colour,
+        )
+        axes.plot(
+            [100 * seed for seed in estimate.seeds], [row + 0.27] * len(estimate.seeds), ".", color=colour, markersize=4
+        )
     before = 100 * float(np.mean([level(seeds, "before", "avg").mean for seeds in arms.values()]))
     axes.axvline(before, color="#8c8c8c", linewidth=1, linestyle=":")
-    axes.annotate("before", (before, len(found) - 0.45), color="#666666", ha="center", va="bottom", annotation_clip=False)
+    axes.annotate(
+        "before", (before, len(found) - 0.45), color="#666666", ha="center", va="bottom", annotation_clip=False
+    )
     axes.set_yticks(range(len(found)), [plain(labels.get(arm, arm)) for _, arm in found])
     for tick, (_, arm) in zip(axes.get_yticklabels(), found, strict=True):
         tick.set_color(COLOURS.get(arm, OTHERS)[0] if arm in COLOURS else "#555555")

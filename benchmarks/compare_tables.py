@@ -1,7 +1,8 @@
 """Summaries of runs in, numbers and Markdown tables out: what `compare_methods` says. Runs nothing and needs no device.
 
-A summary is what `compare_methods.write_summary` leaves: `arm`, `seed`, `status`, `before` and `after` (encoded held-out success), `rows` (metrics
-by key, one value a row), and where it ran. Dimension letters: S seeds, N tasks, K rollouts, E evaluations.
+A summary is what `compare_methods.write_summary` leaves: `arm`, `seed`, `status`, `before` and `after` (encoded
+held-out success), `rows` (metrics by key, one value a row), and where it ran. Dimension letters: S seeds, N tasks, K
+rollouts, E evaluations.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from hintsd_jax.evaluate import interval
 
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 WARM = 2  # updates at the start whose time is not counted
-PAIRS = (("hint_sd_single", "random"), ("all", "dense"), ("hint_sd+grpo", "grpo"))  # compared beside the first arm against each
+PAIRS = (
+    ("hint_sd_single", "random"),
+    ("all", "dense"),
+    ("hint_sd+grpo", "grpo"),
+)  # compared beside the first arm against each
 MEASURES = {"Avg@{k}": "avg", "Best@{k}": "best", "greedy": "greedy"}
 
 
@@ -25,12 +30,15 @@ def encode(held_out: Mapping | None) -> dict | None:
     """A held-out result as short strings: one of digits a task, one of digits for greedy."""
     if held_out is None:
         return None
-    return {"success": ["".join(map(str, row)) for row in held_out["success"]], "greedy": "".join(map(str, held_out["greedy"]))}
+    return {
+        "success": ["".join(map(str, row)) for row in held_out["success"]],
+        "greedy": "".join(map(str, held_out["greedy"])),
+    }
 
 
 def success(run: Mapping, when: str, measure: str) -> np.ndarray:
-    """[N] float: each held-out task's success in [0, 1] "before" or "after" training; measure "avg" or "best" over its rollouts, or "greedy"
-    (empty where there is none)."""
+    """[N] float: each held-out task's success in [0, 1] "before" or "after" training; measure "avg" or "best" over its
+    rollouts, or "greedy" (empty where there is none)."""
     held_out = run[when]
     if measure == "greedy":
         return np.array([float(digit) for digit in held_out["greedy"]])
@@ -77,7 +85,9 @@ def level(seeds: Mapping[int, Mapping], when: str, measure: str) -> Estimate:
 
 def change(seeds: Mapping[int, Mapping], measure: str) -> Estimate:
     """After minus before, task by task."""
-    return Estimate.of(np.array([success(run, "after", measure) - success(run, "before", measure) for run in seeds.values()]))
+    return Estimate.of(
+        np.array([success(run, "after", measure) - success(run, "before", measure) for run in seeds.values()])
+    )
 
 
 def contrast(better: Mapping[int, Mapping], worse: Mapping[int, Mapping], measure: str) -> Estimate | None:
@@ -85,7 +95,9 @@ def contrast(better: Mapping[int, Mapping], worse: Mapping[int, Mapping], measur
     common = [seed for seed in better if seed in worse]
     if not common:
         return None
-    return Estimate.of(np.array([success(better[seed], "after", measure) - success(worse[seed], "after", measure) for seed in common]))
+    return Estimate.of(
+        np.array([success(better[seed], "after", measure) - success(worse[seed], "after", measure) for seed in common])
+    )
 
 
 def column(run: Mapping, key: str) -> np.ndarray:
@@ -96,8 +108,8 @@ def column(run: Mapping, key: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Evaluations during training, [E] each: updates, seconds of training (evaluations and compiling left out), tokens generated (rollouts and
-    feedback), success in [0, 1]."""
+    """Evaluations during training, [E] each: updates, seconds of training (evaluations and compiling left out), tokens
+    generated (rollouts and feedback), success in [0, 1]."""
 
     steps: np.ndarray
     time: np.ndarray
@@ -110,23 +122,34 @@ class Curve:
         value = column(run, key)
         at = ~np.isnan(value)
         seconds = np.nan_to_num(column(run, "time/step")).cumsum()
-        tokens = (np.nan_to_num(column(run, "rollout/tokens")) + np.nan_to_num(column(run, "hindsight/tokens"))).cumsum()
+        tokens = (
+            np.nan_to_num(column(run, "rollout/tokens")) + np.nan_to_num(column(run, "hindsight/tokens"))
+        ).cumsum()
         return cls(np.array(run["rows"]["step"], float)[at], seconds[at], tokens[at], value[at])
 
     @classmethod
     def mean(cls, curves: Sequence[Curve]) -> Curve:
         """The mean over runs of each axis at equal updates, as far as all of them go."""
         length = min(len(curve.steps) for curve in curves)
-        return cls(*(np.mean([getattr(curve, field.name)[:length] for curve in curves], axis=0) for field in dataclasses.fields(cls)))
+        return cls(
+            *(
+                np.mean([getattr(curve, field.name)[:length] for curve in curves], axis=0)
+                for field in dataclasses.fields(cls)
+            )
+        )
 
     def at_time(self, seconds: float) -> float:
-        """Success after so much training, between evaluations by a straight line. Raises ValueError where training ended before."""
+        """Success after so much training, between evaluations by a straight line. Raises ValueError where training
+        ended before.
+        """
         if seconds > self.time[-1]:
             raise ValueError(f"training ended after {self.time[-1]:.1f} s, before {seconds:.1f} s")
         return float(np.interp(seconds, self.time, self.value))
 
     def reaches(self, wanted: float) -> float | None:
-        """Seconds of training until success is first at `wanted`, between evaluations by a straight line; None if it never is."""
+        """Seconds of training until success is first at `wanted`, between evaluations by a straight line; None if it
+        never is.
+        """
         for n in range(len(self.value)):
             if self.value[n] >= wanted:
                 if n == 0:
@@ -137,7 +160,9 @@ class Curve:
 
 
 def a_step(run: Mapping, key: str, middle: Callable = np.median, skip: int = WARM) -> float:
-    """A metric of one update: `middle` over the updates after the first `skip` (over the last one where there are no more); nan without any."""
+    """A metric of one update: `middle` over the updates after the first `skip` (over the last one where there are no
+    more); nan without any.
+    """
     values = column(run, key)[np.array(run["rows"]["step"]) > 0]
     values = values[skip:] if len(values) > skip else values[-1:]
     values = values[~np.isnan(values)]
@@ -164,7 +189,12 @@ def success_table(arms: Mapping, labels: Mapping, missing: Mapping, name: str, m
     for arm, seeds in arms.items():
         minus = None if arm == first else contrast(arms[first], seeds, measure)
         after = level(seeds, "after", measure)
-        cells = [labels.get(arm, arm), ", ".join(map(str, seeds)), f"{100 * level(seeds, 'before', measure).mean:.1f}", after.text()]
+        cells = [
+            labels.get(arm, arm),
+            ", ".join(map(str, seeds)),
+            f"{100 * level(seeds, 'before', measure).mean:.1f}",
+            after.text(),
+        ]
         rows.append([*cells, after.seeds_text, change(seeds, measure).text("+"), minus.text("+") if minus else ""])
     rows += [[labels.get(arm, arm), str(seed), "", why, "", "", ""] for (arm, seed), why in missing.items()]
     pairs = [(better, worse) for better, worse in PAIRS if better in arms and worse in arms]
@@ -176,10 +206,17 @@ def success_table(arms: Mapping, labels: Mapping, missing: Mapping, name: str, m
 def cost_table(arms: Mapping, labels: Mapping) -> str:
     first = next(iter(arms))
     header = ["arm", "step", f"x `{first}`", "rollout", "hindsight", "distil", f"hindsight + distil, x `{first}`"]
-    header += ["tokens of rollouts", "of feedback", "through student", "through teacher", "peak memory, MiB", "compiling"]
+    header += [
+        "tokens of rollouts",
+        "of feedback",
+        "through student",
+        "through teacher",
+        "peak memory, MiB",
+        "compiling",
+    ]
 
     def looked(seeds: Mapping) -> float:
-        return mean_of(seeds, "time/hindsight") + mean_of(seeds, "time/distill")
+        return mean_of(seeds, "time/analysis") + mean_of(seeds, "time/update")
 
     rows = []
     for arm, seeds in arms.items():
@@ -188,14 +225,23 @@ def cost_table(arms: Mapping, labels: Mapping) -> str:
         if common:
             same = {seed: seeds[seed] for seed in common}
             ratios = [mean_of(same, "time/step") / mean_of(common, "time/step"), looked(same) / looked(common)]
-        step, *parts = (number(mean_of(seeds, f"time/{part}"), ".2f") for part in ("step", "rollout", "hindsight", "distill"))
+        step, *parts = (
+            number(mean_of(seeds, f"time/{part}"), ".2f") for part in ("step", "rollout", "hindsight", "distill")
+        )
         tokens = [number(mean_of(seeds, key, np.mean, 0)) for key in ("rollout/tokens", "hindsight/tokens")]
-        passed = [number(mean_of(seeds, f"distill/{who}_tokens", np.mean, 0)) for who in ("student", "teacher")]
+        passed = [number(mean_of(seeds, f"train/{who}_tokens", np.mean, 0)) for who in ("student", "teacher")]
         if not any(passed):
-            passed = [f"{number(mean_of(seeds, 'distill/passed', np.mean, 0))} in all", ""]
+            passed = [f"{number(mean_of(seeds, 'train/passed', np.mean, 0))} in all", ""]
         peak = max(found(seeds, "memory/peak_bytes"), default=np.nan) / 2**20
-        compiling = np.mean([np.nansum(column(run, "time/compile")) if "time/compile" in run["rows"] else np.nan for run in seeds.values()])
-        rows.append([labels.get(arm, arm), step, number(ratios[0], ".2f"), *parts, number(ratios[1], ".2f"), *tokens, *passed])
+        compiling = np.mean(
+            [
+                np.nansum(column(run, "time/compile")) if "time/compile" in run["rows"] else np.nan
+                for run in seeds.values()
+            ]
+        )
+        rows.append(
+            [labels.get(arm, arm), step, number(ratios[0], ".2f"), *parts, number(ratios[1], ".2f"), *tokens, *passed]
+        )
         rows[-1] += [number(peak), number(compiling, ".0f")]
     return table(header, rows)
 
@@ -205,7 +251,9 @@ def target_table(arms: Mapping, labels: Mapping) -> str:
     rows = []
     for arm, seeds in arms.items():
         episodes = np.mean([np.nansum(column(run, "rollout/episodes")) for run in seeds.values()])
-        counts = [number(mean_of(seeds, f"hindsight/{key}", np.mean, 0), ".1f") for key in ("failed", "asked", "targets")]
+        counts = [
+            number(mean_of(seeds, f"hindsight/{key}", np.mean, 0), ".1f") for key in ("failed", "asked", "targets")
+        ]
         known = [found(seeds, f"hindsight/{key}") for key in ("precision", "recall")]
         rates = [number(float(np.mean(values)), ".2f") if values else "" for values in known]
         rows.append([labels.get(arm, arm), number(episodes), *counts, *rates])
@@ -218,26 +266,48 @@ def found(seeds: Mapping[int, Mapping], key: str) -> list[float]:
 
 
 def time_table(arms: Mapping, labels: Mapping) -> str:
-    """Success of each arm and of the first one after the same seconds of training, by seed; and the seconds to given levels, of the mean curve."""
+    """Success of each arm and of the first one after the same seconds of training, by seed; and the seconds to given
+    levels, of the mean curve.
+    """
     first = next(iter(arms))
     reference = {seed: Curve.of(run) for seed, run in arms[first].items()}
-    header = ["arm", "training", "success at its end", "compared at", "success then", f"`{first}` then", f"`{first}` minus it, each seed"]
+    header = [
+        "arm",
+        "training",
+        "success at its end",
+        "compared at",
+        "success then",
+        f"`{first}` then",
+        f"`{first}` minus it, each seed",
+    ]
     header += [f"to {100 * wanted:.0f} %" for wanted in LEVELS]
     rows = []
     for arm, seeds in arms.items():
         curves = {seed: Curve.of(run) for seed, run in seeds.items()}
         mean = Curve.mean(list(curves.values()))
-        cells = [labels.get(arm, arm), number(np.mean([curve.time[-1] for curve in curves.values()])), f"{100 * mean.value[-1]:.1f}"]
-        pairs = [] if arm == first else [equal_time(reference[seed], curve) for seed, curve in curves.items() if seed in reference]
+        cells = [
+            labels.get(arm, arm),
+            number(np.mean([curve.time[-1] for curve in curves.values()])),
+            f"{100 * mean.value[-1]:.1f}",
+        ]
+        pairs = (
+            []
+            if arm == first
+            else [equal_time(reference[seed], curve) for seed, curve in curves.items() if seed in reference]
+        )
         then = np.mean(pairs, axis=0) if pairs else None
         cells += [number(then[0]), f"{100 * then[1]:.1f}", f"{100 * then[2]:.1f}"] if pairs else [""] * 3
         cells.append(", ".join(f"{100 * (theirs - its):+.1f}" for _, its, theirs in pairs))
-        rows.append(cells + ["-" if (seconds := mean.reaches(wanted)) is None else number(seconds) for wanted in LEVELS])
+        rows.append(
+            cells + ["-" if (seconds := mean.reaches(wanted)) is None else number(seconds) for wanted in LEVELS]
+        )
     return table(header, rows)
 
 
 def equal_time(reference: Curve, curve: Curve) -> tuple[float, float, float]:
-    """The seconds of training that both have had, when the shorter one ends; success of `curve` then, and of `reference`."""
+    """The seconds of training that both have had, when the shorter one ends; success of `curve` then, and of
+    `reference`.
+    """
     seconds = float(min(reference.time[-1], curve.time[-1]))
     return seconds, curve.at_time(seconds), reference.at_time(seconds)
 
@@ -254,7 +324,9 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
     settings = check_same(done)
     tasks, k = len(done[0]["after"]["success"]), len(done[0]["after"]["success"][0])
     missing = {
-        (run["arm"], run["seed"]): f"**failed**: {run['problem'].replace('|', '/')}" if run["status"] == "failed" else "not finished"
+        (run["arm"], run["seed"]): f"**failed**: {run['problem'].replace('|', '/')}"
+        if run["status"] == "failed"
+        else "not finished"
         for run in runs
         if run["status"] != "finished"
     }
@@ -280,7 +352,8 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
         "## Hindsight\n\nFailed rollouts, questions to the analyser and targets of an update; precision and recall against the steps that broke the"
         " episode, which Desk knows.",
         target_table(arms, labels),
-        "Overrides of each arm:\n\n" + "\n".join(f"- `{arm}`: `{' '.join(overrides)}`" for arm, overrides in overrides_of(arms).items()),
+        "Overrides of each arm:\n\n"
+        + "\n".join(f"- `{arm}`: `{' '.join(overrides)}`" for arm, overrides in overrides_of(arms).items()),
         f"Versions: {'; '.join(sorted({json.dumps(run['versions']) for run in done}))}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -293,12 +366,19 @@ def check_same(runs: Sequence[Mapping]) -> dict[str, str]:
         names = [f"{one['arm']}-{one['seed']}" for one in (first, run)]
         if (run["config"], run["settings"]) != (first["config"], first["settings"]):
             settings = [f"{one['config']} {one['settings']}" for one in (first, run)]
-            raise SystemExit(f"error: {names[0]} and {names[1]} cannot be compared: {settings[0]} against {settings[1]}")
+            raise SystemExit(
+                f"error: {names[0]} and {names[1]} cannot be compared: {settings[0]} against {settings[1]}"
+            )
         if run["before"] is None or run["after"] is None:
             raise SystemExit(f"error: {names[1]} has no held-out results to compare: set eval.test_tasks above 0")
-        shapes = [[len(one["after"]["success"]), len(one["after"]["success"][0]), len(one["after"]["greedy"])] for one in (first, run)]
+        shapes = [
+            [len(one["after"]["success"]), len(one["after"]["success"][0]), len(one["after"]["greedy"])]
+            for one in (first, run)
+        ]
         if shapes[0] != shapes[1]:
-            raise SystemExit(f"error: {names[0]} and {names[1]} have other held-out tasks: {shapes[0]} against {shapes[1]}")
+            raise SystemExit(
+                f"error: {names[0]} and {names[1]} have other held-out tasks: {shapes[0]} against {shapes[1]}"
+            )
     return first["settings"]
 
 
@@ -315,10 +395,18 @@ def starts_agree(arms: Mapping) -> str:
     """How many rollouts before training differ between the arms of a seed: none on one kind of machine."""
     differing = total = 0
     for seed in sorted({seed for seeds in arms.values() for seed in seeds}):
-        starts = [np.array([list(row) for row in seeds[seed]["before"]["success"]]) for seeds in arms.values() if seed in seeds]
+        starts = [
+            np.array([list(row) for row in seeds[seed]["before"]["success"]])
+            for seeds in arms.values()
+            if seed in seeds
+        ]
         differing += sum(int((start != starts[0]).sum()) for start in starts[1:])
         total += sum(start.size for start in starts[1:])
-    return f" Before training {differing} of {total} rollouts differ from those of the first arm with the same seed." if total else ""
+    return (
+        f" Before training {differing} of {total} rollouts differ from those of the first arm with the same seed."
+        if total
+        else ""
+    )
 
 
 def retold(clean: Sequence[Mapping]) -> str:
@@ -337,7 +425,11 @@ def where(runs: Sequence[Mapping]) -> str:
     texts = []
     for machine in machines.values():
         per_job = machine["cores_per_job"]
-        cores = f"{per_job} of its {machine['cores']} cores to each alone" if per_job else f"its {machine['cores']} cores shared"
+        cores = (
+            f"{per_job} of its {machine['cores']} cores to each alone"
+            if per_job
+            else f"its {machine['cores']} cores shared"
+        )
         texts.append(f"{machine['cpu']}, {machine['jobs']} processes at a time, {cores}")
     return f"Where: {'; '.join(sorted(set(texts)))}."
 

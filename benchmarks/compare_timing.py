@@ -1,7 +1,7 @@
 """Step times of runs that shared their machine, taken from runs that had it to themselves.
 
-Success needs many long runs; clean times need few. `retimed` gives every run the times of a clean run of its arm, update by update, and
-for updates that the clean one did not make the median of those that it made.
+Success needs many long runs; clean times need few. `retimed` gives every run the times of a clean run of its arm,
+update by update, and for updates that the clean one did not make the median of those that it made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def retimed(runs: Sequence[Mapping], clean: Sequence[Mapping]) -> list[dict]:
     found = []
     for run in runs:
         if len(by_arm.get(run["arm"], ())) != 1:
-            raise SystemExit(f"error: there must be one run with clean times of {run['arm']}, not {len(by_arm.get(run['arm'], ()))}")
+            raise SystemExit(
+                f"error: there must be one run with clean times of {run['arm']}, not {len(by_arm.get(run['arm'], ()))}"
+            )
         rows, (other,) = dict(run["rows"]), by_arm[run["arm"]]
         for key in (f"time/{part}" for part in PARTS):
             if key in rows and key in other["rows"]:

@@ -1,9 +1,10 @@
-"""What the embedded policy can do before any training: every decision of the test tasks, hinted and not, sampled and greedy.
+"""What the embedded policy can do before any training: every decision of the test tasks, hinted and not, sampled and
+greedy.
 
   python benchmarks/desk_policy.py --out=benchmarks/results/desk_policy.md
 
-"Sampled" is the mean probability (at temperature 1) of the whole right action after right steps only; "greedy" is the share of
-decisions where the right action is likelier than the habitual mistake.
+"Sampled" is the mean probability (at temperature 1) of the whole right action after right steps only; "greedy" is the
+share of decisions where the right action is likelier than the habitual mistake.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk.tasks import desk_tasks
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy.training import decision_probabilities, seeded_demonstrator
 
 LONGEST = 320
@@ -35,7 +36,10 @@ def main() -> None:
     for hinted in (False, True):
         demonstrator = seeded_demonstrator(ChatFormat(tokenizer), tokenizer, seed=0)
         reports.append(decision_probabilities(params, policy, demonstrator, tasks, hinted, LONGEST))
-    lines = ["| right action, % | unhinted, sampled | unhinted, greedy | hinted, sampled | hinted, greedy |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| right action, % | unhinted, sampled | unhinted, greedy | hinted, sampled | hinted, greedy |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for kind in reports[0]:
         cells = [f"{100 * report[kind][how]:.0f}" for report in reports for how in ("sampled", "greedy")]
         lines.append(f"| {'**all decisions**' if kind == 'all' else kind} | {' | '.join(cells)} |")

@@ -1,10 +1,12 @@
-"""Load, export, load in transformers and PEFT: are the weights bit-equal, and do merged directory and adapter compute what we compute?
+"""Load, export, load in transformers and PEFT: are the weights bit-equal, and do merged directory and adapter compute
+what we compute?
 
   python -m benchmarks.export_parity --out=benchmarks/results/export_parity.md
 
-Needs requirements-parity.txt (torch). For each checkpoint under tests/fixtures a run is made up: an adapter of random weights on all
-projections with its EMA, saved as a checkpoint and written by `--mode=export`'s own function. Then transformers loads the whole
-directory, and PEFT the adapters on the checkpoint that training began with; the largest differences of logits in float32 are printed.
+Needs requirements-parity.txt (torch). For each checkpoint under tests/fixtures a run is made up: an adapter of random
+weights on all projections with its EMA, saved as a checkpoint and written by `--mode=export`'s own function. Then
+transformers loads the whole directory, and PEFT the adapters on the checkpoint that training began with; the largest
+differences of logits in float32 are printed.
 """
 
 from __future__ import annotations
@@ -20,27 +22,37 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import schema as schema
-from hintsd_jax.training.state import create
 from hintsd_jax.export import export
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import LORA_TARGETS
-from hintsd_jax.checkpoints.huggingface import load_policy
-from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir, versions
 from hintsd_jax.session import lora_config, optim_config
+from hintsd_jax.training.state import create
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
 
 
 def made_up_run(folder: Path, source: Path, rank: int):
-    """A workdir with one checkpoint. Returns (config, policy, frozen weights, student's, teacher's); rank 0: weights as they were loaded."""
+    """A workdir with one checkpoint. Returns (config, policy, frozen weights, student's, teacher's); rank 0: weights as
+    they were loaded.
+    """
     config = schema.base()
-    config.policy.path, config.lora.rank, config.lora.alpha, config.lora.targets = str(source), rank, 3.0, tuple(LORA_TARGETS)
+    config.policy.path, config.lora.rank, config.lora.alpha, config.lora.targets = (
+        str(source),
+        rank,
+        3.0,
+        tuple(LORA_TARGETS),
+    )
     policy, weights = load_policy(source, lora=lora_config(config))
     if rank:
         adapter = jax.eval_shape(lambda: lora.init_adapter(policy, jax.random.key(0)))
-        noise = lambda seed: jax.tree.map(lambda leaf: 0.1 * np.random.default_rng([seed, leaf.size]).normal(size=leaf.shape).astype(np.float32), adapter)
+        noise = lambda seed: jax.tree.map(
+            lambda leaf: 0.1 * np.random.default_rng([seed, leaf.size]).normal(size=leaf.shape).astype(np.float32),
+            adapter,
+        )
         student, teacher = noise(0), noise(1)
     else:
         student = teacher = weights
@@ -64,7 +76,9 @@ def compare(source: Path, folder: Path) -> dict[str, float | int]:
     config, *_ = made_up_run(folder / "untouched", source, rank=0)
     (whole,) = export(config, str(folder / "untouched"))
     before, after = (AutoModelForCausalLM.from_pretrained(path, dtype="auto").state_dict() for path in (source, whole))
-    differing = sum(before[name].dtype != after[name].dtype or not torch.equal(before[name], after[name]) for name in before | after)
+    differing = sum(
+        before[name].dtype != after[name].dtype or not torch.equal(before[name], after[name]) for name in before | after
+    )
 
     config, policy, base, student, teacher = made_up_run(folder / "adapted", source, rank=3)
     config.export.dtype = "float32"
@@ -72,7 +86,9 @@ def compare(source: Path, folder: Path) -> dict[str, float | int]:
     ours = {}
     for name, adapter in (("student", student), ("teacher", teacher), ("base", None)):
         params = base if adapter is None else lora.attach(base, adapter)
-        ours[name] = np.asarray(decoder.project(params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens)))
+        ours[name] = np.asarray(
+            decoder.project(params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens))
+        )
     gap = lambda name, model: float(np.abs(ours[name] - theirs(model, tokens)).max())
     return {
         "tensors": len(before),
@@ -96,7 +112,11 @@ def main() -> None:
             found = compare(base, Path(folder))
         if not lines:
             lines += ["| checkpoint | " + " | ".join(found) + " |", "|---|" + "--:|" * len(found)]
-        lines.append(f"| {source.name} | " + " | ".join(f"{value:.1e}" if isinstance(value, float) else str(value) for value in found.values()) + " |")
+        lines.append(
+            f"| {source.name} | "
+            + " | ".join(f"{value:.1e}" if isinstance(value, float) else str(value) for value in found.values())
+            + " |"
+        )
         print(lines[-1], flush=True)
     if arguments.out:
         here = versions() | {"torch": torch.__version__}

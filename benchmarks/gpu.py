@@ -1,11 +1,13 @@
-"""What one GPU reaches of its own limits with the programs of a run: prefill, decoding, the update, at a policy's real shapes.
+"""What one GPU reaches of its own limits with the programs of a run: prefill, decoding, the update, at a policy's real
+shapes.
 
   python -m benchmarks.gpu                                                       Qwen3-4B, about 6 minutes on an H100
-  python -m benchmarks.gpu --small --shape assets/desk-policy/config.json --out /tmp/gpu    the program itself, on any machine
+  python -m benchmarks.gpu --small --shape assets/desk-policy/config.json --out /tmp/gpu    the program itself, on any
+  machine
 
-Weights are random and never leave the device, so no checkpoint is needed. Every section runs in a process of its own: its peak memory is
-its own, and one that fails or is cut leaves the others alone. Rows are printed as they come and written after each section, to OUT.json
-and OUT.md. The exit status says whether every row could be measured.
+Weights are random and never leave the device, so no checkpoint is needed. Every section runs in a process of its own:
+its peak memory is its own, and one that fails or is cut leaves the others alone. Rows are printed as they come and
+written after each section, to OUT.json and OUT.md. The exit status says whether every row could be measured.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ REPO = Path(__file__).resolve().parents[1]
 SECTIONS = ("ceilings", "decode", "update", "prefill", "attention", "precision", "many")  # the most wanted first
 MARK = "row: "  # before the JSON of a row on a section's stdout
 _COLUMNS = ("what", "ms", "tokens/s", "TFLOP/s", "GB/s", "of ceiling", "compile s", "note")
-_FORMATS = {"ms": "{:,.2f}", "tokens/s": "{:,.0f}", "TFLOP/s": "{:,.1f}", "GB/s": "{:,.0f}", "of ceiling": "{:.0%}", "compile s": "{:.0f}"}
+_FORMATS = {
+    "ms": "{:,.2f}",
+    "tokens/s": "{:,.0f}",
+    "TFLOP/s": "{:,.1f}",
+    "GB/s": "{:,.0f}",
+    "of ceiling": "{:.0%}",
+    "compile s": "{:.0f}",
+}
 _NOTES = """\
 Times are medians of 5 after a warm-up (2 where one takes more than 3 s), to the end of the last kernel; compiling is apart. A ceiling is what this
 card itself reached: a product of two random 8192 x 8192 matrices in bfloat16, and a copy within its memory, bytes read and written together.
@@ -36,9 +45,18 @@ at most since the section began, compiling included; `left to the program` is wh
 """
 
 
-def run(section: str, arguments: argparse.Namespace, ceilings: dict[str, float], limit_s: float) -> Iterator[dict[str, Any]]:
+def run(
+    section: str, arguments: argparse.Namespace, ceilings: dict[str, float], limit_s: float
+) -> Iterator[dict[str, Any]]:
     """The rows of a section as they come; the last says so if it failed or took longer than `limit_s`."""
-    call = [sys.executable, "-m", "benchmarks.gpu_sections", section, str(arguments.shape.resolve()), json.dumps(ceilings)] + ["--small"] * arguments.small
+    call = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_sections",
+        section,
+        str(arguments.shape.resolve()),
+        json.dumps(ceilings),
+    ] + ["--small"] * arguments.small
     environment = {
         "XLA_CLIENT_MEM_FRACTION": "0.92",  # all that a run may ask for; what is measured is what it takes of it
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -47,7 +65,9 @@ def run(section: str, arguments: argparse.Namespace, ceilings: dict[str, float],
     }
     if environment.get("JAX_PLATFORMS") == "cuda":
         environment["JAX_PLATFORMS"] = "cuda,cpu"  # `precision` compares with the CPU
-    process = subprocess.Popen(call, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        call, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -101,7 +121,12 @@ def save(found: dict[str, Any], out: Path) -> None:
 def driver() -> str:
     """NVIDIA's driver; "none" where there is no tool to ask."""
     try:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "none"
     return asked.stdout.strip() or "none"
@@ -109,8 +134,12 @@ def driver() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=Path, default=REPO / "assets" / "shapes" / "qwen3-4b.json", help="a policy's config.json")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_h100"), help="without the suffixes .json and .md")
+    parser.add_argument(
+        "--shape", type=Path, default=REPO / "assets" / "shapes" / "qwen3-4b.json", help="a policy's config.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/gpu_h100"), help="without the suffixes .json and .md"
+    )
     parser.add_argument("--only", action="append", choices=SECTIONS, help="these sections; default all")
     parser.add_argument("--seconds", type=float, default=420.0, help="no section runs beyond this time")
     parser.add_argument("--section-seconds", type=float, default=180.0, help="nor longer than this by itself")
@@ -129,7 +158,11 @@ def main() -> None:
     }
     for section in [name for name in SECTIONS if name == "ceilings" or name in (arguments.only or SECTIONS)]:
         left = arguments.seconds - (time.monotonic() - began)
-        rows = run(section, arguments, ceilings, min(left, arguments.section_seconds)) if left > 10 else iter([{"section": section, "what": section, "error": "no time left"}])
+        rows = (
+            run(section, arguments, ceilings, min(left, arguments.section_seconds))
+            if left > 10
+            else iter([{"section": section, "what": section, "error": "no time left"}])
+        )
         for row in rows:
             ceilings |= row.get("ceiling", {})
             for name in ("card", "versions"):

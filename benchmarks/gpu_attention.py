@@ -1,4 +1,5 @@
-"""Attention alone, at the shapes of a policy: what runs on this device, and beside it cuDNN's, which is not wired in. Part of `benchmarks.gpu`.
+"""Attention alone, at the shapes of a policy: what runs on this device, and beside it cuDNN's, which is not wired in.
+Part of `benchmarks.gpu`.
 
 `jax.nn.dot_product_attention(implementation="cudnn")` needs an NVIDIA GPU; elsewhere its rows fail, and say so.
 """
@@ -33,15 +34,21 @@ def measure(section: Section) -> None:
     cudnn = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     ways = {"policy.attention": attention.attend_causal, "cudnn": cudnn}
     for length in section.sizes.lengths:
-        draw = lambda n, number: jax.random.normal(jax.random.fold_in(rng, n), (1, length, number, C), policy.compute_dtype)
+        draw = lambda n, number: jax.random.normal(
+            jax.random.fold_in(rng, n), (1, length, number, C), policy.compute_dtype
+        )
         q, k, v, pull = draw(0, heads), draw(1, kv), draw(2, kv), draw(3, heads)
         mixed = {}
         for name, way in ways.items():
+
             def both(q, k, v, pull, way=way):
                 out, back = jax.vjp(way, q, k, v)
                 return out, back(pull)
 
-            for kind, call, times, arguments in (("forward", way, 1, (q, k, v)), ("forward + backward", both, 3, (q, k, v, pull))):
+            for kind, call, times, arguments in (
+                ("forward", way, 1, (q, k, v)),
+                ("forward + backward", both, 3, (q, k, v, pull)),
+            ):
                 what = f"causal, 1 x {length:,}, {kind}, {name}"
                 with guarded(what):
                     program, seconds = compiled(jax.jit(call).lower(*arguments))
@@ -50,7 +57,11 @@ def measure(section: Section) -> None:
                     out = program(*arguments)
                     mixed[name, kind] = out if kind == "forward" else out[1]
                     other = mixed.get(("policy.attention", kind))
-                    off = "" if name == "policy.attention" or other is None else f"apart from policy.attention by {apart(mixed[name, kind], other):.1e} at most"
+                    off = (
+                        ""
+                        if name == "policy.attention" or other is None
+                        else f"apart from policy.attention by {apart(mixed[name, kind], other):.1e} at most"
+                    )
                     emit(
                         what, ms=ms, **{"TFLOP/s": rate, "of ceiling": section.of_ceiling(rate, "bfloat16"), "compile s": seconds},
                         note=note(calls(program), f"{temp(program) / GIB:.2f} GiB left to it", off),
@@ -61,8 +72,14 @@ def measure(section: Section) -> None:
 def decoding(section: Section) -> None:
     """One query of every slot against its cache, in one layer."""
     policy, sizes, rng = section.policy, section.sizes, jax.random.key(1)
-    draw = lambda n, *shape: jax.random.normal(jax.random.fold_in(rng, n), (sizes.slots, *shape, policy.head_dim), policy.compute_dtype)
-    q, k, v = draw(0, 1, policy.num_heads), draw(1, sizes.context, policy.num_kv_heads), draw(2, sizes.context, policy.num_kv_heads)
+    draw = lambda n, *shape: jax.random.normal(
+        jax.random.fold_in(rng, n), (sizes.slots, *shape, policy.head_dim), policy.compute_dtype
+    )
+    q, k, v = (
+        draw(0, 1, policy.num_heads),
+        draw(1, sizes.context, policy.num_kv_heads),
+        draw(2, sizes.context, policy.num_kv_heads),
+    )
 
     def given(implementation: str):
         def call(q, k, v, last_B1):
@@ -74,7 +91,11 @@ def decoding(section: Section) -> None:
         return call
 
     first = None
-    for name, way in {"policy.attention": attention.attend_cached, "xla": given("xla"), "cudnn": given("cudnn")}.items():
+    for name, way in {
+        "policy.attention": attention.attend_cached,
+        "xla": given("xla"),
+        "cudnn": given("cudnn"),
+    }.items():
         with guarded(f"cached, {name}"):
             last = lambda fill: np.full((sizes.slots, 1), fill - 1, np.int32)
             program, seconds = compiled(jax.jit(way).lower(q, k, v, last(sizes.fills[0])))
@@ -95,4 +116,7 @@ def decoding(section: Section) -> None:
 
 def apart(a, b) -> float:
     """The largest difference of two trees of arrays."""
-    return max(float(jnp.max(jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32)))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return max(
+        float(jnp.max(jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""The embedded policy on this device against the CPU in float32: log-probs of played episodes, and greedy generations. Part of `benchmarks.gpu`."""
+"""The embedded policy on this device against the CPU in float32: log-probs of played episodes, and greedy generations.
+Part of `benchmarks.gpu`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu_sections import emit, guarded
-from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.models import decoder
 from hintsd_jax.checkpoints.huggingface import load_policy
-from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.models import decoder
+from hintsd_jax.models.sharding import make_mesh
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from hintsd_jax.tools.desk_policy.rows import Demonstrator
 
@@ -67,7 +69,10 @@ def measure(section: Section, path: Path) -> None:
 
     def play(device, dtype: str, precision: str | None = None):
         """Log-probs, likeliest tokens, and a greedy generation after every prompt."""
-        with jax.default_device(device), jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+        with (
+            jax.default_device(device),
+            jax.default_matmul_precision(precision) if precision else contextlib.nullcontext(),
+        ):
             mesh = make_mesh(devices=[device])
             policy, params = load_policy(path, mesh, compute_dtype=dtype, remat=False)
             logp_BT, best_BT = map(np.asarray, scores(params, policy, tokens_BT))
@@ -78,14 +83,23 @@ def measure(section: Section, path: Path) -> None:
             return logp_BT, best_BT, [job.ids for job in jobs]
 
     logp_BT, best_BT, ids = play(jax.devices("cpu")[0], "float32")
-    emit("reference: CPU, float32", note=f"{rows} played Desk episodes, {real_BT.sum():,} tokens; {len(prompts)} greedy generations, {sum(map(len, ids)):,} tokens")
-    for name, dtype, precision in (("float32", "float32", None), ("float32, highest", "float32", "highest"), ("bfloat16", "bfloat16", None)):
+    emit(
+        "reference: CPU, float32",
+        note=f"{rows} played Desk episodes, {real_BT.sum():,} tokens; {len(prompts)} greedy generations, {sum(map(len, ids)):,} tokens",
+    )
+    for name, dtype, precision in (
+        ("float32", "float32", None),
+        ("float32, highest", "float32", "highest"),
+        ("bfloat16", "bfloat16", None),
+    ):
         with guarded(name):
             other_BT, likeliest_BT, generated = play(jax.devices()[0], dtype, precision)
             off = np.abs(other_BT - logp_BT)[real_BT]
             agree = (likeliest_BT == best_BT)[real_BT].mean()
             same = np.mean([a == b for a, b in zip(ids, generated, strict=True)])
-            alike = sum(sum(x == y for x, y in zip(a, b)) for a, b in zip(ids, generated, strict=True)) / sum(map(len, ids))
+            alike = sum(sum(x == y for x, y in zip(a, b)) for a, b in zip(ids, generated, strict=True)) / sum(
+                map(len, ids)
+            )
             emit(
                 f"this device, {name}",
                 note=f"log-probs apart by {off.max():.1e} at most, {off.mean():.1e} on average; likeliest token the same at {agree:.2%};"

@@ -1,7 +1,8 @@
-"""The sections of `benchmarks.gpu`, one to a process: a policy's shape and what the card can do in, measured rows out on stdout.
+"""The sections of `benchmarks.gpu`, one to a process: a policy's shape and what the card can do in, measured rows out
+on stdout.
 
-Programs, layouts and shapes are a run's own, and so is what else lies on the device meanwhile: weights, adapter and its EMA, the
-optimizer's moments, the cache of all slots.
+Programs, layouts and shapes are a run's own, and so is what else lies on the device meanwhile: weights, adapter and its
+EMA, the optimizer's moments, the cache of all slots.
 """
 
 from __future__ import annotations
@@ -27,29 +28,36 @@ import numpy as np
 
 from benchmarks import gpu_work as work
 from benchmarks.gpu import MARK, REPO
-from hintsd_jax.training import batching as packing, state, train_step as step
-from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
-from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.models.sharding import make_mesh, put_rows
 from hintsd_jax.sampling import programs
 from hintsd_jax.sampling.serving import ServingLayout
+from hintsd_jax.training import batching as packing
+from hintsd_jax.training import state
+from hintsd_jax.training import train_step as step
+from hintsd_jax.training.losses import LossConfig
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Tokens, as in `hintsd_jax.config`. fills: of each slot when it decodes. prefills: (bucket, tokens before it). updates: (length,
-    stream, actions). lengths: rows of attention alone. repeats: decoded tokens of one timed call."""
+    """Tokens, as in `hintsd_jax.config`. fills: of each slot when it decodes. prefills: (bucket, tokens before it).
+    updates: (length, stream, actions). lengths: rows of attention alone. repeats: decoded tokens of one timed call."""
 
     slots: int = 8
     context: int = 24_576
     fills: tuple[int, ...] = (1000, 8000, 24_000)
     many: tuple[int, int, tuple[int, ...]] = (32, 4096, (1000, 3800))
     prefills: tuple[tuple[int, int], ...] = ((1024, 0), (1024, 8000), (256, 0), (256, 8000), (4096, 0))
-    updates: tuple[tuple[int, int, int], ...] = ((8192, 768, 256), (24_576, 3072, 1536), (4096, 768, 256), (8192, 3072, 1536))
+    updates: tuple[tuple[int, int, int], ...] = (
+        (8192, 768, 256),
+        (24_576, 3072, 1536),
+        (4096, 768, 256),
+        (8192, 3072, 1536),
+    )
     lengths: tuple[int, ...] = (4096, 8192, 24_576)
     actions: int = 1024
     decoded: int = 16
@@ -78,7 +86,9 @@ def guarded(what: str):
 
 
 def median_ms(call: Callable[[], Any], inner: int = 1) -> float:
-    """Milliseconds of one of `inner` calls: medians of 5 rounds, after one that is not counted; of 2 where one takes more than 3 s."""
+    """Milliseconds of one of `inner` calls: medians of 5 rounds, after one that is not counted; of 2 where one takes
+    more than 3 s.
+    """
     seconds: list[float] = []
     jax.block_until_ready(call())
     while len(seconds) < (5 if not seconds or seconds[0] < 3 else 2):
@@ -106,7 +116,9 @@ def temp(program: jax.stages.Compiled) -> int:
 def memory(program: jax.stages.Compiled | None = None) -> str:
     """GiB given out now and at most so far (a CPU does not count), and what a program takes beside its arguments."""
     found = jax.devices()[0].memory_stats() or {}
-    parts = [f"held {found['bytes_in_use'] / GIB:.2f} GiB, peak {found['peak_bytes_in_use'] / GIB:.2f}"] if found else []
+    parts = (
+        [f"held {found['bytes_in_use'] / GIB:.2f} GiB, peak {found['peak_bytes_in_use'] / GIB:.2f}"] if found else []
+    )
     return note(*parts, f"{temp(program) / GIB:.2f} left to the program" if program else "")
 
 
@@ -115,7 +127,9 @@ def note(*parts: str) -> str:
 
 
 def random_like(tree: Any, dtype: str, seed: int = 0) -> Any:
-    """Random weights for a tree of shapes, made on the device in their last dtype: norms are float32 ones, the rest has unit gain."""
+    """Random weights for a tree of shapes, made on the device in their last dtype: norms are float32 ones, the rest has
+    unit gain.
+    """
 
     @partial(jax.jit, static_argnums=(1, 2))
     def normal(key, shape, fan_in):
@@ -150,9 +164,15 @@ class Section:
         policy = self.policy
         shapes = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0))
         self.frozen = jax.device_put(random_like(shapes, policy.compute_dtype), jax.NamedSharding(self.mesh, jax.P()))
-        self.state = state.create(random_like(jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0)), "float32", 1), self.optim)
+        self.state = state.create(
+            random_like(jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0)), "float32", 1), self.optim
+        )
         self.served = ServingLayout(policy, self.mesh)(lora.attach(self.frozen, self.state.params))
-        fill = jax.jit(lambda key: jax.random.normal(key, (slots, context, policy.num_kv_heads, policy.head_dim), policy.compute_dtype))
+        fill = jax.jit(
+            lambda key: jax.random.normal(
+                key, (slots, context, policy.num_kv_heads, policy.head_dim), policy.compute_dtype
+            )
+        )
         keys = jax.random.split(jax.random.key(2), 2 * policy.num_layers)
         self.cache = [(fill(keys[2 * n]), fill(keys[2 * n + 1])) for n in range(policy.num_layers)]
 
@@ -160,11 +180,22 @@ class Section:
 
     def measure_ceilings(self) -> None:
         device = jax.devices()[0]
-        about = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")} | {"python": sys.version.split()[0]}
+        about = {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")} | {
+            "python": sys.version.split()[0]
+        }
         limit = (device.memory_stats() or {}).get("bytes_limit", 0)
-        emit("device", card=device.device_kind, versions=about, note=f"{limit / GIB:.1f} GiB for jax; {device.client.platform_version.splitlines()[0]}")
+        emit(
+            "device",
+            card=device.device_kind,
+            versions=about,
+            note=f"{limit / GIB:.1f} GiB for jax; {device.client.platform_version.splitlines()[0]}",
+        )
         square = self.sizes.square
-        for name, dtype, precision in (("bfloat16", "bfloat16", None), ("float32 (as jax has it: TF32 on this card)", "float32", None), ("float32, highest", "float32", "highest")):
+        for name, dtype, precision in (
+            ("bfloat16", "bfloat16", None),
+            ("float32 (as jax has it: TF32 on this card)", "float32", None),
+            ("float32, highest", "float32", "highest"),
+        ):
             with guarded(f"product {name}"):
                 a, b = (jax.random.normal(jax.random.key(n), (square, square), dtype) for n in range(2))
                 product = jax.jit(partial(jnp.matmul, precision=precision))
@@ -182,22 +213,28 @@ class Section:
 
     # serving
 
-    def lanes(self, slots: int, fill: int) -> programs.Lanes:
+    def lanes(self, slots: int, fill: int) -> programs.DecodeState:
         """All slots sample as many tokens as a timed call has, at the settings of a rollout."""
         A, ids = self.sizes.actions, lambda *shape: self.rng.integers(1, self.policy.vocab_size, shape).astype(np.int32)
         full = lambda value, dtype: np.full(slots, value, dtype)
-        return programs.Lanes(
+        return programs.DecodeState(
             pending_B=ids(slots), position_B=full(fill, np.int32), active_B=full(True, bool), count_B=full(0, np.int32),
             limit_B=full(self.sizes.decoded, np.int32), tokens_BA=ids(slots, A), logprobs_BA=self.rng.normal(size=(slots, A)).astype(np.float32),
             key_B2=self.rng.integers(1, 2**31, (slots, 2)).astype(np.uint32), temperature_B=full(0.6, np.float32),
             top_p_B=full(1.0, np.float32), top_k_B=full(0, np.int32),
         )  # fmt: skip
 
-    def measure_decode(self, slots: int | None = None, context: int | None = None, fills: tuple[int, ...] | None = None) -> None:
+    def measure_decode(
+        self, slots: int | None = None, context: int | None = None, fills: tuple[int, ...] | None = None
+    ) -> None:
         slots, context, fills = slots or self.sizes.slots, context or self.sizes.context, fills or self.sizes.fills
         self.hold(slots, context)
         with jax.set_mesh(self.mesh):
-            program, seconds = compiled(programs.decode.lower(self.served, self.policy, (), self.cache, self.lanes(slots, fills[0]), np.int32(slots)))
+            program, seconds = compiled(
+                programs.decode.lower(
+                    self.served, self.policy, (), self.cache, self.lanes(slots, fills[0]), np.int32(slots)
+                )
+            )
             for fill in fills:
                 with guarded(f"decode at {fill:,}"):
                     lanes = self.lanes(slots, fill)
@@ -210,7 +247,12 @@ class Section:
                     ms = median_ms(call) / taken
                     needed = work.decode_bytes(self.policy, [fill + taken // 2] * slots)
                     rate = needed / ms / 1e6
-                    values = {"tokens/s": slots * 1e3 / ms, "GB/s": rate, "of ceiling": self.of_ceiling(rate, "copy"), "compile s": seconds}
+                    values = {
+                        "tokens/s": slots * 1e3 / ms,
+                        "GB/s": rate,
+                        "of ceiling": self.of_ceiling(rate, "copy"),
+                        "compile s": seconds,
+                    }
                     emit(
                         f"decode, {slots} slots x {context:,}, {fill:,} tokens in each", ms=ms, **values,
                         note=note(f"ms a token of every slot; {needed / GIB:.2f} GiB to read", memory(program)),
@@ -219,7 +261,13 @@ class Section:
         if fills is self.sizes.fills:
             with guarded("plan while rolling out"):
                 plan = self.plan()
-                emit("memory while rolling out", note=note(memory(), f"plan {plan.total('rollout') / GIB:.2f}: decode {plan.decode / GIB:.2f}, prefill {plan.prefill / GIB:.2f}"))
+                emit(
+                    "memory while rolling out",
+                    note=note(
+                        memory(),
+                        f"plan {plan.total('rollout') / GIB:.2f}: decode {plan.decode / GIB:.2f}, prefill {plan.prefill / GIB:.2f}",
+                    ),
+                )
 
     def measure_many(self) -> None:
         self.measure_decode(*self.sizes.many)
@@ -231,7 +279,9 @@ class Section:
             buckets = list(dict.fromkeys(bucket for bucket, _ in self.sizes.prefills))
             ids = {L: self.rng.integers(1, self.policy.vocab_size, (1, L)).astype(np.int32) for L in buckets}
             at = lambda n: np.full(1, n, np.int32)
-            made = self.compile_all({L: programs.prefill.lower(self.served, self.policy, self.cache, ids[L], at(0), at(0)) for L in buckets})
+            made = self.compile_all(
+                {L: programs.prefill.lower(self.served, self.policy, self.cache, ids[L], at(0), at(0)) for L in buckets}
+            )
             for bucket, start in self.sizes.prefills:
                 with guarded(f"prefill of {bucket:,} after {start:,}"):
                     program, seconds = made[bucket]
@@ -242,7 +292,12 @@ class Section:
 
                     ms = median_ms(call)
                     rate = work.prefill(self.policy, 1, bucket, start) / ms / 1e9
-                    values = {"tokens/s": bucket * 1e3 / ms, "TFLOP/s": rate, "of ceiling": self.of_ceiling(rate, "bfloat16"), "compile s": seconds}
+                    values = {
+                        "tokens/s": bucket * 1e3 / ms,
+                        "TFLOP/s": rate,
+                        "of ceiling": self.of_ceiling(rate, "bfloat16"),
+                        "compile s": seconds,
+                    }
                     emit(f"prefill of 1 x {bucket:,} after {start:,}", ms=ms, **values, note=memory(program))
 
     # training
@@ -262,11 +317,16 @@ class Section:
         ids = lambda size: tuple(int(i) for i in self.rng.integers(1, self.policy.vocab_size, size))
         size, words = actions // STREAM_TARGETS, (stream - actions) // STREAM_TARGETS
         stops = [length - (STREAM_TARGETS - 1 - n) * (size + 8) for n in range(STREAM_TARGETS)]
-        branches = tuple(packing.Branch(n + 1, stop - size, stop, stop - size - 4, ids(words), (-1.0,) * size) for n, stop in enumerate(stops))
+        branches = tuple(
+            packing.Branch(n + 1, stop - size, stop, stop - size - 4, ids(words), (-1.0,) * size)
+            for n, stop in enumerate(stops)
+        )
         row = packing.Row(0, ids(length), branches, key=(1, 2))
         packed = packing.pack([row], packing.Shapes((length,), (stream,), (actions,), rows=1))
         if packed.padding or len(packed.batches) != 1:
-            raise ValueError(f"a batch of {length} + {stream} has {packed.padding} tokens of padding in {len(packed.batches)} parts")
+            raise ValueError(
+                f"a batch of {length} + {stream} has {packed.padding} tokens of padding in {len(packed.batches)} parts"
+            )
         return put_rows(packed.batches[0], self.mesh)
 
     def measure_update(self) -> None:
@@ -276,7 +336,9 @@ class Section:
             batches = {sizes: self.batch(*sizes) for sizes in self.sizes.updates}
             total = step.zeros(self.state.params, loss)
             lower = partial(step.accumulate.lower, self.frozen, self.state)
-            made = self.compile_all({sizes: lower(total, batch, policy=policy, loss=loss) for sizes, batch in batches.items()})
+            made = self.compile_all(
+                {sizes: lower(total, batch, policy=policy, loss=loss) for sizes, batch in batches.items()}
+            )
             for sizes in sorted(made):  # the allocator's peak only grows: short ones first
                 length, stream, actions = sizes
                 name = f"update of 1 x {length:,} + {stream:,}"
@@ -293,21 +355,37 @@ class Section:
                     if not math.isfinite(float(accumulator.sums["loss"])):
                         raise ValueError(f"the loss is {float(accumulator.sums['loss'])}")
                     size = stream // STREAM_TARGETS
-                    seen = [int(n) for n in dict.fromkeys(np.asarray(batches[sizes].seen_BM)[0].tolist())]
+                    seen = [int(n) for n in dict.fromkeys(np.asarray(batches[sizes].prefix_length_BM)[0].tolist())]
                     rate = work.update(policy, length, [(n, size) for n in seen], actions) / ms / 1e9
-                    values = {"tokens/s": (2 * length + stream) * 1e3 / ms, "TFLOP/s": rate, "of ceiling": self.of_ceiling(rate, "bfloat16")}
-                    emit(name, ms=ms, **values, **{"compile s": seconds}, note=note(memory(program), self.logits(program, length)))
+                    values = {
+                        "tokens/s": (2 * length + stream) * 1e3 / ms,
+                        "TFLOP/s": rate,
+                        "of ceiling": self.of_ceiling(rate, "bfloat16"),
+                    }
+                    emit(
+                        name,
+                        ms=ms,
+                        **values,
+                        **{"compile s": seconds},
+                        note=note(memory(program), self.logits(program, length)),
+                    )
             with guarded("apply"):
                 call = lambda: step.apply(jax.tree.map(jnp.copy, self.state), accumulator, optim=self.optim)
                 emit("apply, and a copy of the state", ms=median_ms(call))
         with guarded("plan while updating"):
             plan = self.plan()
-            emit("memory while updating", note=note(memory(), f"plan {plan.total('update') / GIB:.2f}: update {plan.update / GIB:.2f}"))
+            emit(
+                "memory while updating",
+                note=note(memory(), f"plan {plan.total('update') / GIB:.2f}: update {plan.update / GIB:.2f}"),
+            )
 
     def logits(self, program: jax.stages.Compiled, length: int) -> str:
         """The largest array along the vocabulary in a compiled program, but for the table itself."""
         V, D = self.policy.vocab_size, self.policy.d_model
-        shapes = {tuple(map(int, found.split(","))) for found in re.findall(rf"\[((?:\d+,)*{V}(?:,\d+)*)\]", program.as_text())}
+        shapes = {
+            tuple(map(int, found.split(",")))
+            for found in re.findall(rf"\[((?:\d+,)*{V}(?:,\d+)*)\]", program.as_text())
+        }
         most = max((math.prod(shape) // V for shape in shapes if D not in shape), default=0)
         return f"at most {most:,} tokens x {V:,} at once ({4 * most * V / GIB:.2f} GiB; of all tokens {4 * length * V / GIB:.2f})"
 
@@ -318,10 +396,18 @@ class Section:
         from hintsd_jax.tools.planner.fit import Planner
 
         config, sizes = bfcl_qwen3_4b.get_config(), self.sizes
-        config.rollout.slots, config.rollout.context, config.hindsight.context = sizes.slots, sizes.context, sizes.context
+        config.rollout.slots, config.rollout.context, config.hindsight.context = (
+            sizes.slots,
+            sizes.context,
+            sizes.context,
+        )
         config.rollout.prefill_buckets = tuple(sorted({bucket for bucket, _ in sizes.prefills}))
         lengths, streams, actions = (tuple(sorted(set(part))) for part in zip(*sizes.updates, strict=True))
-        config.distill.length_buckets, config.distill.stream_buckets, config.distill.action_buckets = lengths, streams, actions
+        config.batch.length_buckets, config.batch.branch_buckets, config.batch.action_buckets = (
+            lengths,
+            streams,
+            actions,
+        )
         return Planner(self.shape)(config, find("h100:1"))
 
     # attention alone

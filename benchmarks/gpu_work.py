@@ -1,7 +1,8 @@
-"""What a program must compute and read at least: a policy's shape and lengths in, floating-point operations and bytes out.
+"""What a program must compute and read at least: a policy's shape and lengths in, floating-point operations and bytes
+out.
 
-A product of [m, k] and [k, n] is 2 m k n operations; softmax, norms and rotations are left out. N layers, D model, H and K heads of C,
-F of the feed-forward part, V vocabulary.
+A product of [m, k] and [k, n] is 2 m k n operations; softmax, norms and rotations are left out. N layers, D model, H
+and K heads of C, F of the feed-forward part, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def prefill(policy: PolicyConfig, rows: int, length: int, start: int) -> int:
 
 
 def update(policy: PolicyConfig, trunk: int, branches: list[tuple[int, int]], actions: int) -> int:
-    """One row in `distill.step.accumulate` under LoRA and remat. branches: (tokens of the trunk that one sees, its own tokens).
+    """One row in `distill.step.accumulate` under LoRA and remat. branches: (tokens of the trunk that one sees, its own
+    tokens).
 
-    Student: forward twice and the gradient of inputs, which is as much again for weights and twice as much for attention. Teacher: one
-    forward pass over trunk and branches. Logits: the student's three times, the teacher's once.
+    Student: forward twice and the gradient of inputs, which is as much again for weights and twice as much for
+    attention. Teacher: one forward pass over trunk and branches. Logits: the student's three times, the teacher's once.
     """
     student = 3 * layers(policy, trunk) + 4 * mixing(policy, causal(trunk)) + 3 * head(policy, actions)
     stream = sum(size for _, size in branches)
@@ -53,6 +55,8 @@ def update(policy: PolicyConfig, trunk: int, branches: list[tuple[int, int]], ac
 
 
 def decode_bytes(policy: PolicyConfig, lengths: list[int], itemsize: int = 2) -> int:
-    """Read by one decoding step: weights once, the table for the logits, keys and values of all slots up to their lengths."""
+    """Read by one decoding step: weights once, the table for the logits, keys and values of all slots up to their
+    lengths.
+    """
     cached = 2 * policy.num_layers * policy.num_kv_heads * policy.head_dim * sum(lengths)
     return itemsize * (weights(policy) + policy.d_model * policy.vocab_size + cached)

@@ -1,9 +1,11 @@
-"""How much host memory does loading a checkpoint take? A random sharded bfloat16 checkpoint onto four fake devices, the peak against its bound.
+"""How much host memory does loading a checkpoint take? A random sharded bfloat16 checkpoint onto four fake devices, the
+peak against its bound.
 
   python -m benchmarks.load_memory --out=benchmarks/results/load_memory.md
 
-Linux only: the peak is the process's own high-water mark (VmHWM), set back before the load. On CPU the parameters themselves are host
-memory. The bound: memory at start + the parameters + twice the largest tensor of the checkpoint + 1 GiB.
+Linux only: the peak is the process's own high-water mark (VmHWM), set back before the load. On CPU the parameters
+themselves are host memory. The bound: memory at start + the parameters + twice the largest tensor of the checkpoint + 1
+GiB.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ SHAPE = {
 
 def write_checkpoint(folder: Path, shape: dict, files: int) -> None:
     """Random weights in about so many files of equal size."""
-    from hintsd_jax.models.config import PolicyConfig
-    from hintsd_jax.checkpoints.safetensors import DTYPES, write_json, write_shards
     from hintsd_jax.checkpoints.naming import leaves
+    from hintsd_jax.checkpoints.safetensors import DTYPES, write_json, write_shards
+    from hintsd_jax.models.config import PolicyConfig
 
     rng = np.random.default_rng(0)
     todo = leaves(PolicyConfig.from_hf(shape))
@@ -51,7 +53,9 @@ def write_checkpoint(folder: Path, shape: dict, files: int) -> None:
 
 
 def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[str, float]:
-    """Loads in this process. Bytes: memory at start, the parameters, the largest tensor of the files, the peak; and seconds."""
+    """Loads in this process. Bytes: memory at start, the parameters, the largest tensor of the files, the peak; and
+    seconds.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import time
@@ -59,9 +63,9 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     import jax
     import jax.numpy as jnp
 
-    from hintsd_jax.models.config import LoraConfig
     from hintsd_jax.checkpoints.huggingface import load_policy, open_checkpoint, read_config
     from hintsd_jax.checkpoints.naming import leaves
+    from hintsd_jax.models.config import LoraConfig
     from hintsd_jax.models.sharding import make_mesh
 
     mesh = make_mesh(fsdp=devices)
@@ -101,8 +105,14 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--shape", type=Path, action="append", default=[], help="further shapes: a config.json each")
     arguments = parser.parse_args()
-    lines = ["| | | files | parameters | largest tensor | at start | peak | bound | seconds |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for title, shape in {"made up": SHAPE, **{path.stem: json.loads(path.read_text()) for path in arguments.shape}}.items():
+    lines = [
+        "| | | files | parameters | largest tensor | at start | peak | bound | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for title, shape in {
+        "made up": SHAPE,
+        **{path.stem: json.loads(path.read_text()) for path in arguments.shape},
+    }.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), shape, files=2)
             for line in measured(title, folder, arguments.devices):
@@ -116,7 +126,9 @@ def main() -> None:
 
 
 def measured(title: str, folder: str, devices: int) -> Iterator[str]:
-    """A row of the table for each way of loading; all weights in float32 only where they take less than half of this machine's memory."""
+    """A row of the table for each way of loading; all weights in float32 only where they take less than half of this
+    machine's memory.
+    """
     stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     kinds = {"all weights, float32": ("float32", False), "frozen under LoRA, bfloat16": ("bfloat16", True)}
     for name, (dtype, lora) in kinds.items():
@@ -124,7 +136,9 @@ def measured(title: str, folder: str, devices: int) -> Iterator[str]:
             continue
         found = run(folder, devices, dtype, lora)
         if found["peak"] > bound(found):
-            raise SystemExit(f"{title}, {name}: the peak of {found['peak'] / GIB:.2f} GiB exceeds its bound of {bound(found) / GIB:.2f}")
+            raise SystemExit(
+                f"{title}, {name}: the peak of {found['peak'] / GIB:.2f} GiB exceeds its bound of {bound(found) / GIB:.2f}"
+            )
         numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
         gib = " | ".join(f"{number / GIB:.2f}" for number in numbers)
         yield f"| {title} | {name} | {found['files']} | {gib} | {found['seconds']:.1f} |"

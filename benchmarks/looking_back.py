@@ -1,10 +1,11 @@
-"""What `benchmarks.attribution` and `benchmarks.placement` share: a session from a config, who looks back, and rates with intervals.
+"""What `benchmarks.attribution` and `benchmarks.placement` share: a session from a config, who looks back, and rates
+with intervals.
 
 The analysers by name:
 
 policy       the policy of the config; before any training its EMA teacher and its initial weights are the same.
-endpoint     a server with an OpenAI-compatible /v1/chat/completions: endpoint.url=... endpoint.model=... among the further values.
-environment  PRIVILEGED: the environment's report, which knows the ground truth. A ceiling.
+endpoint     a server with an OpenAI-compatible /v1/chat/completions: endpoint.url=... endpoint.model=... among the
+further values. environment  PRIVILEGED: the environment's report, which knows the ground truth. A ceiling.
 random       a step drawn uniformly, one an episode. The floor.
 
 `look_back` and `advise` are the only places that know how each of them is asked.
@@ -27,10 +28,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.config.validation import validate
 from hintsd_jax.envs.base import Fault, Report, resolve
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import RESAMPLES
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight, Keyed, analyse, ask_environment, given_steps
@@ -38,11 +38,12 @@ from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import Asker
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.methods import resolved
-from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.runs.workdir import versions
 from hintsd_jax.sampling import Sampling
 from hintsd_jax.session import Session, answer_sampling
-from hintsd_jax.config.validation import validate
 
 ANALYSERS = {
     "policy": "the policy's own hindsight",
@@ -86,13 +87,14 @@ def load_config(path: str, policy: str | None, overrides: Sequence[str]) -> Conf
     if policy:
         config.policy.path = policy
     validate(config)
-    if config.history != "keep":
+    if config.chat.history != "keep":
         raise UserError("these benchmarks need history = keep: a recorded stream of tokens must stand")
     return config
 
 
 def open_session(config: ConfigDict, names: Sequence[str]) -> Session:
-    """The parts of a run that these analysers need; without "policy" no weights, only what plays scripts and asks servers.
+    """The parts of a run that these analysers need; without "policy" no weights, only what plays scripts and asks
+    servers.
 
     Raises:
       UserError: an analyser that is not known, or see `Session.open`.
@@ -105,9 +107,16 @@ def open_session(config: ConfigDict, names: Sequence[str]) -> Session:
     if "policy" in names:
         return Session.open(config)
     config, path = resolved(config), config.policy.path
-    chat = ChatFormat(load_tokenizer(path), history="keep", stop_ids=generation_stops(path), enable_thinking=config.enable_thinking)
+    chat = ChatFormat(
+        load_tokenizer(path),
+        history="keep",
+        stop_ids=generation_stops(path),
+        enable_thinking=config.chat.enable_thinking,
+    )
     endpoint = Endpoint(EndpointConfig(**config.endpoint), answer_sampling(config)) if "endpoint" in names else None
-    return Session(config, None, None, None, None, chat, ScriptedEngine(chat, lambda job: ()), resolve(config.env.name), endpoint)
+    return Session(
+        config, None, None, None, None, chat, ScriptedEngine(chat, lambda job: ()), resolve(config.env.name), endpoint
+    )
 
 
 def asker(session: Session, name: str) -> Asker:
@@ -119,9 +128,11 @@ def asker(session: Session, name: str) -> Asker:
     raise UserError(f"no analyser {name!r} that answers questions: choose one of {', '.join(SPEAKERS)}")
 
 
-def look_back(session: Session, name: str, failed: Keyed, select: str = "hindsight", limit: int | None = None) -> Hindsight:
-    """Targets of failed episodes by the analyser of that name; with another `select` its words about steps that are given. limit: most
-    targets of an episode, the config's by default."""
+def look_back(
+    session: Session, name: str, failed: Keyed, select: str = "hindsight", limit: int | None = None
+) -> Hindsight:
+    """Targets of failed episodes by the analyser of that name; with another `select` its words about steps that are
+    given. limit: most targets of an episode, the config's by default."""
     config = session.hindsight_config()
     config = dataclasses.replace(config, select=select, max_targets=config.max_targets if limit is None else limit)
     if name == "environment":
@@ -129,18 +140,30 @@ def look_back(session: Session, name: str, failed: Keyed, select: str = "hindsig
     if name == "random":
         config = dataclasses.replace(config, select="random", max_targets=1)
         drawn = [(episode, given_steps(episode, key, config)) for episode, key in failed]
-        return Hindsight([Analysis(episode, tuple(Target(step, NO_WORDS) for step in steps)) for episode, steps in drawn])
+        return Hindsight(
+            [Analysis(episode, tuple(Target(step, NO_WORDS) for step in steps)) for episode, steps in drawn]
+        )
     return analyse(failed, config, asker(session, name))
 
 
-def advise(session: Session, name: str, given: Sequence[tuple[Episode, np.ndarray, int]]) -> tuple[list[Target | None], Counter]:
-    """The analyser's words about the step that it is told, one an episode; None where there are none, counted by reason."""
+def advise(
+    session: Session, name: str, given: Sequence[tuple[Episode, np.ndarray, int]]
+) -> tuple[list[Target | None], Counter]:
+    """The analyser's words about the step that it is told, one an episode; None where there are none, counted by
+    reason.
+    """
     if name == "environment":
         known = [{fault.step: fault.feedback for fault in episode.report.faults or ()} for episode, _, _ in given]
-        found = [Target(step, words[step]) if step in words else None for words, (_, _, step) in zip(known, given, strict=True)]
+        found = [
+            Target(step, words[step]) if step in words else None
+            for words, (_, _, step) in zip(known, given, strict=True)
+        ]
         return found, +Counter(not_a_fault_to_it=found.count(None))
     # what is told to the analyser is where the fault is, whatever the environment says of it
-    told = [(dataclasses.replace(episode, report=Report("told", (Fault(step, NO_WORDS),))), key) for episode, key, step in given]
+    told = [
+        (dataclasses.replace(episode, report=Report("told", (Fault(step, NO_WORDS),))), key)
+        for episode, key, step in given
+    ]
     looked = look_back(session, name, told, select="oracle")
     targets = {id(analysis.episode): analysis.targets for analysis in looked.analyses}
     return [next(iter(targets.get(id(episode), ())), None) for episode, _ in told], looked.dropped
@@ -164,8 +187,8 @@ class Request:
 
 
 def ratio(parts_N: Sequence[float], wholes_N: Sequence[float] | None = None) -> dict[str, float] | None:
-    """sum(parts) / sum(wholes) over N episodes with a 95 % percentile bootstrap over episodes; wholes are 1 by default, so that it is the
-    mean. None where nothing was counted. Keys: value, low, high, n (the sum of wholes)."""
+    """sum(parts) / sum(wholes) over N episodes with a 95 % percentile bootstrap over episodes; wholes are 1 by default,
+    so that it is the mean. None where nothing was counted. Keys: value, low, high, n (the sum of wholes)."""
     parts = np.asarray(parts_N, float)
     wholes = np.ones_like(parts) if wholes_N is None else np.asarray(wholes_N, float)
     if not wholes.sum():

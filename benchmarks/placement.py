@@ -1,8 +1,9 @@
-"""Does it matter where feedback is placed? Failed episodes are replayed up to the step that broke them, the feedback is put in there, or
-at the start, or not at all, and the policy goes on from there.
+"""Does it matter where feedback is placed? Failed episodes are replayed up to the step that broke them, the feedback is
+put in there, or at the start, or not at all, and the policy goes on from there.
 
   python -m benchmarks.placement                                             Desk, the embedded policy
-  python -m benchmarks.placement --config=configs/bfcl_qwen3_4b_clean.py --policy=DIR      any environment that a config names
+  python -m benchmarks.placement --config=configs/bfcl_qwen3_4b_clean.py --policy=DIR      any environment that a config
+  names
 
 Every target of every failed rollout of the test tasks is continued in each of these ways, with the same sampling keys:
 
@@ -13,7 +14,8 @@ redo     from the beginning, without a word: what another try gives
 advised  from the beginning, the feedback after the first user message
 
 The HINT-SD paper (arXiv 2605.17873), on BFCL: +2.68 points with feedback at the start, +8.67 at the target.
-Writes benchmarks/results/placement_<environment>.md and .json, and its table between the markers of docs/attribution.md.
+Writes benchmarks/results/placement_<environment>.md and .json, and its table between the markers of
+docs/attribution.md.
 """
 
 from __future__ import annotations
@@ -24,13 +26,25 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.looking_back import ANALYSERS, fill, guarded, header, load_config, look_back, open_session, parser, percent, ratio, write
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.rollout.replay import Continuation, continue_episodes
-from hintsd_jax.rollout.collector import job_key
+from benchmarks.looking_back import (
+    ANALYSERS,
+    fill,
+    guarded,
+    header,
+    load_config,
+    look_back,
+    open_session,
+    parser,
+    percent,
+    ratio,
+    write,
+)
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.analyser import attribution
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.rollout.collector import job_key
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.replay import Continuation, continue_episodes
 from hintsd_jax.session import Session
 
 REPO = Path(__file__).resolve().parents[1]
@@ -52,13 +66,18 @@ def continuations(arm: str, task: Mapping, pair: Pair, count: int, seed: int) ->
     (recorded, target), (afresh, told, place) = pair, ARMS[arm]
     step, name = 1 if afresh else target.step, f"placement {recorded.task_id} {recorded.rollout} {target.step}"
     message = target.feedback if told else ""
-    return [Continuation(task, recorded, step, job_key(seed, 0, name, index), message, place, index) for index in range(count)]
+    return [
+        Continuation(task, recorded, step, job_key(seed, 0, name, index), message, place, index)
+        for index in range(count)
+    ]
 
 
 def play(session: Session, plans: Sequence[Continuation], dropped: Counter) -> list[bool | None]:
     """Whether each continuation succeeds; None where it could not be played, counted in `dropped` by reason."""
     config, found, rollout = session.config, [], session.rollout_config()
-    room = min(session.engine.config.context, rollout.context + config.hindsight.max_tokens)  # for the feedback, in every arm
+    room = min(
+        session.engine.config.context, rollout.context + config.hindsight.max_tokens
+    )  # for the feedback, in every arm
     rollout = dataclasses.replace(rollout, context=room)
     make_env = partial(session.env_class, **config.env.options.to_dict())
     for first in range(0, len(plans), BATCH):
@@ -71,8 +90,12 @@ def play(session: Session, plans: Sequence[Continuation], dropped: Counter) -> l
     return found
 
 
-def measure(session: Session, name: str, tasks: Mapping[str, Mapping], failed: Sequence[Episode], count: int, seed: int) -> dict:
-    """All arms for the targets of one analyser. A target counts where every arm could be played; each failed episode weighs the same."""
+def measure(
+    session: Session, name: str, tasks: Mapping[str, Mapping], failed: Sequence[Episode], count: int, seed: int
+) -> dict:
+    """All arms for the targets of one analyser. A target counts where every arm could be played; each failed episode
+    weighs the same.
+    """
     keyed = [(episode, job_key(seed, 0, f"placement {name} {episode.task_id}", episode.rollout)) for episode in failed]
     looked = look_back(session, "policy", keyed, "random", 1) if name == "random" else look_back(session, name, keyed)
     pairs = [(analysis.episode, target) for analysis in looked.analyses for target in analysis.targets]
@@ -107,7 +130,9 @@ def _only_fault(episode: Episode, target: Target) -> bool:
 
 
 def _rates(pairs: Sequence[Pair], success: Mapping[str, Sequence[Sequence[bool]]], members: Sequence[int]) -> dict:
-    """Success of each arm and gains over "none" (from the target) or "redo" (from the beginning), paired, with intervals over episodes."""
+    """Success of each arm and gains over "none" (from the target) or "redo" (from the beginning), paired, with
+    intervals over episodes.
+    """
     of: dict[int, list[int]] = {}
     for n in members:
         of.setdefault(id(pairs[n][0]), []).append(n)
@@ -116,18 +141,47 @@ def _rates(pairs: Sequence[Pair], success: Mapping[str, Sequence[Sequence[bool]]
     gain = lambda arm, base: ratio([a - b for a, b in zip(rates[arm], rates[base], strict=True)])
     gains = {"start": gain("start", "none"), "target": gain("target", "none"), "advised": gain("advised", "redo")}
     gains["target over start"] = gain("target", "start")
-    return {"episodes": len(of), "targets": len(members), "success": {arm: ratio(values) for arm, values in rates.items()}, "gain": gains}
+    return {
+        "episodes": len(of),
+        "targets": len(members),
+        "success": {arm: ratio(values) for arm, values in rates.items()},
+        "gain": gains,
+    }
 
 
 def table(results: Mapping[str, Mapping]) -> str:
-    head = ["none", "start", "target", "start - none", "**target - none**", "target - start", "redo", "advised", "advised - redo"]
+    head = [
+        "none",
+        "start",
+        "target",
+        "start - none",
+        "**target - none**",
+        "target - start",
+        "redo",
+        "advised",
+        "advised - redo",
+    ]
     lines = [f"| analyser | targets | episodes | {' | '.join(head)} |", f"|---|---|--:|{'--:|' * len(head)}"]
     for name, found in results.items():
         for subset, row in found["subsets"].items():
             rates = {arm: f"{100 * rate['value']:.1f}" for arm, rate in row["success"].items()}
             gains = {arm: percent(gain, sign=True) for arm, gain in row["gain"].items()}
-            cells = [name, f"{subset} ({row['targets']})", str(row["episodes"]), rates["none"], rates["start"], rates["target"]]
-            cells += [gains["start"], f"**{gains['target']}**", gains["target over start"], rates["redo"], rates["advised"], gains["advised"]]
+            cells = [
+                name,
+                f"{subset} ({row['targets']})",
+                str(row["episodes"]),
+                rates["none"],
+                rates["start"],
+                rates["target"],
+            ]
+            cells += [
+                gains["start"],
+                f"**{gains['target']}**",
+                gains["target over start"],
+                rates["redo"],
+                rates["advised"],
+                gains["advised"],
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for name, found in results.items():
@@ -157,9 +211,17 @@ def main() -> None:
     privileged = ", ".join(f"{name} ({ANALYSERS[name]})" for name in names if name == "environment")
     head = header(f"Placement: {config.env.name}", config, session)
     said = f" {len(tasks)} tasks of {split} x {config.tasks.rollouts} rollouts, {len(failed)} failed; {arguments.count} continuations of each target."
-    said += " Success in %, 95 % intervals by bootstrap over failed episodes." + (f" {privileged} is a ceiling." if privileged else "")
+    said += " Success in %, 95 % intervals by bootstrap over failed episodes." + (
+        f" {privileged} is a ceiling." if privileged else ""
+    )
     text = table(found)
-    results = {"tasks": len(tasks), "rollouts": len(episodes), "failed": len(failed), "count": arguments.count, "analysers": found}
+    results = {
+        "tasks": len(tasks),
+        "rollouts": len(episodes),
+        "failed": len(failed),
+        "count": arguments.count,
+        "analysers": found,
+    }
     write(arguments.out or REPO / f"benchmarks/results/placement_{config.env.name}", f"{head}{said}\n\n{text}", results)
     if not arguments.out:
         fill(PAGE, f"placement_{config.env.name}", text)

@@ -1,11 +1,12 @@
 """What --mode=plan says of Qwen3 policies on GPUs and TPUs, and how far its arithmetic is from the compilers.
 
-  python -m benchmarks.plan_tables                      docs/plan.md from the results and from the plans, compiling what is not kept
-  python -m benchmarks.plan_tables --calibrate          first every case of CASES that has no result yet (minutes each)
-  python -m benchmarks.plan_tables --calibrate h100     of these, those whose devices begin so
+  python -m benchmarks.plan_tables                      docs/plan.md from the results and from the plans, compiling what
+  is not kept python -m benchmarks.plan_tables --calibrate          first every case of CASES that has no result yet
+  (minutes each) python -m benchmarks.plan_tables --calibrate h100     of these, those whose devices begin so
 
-TPU cases need libtpu (`make libtpu`), GPU cases jax's CUDA plugin (requirements-cuda.txt); neither needs the devices. Every finished case is a
-line of benchmarks/results/plan_programs.jsonl. The TPU programs of benchmarks/results/tpu_programs.jsonl count as cases too.
+TPU cases need libtpu (`make libtpu`), GPU cases jax's CUDA plugin (requirements-cuda.txt); neither needs the devices.
+Every finished case is a line of benchmarks/results/plan_programs.jsonl. The TPU programs of
+benchmarks/results/tpu_programs.jsonl count as cases too.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax: a TPU that is here 
 from ml_collections import ConfigDict
 
 from hintsd_jax.configs import bfcl_qwen3_4b
-from hintsd_jax.tools.planner import aot, plan
-from hintsd_jax.tools.planner import devices
+from hintsd_jax.tools.planner import aot, devices, plan
 from hintsd_jax.tools.planner.fit import Planner
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "plan_programs.jsonl"
 TPU_RESULTS = REPO / "benchmarks" / "results" / "tpu_programs.jsonl"
 PAGE = REPO / "docs" / "plan.md"
-ROOM = 186.0  # GiB that a described device is given in a case: more than any has, so that want of memory changes no schedule
+# GiB that a described device is given in a case: more than any has, so that want of memory changes no schedule
+ROOM = 186.0
 ACTIONS = {768: 256, 3072: 1536}  # tokens of the stream -> action tokens, as in the config
 
 
 class Case(NamedTuple):
-    """devices: as in plan.devices. policy: a file of assets/shapes. program: how its name begins. settings: config keys; the update's one
-    length and stream are `length` and `stream`."""
+    """devices: as in plan.devices. policy: a file of assets/shapes. program: how its name begins. settings: config
+    keys; the update's one length and stream are `length` and `stream`."""
 
     devices: str
     policy: str
@@ -53,12 +54,18 @@ class Case(NamedTuple):
 
     @property
     def config(self) -> ConfigDict:
-        lengths = {"length_buckets": (self.length,), "stream_buckets": (self.stream,), "action_buckets": (ACTIONS[self.stream],)}
+        lengths = {
+            "length_buckets": (self.length,),
+            "stream_buckets": (self.stream,),
+            "action_buckets": (ACTIONS[self.stream],),
+        }
         return configured(self.policy, {f"distill.{key}": value for key, value in lengths.items()} | self.settings)
 
 
 def _update(devices: str, policy: str, length: int, stream: int, **settings) -> Case:
-    return Case(devices, policy, "update", length, stream, {key.replace("__", "."): value for key, value in settings.items()})
+    return Case(
+        devices, policy, "update", length, stream, {key.replace("__", "."): value for key, value in settings.items()}
+    )
 
 
 CASES = [
@@ -74,7 +81,7 @@ CASES = [
     _update("h100:8", "qwen3-32b", 24576, 3072),
     _update("h100", "qwen3-8b", 24576, 3072),
     _update("h100", "qwen3-4b", 4096, 768, policy__remat=False),
-    _update("h100", "qwen3-4b", 8192, 768, distill__rows_per_device=2),
+    _update("h100", "qwen3-4b", 8192, 768, batch__rows_per_device=2),
     _update("h100:8", "qwen3-4b", 24576, 3072, lora__rank=0),
     Case("h100", "qwen3-8b", "decode", 24576, 3072, {}),
     _update("v5p:1x1x1", "qwen3-4b", 4608, 768),
@@ -88,10 +95,16 @@ CASES = [
 PLANS = {  # the compiler's, unless plan.compile says otherwise
     "Qwen3-4B, LoRA, one H100 of 80 GB, by arithmetic": ("qwen3-4b", {"plan.devices": "h100:1", "plan.compile": False}),
     "Qwen3-4B, LoRA, one H100 of 80 GB, by XLA's GPU compiler": ("qwen3-4b", {"plan.devices": "h100:1"}),
-    "Qwen3-4B, LoRA, one H200 of 141 GB, by arithmetic": ("qwen3-4b", {"plan.devices": "h200:1", "plan.compile": False}),
+    "Qwen3-4B, LoRA, one H200 of 141 GB, by arithmetic": (
+        "qwen3-4b",
+        {"plan.devices": "h200:1", "plan.compile": False},
+    ),
     "Qwen3-4B, LoRA, v5e-8": ("qwen3-4b", {"plan.devices": "v5e-8"}),
     "Qwen3-4B, LoRA, v5p-64": ("qwen3-4b", {"plan.devices": "v5p-64"}),
-    "Qwen3-4B, all weights, v5e-8, by arithmetic": ("qwen3-4b", {"plan.devices": "v5e-8", "lora.rank": 0, "plan.compile": False}),
+    "Qwen3-4B, all weights, v5e-8, by arithmetic": (
+        "qwen3-4b",
+        {"plan.devices": "v5e-8", "lora.rank": 0, "plan.compile": False},
+    ),
     "Qwen3-8B, LoRA, v5e-8, by arithmetic": ("qwen3-8b", {"plan.devices": "v5e-8", "plan.compile": False}),
     "Qwen3-32B, LoRA, two H100, by arithmetic": ("qwen3-32b", {"plan.devices": "h100:2", "plan.compile": False}),
     "Qwen3-32B, LoRA, v5p-64, by arithmetic": ("qwen3-32b", {"plan.devices": "v5p-64", "plan.compile": False}),
@@ -124,7 +137,13 @@ def calibrate(only: str) -> Iterator[dict]:
         memory = aot.compiled(program.lower(), found.options).memory_analysis()
         temp = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-        yield {"case": case, "program": program.name, "temp": temp, "seconds": round(time.perf_counter() - began, 1), "versions": versions}
+        yield {
+            "case": case,
+            "program": program.name,
+            "temp": temp,
+            "seconds": round(time.perf_counter() - began, 1),
+            "versions": versions,
+        }
 
 
 def rows(file: Path) -> list[dict]:
@@ -132,15 +151,24 @@ def rows(file: Path) -> list[dict]:
 
 
 def compared() -> Iterator[tuple[Case, str, int, int]]:
-    """Case, program, what the compiler said, what the arithmetic says: of the kept results that this code can still make."""
+    """Case, program, what the compiler said, what the arithmetic says: of the kept results that this code can still
+    make.
+    """
     for row in rows(RESULTS):
         yield from _compare(Case(*row["case"]), row["program"], row["temp"])
     for row in rows(TPU_RESULTS):
         kind, *numbers = re.findall(r"\d+|^\w+", row["program"])
-        if kind not in ("update", "prefill", "decode") or row["program"].startswith(("prefill 1 x 64", "prefill 1 x 256")):
+        if kind not in ("update", "prefill", "decode") or row["program"].startswith(
+            ("prefill 1 x 64", "prefill 1 x 256")
+        ):
             continue
         data, fsdp, tensor = map(int, row["mesh"].split("x"))
-        settings = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "lora.rank": 32 if row["adapter"] == "lora" else 0}
+        settings = {
+            "mesh.data": data,
+            "mesh.fsdp": fsdp,
+            "mesh.tensor": tensor,
+            "lora.rank": 32 if row["adapter"] == "lora" else 0,
+        }
         length, stream = map(int, numbers[-2:]) if kind == "update" else (24576, 3072)
         asked = re.search(r"temporaries \(([\d.]+)G\)", row.get("refused", ""))
         temp = int(float(asked[1]) * 2**30) if asked else row["temp"] + row["output"] - row["alias"]
@@ -154,15 +182,26 @@ def _compare(case: Case, program: str, said: int) -> Iterator[tuple[Case, str, i
 
 
 def calibration_table() -> str:
-    lines = ["| devices | policy | program | settings | compiler | arithmetic | ratio |", "|---|---|---|---|--:|--:|--:|"]
+    lines = [
+        "| devices | policy | program | settings | compiler | arithmetic | ratio |",
+        "|---|---|---|---|--:|--:|--:|",
+    ]
     ratios: dict[tuple[str, str], list[float]] = {}
     for case, program, said, computed in compared():
-        settings = ", ".join(f"{key} = {value}" for key, value in case.settings.items() if (key, value) not in (("lora.rank", 32), ("mesh.data", 1), ("mesh.tensor", 1)))
-        lines.append(f"| {case.devices} | {case.policy} | {program} | {settings} | {said / 2**30:.2f} | {computed / 2**30:.2f} | {computed / said:.2f} |")
+        settings = ", ".join(
+            f"{key} = {value}"
+            for key, value in case.settings.items()
+            if (key, value) not in (("lora.rank", 32), ("mesh.data", 1), ("mesh.tensor", 1))
+        )
+        lines.append(
+            f"| {case.devices} | {case.policy} | {program} | {settings} | {said / 2**30:.2f} | {computed / 2**30:.2f} | {computed / said:.2f} |"
+        )
         ratios.setdefault((devices.find(case.devices).platform, program.split()[0]), []).append(computed / said)
     for (platform, kind), found in sorted(ratios.items()):
         off = [abs(ratio - 1) for ratio in found]
-        lines.append(f"\n{kind} on {platform}: {len(found)} cases, typically {statistics.median(off):.0%} off, at worst {max(off):.0%}.")
+        lines.append(
+            f"\n{kind} on {platform}: {len(found)} cases, typically {statistics.median(off):.0%} off, at worst {max(off):.0%}."
+        )
     return "\n".join(lines)
 
 
@@ -171,7 +210,9 @@ def plan_tables() -> str:
     for title, (policy, settings) in PLANS.items():
         config, text = configured(policy, settings), io.StringIO()
         if config.plan.compile and not devices.find(config.plan.devices).compiler:
-            raise SystemExit(f"error: {title}: no compiler for {config.plan.devices} here: install requirements-cuda.txt")
+            raise SystemExit(
+                f"error: {title}: no compiler for {config.plan.devices} here: install requirements-cuda.txt"
+            )
         with contextlib.redirect_stdout(text):
             plan.plan(config)
         flags = " ".join(f"--config.{key}={value}" for key, value in settings.items())
@@ -190,7 +231,9 @@ def write_page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calibrate", nargs="?", const="", help="compile the cases without a result, or those of devices that begin so")
+    parser.add_argument(
+        "--calibrate", nargs="?", const="", help="compile the cases without a result, or those of devices that begin so"
+    )
     arguments = parser.parse_args()
     for row in calibrate(arguments.calibrate) if arguments.calibrate is not None else ():
         with RESULTS.open("a") as file:

@@ -1,14 +1,16 @@
-"""Does a run that is killed again and again end as one never killed? Ten SIGKILLs at ten moments of one run, compared bit by bit.
+"""Does a run that is killed again and again end as one never killed? Ten SIGKILLs at ten moments of one run, compared
+bit by bit.
 
   python benchmarks/resume.py --workdir=runs/resume --out=benchmarks/results/resume.md
 
-One run goes through uninterrupted and keeps every checkpoint. Another is killed at each moment in turn, every time after it has a
-checkpoint that the process before it did not have, and started again with the same command. After every kill, and at the end,
-what the killed run stands on is compared: the weights, EMA and optimizer in its newest checkpoint, the counters beside them, and the
-rows of metrics.jsonl (without time/, memory/ and compile/) and the files of episodes/ up to that step; at the end held_out.json too.
+One run goes through uninterrupted and keeps every checkpoint. Another is killed at each moment in turn, every time
+after it has a checkpoint that the process before it did not have, and started again with the same command. After every
+kill, and at the end, what the killed run stands on is compared: the weights, EMA and optimizer in its newest
+checkpoint, the counters beside them, and the rows of metrics.jsonl (without time/, memory/ and compile/) and the files
+of episodes/ up to that step; at the end held_out.json too.
 
-With --die=<moment> this file is the launcher: it replaces the function of that moment by one that sends SIGKILL to its own process,
-then runs hintsd_jax.main. The product has no hook for it.
+With --die=<moment> this file is the launcher: it replaces the function of that moment by one that sends SIGKILL to its
+own process, then runs hintsd_jax.main. The product has no hook for it.
 """
 
 from __future__ import annotations
@@ -33,9 +35,20 @@ import numpy as np
 
 REPO = Path(__file__).resolve().parents[1]
 SKIPPED = ("time/", "memory/", "compile/")
-# Small steps, so that ten starts do not take long; an evaluation every third step, so that a best checkpoint is kept beside the last.
-SMALL = """tasks.tasks_per_step=3 tasks.rollouts=2 rollout.slots=6 eval.every=3 eval.tasks=4 eval.rollouts=2 eval.test_tasks=4
-    optim.steps=15 checkpoint.every=1 checkpoint.keep=2""".split()
+# Small steps, so that ten starts do not take long; an evaluation every third step, so that a best checkpoint is kept
+# beside the last.
+SMALL = [
+    "tasks.tasks_per_step=3",
+    "tasks.rollouts=2",
+    "rollout.slots=6",
+    "eval.every=3",
+    "eval.tasks=4",
+    "eval.rollouts=2",
+    "eval.test_tasks=4",
+    "optim.steps=15",
+    "checkpoint.every=1",
+    "checkpoint.keep=2",
+]
 
 
 def at_once(die: Callable, original: Callable, *args, **options):
@@ -75,7 +88,9 @@ def half_deleted(die: Callable, original: Callable, deleter, folder, **options):
 
 @dataclass(frozen=True)
 class Moment:
-    """Death at the nth call of `function` ("module:name"), counted while `within` runs, from when a new checkpoint is there."""
+    """Death at the nth call of `function` ("module:name"), counted while `within` runs, from when a new checkpoint is
+    there.
+    """
 
     name: str
     function: str
@@ -98,7 +113,11 @@ MOMENTS = {
                         "orbax.checkpoint._src.path.deleter:StandardCheckpointDeleter.delete_steps"),
     "delete": Moment("save: an old checkpoint half deleted", "orbax.checkpoint._src.path.deleter:PathDeleter.delete", half_deleted),
 }  # fmt: skip
-PHASES = {"rollout": "hintsd_jax.session:Session.play", "analysis": "hintsd_jax.train:look_back", "update": "hintsd_jax.train:update"}
+PHASES = {
+    "rollout": "hintsd_jax.session:Session.play",
+    "analysis": "hintsd_jax.train:look_back",
+    "update": "hintsd_jax.train:update",
+}
 
 
 def launch(moment: Moment, workdir: Path) -> None:
@@ -166,13 +185,22 @@ def differences(killed: Path, whole: Path, step: int) -> list[str]:
         return [{key: value for key, value in row.items() if not key.startswith(SKIPPED)} for row in rows]
 
     def episodes(path: Path) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in (path / "episodes").glob("*.jsonl") if int(file.stem.split("_")[1]) <= step}
+        return {
+            file.name: file.read_bytes()
+            for file in (path / "episodes").glob("*.jsonl")
+            if int(file.stem.split("_")[1]) <= step
+        }
 
     def counters(path: Path) -> dict:
         record = json.loads((path / "checkpoints" / str(step) / "extra" / "metadata").read_text())
         return {key: value for key, value in record.items() if key != "seconds"}
 
-    parts = {"metrics": rows, "episodes": episodes, "counters": counters, "weights": functools.partial(state_bytes, step=step)}
+    parts = {
+        "metrics": rows,
+        "episodes": episodes,
+        "counters": counters,
+        "weights": functools.partial(state_bytes, step=step),
+    }
     return [name for name, read in parts.items() if read(killed) != read(whole)]
 
 
@@ -187,7 +215,10 @@ def state_bytes(path: Path, step: int) -> dict[str, tuple]:
 
 
 def start(command: list[str], log: Path) -> int:
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     environment = cache | os.environ | {"PYTHONPATH": str(REPO)}
     with open(log, "a") as file:
         return subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=REPO).returncode
@@ -199,16 +230,23 @@ def chain(arguments: argparse.Namespace) -> Iterator[list[str]]:
     for folder in (whole, killed):
         shutil.rmtree(folder, ignore_errors=True)
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    settings = [f"--config={arguments.config}", *(f"--config.{override}" for override in (*SMALL, *arguments.overrides))]
+    settings = [
+        f"--config={arguments.config}",
+        *(f"--config.{override}" for override in (*SMALL, *arguments.overrides)),
+    ]
     main = [sys.executable, "-m", "hintsd_jax.main", "--mode=train", *settings]
     log = arguments.workdir / "log.txt"
     if start([*main, f"--workdir={whole}", "--config.checkpoint.keep=1000000"], log):
         raise SystemExit(f"the uninterrupted run failed: see {log}")
     for key, moment in MOMENTS.items():
         before = newest(killed)
-        status = start([sys.executable, __file__, f"--die={key}", "--", "--mode=train", *settings, f"--workdir={killed}"], log)
+        status = start(
+            [sys.executable, __file__, f"--die={key}", "--", "--mode=train", *settings, f"--workdir={killed}"], log
+        )
         if status != -signal.SIGKILL:
-            raise SystemExit(f"the run was not killed at {key!r} but ended with status {status}: see {log}, or raise optim.steps")
+            raise SystemExit(
+                f"the run was not killed at {key!r} but ended with status {status}: see {log}, or raise optim.steps"
+            )
         note, step = json.loads((killed / "killed.json").read_text()), newest(killed)
         if step == before:
             raise SystemExit(f"killed at {key!r} without a new checkpoint")

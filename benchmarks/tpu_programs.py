@@ -1,11 +1,12 @@
 """What the TPU compiler says of every program of a run: memory, FLOPs and collectives, without a TPU.
 
-  python -m benchmarks.tpu_programs                                   everything that is not in the results yet, then docs/tpu.md
-  python -m benchmarks.tpu_programs --topology v5e:2x4=1x8x1 --adapter lora --only decode --only "update 8 x 24576"
-  python -m benchmarks.tpu_programs --only nothing                    docs/tpu.md from the results as they are
+  python -m benchmarks.tpu_programs                                   everything that is not in the results yet, then
+  docs/tpu.md python -m benchmarks.tpu_programs --topology v5e:2x4=1x8x1 --adapter lora --only decode --only "update 8 x
+  24576" python -m benchmarks.tpu_programs --only nothing                    docs/tpu.md from the results as they are
 
-Every finished program is a line of benchmarks/results/tpu_programs.jsonl, so that it can be stopped at any moment and started again.
-A program takes seconds to minutes to compile, all of them hours. The tables of docs/tpu.md stand between its markers.
+Every finished program is a line of benchmarks/results/tpu_programs.jsonl, so that it can be stopped at any moment and
+started again. A program takes seconds to minutes to compile, all of them hours. The tables of docs/tpu.md stand between
+its markers.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a TPU that is here is not nee
 import jax
 
 from hintsd_jax.configs import bfcl_qwen3_4b
-from hintsd_jax.tools.planner import aot
 from hintsd_jax.models.sharding import AXES
+from hintsd_jax.tools.planner import aot
 
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "tpu_programs.jsonl"
@@ -59,7 +60,9 @@ def compile_one(program: aot.Program) -> dict:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"refused": str(error)[:1000]}
-    found = [[*operation, number] for operation, number in sorted(report.collectives.items(), key=lambda item: -item[0].size)]
+    found = [
+        [*operation, number] for operation, number in sorted(report.collectives.items(), key=lambda item: -item[0].size)
+    ]
     numbers = {name: getattr(report, name) for name in ("arguments", "temp", "output", "alias", "total", "flops")}
     return {**numbers, "seconds": round(report.seconds, 1), "collectives": found}
 
@@ -160,10 +163,14 @@ def write_page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", action="append", help=f"with its mesh, data x fsdp x tensor; default {' and '.join(TOPOLOGIES)}")
+    parser.add_argument(
+        "--topology", action="append", help=f"with its mesh, data x fsdp x tensor; default {' and '.join(TOPOLOGIES)}"
+    )
     parser.add_argument("--adapter", action="append", choices=ADAPTERS, help="default both")
     parser.add_argument("--only", action="append", help="programs whose name holds this; default all")
-    parser.add_argument("--layers", type=int, help="fewer layers than the policy has, for a quick look; not on the page")
+    parser.add_argument(
+        "--layers", type=int, help="fewer layers than the policy has, for a quick look; not on the page"
+    )
     for row in compile_all(parser.parse_args()):
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")

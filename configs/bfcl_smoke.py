@@ -2,12 +2,12 @@
 
 Command:  make bfcl && python -m hintsd_jax.main --config=configs/bfcl_smoke.py --workdir=runs/bfcl_smoke --mode=train
 Hardware: 2 CPU cores.
-Expect:   a success of zero or next to it: the embedded policy has never seen these tools. What it shows is that the same loop
-          runs on the real tasks, with the benchmark's own scores.
+Expect:   a success of zero or next to it: the embedded policy has never seen these tools. What it shows is that the
+          same loop runs on the real tasks, with the benchmark's own scores.
 
-The embedded tokenizer was made for another office and spends 10,400-10,600 tokens on the shortest tool documentation (Qwen3's: about
-3,000). So only the tasks with the shortest documentation are taken (of TradingBot alone; 8 of 100 train and 3 of 20 eval tasks,
-the run prints how many were left out), and the context holds such a prompt and a short episode.
+The embedded tokenizer was made for another office and spends 10,400-10,600 tokens on the shortest tool documentation
+(Qwen3's: about 3,000). So only the tasks with the shortest documentation are taken (of TradingBot alone; 8 of 100 train
+and 3 of 20 eval tasks, the run prints how many were left out), and the context holds such a prompt and a short episode.
 """
 
 from hintsd_jax.config.schema import base
@@ -20,7 +20,12 @@ def get_config():
     config.lora.rank = 0  # half a million weights: all of them are trained
 
     config.env.name = "bfcl"
-    config.env.options = {"split": "clean", "categories": ("multi_turn_base",), "max_prompt_chars": 14_000, "max_observation_chars": 600}
+    config.env.options = {
+        "split": "clean",
+        "categories": ("multi_turn_base",),
+        "max_prompt_chars": 14_000,
+        "max_observation_chars": 600,
+    }
     config.env.call_timeout_s = 10.0
     config.tasks.tasks_per_step = 2
     config.tasks.rollouts = 2
@@ -34,9 +39,9 @@ def get_config():
     config.hindsight.max_tokens = 192
     config.hindsight.context = 4096
 
-    config.distill.length_buckets = (11_264, 12_288)
-    config.distill.stream_buckets = (768,)
-    config.distill.action_buckets = (144,)
+    config.batch.length_buckets = (11_264, 12_288)
+    config.batch.branch_buckets = (768,)
+    config.batch.action_buckets = (144,)
 
     config.optim.lr = 3e-4
     config.optim.ema_decay = 0.97

@@ -2,10 +2,12 @@
 
 Command:  python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train   (or: make demo)
 Hardware: 2 CPU cores, no accelerator.
-Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see benchmarks/results/compare_methods.md.
+Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see
+benchmarks/results/compare_methods.md.
 
-Other methods and controls are overrides: --config.method=grpo, --config.hindsight.select=random, --config.optim.lr=0 (nothing may rise),
---config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see docs/methods.md.
+Other methods and controls are overrides: --config.algorithm=grpo, --config.hindsight.select=random, --config.optim.lr=0
+(nothing may rise), --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see
+docs/methods.md.
 """
 
 from hintsd_jax.config.schema import base
@@ -31,16 +33,16 @@ def get_config():
     config.rollout.max_action_tokens = 32
     config.rollout.prefill_buckets = (16, 64, 288)
     config.rollout.prefill_rows = 16
-    config.rollout.overlap = False  # an office answers in microseconds
+    config.rollout.overlap_env = False  # an office answers in microseconds
 
     config.hindsight.max_tokens = 112
     config.hindsight.context = 400
 
-    config.distill.length_buckets = (160, 288)
-    config.distill.stream_buckets = (72,)
-    config.distill.action_buckets = (36,)
-    config.distill.episode_pair = (640, 176)
-    config.distill.rows_per_device = 4
+    config.batch.length_buckets = (160, 288)
+    config.batch.branch_buckets = (72,)
+    config.batch.action_buckets = (36,)
+    config.batch.whole_episode_buckets = (640, 176)
+    config.batch.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4

@@ -1,6 +1,7 @@
 """The shortest whole run: three updates on a handful of Desk tasks, to see that everything works.
 
-Command:  python -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train   (or: make smoke)
+Command:  python -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train   (or: make
+smoke)
 Hardware: 2 CPU cores, under a minute.
 Expect:   three lines of progress and a last table; three updates on 16 episodes each are too few for a rise.
 """
@@ -14,7 +15,7 @@ def get_config():
     config.rollout.slots = 16
     # One shape of each program: most of so short a run is compiling.
     config.rollout.prefill_buckets = (16, 288)
-    config.distill.length_buckets = (288,)
+    config.batch.length_buckets = (288,)
     config.optim.steps = 3
     config.eval.every = 0
     config.eval.tasks = 8

@@ -1,20 +1,35 @@
 """Makes the embedded Desk policy again.
 
-Command:  python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy   (or: make desk-policy)
+Command:  python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy   (or: make
+desk-policy)
 Hardware: 2 CPU cores, about 50 minutes.
-Expect:   at its end, on held-out tasks: right at about 74 % of the decisions unhinted (69 % greedily: the usual action is wrong on
-          `delete` and `forward`), and at 98 % (100 % greedily) after a correct hint.
+Expect:   at its end, on held-out tasks: right at about 74 % of the decisions unhinted (69 % greedily: the usual action
+          is wrong on `delete` and `forward`), and at 98 % (100 % greedily) after a correct hint.
 
-A phase with a learning rate of its own starts a fresh optimizer, so it can be made alone: --start=DIR --first=4_contradicted.
-The committed policy was made so, in five sittings: phases 1-3 (27 minutes), 4 (4), 5 (4), 6 (17)
-and 7 (5), on a machine that did other work too.
+A phase with a learning rate of its own starts a fresh optimizer, so it can be made alone: --start=DIR
+--first=4_contradicted. The committed policy was made so, in five sittings: phases 1-3 (27 minutes), 4 (4), 5 (4), 6
+(17) and 7 (5), on a machine that did other work too.
 """
 
 from ml_collections import ConfigDict
 
 
 def _phase(
-    steps, clean, shapes, episode_length, answer_length, plain, drill, hinted, review, advice, judge=0, started=0, lr=0.0, contradict_rate=0.0, vague_rate=0.0
+    steps,
+    clean,
+    shapes,
+    episode_length,
+    answer_length,
+    plain,
+    drill,
+    hinted,
+    review,
+    advice,
+    judge=0,
+    started=0,
+    lr=0.0,
+    contradict_rate=0.0,
+    vague_rate=0.0,
 ):
     return ConfigDict(
         {
@@ -28,7 +43,15 @@ def _phase(
             "answer_length": answer_length,
             "started_length": 352,
             "drill_length": 96,
-            "rows": {"plain": plain, "drill": drill, "hinted": hinted, "review": review, "advice": advice, "judge": judge, "started": started},
+            "rows": {
+                "plain": plain,
+                "drill": drill,
+                "hinted": hinted,
+                "review": review,
+                "advice": advice,
+                "judge": judge,
+                "started": started,
+            },
         }
     )
 
@@ -58,21 +81,80 @@ def get_config():
             "save_every": 50,
             "phases": {
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
-                "1_drills": _phase(120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4, lr=3e-3),
-                "2_short": _phase(280, True, ((1, 1), (2, 1), (2, 2)), 160, 208, plain=12, drill=4, hinted=4, review=10, advice=4),
-                "3_full": _phase(800, False, ((4, 3), (4, 3), (3, 2)), 264, 304, plain=10, drill=1, hinted=4, review=8, advice=3),
+                "1_drills": _phase(
+                    120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4, lr=3e-3
+                ),
+                "2_short": _phase(
+                    280, True, ((1, 1), (2, 1), (2, 2)), 160, 208, plain=12, drill=4, hinted=4, review=10, advice=4
+                ),
+                "3_full": _phase(
+                    800, False, ((4, 3), (4, 3), (3, 2)), 264, 304, plain=10, drill=1, hinted=4, review=8, advice=3
+                ),
                 # A teacher scores failed actions: it must stay sane after words that contradict the hint.
                 "4_contradicted": _phase(
-                    140, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=12, review=9, advice=4, lr=1e-3, contradict_rate=0.5
+                    140,
+                    False,
+                    ((4, 3),),
+                    264,
+                    304,
+                    plain=8,
+                    drill=0,
+                    hinted=12,
+                    review=9,
+                    advice=4,
+                    lr=1e-3,
+                    contradict_rate=0.5,
                 ),
-                "5_settle": _phase(100, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=14, review=9, advice=4, lr=8e-4, contradict_rate=0.35),
-                # What the methods that HINT-SD is compared with ask of a policy: verdicts on single steps, and heeding advice at the start.
+                "5_settle": _phase(
+                    100,
+                    False,
+                    ((4, 3),),
+                    264,
+                    304,
+                    plain=8,
+                    drill=0,
+                    hinted=14,
+                    review=9,
+                    advice=4,
+                    lr=8e-4,
+                    contradict_rate=0.35,
+                ),
+                # What the methods that HINT-SD is compared with ask of a policy: verdicts on single steps, and heeding
+                # advice at the start.
                 "6_compared": _phase(
-                    180, False, ((4, 3),), 264, 304, plain=8, drill=0, hinted=12, review=8, advice=4, judge=6, started=8, lr=8e-4, contradict_rate=0.35, vague_rate=0.15
+                    180,
+                    False,
+                    ((4, 3),),
+                    264,
+                    304,
+                    plain=8,
+                    drill=0,
+                    hinted=12,
+                    review=8,
+                    advice=4,
+                    judge=6,
+                    started=8,
+                    lr=8e-4,
+                    contradict_rate=0.35,
+                    vague_rate=0.15,
                 ),
                 # Heeding advice has rubbed off on what the policy does without: its habits once more.
                 "7_habits": _phase(
-                    100, False, ((4, 3),), 264, 304, plain=20, drill=0, hinted=8, review=6, advice=3, judge=4, started=4, lr=6e-4, contradict_rate=0.35, vague_rate=0.15
+                    100,
+                    False,
+                    ((4, 3),),
+                    264,
+                    304,
+                    plain=20,
+                    drill=0,
+                    hinted=8,
+                    review=6,
+                    advice=3,
+                    judge=4,
+                    started=4,
+                    lr=6e-4,
+                    contradict_rate=0.35,
+                    vague_rate=0.15,
                 ),
             },
         }

@@ -1,7 +1,7 @@
 """Avg@k and Best@k: weights and held-out tasks in, success rates out; for each category too, where tasks carry one.
 
-The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks with the
-same random numbers: a paired comparison.
+The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks
+with the same random numbers: a paired comparison.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.errors import UserError
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.errors import UserError
+from hintsd_jax.records import success_results
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session
-from hintsd_jax.records import success_results
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 RESAMPLES = 10_000
@@ -28,8 +28,8 @@ RESAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason. categories: one a task, ""
-    for a task without; () where no task has one."""
+    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason. categories:
+    one a task, "" for a task without; () where no task has one."""
 
     success_NK: np.ndarray
     tokens: int
@@ -61,7 +61,9 @@ class Scores:
         return found
 
     def intervals(self, prefix: str) -> dict[str, float]:
-        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each category."""
+        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each
+        category.
+        """
         found = _ends(f"{prefix}/avg", self.success_NK.mean(axis=1))
         if self.categories:
             found |= _ends(f"{prefix}/best", self.success_NK.max(axis=1))
@@ -71,7 +73,9 @@ class Scores:
         return found
 
 
-def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, greedy: bool = False) -> tuple[Scores, list[Episode]]:
+def score(
+    session: Session, params, tasks: Sequence[Mapping], rollouts: int, greedy: bool = False
+) -> tuple[Scores, list[Episode]]:
     """Plays every task and scores it. A rollout that never began (its environment failed) counts as a failure.
 
     Raises:
@@ -92,7 +96,8 @@ def score(session: Session, params, tasks: Sequence[Mapping], rollouts: int, gre
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task ([] if off).
+    """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task
+    ([] if off).
     categories: per task ([] where there are none); benchmark: its version ("" where the environment names none)."""
 
     metrics: dict[str, float]
@@ -108,7 +113,9 @@ class HeldOut:
 
 
 def held_out(session: Session, params, split: str, count: int) -> HeldOut:
-    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over tasks."""
+    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
+    tasks.
+    """
     config = session.config
     tasks = session.tasks(split)
     tasks = [tasks[n] for n in range(min(count, len(tasks)))]
@@ -122,7 +129,9 @@ def held_out(session: Session, params, split: str, count: int) -> HeldOut:
         metrics[f"{split}/greedy"] = scores.avg
         metrics |= {f"{split}/{name}/greedy": part.avg for name, part in scores.by_category.items()}
         greedy = scores.success_NK[:, 0].astype(int).tolist()
-    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark)
+    return HeldOut(
+        metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark
+    )
 
 
 def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -139,9 +148,11 @@ def _ends(name: str, values_N: np.ndarray) -> dict[str, float]:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
-    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test split.
+    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test
+    split.
 
-    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and prints a table.
+    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and
+    prints a table.
     """
     session = Session.open(config)
     config = session.config
@@ -162,10 +173,14 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
-    """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they have had."""
+    """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they
+    have had.
+    """
     step = None
     if directory.is_dir():
-        checkpoints = Checkpoints(directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}")
+        checkpoints = Checkpoints(
+            directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}"
+        )
         step = checkpoints.latest_step
         if step is not None:
             session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]

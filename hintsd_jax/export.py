@@ -1,10 +1,12 @@
 """`--mode=export`: a run's checkpoint in, directories out that transformers, vLLM and SGLang read.
 
-A whole directory (config, weights with the adapter merged, tokenizer, chat template) in the form of the checkpoint that training began
-with, and the adapters in PEFT's format, of the student and of its EMA, the teacher.
+A whole directory (config, weights with the adapter merged, tokenizer, chat template) in the form of the checkpoint that
+training began with, and the adapters in PEFT's format, of the student and of its EMA, the teacher.
 
-Invariants: what training did not change is written as it was, bit for bit, in its own dtype. Neither a device nor the whole model is
-needed: weights pass through host memory parameter by parameter. A directory has its final name only when all of it is there.
+Invariants: what training did not change is written as it was, bit for bit, in its own dtype. Neither a device nor the
+whole model is
+needed: weights pass through host memory parameter by parameter. A directory has its final name only when all of it is
+there.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from hintsd_jax.checkpoints.huggingface import layers, open_checkpoint, read_config, write_like
+from hintsd_jax.checkpoints.naming import leaves
+from hintsd_jax.checkpoints.peft import save_adapter
+from hintsd_jax.checkpoints.safetensors import Tensors
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import resolved
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.safetensors import Tensors
-from hintsd_jax.checkpoints.huggingface import layers, open_checkpoint, read_config, write_like
-from hintsd_jax.checkpoints.naming import leaves
-from hintsd_jax.checkpoints.peft import save_adapter
-from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import lora_config
 
@@ -33,7 +35,8 @@ _TREES = {"student": "params", "ema": "ema"}  # as the config names them -> in t
 
 
 def export(config: ConfigDict, workdir: str) -> list[Path]:
-    """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`, `ema_adapter/`, those asked for.
+    """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`,
+    `ema_adapter/`, those asked for.
 
     Returns the directories and prints them.
 
@@ -47,9 +50,13 @@ def export(config: ConfigDict, workdir: str) -> list[Path]:
     source = open_checkpoint(Path(config.policy.path), policy)
     # the base may lie elsewhere than it did while training
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
-        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
+        checkpoints = Checkpoints(
+            folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}"
+        )
         step = _chosen(checkpoints, config.export.checkpoint, folder.path)
-        out = Path(config.export.path).expanduser() if config.export.path else folder.path / "export" / f"step_{step:06d}"
+        out = (
+            Path(config.export.path).expanduser() if config.export.path else folder.path / "export" / f"step_{step:06d}"
+        )
         dtype = None if config.export.dtype == "auto" else config.export.dtype
         written = []
         for name, tree in _TREES.items():
@@ -71,9 +78,13 @@ def export(config: ConfigDict, workdir: str) -> list[Path]:
 def _chosen(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
     step = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(wanted, wanted)
     if step is None:
-        raise UserError(f"{workdir}: no checkpoint that could be the {wanted} one; there are {checkpoints.steps or 'none'}")
+        raise UserError(
+            f"{workdir}: no checkpoint that could be the {wanted} one; there are {checkpoints.steps or 'none'}"
+        )
     if int(step) not in checkpoints.steps:
-        raise UserError(f"export.checkpoint = {step}: {workdir} has no such checkpoint; there are {checkpoints.steps or 'none'}")
+        raise UserError(
+            f"export.checkpoint = {step}: {workdir} has no such checkpoint; there are {checkpoints.steps or 'none'}"
+        )
     return int(step)
 
 
@@ -96,7 +107,10 @@ def _trained(policy: PolicyConfig, read) -> Iterator[tuple[str, np.ndarray]]:
 
 def _merged(policy: PolicyConfig, source: Tensors, adapter: lora.Adapter) -> Iterator[tuple[str, np.ndarray]]:
     """Those of the checkpoint that training began with, the adapter merged into its targets."""
-    pairs = {("layers", *target.path, "kernel"): adapter["layers"][target.path[0]][target.path[1]] for target in lora.targets(policy)}
+    pairs = {
+        ("layers", *target.path, "kernel"): adapter["layers"][target.path[0]][target.path[1]]
+        for target in lora.targets(policy)
+    }
     for leaf in leaves(policy):
         pair = pairs.get(leaf.path)
         for n, name in enumerate(leaf.names):

@@ -1,8 +1,9 @@
-"""The entry: `python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train [--config.optim.lr=1e-4 ...]`.
+"""The entry: `python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train
+[--config.optim.lr=1e-4 ...]`.
 
-Flags go in, one run comes out; of --mode=plan what it would hold, with exit status 0 if that fits and 1 if not. Whatever the user can
-mend ends in one line on stderr and exit status 2, before jax is imported where it can be; every other error is a bug and keeps its
-traceback.
+Flags go in, one run comes out; of --mode=plan what it would hold, with exit status 0 if that fits and 1 if not.
+Whatever the user can mend ends in one line on stderr and exit status 2, before jax is imported where it can be; every
+other error is a bug and keeps its traceback.
 """
 
 import importlib
@@ -13,12 +14,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hintsd_jax.config import schema as schema
-from hintsd_jax.errors import UserError
 from hintsd_jax.config.validation import validate
+from hintsd_jax.errors import UserError
 
 config_flags.DEFINE_config_file("config", None, "The config file, such as configs/desk.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "The folder of this run; one that holds a run already continues it.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export", "plan"], "What to do; plan says whether the run fits, and needs no --workdir.")
+flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "export", "plan"],
+    "What to do; plan says whether the run fits, and needs no --workdir.",
+)
 
 
 def run(argv: list[str]) -> None:
@@ -31,7 +37,9 @@ def run(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: write settings as --config.key=value")
     config, workdir = validate(flags.FLAGS.config), flags.FLAGS.workdir
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
-    module = importlib.import_module({"plan": "hintsd_jax.tools.planner.plan"}.get(mode, f"hintsd_jax.{mode}"))  # here, because importing jax takes a second
+    module = importlib.import_module(
+        {"plan": "hintsd_jax.tools.planner.plan"}.get(mode, f"hintsd_jax.{mode}")
+    )  # here, because importing jax takes a second
     if mode == "plan":
         sys.exit(0 if module.plan(config) else 1)
     getattr(module, mode)(config, workdir)
@@ -42,8 +50,13 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error  # of a failing config file: its traceback's last line
-    except (AttributeError, KeyError) as error:  # ml_collections refuses a key, from the command line or in the config file
+        raise UserError(
+            str(error).strip().splitlines()[-1]
+        ) from error  # of a failing config file: its traceback's last line
+    except (
+        AttributeError,
+        KeyError,
+    ) as error:  # ml_collections refuses a key, from the command line or in the config file
         for arg in argv:
             override = re.match(r"--?(?:no)?config\.([^=]+)", arg)
             if override and (problem := schema.unknown_key(override[1])):

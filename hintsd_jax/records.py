@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from hintsd_jax.training.batching import Packed
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.hindsight import analyser
 from hintsd_jax.hindsight.analyser import Hindsight
 from hintsd_jax.methods import method_of
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs import progress
 from hintsd_jax.sampling import Stats
 from hintsd_jax.session import Session
+from hintsd_jax.training.batching import Packed
 
 
 def rollout_metrics(episodes: Sequence[Episode], dropped: Mapping[str, int], stats: Stats) -> dict[str, float]:
@@ -26,9 +26,10 @@ def rollout_metrics(episodes: Sequence[Episode], dropped: Mapping[str, int], sta
         "rollout/episodes": len(episodes),
         "rollout/success": sum(episode.success for episode in episodes) / count,
         "rollout/tokens": stats.sampled,
-        "rollout/turns": sum(len(episode.steps) for episode in episodes) / count,
-        "rollout/action_length": sum(len(episode.logprobs) for episode in episodes) / max(sum(len(e.steps) for e in episodes), 1),
-        "rollout/prefilled": stats.prefilled,
+        "rollout/steps": sum(len(episode.steps) for episode in episodes) / count,
+        "rollout/action_length": sum(len(episode.logprobs) for episode in episodes)
+        / max(sum(len(e.steps) for e in episodes), 1),
+        "rollout/prefill_tokens": stats.prefilled,
         "rollout/decode_steps": stats.decode_steps,
         **{f"rollout/ended/{reason}": number for reason, number in sorted(ended.items())},
         **{f"rollout/dropped/{reason}": number for reason, number in sorted(dropped.items())},
@@ -39,30 +40,39 @@ def hindsight_metrics(episodes: Sequence[Episode], found: Hindsight, config: Con
     steps = [target.step for analysis in found.analyses for target in analysis.targets]
     rewards = [reward for analysis in found.analyses for reward in analysis.rewards]
     return {
-        "hindsight/failed": sum(not episode.success for episode in episodes),
-        "hindsight/asked": found.asked,
-        "hindsight/parsed": found.parsed,
+        "hindsight/failed_episodes": sum(not episode.success for episode in episodes),
+        "hindsight/questions": found.asked,
+        "hindsight/readable_answers": found.parsed,
         "hindsight/targets": len(steps),
-        "hindsight/target_step_mean": float(np.mean(steps)) if steps else 0.0,
+        "hindsight/mean_target_step": float(np.mean(steps)) if steps else 0.0,
         "hindsight/tokens": found.tokens,
         "hindsight/privileged": int(_privileged(config)),
-        **({"hindsight/reward": float(np.mean(rewards))} if rewards else {}),
+        **({"hindsight/verdict": float(np.mean(rewards))} if rewards else {}),
         **analyser.attribution(found.analyses),
         **{f"hindsight/dropped/{reason}": number for reason, number in sorted(found.dropped.items())},
     }
 
 
 def distill_metrics(distilled: Mapping[str, float], packed: Packed, without: Mapping[str, int]) -> dict[str, float]:
-    """What the update says, the tokens that student and teacher went through, and the share of padding among them; actions that fit no batch
-    and episodes `without` anything to learn from, by reason."""
+    """What the update says, the tokens that student and teacher went through, and the share of padding among them;
+    actions that fit no batch and episodes `without` anything to learn from, by reason."""
     passed = packed.student_tokens + packed.teacher_tokens
-    tokens = {"student_tokens": packed.student_tokens, "teacher_tokens": packed.teacher_tokens, "padding": packed.padding / max(passed, 1)}
-    dropped = {f"dropped/{reason}": number for reason, number in sorted((Counter(packed.dropped) + Counter(without)).items())}
-    return {f"distill/{name}": value for name, value in (distilled | tokens | dropped).items()}
+    tokens = {
+        "student_tokens": packed.student_tokens,
+        "teacher_tokens": packed.teacher_tokens,
+        "padding": packed.padding / max(passed, 1),
+    }
+    dropped = {
+        f"dropped/{reason}": number for reason, number in sorted((Counter(packed.dropped) + Counter(without)).items())
+    }
+    return {f"train/{name}": value for name, value in (distilled | tokens | dropped).items()}
 
 
-def trained_spans(chat: ChatFormat, packed: Packed, tokens: Sequence[Mapping[str, np.ndarray]]) -> dict[int, list[dict]]:
-    """What an update did, token by token: for each episode (its number in the step) the actions that were trained on, in order.
+def trained_spans(
+    chat: ChatFormat, packed: Packed, tokens: Sequence[Mapping[str, np.ndarray]]
+) -> dict[int, list[dict]]:
+    """What an update did, token by token: for each episode (its number in the step) the actions that were trained on,
+    in order.
 
     tokens: of each batch, arrays [B, A] by name; see `distill.losses.span_losses`.
     """
@@ -70,11 +80,11 @@ def trained_spans(chat: ChatFormat, packed: Packed, tokens: Sequence[Mapping[str
     for place in packed.places:
         at = (place.row, slice(place.first, place.stop))
         batch = packed.batches[place.batch]
-        span = {"step": place.step, "pieces": chat.pieces(batch.actions_BA[at].tolist())}
+        span = {"step": place.step, "pieces": chat.token_texts(batch.actions_BA[at].tolist())}
         if place.taught:
             told = tokens[place.batch]
             span |= {name: _rounded(told[name][at]) for name in ("divergence", "teacher_gap")}
-            span["teacher_best"] = chat.pieces(told["teacher_best"][at].tolist())
+            span["teacher_best"] = chat.token_texts(told["teacher_best"][at].tolist())
         if batch.advantage_BA[at].any():
             span["advantage"] = _rounded(batch.advantage_BA[at])
         found.setdefault(place.episode, []).append(span)
@@ -106,8 +116,8 @@ def shapes_note(session: Session) -> str:
 def records(
     episodes: Sequence[Episode], found: Hindsight, trained: Mapping[int, Sequence[Mapping]], config: ConfigDict
 ) -> Iterator[dict]:
-    """What `episodes/` keeps of a step: every episode with its text and spans, its targets, the analyser's own words, and what the update
-    did to its actions (`trained_spans`)."""
+    """What `episodes/` keeps of a step: every episode with its text and spans, its targets, the analyser's own words,
+    and what the update did to its actions (`trained_spans`)."""
     analyses = {id(analysis.episode): analysis for analysis in found.analyses}
     for n, episode in enumerate(episodes):
         analysis = analyses.get(id(episode))
@@ -117,7 +127,7 @@ def records(
                 "analyser": config.hindsight.analyser,
                 "privileged": _privileged(config),
                 "select": config.hindsight.select,
-                "place": config.hindsight.place,
+                "place": config.hindsight.feedback_position,
                 "answer": analysis.answer,
                 "problem": analysis.problem,
                 "targets": [{"step": target.step, "feedback": target.feedback} for target in analysis.targets],
@@ -130,8 +140,8 @@ def records(
 def result_tables(
     config: ConfigDict, counters: Mapping, before: Mapping[str, float], after: Mapping[str, float], benchmark: str = ""
 ) -> tuple[str, str]:
-    """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the tasks have
-    categories, each has its own lines, and there are 95 % intervals over tasks.
+    """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the
+    tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
     `counters`: `seconds` and `tokens` (sampled in training). `benchmark`: its version.
     """
@@ -142,8 +152,8 @@ def result_tables(
     limit = "" if hindsight.select in ("first", "last", "all") else f", at most {hindsight.max_targets} an episode"
     knows = " (PRIVILEGED: knows the ground truth)"
     facts = {
-        "method": config.method,
-        "targets": targets.get(asks, f"{hindsight.select}{limit}, feedback at the {hindsight.place}")
+        "method": config.algorithm,
+        "targets": targets.get(asks, f"{hindsight.select}{limit}, feedback at the {hindsight.feedback_position}")
         + (knows if hindsight.select in analyser.PRIVILEGED_SELECTS else ""),
         "analyser": hindsight.analyser + (knows if hindsight.analyser in analyser.PRIVILEGED_ANALYSERS else ""),
         "tasks": f"{after.get(f'{split}/tasks', 0)} x {k} rollouts, seed {config.seed}",
@@ -157,8 +167,12 @@ def result_tables(
     return progress.plain_table(results, facts), progress.markdown_table(results, facts)
 
 
-def success_results(before: Mapping[str, float], after: Mapping[str, float], split: str, k: int) -> list[progress.Result]:
-    """The lines of the last table: Avg@k, Best@k and greedy success on a split as a whole, then in each category that `after` has."""
+def success_results(
+    before: Mapping[str, float], after: Mapping[str, float], split: str, k: int
+) -> list[progress.Result]:
+    """The lines of the last table: Avg@k, Best@k and greedy success on a split as a whole, then in each category that
+    `after` has.
+    """
     tail = f"/avg@{k}"
     parts = [key.removesuffix(tail) for key in after if key.startswith(f"{split}/") and key.endswith(tail)]
     parts = [split, *(part for part in parts if part != split)]
@@ -172,5 +186,7 @@ def success_results(before: Mapping[str, float], after: Mapping[str, float], spl
         for key, label in {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}.items():
             name = f"{part}/{key.partition('@')[0]}"
             values = before.get(f"{part}/{key}"), after.get(f"{part}/{key}")
-            results.append(progress.Result(f"{part.replace('/', ' ')} {label}", *values, ends(before, name), ends(after, name)))
+            results.append(
+                progress.Result(f"{part.replace('/', ' ')} {label}", *values, ends(before, name), ends(after, name))
+            )
     return results

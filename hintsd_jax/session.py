@@ -1,4 +1,6 @@
-"""What a run is made of, from its config: mesh, policy, chat format, engine, environment and tasks. Training and evaluation share it."""
+"""What a run is made of, from its config: mesh, policy, chat format, engine, environment and tasks. Training and
+evaluation share it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hintsd_jax.training.losses import LossConfig
-from hintsd_jax.training.batching import Shapes
-from hintsd_jax.training.state import OptimConfig
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.peft import load_adapter
+from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.envs.base import resolve
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import HindsightConfig
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
@@ -24,19 +24,21 @@ from hintsd_jax.hindsight.questions import Asker, policy_asker
 from hintsd_jax.methods import method_of, resolved
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
-from hintsd_jax.checkpoints.huggingface import load_policy
-from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.models.sharding import make_mesh, shardings
-from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
+from hintsd_jax.training.batching import Shapes
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.training.state import OptimConfig
 
 
 @dataclasses.dataclass
 class Session:
-    """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones; training takes a
-    copy and sets it to None. `endpoint` is the analyser behind a server, where there is one. `journal` keeps what the outside world answers
-    in the current phase of the current step; None where nothing is resumed."""
+    """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones;
+    training takes a copy and sets it to None. `endpoint` is the analyser behind a server, where there is one. `journal`
+    keeps what the outside world answers in the current phase of the current step; None where nothing is resumed."""
 
     config: ConfigDict
     mesh: Mesh
@@ -54,20 +56,23 @@ class Session:
         """Loads and checks everything but the tasks.
 
         Raises:
-          UserError: whatever the user can mend: a missing or broken checkpoint, a tokenizer that does not fit, an unknown environment.
+          UserError: whatever the user can mend: a missing or broken checkpoint, a tokenizer that does not fit, an
+            unknown environment.
         """
         config = resolved(config)
         env_class = resolve(config.env.name)
         mesh = make_mesh(**config.mesh)
         if config.rollout.slots % mesh.shape["data"]:
-            raise UserError(f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}")
+            raise UserError(
+                f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}"
+            )
         tokenizer = load_tokenizer(config.policy.path)
         chat = ChatFormat(
             tokenizer,
-            history=config.history,
+            history=config.chat.history,
             stop_ids=generation_stops(config.policy.path),
-            enable_thinking=config.enable_thinking,
-            **config.template_kwargs.to_dict(),
+            enable_thinking=config.chat.enable_thinking,
+            **config.chat.template_kwargs.to_dict(),
         )
         adapter = lora_config(config)
         policy, weights = load_policy(
@@ -96,8 +101,8 @@ class Session:
 
     @property
     def benchmark(self) -> str:
-        """The version of the benchmark, such as "bfcl-eval 2026.3.23", where the environment's class has `version`, a class method or
-        an attribute; "" where it has none."""
+        """The version of the benchmark, such as "bfcl-eval 2026.3.23", where the environment's class has `version`, a
+        class method or an attribute; "" where it has none."""
         version = getattr(self.env_class, "version", "")
         return str(version() if callable(version) else version)
 
@@ -131,7 +136,7 @@ class Session:
     def hindsight_config(self) -> HindsightConfig:
         """What analysers are asked."""
         hindsight = self.config.hindsight
-        return HindsightConfig(hindsight.select, hindsight.max_targets, hindsight.clip_chars)
+        return HindsightConfig(hindsight.select, hindsight.max_targets, hindsight.max_trajectory_chars)
 
     def policy_asker(self, params) -> Asker:
         """An analyser with these weights, in the engine of the rollouts."""
@@ -167,9 +172,13 @@ class Session:
 
 
 def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> list[Mapping]:
-    """The tasks of a training step (counted from 0): epochs of a seeded shuffle, read on without a gap. Pure in its arguments."""
+    """The tasks of a training step (counted from 0): epochs of a seeded shuffle, read on without a gap. Pure in its
+    arguments.
+    """
     positions = np.arange(step * count, (step + 1) * count)
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch in set(positions // len(tasks))}
+    orders = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch in set(positions // len(tasks))
+    }
     return [tasks[int(orders[position // len(tasks)][position % len(tasks)])] for position in positions]
 
 
@@ -182,24 +191,24 @@ def engine_config(config: ConfigDict) -> EngineConfig:
         max_tokens=max(rollout.max_action_tokens, hindsight.max_tokens),
         prefill_buckets=tuple(rollout.prefill_buckets),
         prefill_rows=rollout.prefill_rows,
-        refill=rollout.refill,
-        overlap=rollout.overlap,
+        refill=rollout.refill_fraction,
+        overlap=rollout.overlap_env,
     )
 
 
 def update_shapes(config: ConfigDict, mesh: Mesh) -> Shapes:
-    """The shapes of the update's batches: so many rows for each part of the mesh that rows are split over. Where the teacher reads its advice
-    at the start, there is no trunk that it could share with the student."""
+    """The shapes of the update's batches: so many rows for each part of the mesh that rows are split over. Where the
+    teacher reads its advice at the start, there is no trunk that it could share with the student."""
     method, distill, hindsight = method_of(config), config.distill, config.hindsight
-    taught, streams, actions = loss_config(config).taught, tuple(distill.stream_buckets), tuple(distill.action_buckets)
-    if method.whole or taught and (hindsight.place == "start" or hindsight.select == "all"):
-        streams, actions = distill.episode_pair[:1], distill.episode_pair[1:]
+    taught, streams, actions = loss_config(config).taught, tuple(batch.branch_buckets), tuple(batch.action_buckets)
+    if method.whole or (taught and (hindsight.feedback_position == "start" or hindsight.select == "all")):
+        streams, actions = batch.whole_episode_buckets[:1], batch.whole_episode_buckets[1:]
     return Shapes(
-        tuple(distill.length_buckets),
+        tuple(batch.length_buckets),
         tuple(streams) if taught else (0,) * len(streams),
         tuple(actions),
-        rows=distill.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
-        trunk=taught and distill.form == "branches" and hindsight.place == "target",
+        rows=batch.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
+        trunk=taught and batch.layout == "branches" and hindsight.feedback_position == "target",
     )
 
 
@@ -227,7 +236,9 @@ def lora_config(config: ConfigDict) -> LoraConfig | None:
 
 
 def compute_dtype(config: ConfigDict) -> str:
-    """What `policy.compute_dtype` means here. A CPU has no bfloat16 units: its caches in bfloat16 are about 50 times slower."""
+    """What `policy.compute_dtype` means here. A CPU has no bfloat16 units: its caches in bfloat16 are about 50 times
+    slower.
+    """
     if config.policy.compute_dtype != "auto":
         return config.policy.compute_dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed: run `make bfcl`")
 
-from benchmarks.bfcl_agreement import all_tasks, answer_of  # noqa: E402
-from hintsd_jax.envs.base import ToolCall  # noqa: E402
-from hintsd_jax.envs.bfcl.env import Bfcl  # noqa: E402
+from benchmarks.bfcl_agreement import all_tasks, answer_of
+from hintsd_jax.envs.base import ToolCall
+from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.tool_calls import parse_action, render_call
 
 DONE = "Done."  # an action without a call: the user turn ends
@@ -41,7 +41,9 @@ def action_of(*calls):
 
 
 def play(task, answer=None, environment=None, one_call_a_step=False):
-    """Plays [turn][ToolCall], the ground truth by default; returns (environment, last Turn, all Turns). Stops where the episode ends."""
+    """Plays [turn][ToolCall], the ground truth by default; returns (environment, last StepResult, all Turns). Stops
+    where the episode ends.
+    """
     environment, turns = environment or Bfcl(), []
     environment.reset(task)
     for calls in answer_of(task) if answer is None else answer:

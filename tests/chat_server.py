@@ -88,7 +88,9 @@ class ChatServer(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(script, wrap=None):
-    """A server that calls `script(exchange)` for each request, in a thread of its own; `wrap` makes its socket another (TLS)."""
+    """A server that calls `script(exchange)` for each request, in a thread of its own; `wrap` makes its socket another
+    (TLS).
+    """
     server = ChatServer(script)
     if wrap is not None:
         server.socket = wrap(server.socket)

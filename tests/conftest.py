@@ -1,4 +1,6 @@
-"""Shared by all tests: the CPU, quick compiling, and compiled programs kept between runs in the ignored `.cache/` folder."""
+"""Shared by all tests: the CPU, quick compiling, and compiled programs kept between runs in the ignored `.cache/`
+folder.
+"""
 
 import importlib.metadata
 import os
@@ -6,18 +8,19 @@ from pathlib import Path
 
 # Before any test imports jax; environment variables so that subprocesses of tests have them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of most tests' time is compiling; without the costly passes it takes a third. Files that really roll out the embedded
-# policy say OPTIMIZED = True.
+# Nearly all of most tests' time is compiling; without the costly passes it takes a third. Files that really roll out
+# the embedded policy say OPTIMIZED = True.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# XLA's newer way of making CPU loops goes through MLIR, and compiles the update in 7.5 s of CPU where the older one takes 1.9 (13 and 9
-# optimised). jaxlib 0.11 has no such flag any more, and a flag that XLA does not know ends the process.
+# XLA's newer way of making CPU loops goes through MLIR, and compiles the update in 7.5 s of CPU where the older one
+# takes 1.9 (13 and 9 optimised). jaxlib 0.11 has no such flag any more, and a flag that XLA does not know ends the
+# process.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,7 +29,9 @@ def optimized(request):
     import jax
 
     before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = wanted = "0" if getattr(request.module, "OPTIMIZED", False) else before
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = wanted = (
+        "0" if getattr(request.module, "OPTIMIZED", False) else before
+    )
     jax.config.update("jax_disable_most_optimizations", wanted != "0")
     yield
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = before

@@ -11,9 +11,7 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Llama 3's: up to three digits at a time
-LLAMA_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _HEAD = r"""
 {%- macro turn(role, body) -%}<|im_start|>{{ role }}
@@ -83,12 +81,19 @@ _THINKING = r"""
 """
 _OPENED = "'<|im_start|>assistant\\n' -"
 
-QWEN3_TEMPLATE = (_THINKING + _HEAD + _TAIL.replace("ASSISTANT", "spoken(m, loop.index0 > query.last, loop.last)")).replace(
-    _OPENED, "'<|im_start|>assistant\\n' ~ ('<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '') -"
+QWEN3_TEMPLATE = (
+    _THINKING + _HEAD + _TAIL.replace("ASSISTANT", "spoken(m, loop.index0 > query.last, loop.last)")
+).replace(
+    _OPENED,
+    "'<|im_start|>assistant\\n' ~ ('<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '') -",
 )
-"""Stock Qwen3: the thinking of turns before the last thing that the user said is dropped; enable_thinking=False opens and closes it."""
+"""Stock Qwen3: the thinking of turns before the last thing that the user said is dropped; enable_thinking=False opens
+and closes it.
+"""
 
-QWEN3_THINKING_TEMPLATE = QWEN3_TEMPLATE.replace("'<|im_start|>assistant\\n' ~", "'<|im_start|>assistant\\n<think>\\n' ~")
+QWEN3_THINKING_TEMPLATE = QWEN3_TEMPLATE.replace(
+    "'<|im_start|>assistant\\n' ~", "'<|im_start|>assistant\\n<think>\\n' ~"
+)
 """Qwen3-Thinking-2507: the same, and the generation prompt opens the thinking."""
 
 QWEN25_TEMPLATE = (
@@ -127,8 +132,8 @@ LLAMA3_TEMPLATE = r"""
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}
 """
-"""Llama 3.1 to 3.3: BOS, a date, tools in the first user message, one bare call a turn, results as JSON strings of role ipython,
-contents trimmed."""
+"""Llama 3.1 to 3.3: BOS, a date, tools in the first user message, one bare call a turn, results as JSON strings of role
+ipython, contents trimmed."""
 
 _CORPUS = (
     "The quick brown fox reads the report and sends it to the team. Move the file, then write a mail about it.",
@@ -139,7 +144,9 @@ _CORPUS = (
 )
 
 
-def make_tokenizer(template: str | None = KEEPING_TEMPLATE, *, corpus=_CORPUS, vocab_size=400, extra=()) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    template: str | None = KEEPING_TEMPLATE, *, corpus=_CORPUS, vocab_size=400, extra=()
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in Qwen's form, trained on `corpus`; the same every time.
 
     `extra`: strings added as whole, non-special tokens. Ids: the BPE entries, then the three control tokens
@@ -152,23 +159,39 @@ def make_tokenizer(template: str | None = KEEPING_TEMPLATE, *, corpus=_CORPUS, v
 
 
 def make_llama_tokenizer(template: str | None = LLAMA3_TEMPLATE, *, vocab_size=400) -> PreTrainedTokenizerFast:
-    """The same in Llama 3's form: no normalizer, no tags, its control tokens after the BPE entries, a BOS before what is encoded
-    with special tokens."""
-    control = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
-    tokenizer = _wrap(_train(_CORPUS, vocab_size, LLAMA_SPLIT, control, ()), template, bos_token=control[0], eos_token="<|eot_id|>")
+    """The same in Llama 3's form: no normalizer, no tags, its control tokens after the BPE entries, a BOS before what
+    is encoded with special tokens."""
+    control = (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+    )
+    tokenizer = _wrap(
+        _train(_CORPUS, vocab_size, LLAMA_SPLIT, control, ()), template, bos_token=control[0], eos_token="<|eot_id|>"
+    )
     bos = (control[0], tokenizer.convert_tokens_to_ids(control[0]))
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
     return tokenizer
 
 
 def _wrap(definition: str, template: str | None, **special: str) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(definition), clean_up_tokenization_spaces=False, **special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(definition), clean_up_tokenization_spaces=False, **special
+    )
     tokenizer.chat_template = template
     return tokenizer
 
 
 @functools.lru_cache(maxsize=8)
-def _train(corpus: tuple[str, ...], vocab_size: int, pattern: str, control: tuple[str, ...], plain: tuple[str, ...]) -> str:
+def _train(
+    corpus: tuple[str, ...], vocab_size: int, pattern: str, control: tuple[str, ...], plain: tuple[str, ...]
+) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC() if pattern == QWEN_SPLIT else None
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
@@ -177,7 +200,9 @@ def _train(corpus: tuple[str, ...], vocab_size: int, pattern: str, control: tupl
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain])
     return tokenizer.to_str()

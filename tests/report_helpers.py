@@ -10,7 +10,7 @@ CONFIG = {
     "method": "hint_sd",
     "seed": 3,
     "env": {"name": "desk", "options": {}},
-    "hindsight": {"analyser": "policy_ema", "select": "hindsight", "max_targets": 3},
+    "hindsight": {"analyser": "ema_teacher", "select": "hindsight", "max_targets": 3},
     "policy": {"path": "assets/desk-policy"},
     "optim": {"steps": 4, "lr": 0.0003},
     "tasks": {"test_split": "test"},
@@ -18,15 +18,25 @@ CONFIG = {
 
 
 def record(task="train-1", rollout=0, success=False, targets=(), turns=4, trained=True, **more):
-    """One line of `episodes/step_*.jsonl`; `targets` are steps, and with `trained` each has a trained span of three tokens."""
+    """One line of `episodes/step_*.jsonl`; `targets` are steps, and with `trained` each has a trained span of three
+    tokens.
+    """
     steps = [
-        {"start": 10 * n, "stop": 10 * n + 3, "branch": 0, "text": f"say {n}", "reward": 0.0, "stream": 0, "observation": "Ok.\nuser: Next."}
+        {
+            "start": 10 * n,
+            "stop": 10 * n + 3,
+            "branch": 0,
+            "text": f"say {n}",
+            "reward": 0.0,
+            "stream": 0,
+            "observation": "Ok.\nuser: Next.",
+        }
         for n in range(1, turns + 1)
     ]
     looked = None
     if not success:
         looked = {
-            "analyser": "policy_ema",
+            "analyser": "ema_teacher",
             "privileged": False,
             "select": "hindsight",
             "place": "target",
@@ -69,9 +79,14 @@ def span(step, tokens=3, seed=0):
 def write_run(path, steps=None, rows=None, held_out=None, config=CONFIG):
     """A workdir: `steps` maps a training step to its records; one row of metrics a step unless `rows` are given."""
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"config": config, "versions": [{"jax": "0", "device_kind": "cpu", "device_count": 1}]}))
+    (path / "config.json").write_text(
+        json.dumps({"config": config, "versions": [{"jax": "0", "device_kind": "cpu", "device_count": 1}]})
+    )
     if rows is None:
-        rows = [{"step": n, "rollout/success": 0.5, "rollout/tokens": 100, "hindsight/tokens": 10, "time/step": 2.0} for n in steps or ()]
+        rows = [
+            {"step": n, "rollout/success": 0.5, "rollout/tokens": 100, "hindsight/tokens": 10, "time/step": 2.0}
+            for n in steps or ()
+        ]
     if rows:
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if steps:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hintsd_jax.training.examples import rows, target_branches
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.training.examples import rows, target_branches
 
 PROMPT = (7, 8, 9)  # a generation prompt
 FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only
@@ -16,14 +16,14 @@ class Chat:
     def feedback(self, text):
         return (*(FEEDBACK + ord(c) % 32 for c in text), *PROMPT)
 
-    def advised(self, dialogue, tools, trunk, text):
+    def teacher_context(self, dialogue, tools, trunk, text):
         return len(trunk), self.feedback(text)
 
 
 class Rewriting(Chat):
     """Its template rewrites the second half of what the student read, in one token more."""
 
-    def advised(self, dialogue, tools, trunk, text):
+    def teacher_context(self, dialogue, tools, trunk, text):
         seen = len(trunk) // 2
         return seen, (*(300 + id for id in trunk[seen:]), 300, *self.feedback(text))
 
@@ -43,10 +43,12 @@ def make_episode(seed=0, steps=4, longest=5, rewrites=False):
     """With `rewrites`, some answers begin a new stream."""
     rng = np.random.default_rng(seed)
     ids = lambda n: tuple(int(i) for i in rng.integers(10, 200, n))
-    delta = lambda n, fresh=False: Delta(ids(n) + PROMPT, n, fresh)
+    delta = lambda n, new_stream=False: Delta(ids(n) + PROMPT, n, new_stream)
     episode = Episode.begin("task", 0, (), delta(4))
     for _ in range(steps):
         action = ids(int(rng.integers(1, longest + 1)))
         episode.append_action(action, -rng.random(len(action)).round(3), "")
-        episode.append_observation(delta(int(rng.integers(2, 9)), fresh=True) if rewrites and rng.random() < 0.4 else delta(3))
+        episode.append_observation(
+            delta(int(rng.integers(2, 9)), new_stream=True) if rewrites and rng.random() < 0.4 else delta(3)
+        )
     return episode

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from hintsd_jax.config import schema as schema
 from hintsd_jax import lessons
+from hintsd_jax.config import schema as schema
+from hintsd_jax.config.validation import validate
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.config.validation import validate
 from tests.rows_helpers import Chat, make_episode
 
 
@@ -36,42 +36,63 @@ def episodes():
 
 def make_rows(method, analyses=(), changes=(), made=None):
     config = schema.base()
-    config.policy.path, config.method, config.tasks.rollouts, config.rollout.slots = "policy", method, 2, 4
+    config.policy.path, config.algorithm, config.tasks.rollouts, config.rollout.slots = "policy", method, 2, 4
     config.update_from_flattened_dict(dict(changes))
     made, chat = made or episodes(), Keeping()
-    found = Hindsight([Analysis(made[n], tuple(Target(*target) for target in targets), rewards=rewards) for n, targets, rewards in analyses])
+    found = Hindsight(
+        [
+            Analysis(made[n], tuple(Target(*target) for target in targets), rewards=rewards)
+            for n, targets, rewards in analyses
+        ]
+    )
     found_rows, without = lessons.make_rows(validate(config), chat, made, found, step=3)
     return made, found_rows, dict(without), chat.said
 
 
 def told(found_rows):
     """(episode, step, whether a teacher reads it, weight, advantage) of every action."""
-    return [(row.episode, b.step, bool(b.words), b.weight, round(b.advantage, 3)) for row in found_rows for b in row.branches]
+    return [
+        (row.episode, b.step, bool(b.words), b.weight, round(b.advantage, 3))
+        for row in found_rows
+        for b in row.branches
+    ]
 
 
 def test_hint_sd_trains_on_targets_alone():
-    _, found_rows, without, said = make_rows("hint_sd", [(1, [(2, "x"), (3, "y")], ()), (2, [], ()), (3, [(1, "z")], ())])
+    _, found_rows, without, said = make_rows(
+        "hint_sd", [(1, [(2, "x"), (3, "y")], ()), (2, [], ()), (3, [(1, "z")], ())]
+    )
     assert told(found_rows) == [(1, 2, True, 1.0, 0.0), (1, 3, True, 1.0, 0.0), (3, 1, True, 1.0, 0.0)] and not without
     assert said == ["x", "y", "z"] and [row.micro for row in found_rows] == [0, 1]
 
 
 def test_hint_sd_with_feedback_at_the_start_reads_each_on_its_own():
-    made, (row,), _, said = make_rows("hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"hindsight.place": "start"})
+    made, (row,), _, said = make_rows(
+        "hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"hindsight.feedback_position": "start"}
+    )
     assert said == ["x", "y"] and [(b.step, b.seen, b.joined) for b in row.branches] == [(2, 0, False), (3, 0, False)]
     first = made[1].steps[0]
     for branch, text in zip(row.branches, said, strict=True):
-        assert branch.words == (*made[1].tokens[: first.branch], *Chat().feedback(text), *made[1].tokens[first.start : branch.start])
+        assert branch.words == (
+            *made[1].tokens[: first.prompt_start],
+            *Chat().user_turn(text),
+            *made[1].tokens[first.start : branch.start],
+        )
 
 
 def test_forms_with_a_row_per_target():
-    _, found_rows, _, _ = make_rows("hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"distill.form": "rows"})
-    assert [[b.step for b in row.branches] for row in found_rows] == [[2], [3]] and all(row.branches[0].seen == 0 for row in found_rows)
+    _, found_rows, _, _ = make_rows("hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"batch.layout": "rows"})
+    assert [[b.step for b in row.branches] for row in found_rows] == [[2], [3]] and all(
+        row.branches[0].seen == 0 for row in found_rows
+    )
 
 
 def test_grpo_trains_on_all_steps_where_rollouts_differ():
     _, found_rows, without, said = make_rows("grpo")
     value = round(0.5 / (np.std([1.0, 0.0], ddof=1) + 1e-6), 3)
-    assert told(found_rows) == [(n, step, False, 0.0, sign * value) for n, sign in ((0, 1), (1, -1)) for step in (1, 2, 3)]
+    assert told(found_rows) == [
+        (n, step, False, 0.0, sign * value) for n, sign in ((0, 1), (1, -1)) for step in (1, 2, 3)
+    ]
     assert without == {"no_advantage": 2} and not said
 
 
@@ -102,7 +123,11 @@ def test_dense_adds_the_judges_reward_to_what_the_hint_says():
 def test_hint_sd_with_grpo_has_both():
     _, found_rows, without, _ = make_rows("hint_sd+grpo", [(1, [(2, "x")], ()), (3, [(1, "z")], ())])
     actions = told(found_rows)
-    assert [action[:4] for action in actions if action[0] == 1] == [(1, 1, False, 0.0), (1, 2, True, 1.0), (1, 3, False, 0.0)]
+    assert [action[:4] for action in actions if action[0] == 1] == [
+        (1, 1, False, 0.0),
+        (1, 2, True, 1.0),
+        (1, 3, False, 0.0),
+    ]
     assert [action for action in actions if action[0] == 3] == [(3, 1, True, 1.0, 0.0)]  # no advantage, but feedback
     assert {action[0] for action in actions} == {0, 1, 3} and without == {"no_advantage": 1}
 

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from benchmarks import attribution, attribution_words, looking_back, placement
 from benchmarks.attribution_words import CONTEXTS, Case
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.config.schema import base
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode, Step
-from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import interval
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode, Step
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.session import Session
 from tests.chat_server import PROXIES, serving
 
@@ -51,7 +51,9 @@ def injected():
 
 def test_every_case_fails_by_its_one_fault(injected):
     cases, counts = injected
-    assert sum(count["failed"] for count in counts.values()) == len(cases) == Counter(case.fault for case in cases).total()
+    assert (
+        sum(count["failed"] for count in counts.values()) == len(cases) == Counter(case.fault for case in cases).total()
+    )
     assert counts["wrong_order"]["failed"] == 0 < counts["wrong_order"]["made"]
     assert all(count["failed"] == count["made"] for kind, count in counts.items() if kind != "wrong_order")
     for case in cases:
@@ -78,12 +80,16 @@ def test_an_analyser_is_told_the_step_and_nothing_else(injected):
     session = session_of(ScriptedEngine(CHAT, answers))
     session.weights = lambda trained: trained
     reports = [case.episode.report for case in cases]
-    found, dropped = looking_back.advise(session, "policy", [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases])
+    found, dropped = looking_back.advise(
+        session, "policy", [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases]
+    )
     wanted = [Target(case.step, f"do {n}") for n, case in enumerate(cases, 1)]
     assert found == [wanted[0], None, *wanted[2:]] and dropped == {"bad_step": 1}
     assert [case.episode.report for case in cases] == reports
     for case, question in zip(cases, asked, strict=True):
-        assert f"The step: #{case.step}<|im_end|>" in question and case.episode.report.faults[0].feedback not in question
+        assert (
+            f"The step: #{case.step}<|im_end|>" in question and case.episode.report.faults[0].feedback not in question
+        )
 
 
 def test_a_model_behind_a_server_is_asked_without_any_weights(injected, monkeypatch, tmp_path):
@@ -93,13 +99,19 @@ def test_a_model_behind_a_server_is_asked_without_any_weights(injected, monkeypa
     path = tmp_path / "config.py"
     path.write_text("from hintsd_jax.config import base\nget_config = base\n")
     cases = injected[0][:12]
-    with serving(lambda exchange: exchange.answer(json.dumps({"failures": [{"step": 5, "feedback": "Go home."}]}))) as server:
-        config = looking_back.load_config(str(path), POLICY, ["env.name=desk", f"endpoint.url={server.url}", "endpoint.model=m"])
+    with serving(
+        lambda exchange: exchange.answer(json.dumps({"failures": [{"step": 5, "feedback": "Go home."}]}))
+    ) as server:
+        config = looking_back.load_config(
+            str(path), POLICY, ["env.name=desk", f"endpoint.url={server.url}", "endpoint.model=m"]
+        )
         session = looking_back.open_session(config, ["endpoint", "random"])
         found = attribution.measure(session, "endpoint", cases, SCRIPTS, 0)
         assert len(server.requests) == len(cases) and "words" not in found
     row = found["where"]["all"]
-    assert row["targets"]["value"] == 1 and row["recall"]["value"] == pytest.approx(np.mean([case.step == 5 for case in cases]), abs=1e-6)
+    assert row["targets"]["value"] == 1 and row["recall"]["value"] == pytest.approx(
+        np.mean([case.step == 5 for case in cases]), abs=1e-6
+    )
     assert row["distance"]["value"] == pytest.approx(np.mean([abs(case.step - 5) for case in cases]), abs=1e-6)
 
 
@@ -113,7 +125,16 @@ def test_where_by_hand():
     named = [[Target(2, "w"), Target(4, "w")], [Target(4, "w")], [], [Target(1, "w"), Target(2, "w"), Target(3, "w")]]
     found = attribution.where(cases, named)
     values = {name: found[name] if isinstance(found[name], int) else found[name]["value"] for name in found}
-    known = {"episodes": 4, "answered": 3, "targets": 1.5, "precision": 1 / 6, "recall": 1 / 4, "within_1": 2 / 4, "distance": 4 / 3, "steps": 6}
+    known = {
+        "episodes": 4,
+        "answered": 3,
+        "targets": 1.5,
+        "precision": 1 / 6,
+        "recall": 1 / 4,
+        "within_1": 2 / 4,
+        "distance": 4 / 3,
+        "steps": 6,
+    }
     assert values == pytest.approx(known, abs=1e-6)
     assert found["precision"]["n"] == 6 and found["distance"]["n"] == 3
     nothing = attribution.where(cases, [[]] * 4)
@@ -130,7 +151,9 @@ def test_analysers_against_the_injected_step(injected):
     assert "words" not in environment  # there is no teacher
     drawn = attribution.measure(session, "random", cases, SCRIPTS, 0)["where"]["all"]
     expected = np.mean([1 / len(case.episode.steps) for case in cases])
-    assert abs(drawn["recall"]["value"] - expected) < 4 * np.sqrt(expected / len(cases)) and drawn["targets"]["value"] == 1
+    assert (
+        abs(drawn["recall"]["value"] - expected) < 4 * np.sqrt(expected / len(cases)) and drawn["targets"]["value"] == 1
+    )
     groups = {"the demonstrator's kinds", "other kinds", "all"}
     assert set(environment["where"]) == {case.fault for case in cases} | groups
     parts = [environment["where"][group]["episodes"] for group in ("the demonstrator's kinds", "other kinds")]
@@ -138,7 +161,9 @@ def test_analysers_against_the_injected_step(injected):
     keyed = [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases]
     told, dropped = looking_back.advise(session, "environment", keyed)
     assert not dropped and [target.step for target in told] == [case.step for case in cases]
-    elsewhere, dropped = looking_back.advise(session, "environment", [(episode, key, step - 1) for episode, key, step in keyed if step > 1])
+    elsewhere, dropped = looking_back.advise(
+        session, "environment", [(episode, key, step - 1) for episode, key, step in keyed if step > 1]
+    )
     assert set(elsewhere) == {None} and dropped == {"not_a_fault_to_it": len(elsewhere)}
     with pytest.raises(UserError, match="no analyser 'oracle' that answers"):
         looking_back.look_back(session, "oracle", [])
@@ -159,7 +184,9 @@ def test_contexts_are_the_templates_own(injected):
         "step": [*before, *said("Use a.")],
     }
     assert list(found) == list(CONTEXTS)
-    assert {name: tuple(ids) for name, ids in found.items()} == {name: CHAT.prompt(messages, tools).ids for name, messages in truth.items()}
+    assert {name: tuple(ids) for name, ids in found.items()} == {
+        name: CHAT.prompt(messages, tools).ids for name, messages in truth.items()
+    }
 
 
 def test_others_are_of_another_task_and_say_something_else(injected):
@@ -182,7 +209,11 @@ def test_what_a_teacher_makes_of_words(injected):
 
     def obey(job):
         text = CHAT.decode(job.prompt)
-        told = [case.right for n, case in enumerate(cases) if text.endswith(f"number {n}.<|im_end|>\n<|im_start|>assistant\n")]
+        told = [
+            case.right
+            for n, case in enumerate(cases)
+            if text.endswith(f"number {n}.<|im_end|>\n<|im_start|>assistant\n")
+        ]
         return [*told, "Done."]
 
     params = decoder.init_params(policy, jax.random.key(0))
@@ -191,16 +222,24 @@ def test_what_a_teacher_makes_of_words(injected):
     readings = attribution_words.read(session, cases, words, 0)
     found = attribution_words.summary(readings)
     acts = {context: rate["value"] for context, rate in found["acts"].items()}
-    assert acts == {"none": 0.0, "start": 0.0, "other": 0.0, "step": 1.0} and found["acts_gain"]["start"]["value"] == 1.0
+    assert (
+        acts == {"none": 0.0, "start": 0.0, "other": 0.0, "step": 1.0} and found["acts_gain"]["start"]["value"] == 1.0
+    )
     case, reading = cases[3], readings[3]
     step, right = case.episode.steps[case.step - 1], CHAT.encode(case.right)
     ids = np.array([[*case.episode.tokens[: step.start], *right]])
-    logits = np.asarray(decoder.project(params, policy, decoder.forward(params, policy, ids)))[0, step.start - 1 : -1].astype(np.float64)
+    logits = np.asarray(decoder.project(params, policy, decoder.forward(params, policy, ids)))[
+        0, step.start - 1 : -1
+    ].astype(np.float64)
     wanted = logits[np.arange(len(right)), right] - np.log(np.exp(logits).sum(axis=-1))
     np.testing.assert_allclose(reading["right none"], wanted, atol=1e-4)
-    assert found["logprob"]["right none"]["value"] == pytest.approx(np.mean([r["right none"].mean() for r in readings]), abs=1e-6)
+    assert found["logprob"]["right none"]["value"] == pytest.approx(
+        np.mean([r["right none"].mean() for r in readings]), abs=1e-6
+    )
     taken = case.episode.tokens[step.start : step.stop]
-    assert reading["taken step"].shape == (len(taken),) and taken[: reading["differs"]] == list(right[: reading["differs"]])
+    assert reading["taken step"].shape == (len(taken),) and taken[: reading["differs"]] == list(
+        right[: reading["differs"]]
+    )
     assert taken[reading["differs"]] != right[reading["differs"]]
     tight = dataclasses.replace(session.engine.config, context=60)
     session.engine = ScriptedEngine(CHAT, obey, tight)
@@ -220,7 +259,9 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
             number = len(episode.steps) + 1
             said = episode.dialogue(number)[-1]["content"]
             if said.startswith("Call "):
-                yield from script.ground_truth(next(t for t in tasks if t["id"] == episode.task_id)).actions[number - 1 :]
+                yield from script.ground_truth(next(t for t in tasks if t["id"] == episode.task_id)).actions[
+                    number - 1 :
+                ]
             yield made.actions[number - 1]
 
     session = session_of(ScriptedEngine(CHAT, policy))
@@ -238,7 +279,9 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
     assert "| environment | all targets" in placement.table({"environment": found})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`")
+@pytest.mark.skipif(
+    importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`"
+)
 def test_bfcl_by_the_same_code(tmp_path):
     from hintsd_jax.envs.bfcl import Bfcl
     from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
@@ -252,7 +295,9 @@ def test_bfcl_by_the_same_code(tmp_path):
     assert found["where"]["all"]["recall"]["value"] == 1.0
     dropped = next(case for case in cases if case.fault == "dropped_call")
     start = dropped.episode.steps[dropped.step - 1].start
-    assert dropped.wanted and attribution_words.contexts(CHAT, dropped, "a", "b")["none"] == dropped.episode.tokens[:start]
+    assert (
+        dropped.wanted and attribution_words.contexts(CHAT, dropped, "a", "b")["none"] == dropped.episode.tokens[:start]
+    )
     text = attribution.tables({"injected": counts, "analysers": {"environment": found}, "own": {}}, scripts)
     assert "Not scored" in text and "| early_stop |" in text
 
@@ -281,7 +326,11 @@ def test_configs_and_their_mistakes(tmp_path):
     path.write_text("from hintsd_jax.config import base\nget_config = base\n")
     config = looking_back.load_config(str(path), POLICY, ["hindsight.max_targets=1", "env.name=desk"])
     assert (config.policy.path, config.hindsight.max_targets, config.env.name) == (POLICY, 1, "desk")
-    for override, message in {"hindsight.max_targts=1": "max_targts", "history=template": "history = keep", "seed=-1": "impossible"}.items():
+    for override, message in {
+        "hindsight.max_targts=1": "max_targts",
+        "history=template": "history = keep",
+        "seed=-1": "impossible",
+    }.items():
         with pytest.raises(UserError, match=message):
             looking_back.load_config(str(path), POLICY, [override])
     with pytest.raises(UserError, match="no scripts"):

@@ -1,4 +1,6 @@
-"""The figures' and tables' numbers from summaries that are written down here: intervals, pairs, equal time; nothing is trained."""
+"""The figures' and tables' numbers from summaries that are written down here: intervals, pairs, equal time; nothing is
+trained.
+"""
 
 import json
 import os
@@ -7,7 +9,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks import compare_methods, compare_tables
 from benchmarks.compare_tables import Curve
@@ -30,18 +33,26 @@ def summary(arm, seed, rate=0.7, step_s=2.0, steps=4, **more):
         "step": list(range(steps + 1)),
         "time/step": [None, 50.0, 40.0, *[step_s] * (steps - 2)],
         "time/rollout": [None, *[1.0] * steps],
-        "time/hindsight": [None, *[step_s / 4] * steps],
-        "time/distill": [None, *[step_s / 4] * steps],
+        "time/analysis": [None, *[step_s / 4] * steps],
+        "time/update": [None, *[step_s / 4] * steps],
         "rollout/tokens": [None, *[1000] * steps],
         "rollout/episodes": [None, *[64] * steps],
         "hindsight/tokens": [None, *[100] * steps],
-        "distill/passed": [None, *[3000] * steps],
+        "train/passed": [None, *[3000] * steps],
         "memory/peak_bytes": [2**20, *[2**30] * steps],
         "eval/avg@4": [0.3 + 0.05 * n if even[n] else None for n in range(steps + 1)],
     }
     before = compare_tables.encode(held_out(np.random.default_rng(seed), 0.3))
     machine = {"cpu": "x", "cores": 4, "jobs": 2, "cores_per_job": 2}
-    found = {"arm": arm, "seed": seed, "status": "finished", "config": "c.py", "settings": {"a": "1"}, "overrides": [f"method={arm}"], "rows": rows}
+    found = {
+        "arm": arm,
+        "seed": seed,
+        "status": "finished",
+        "config": "c.py",
+        "settings": {"a": "1"},
+        "overrides": [f"method={arm}"],
+        "rows": rows,
+    }
     after = compare_tables.encode(held_out(rng, rate))
     found |= {"before": before, "after": after, "machines": [machine], "versions": {"jax": "1"}, "date": "2026-01-01"}
     return found | more
@@ -86,7 +97,11 @@ def test_the_first_updates_do_not_count_as_step_times():
 
 def test_curves_and_equal_time_by_hand():
     curve = Curve.of(summary("hint_sd", 0))  # 30 %, 40 %, 50 % at 0, 90 and 94 s
-    assert curve.steps.tolist() == [0, 2, 4] and curve.time.tolist() == [0, 90, 94] and curve.tokens.tolist() == [0, 2200, 4400]
+    assert (
+        curve.steps.tolist() == [0, 2, 4]
+        and curve.time.tolist() == [0, 90, 94]
+        and curve.tokens.tolist() == [0, 2200, 4400]
+    )
     assert curve.value.tolist() == pytest.approx([0.3, 0.4, 0.5])
     assert curve.at_time(45) == pytest.approx(0.35) and curve.at_time(94) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="ended after 94.0 s, before 95.0 s"):
@@ -94,7 +109,11 @@ def test_curves_and_equal_time_by_hand():
     slower = Curve.of(summary("dense", 0, step_s=6.0))  # 102 s
     assert compare_tables.equal_time(curve, slower) == pytest.approx((94, 0.4 + 0.1 * 4 / 12, 0.5))
     assert compare_tables.equal_time(slower, curve) == pytest.approx((94, 0.5, 0.4 + 0.1 * 4 / 12))
-    assert curve.reaches(0.3) == 0 and curve.reaches(0.35) == pytest.approx(45) and curve.reaches(0.45) == pytest.approx(92)
+    assert (
+        curve.reaches(0.3) == 0
+        and curve.reaches(0.35) == pytest.approx(45)
+        and curve.reaches(0.45) == pytest.approx(92)
+    )
     assert curve.reaches(0.51) is None
     mean = Curve.mean([curve, Curve.of(summary("hint_sd", 1, step_s=4.0, steps=2))])
     assert mean.time.tolist() == [0, 90] and mean.value.tolist() == pytest.approx([0.3, 0.4])
@@ -116,15 +135,25 @@ def test_when_a_level_is_reached_the_curve_is_at_it(values, wanted):
 
 
 def test_the_page_has_every_run():
-    runs = [summary(arm, seed, rate, step_s) for seed in (0, 1) for arm, rate, step_s in (("hint_sd", 0.8, 2.0), ("dense", 0.4, 6.0))]
-    runs += [{**summary("sft", 0), "status": "failed", "problem": "error: no | success"}, {**summary("sft", 1), "status": "unfinished"}]
+    runs = [
+        summary(arm, seed, rate, step_s)
+        for seed in (0, 1)
+        for arm, rate, step_s in (("hint_sd", 0.8, 2.0), ("dense", 0.4, 6.0))
+    ]
+    runs += [
+        {**summary("sft", 0), "status": "failed", "problem": "error: no | success"},
+        {**summary("sft", 1), "status": "unfinished"},
+    ]
     text = compare_tables.page(runs, LABELS)
     for row in ("| sft | 0 |  | **failed**: error: no / success |  |  |  |", "| sft | 1 |  | not finished |  |  |  |"):
         assert text.count(row) == 3  # Avg@4, Best@4, greedy
     assert text.count("| **HINT-SD** | 0, 1 |") == 3 and "Before training 0 of 400 rollouts differ" in text
     dense = next(line for line in text.splitlines() if line.startswith("| dense | 6.00 |"))
     assert dense.split(" | ")[1:7] == ["6.00", "3.00", "1.00", "1.50", "1.50", "3.00"] and "| 1,024 |" in dense
-    for change in ({"settings": {"a": "2"}}, {"after": compare_tables.encode(held_out(np.random.default_rng(0), 0.5, tasks=49))}):
+    for change in (
+        {"settings": {"a": "2"}},
+        {"after": compare_tables.encode(held_out(np.random.default_rng(0), 0.5, tasks=49))},
+    ):
         with pytest.raises(SystemExit, match="hint_sd-0 and dense-7"):
             compare_tables.page([*runs, {**summary("dense", 7), **change}], LABELS)
     with pytest.raises(SystemExit, match="dense-7 has no held-out results to compare: set eval.test_tasks"):
@@ -136,7 +165,10 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import compare_plots
 
-    arms = {arm: {seed: summary(arm, seed, rate) for seed in (0, 1)} for arm, rate in (("hint_sd", 0.8), ("dense", 0.4), ("environment", 0.9))}
+    arms = {
+        arm: {seed: summary(arm, seed, rate) for seed in (0, 1)}
+        for arm, rate in (("hint_sd", 0.8), ("dense", 0.4), ("environment", 0.9))
+    }
     figures = [compare_plots.overview(arms, LABELS, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")]
     assert figures[0] == figures[1]
     for figure in (figures[0], compare_plots.progress(arms, "tokens", tmp_path / "c.svg").read_bytes()):
@@ -154,21 +186,31 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
         folder = tmp_path / "runs" / f"{arm}-0"
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps(run | {"status": "unfinished"} if arm == "hint_sd" else run))
-    rows = [{"step": n, "eval/avg@4": 0.25 + n / 3, "time/step": 1.5, "distill/loss": 1.0} for n in range(2)]
+    rows = [{"step": n, "eval/avg@4": 0.25 + n / 3, "time/step": 1.5, "train/loss": 1.0} for n in range(2)]
     (tmp_path / "runs/hint_sd-0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = {when: held_out(np.random.default_rng(5), 0.5) for when in ("before", "after")}
     (tmp_path / "runs/hint_sd-0/held_out.json").write_text(json.dumps(results))
-    (tmp_path / "far.json").write_text(compare_tables.to_json([summary("grpo", 0), summary("dense", 0, status="failed", problem="x")]))
+    (tmp_path / "far.json").write_text(
+        compare_tables.to_json([summary("grpo", 0), summary("dense", 0, status="failed", problem="x")])
+    )
 
     def read(*options):
-        monkeypatch.setattr(sys, "argv", ["compare", "--read", f"--workdir={tmp_path}/runs", f"--out={tmp_path}/out/table", *options])
+        monkeypatch.setattr(
+            sys, "argv", ["compare", "--read", f"--workdir={tmp_path}/runs", f"--out={tmp_path}/out/table", *options]
+        )
         monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
         with pytest.raises(SystemExit) as exit:
             compare_methods.main()
-        return exit.value.code, {(run["arm"], run["seed"]): run for run in json.loads((tmp_path / "out/table.json").read_text())["runs"]}
+        return exit.value.code, {
+            (run["arm"], run["seed"]): run for run in json.loads((tmp_path / "out/table.json").read_text())["runs"]
+        }
 
     status, found = read("--seeds=0", "--arms=hint_sd,dense,grpo", f"--collected={tmp_path}/far.json")
-    assert status == 0 and list(found) == [("hint_sd", 0), ("dense", 0), ("grpo", 0)] and "3 of 3 runs are finished" in capsys.readouterr().out
+    assert (
+        status == 0
+        and list(found) == [("hint_sd", 0), ("dense", 0), ("grpo", 0)]
+        and "3 of 3 runs are finished" in capsys.readouterr().out
+    )
     assert found["hint_sd", 0]["rows"] == {"step": [0, 1], "eval/avg@4": [0.25, 0.58333], "time/step": [1.5, 1.5]}
     assert found["hint_sd", 0]["status"] == "finished" and found["dense", 0]["rows"] == runs["dense"]["rows"]
     assert (tmp_path / "out/table.md").read_text().startswith("# Methods side by side")
@@ -178,28 +220,54 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
 def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, capsys):
     """A real process: the entry refuses the misspelt key at once."""
     out = tmp_path / "table"
-    elsewhere = summary("dense", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"})  # not run again here
+    elsewhere = summary(
+        "dense", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"}
+    )  # not run again here
     (tmp_path / "far.json").write_text(compare_tables.to_json([elsewhere]))
-    options = [f"--workdir={tmp_path}/runs", f"--out={out}", f"--collected={tmp_path}/far.json", "--arms=hint_sd,dense", "--seeds=0", "optim.lrr=1"]
+    options = [
+        f"--workdir={tmp_path}/runs",
+        f"--out={out}",
+        f"--collected={tmp_path}/far.json",
+        "--arms=hint_sd,dense",
+        "--seeds=0",
+        "optim.lrr=1",
+    ]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
     monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
     with pytest.raises(SystemExit) as exit:
         compare_methods.main()
     assert exit.value.code == 1 and "1 of 2 runs are finished, 1 failed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "runs/hint_sd-0/summary.json").read_text())
-    assert os.listdir(tmp_path / "runs") == ["hint_sd-0"] and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
+    assert (
+        os.listdir(tmp_path / "runs") == ["hint_sd-0"]
+        and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
+    )
     monkeypatch.setattr(sys, "argv", ["compare", *options, "optim.lr=0"])
     with pytest.raises(SystemExit, match="dense-0 was run with other settings .*: give the same, or another --workdir"):
         compare_methods.main()
-    assert kept["status"] == "failed" and kept["problem"].startswith("error: unknown config key optim.lrr: did you mean optim.lr?")
+    assert kept["status"] == "failed" and kept["problem"].startswith(
+        "error: unknown config key optim.lrr: did you mean optim.lr?"
+    )
 
 
 def test_clean_times_take_the_place_of_disturbed_ones():
-    rows = {"step": [0, 1, 2, 3, 4, 5], "time/step": [None, 90.0, 80.0, 20.0, 40.0, 60.0], "time/compile": [30.0, *[None] * 5], "eval/avg@4": [0.1] * 6}
-    clean = {"arm": "dense", "rows": {"step": [0, 1, 2, 3, 4], "time/step": [None, 7.0, 7.0, 5.0, 10.0], "time/compile": [6.0, *[None] * 4]}}
+    rows = {
+        "step": [0, 1, 2, 3, 4, 5],
+        "time/step": [None, 90.0, 80.0, 20.0, 40.0, 60.0],
+        "time/compile": [30.0, *[None] * 5],
+        "eval/avg@4": [0.1] * 6,
+    }
+    clean = {
+        "arm": "dense",
+        "rows": {"step": [0, 1, 2, 3, 4], "time/step": [None, 7.0, 7.0, 5.0, 10.0], "time/compile": [6.0, *[None] * 4]},
+    }
     (run,) = retimed([{"arm": "dense", "rows": rows}], [clean])
     assert run["rows"]["time/step"] == [None, 7.0, 7.0, 5.0, 10.0, 7.5]
-    assert run["rows"]["time/compile"] == [6.0, *[None] * 5] and run["rows"]["eval/avg@4"] == rows["eval/avg@4"] and rows["time/step"][3] == 20.0
+    assert (
+        run["rows"]["time/compile"] == [6.0, *[None] * 5]
+        and run["rows"]["eval/avg@4"] == rows["eval/avg@4"]
+        and rows["time/step"][3] == 20.0
+    )
     for others in ([clean | {"arm": "grpo"}], [clean, clean]):
         with pytest.raises(SystemExit, match="one run with clean times of dense"):
             retimed([{"arm": "dense", "rows": rows}], others)

@@ -4,7 +4,8 @@ from functools import partial
 import jax
 import pytest
 
-from benchmarks import gpu, gpu_work as work
+from benchmarks import gpu
+from benchmarks import gpu_work as work
 from hintsd_jax.models import attention, decoder
 from hintsd_jax.models.config import PolicyConfig
 
@@ -27,7 +28,9 @@ def test_products_of_a_pass_are_those_that_xla_counts():
     # Up to 256 tokens the whole square of scores is computed. Norms, softmax and the rest are what is more.
     needed = work.layers(POLICY, 128) + work.mixing(POLICY, 128 * 128)
     assert needed < counted(forward, params, tokens) < 1.05 * needed
-    assert counted(lambda params, hidden: decoder.project(params, POLICY, hidden), params, hidden) == work.head(POLICY, 128)
+    assert counted(lambda params, hidden: decoder.project(params, POLICY, hidden), params, hidden) == work.head(
+        POLICY, 128
+    )
 
 
 def test_mixing_is_what_attention_needs():
@@ -38,7 +41,9 @@ def test_mixing_is_what_attention_needs():
 
 @pytest.mark.parametrize(("length", "start"), [(1, 0), (5, 0), (7, 11)])
 def test_causal_pairs_are_counted(length, start):
-    assert work.causal(length, start) == sum(key <= start + query for query in range(length) for key in range(start + length))
+    assert work.causal(length, start) == sum(
+        key <= start + query for query in range(length) for key in range(start + length)
+    )
 
 
 def test_decoding_reads_weights_once_and_caches_to_their_lengths():
@@ -52,7 +57,9 @@ def test_decoding_reads_weights_once_and_caches_to_their_lengths():
 
 def test_an_update_is_its_passes():
     trunk, stream, actions = 96, 32, 16
-    passes = lambda tokens, pairs, logits: work.layers(POLICY, tokens) + work.mixing(POLICY, pairs) + work.head(POLICY, logits)
+    passes = lambda tokens, pairs, logits: (
+        work.layers(POLICY, tokens) + work.mixing(POLICY, pairs) + work.head(POLICY, logits)
+    )
     teacher = passes(trunk + stream, work.causal(trunk) + 2 * work.causal(16, 80), actions)
     student = 3 * passes(trunk, work.causal(trunk), actions) + work.mixing(POLICY, work.causal(trunk))
     assert work.update(POLICY, trunk, [(80, 16), (80, 16)], actions) == student + teacher
@@ -75,8 +82,23 @@ def test_page_has_every_row_under_its_section():
         {"section": "ceilings", "what": "copy", "ms": 1.5, "GB/s": 3000.0},
         {"section": "decode", "what": "8 slots", "of ceiling": 0.5, "note": "a | b"},
     ]
-    found = {"card": "X", "date": "2026-11-23", "driver": "1", "versions": {"jax": "0"}, "shape": "s", "seconds": 1.0, "rows": rows}
+    found = {
+        "card": "X",
+        "date": "2026-11-23",
+        "driver": "1",
+        "versions": {"jax": "0"},
+        "shape": "s",
+        "seconds": 1.0,
+        "rows": rows,
+    }
     table = [line for line in gpu.markdown(found).splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table] == ["what", "---", "**ceilings**", "copy", "**decode**", "8 slots"]
+    assert [line.split("|")[1].strip() for line in table] == [
+        "what",
+        "---",
+        "**ceilings**",
+        "copy",
+        "**decode**",
+        "8 slots",
+    ]
     assert "3,000" in table[3] and "50%" in table[5] and table[5].endswith("| a / b |")
     assert len({line.count("|") for line in table}) == 1

@@ -1,4 +1,6 @@
-"""Checkpoints made by transformers (`fixtures/make_checkpoints.py`) in and out, and everything that can be wrong with a directory."""
+"""Checkpoints made by transformers (`fixtures/make_checkpoints.py`) in and out, and everything that can be wrong with a
+directory.
+"""
 
 import json
 import pathlib
@@ -15,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import load_memory
+from hintsd_jax.checkpoints.huggingface import INDEX, WEIGHTS, load_policy, save_policy
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
-from hintsd_jax.checkpoints.huggingface import INDEX, WEIGHTS, load_policy, save_policy
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 TIED, UNTIED = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_untied"
@@ -94,7 +96,12 @@ def test_bfloat16_weights_become_float32(checkpoint):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_loading_holds_little_more_than_the_parameters(tmp_path):
     """Stacked parameters are filled in place: one of 80 MiB, held twice or converted as a whole, would be seen."""
-    shape = load_memory.SHAPE | {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 20, "intermediate_size": 2048}
+    shape = load_memory.SHAPE | {
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "num_hidden_layers": 20,
+        "intermediate_size": 2048,
+    }
     load_memory.write_checkpoint(tmp_path, shape, files=2)
     found = load_memory.run(str(tmp_path))
     assert found["files"] == 2 and found["params"] > 250 * 2**20
@@ -113,7 +120,10 @@ def test_a_tied_checkpoint_may_store_its_head_if_it_is_the_embedding(checkpoint)
     ("change", "message"),
     [
         (lambda t: t.pop(Q_PROJ), rf"{WEIGHTS}: tensor {Q_PROJ} of shape \[48, 32\] is missing"),
-        (lambda t: t.update({Q_PROJ: t[Q_PROJ][:-1]}), rf"{Q_PROJ} has shape \[47, 32\]; config.json asks for \[48, 32\]"),
+        (
+            lambda t: t.update({Q_PROJ: t[Q_PROJ][:-1]}),
+            rf"{Q_PROJ} has shape \[47, 32\]; config.json asks for \[48, 32\]",
+        ),
         (lambda t: t.update({Q_PROJ: t[Q_PROJ].astype(np.int32)}), f"{Q_PROJ} has dtype I32"),
         (lambda t: t.update({"model.layers.3.mlp.bias": t[Q_PROJ]}), "unexpected tensor model.layers.3.mlp.bias;"),
     ],
@@ -144,7 +154,10 @@ def test_a_truncated_file_is_named(checkpoint, keep, message):
     ("change", "message"),
     [
         (lambda about: about.update(data_offsets=[8, 4]), "not a safetensors file"),
-        (lambda about: about.update(data_offsets=[0, 4]), f"tensor {Q_PROJ} has 4 bytes, too few or too many for its shape"),
+        (
+            lambda about: about.update(data_offsets=[0, 4]),
+            f"tensor {Q_PROJ} has 4 bytes, too few or too many for its shape",
+        ),
         (lambda about: about.pop("shape"), "not a safetensors file: KeyError"),
         (lambda about: about.update(shape="wide"), "not a safetensors file: ValueError"),
         (lambda about: about.update(dtype="F8_E4M3"), f"{Q_PROJ} has dtype F8_E4M3; only F32, F16, BF16"),

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hintsd_jax.checkpoints import huggingface
+from hintsd_jax.checkpoints.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
-from hintsd_jax.checkpoints import huggingface
 from hintsd_jax.models.config import LORA_TARGETS, LoraConfig
-from hintsd_jax.checkpoints.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BASE, ADAPTER = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_tied_adapter"
@@ -43,7 +43,9 @@ def test_logits_equal_peft(policy):
     config, base = policy
     adapter = load_adapter(ADAPTER, config)
     tokens, theirs = np.load(BASE / "expected.npz")["input_ids"][:1], np.load(ADAPTER / "logits.npy")
-    forward = jax.jit(decoder.forward, static_argnums=1, compiler_options={"xla_backend_optimization_level": 0})  # it compiles faster
+    forward = jax.jit(
+        decoder.forward, static_argnums=1, compiler_options={"xla_backend_optimization_level": 0}
+    )  # it compiles faster
     logits = lambda params: decoder.project(params, config, forward(params, config, tokens))
     np.testing.assert_allclose(logits(lora.attach(base, adapter)), theirs, atol=1e-5)
     without = np.load(BASE / "expected.npz")["logits"][:1]
@@ -77,7 +79,9 @@ def test_an_adapter_on_some_modules_round_trips(policy, tmp_path):
 
 
 def test_bfloat16_becomes_float32(policy, folder):
-    narrow = {name: np.asarray(jnp.asarray(weight, jnp.bfloat16)) for name, weight in load_file(folder / WEIGHTS).items()}
+    narrow = {
+        name: np.asarray(jnp.asarray(weight, jnp.bfloat16)) for name, weight in load_file(folder / WEIGHTS).items()
+    }
     save_file(narrow, folder / WEIGHTS)
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), load_adapter(ADAPTER, policy[0]))
     assert_equal(load_adapter(folder, policy[0]), expected)
@@ -89,7 +93,10 @@ def test_bfloat16_becomes_float32(policy, folder):
         ({"r": 16}, "r is 16, config.lora.rank is 2: change it, or give another adapter"),
         ({"r": None}, "r is None, config.lora.rank is 2"),
         ({"lora_alpha": 4}, "lora_alpha is 4, config.lora.alpha is 3.0"),
-        ({"target_modules": ["v_proj", "q_proj"]}, "target_modules is ['q_proj', 'v_proj'], config.lora.targets is ['down_proj', "),
+        (
+            {"target_modules": ["v_proj", "q_proj"]},
+            "target_modules is ['q_proj', 'v_proj'], config.lora.targets is ['down_proj', ",
+        ),
         ({"target_modules": ".*_proj"}, "target_modules is '.*_proj', config.lora.targets is"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', which is not supported; peft_type may be 'LORA'"),
         ({"bias": "all"}, "bias is 'all', which is not supported"),
@@ -122,9 +129,15 @@ def test_keys_that_are_absent_have_their_defaults(policy, folder):
     ("change", "message"),
     [
         (lambda t: t.pop(A_OF_O), f"{WEIGHTS}: tensor {A_OF_O} of shape [2, 48] is missing"),
-        (lambda t: t.update({A_OF_O: t[A_OF_O][:, 1:].copy()}), f"{A_OF_O} has shape [2, 47]; the policy with rank 2 asks for [2, 48]"),
+        (
+            lambda t: t.update({A_OF_O: t[A_OF_O][:, 1:].copy()}),
+            f"{A_OF_O} has shape [2, 47]; the policy with rank 2 asks for [2, 48]",
+        ),
         (lambda t: t.update({A_OF_O: t[A_OF_O].astype(np.int32)}), f"{A_OF_O} has dtype I32"),
-        (lambda t: t.update({A_OF_O.replace(".1.", ".3."): t[A_OF_O]}), f"unexpected tensor {A_OF_O.replace('.1.', '.3.')}; the policy"),
+        (
+            lambda t: t.update({A_OF_O.replace(".1.", ".3."): t[A_OF_O]}),
+            f"unexpected tensor {A_OF_O.replace('.1.', '.3.')}; the policy",
+        ),
     ],
     ids=["missing", "misshapen", "integer", "extra"],
 )

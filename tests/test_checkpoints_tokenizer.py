@@ -1,4 +1,6 @@
-"""Tokenizers from disk: tokenizer.json as it is, whatever the model type; the ids that end a generation; broken files in one line."""
+"""Tokenizers from disk: tokenizer.json as it is, whatever the model type; the ids that end a generation; broken files
+in one line.
+"""
 
 import json
 import subprocess
@@ -7,8 +9,8 @@ import sys
 import pytest
 from tokenizers import Tokenizer
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
+from hintsd_jax.errors import UserError
 from tests.helpers import make_tokenizer
 
 TEXTS = (
@@ -28,7 +30,9 @@ def directory(tmp_path, model_type: str, tokenizer_class: str | None, other_spli
         (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     about = json.loads((tmp_path / "tokenizer_config.json").read_text())
     about.pop("tokenizer_class", None)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(about | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {}))
+    )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     return tmp_path
 
@@ -36,7 +40,13 @@ def directory(tmp_path, model_type: str, tokenizer_class: str | None, other_spli
 @pytest.mark.parametrize("other_split", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "tokenizer_class"),
-    [("qwen2", "Qwen2Tokenizer"), ("qwen3", "Qwen2Tokenizer"), ("qwen3", None), ("llama", "PreTrainedTokenizerFast"), ("llama", "LlamaTokenizer")],
+    [
+        ("qwen2", "Qwen2Tokenizer"),
+        ("qwen3", "Qwen2Tokenizer"),
+        ("qwen3", None),
+        ("llama", "PreTrainedTokenizerFast"),
+        ("llama", "LlamaTokenizer"),
+    ],
 )
 def test_the_tokenizer_is_the_file_itself(tmp_path, model_type, tokenizer_class, other_split):
     folder = directory(tmp_path, model_type, tokenizer_class, other_split)
@@ -77,7 +87,12 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "stops"),
-    [({"eos_token_id": [128001, 128008, 128009]}, (128001, 128008, 128009)), ({"eos_token_id": 151645}, (151645,)), ({"eos_token_id": None}, ()), ({}, ())],
+    [
+        ({"eos_token_id": [128001, 128008, 128009]}, (128001, 128008, 128009)),
+        ({"eos_token_id": 151645}, (151645,)),
+        ({"eos_token_id": None}, ()),
+        ({}, ()),
+    ],
 )
 def test_generation_stops(tmp_path, content, stops):
     assert generation_stops(tmp_path) == ()
@@ -88,7 +103,9 @@ def test_generation_stops(tmp_path, content, stops):
 @pytest.mark.parametrize("found", ["</s>", [1, "2"], True, -1, [None], {"id": 2}, 1.0])
 def test_stops_that_are_no_ids_are_refused(tmp_path, found):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
-    with pytest.raises(UserError, match="generation_config.json: eos_token_id is .* must be a token id or a list") as error:
+    with pytest.raises(
+        UserError, match="generation_config.json: eos_token_id is .* must be a token id or a list"
+    ) as error:
         generation_stops(tmp_path)
     assert "\n" not in str(error.value)
 

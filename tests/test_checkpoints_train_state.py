@@ -17,8 +17,8 @@ import optax
 import pytest
 from orbax.checkpoint._src.serialization import serialization as orbax_serialization
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +132,13 @@ checkpoints.wait()
 
 def test_a_checkpoint_half_written_by_a_kill_is_ignored(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 9, done.stderr
     assert any("tmp" in p.name for p in tmp_path.iterdir())  # it was killed in the middle
     checkpoints = Checkpoints(tmp_path, keep=5)
@@ -192,7 +198,13 @@ def test_a_part_is_restored_alone_to_its_place_or_to_the_host(tmp_path):
     on_host = checkpoints.restore_part(1, {"kept": {"a": 0, "b": 0}})
     assert all(type(leaf) is np.ndarray for leaf in on_host["kept"].values())
     np.testing.assert_array_equal(on_host["kept"]["a"], placed["kept"]["a"])
-    for absent in ({"adapter": 0}, {"kept": {"a": 0, "c": 0}}, {"kept": {"a": np.zeros((3, 3))}}, {"kept": {"a": jnp.zeros((3, 3))}}, {"kept": jnp.zeros(3)}):
+    for absent in (
+        {"adapter": 0},
+        {"kept": {"a": 0, "c": 0}},
+        {"kept": {"a": np.zeros((3, 3))}},
+        {"kept": {"a": jnp.zeros((3, 3))}},
+        {"kept": jnp.zeros(3)},
+    ):
         with pytest.raises(UserError, match="cannot be restored .* give the config that the run was trained with"):
             checkpoints.restore_part(1, absent)
     checkpoints.close()

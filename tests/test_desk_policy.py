@@ -11,17 +11,18 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk.demonstrations import review
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.names import NAMES
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.huggingface import load_policy
-from hintsd_jax.checkpoints.tokenizer import load_tokenizer
-from hintsd_jax.tools.desk_policy import __main__ as command, training
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.tools.desk_policy import __main__ as command
+from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.rows import CONTEXT_WEIGHT
 
 OPTIMIZED = True  # real rollouts: see conftest.py
@@ -62,7 +63,9 @@ def test_a_hint_stands_right_before_the_action_that_follows_it(demonstrator, tok
     followed = 0
     for task in TASKS:
         text = tokenizer.decode(demonstrator.hinted_row(task).ids)
-        hints = re.findall(r"<\|im_start\|>user\nUse (.*?)\.<\|im_end\|>\n<\|im_start\|>assistant\nTake (.*?)\.\n<tool_call>", text)
+        hints = re.findall(
+            r"<\|im_start\|>user\nUse (.*?)\.<\|im_end\|>\n<\|im_start\|>assistant\nTake (.*?)\.\n<tool_call>", text
+        )
         assert len(hints) == text.count("user\nUse ")
         assert all(hint == taken for hint, taken in hints)
         followed += len(hints)
@@ -169,14 +172,23 @@ def test_advice_at_the_start_is_heeded_where_it_speaks(demonstrator, tokenizer):
         text = tokenizer.decode(row.ids)
         advice = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]  # after the first request
         actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
-        sorts.add("solution" if advice.startswith(prompts.WORKED) else "several" if advice.startswith(prompts.FIXED) else "one")
+        sorts.add(
+            "solution"
+            if advice.startswith(prompts.WORKED)
+            else "several"
+            if advice.startswith(prompts.FIXED)
+            else "one"
+        )
         played = "\n".join(actions)
         if advice.startswith(prompts.WORKED):
             assert advice == "\n".join([prompts.WORKED, *(f"#{n} {action}" for n, action in enumerate(actions, 1))])
         else:
             named = re.findall(r'Use (\w+) "(\w+)"', advice)
             assert all(f'Take {label} "{name}".' in played for label, name in named)
-            assert all(f'"notify", "arguments": {{"name": "{name}"}}' in played for name in re.findall(r'notify for "(\w+)"', advice))
+            assert all(
+                f'"notify", "arguments": {{"name": "{name}"}}' in played
+                for name in re.findall(r'notify for "(\w+)"', advice)
+            )
     assert sorts == {"solution", "several", "one"}
 
 

@@ -33,4 +33,4 @@ def test_the_tutorial_environment_trains(tutorial, tmp_path):
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(row["rollout/ended/terminated"] > 8 for row in rows[1:])  # the embedded policy finds its way
     assert sum(row["hindsight/targets"] for row in rows[1:]) > 0
-    assert all(row["distill/grad_norm"] > 0 for row in rows[1:])
+    assert all(row["train/grad_norm"] > 0 for row in rows[1:])

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from hintsd_jax.envs import base
-from hintsd_jax.envs.base import Environment, Start, Turn, register, resolve
+from hintsd_jax.envs.base import Environment, Start, StepResult, register, resolve
 from hintsd_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ class Echo:
         return Start(({"role": "user", "content": "say it"},))
 
     def step(self, action):
-        return Turn((), reward=1.0, terminated=True)
+        return StepResult((), reward=1.0, terminated=True)
 
     def report(self):
         return base.Report("nothing to say")

@@ -1,4 +1,6 @@
-"""The two dialogue formats of BFCL: which calls an action makes, against the official handler and by hand, and how results are told."""
+"""The two dialogue formats of BFCL: which calls an action makes, against the official handler and by hand, and how
+results are told.
+"""
 
 import ast
 import importlib.util
@@ -10,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.bfcl_helpers import call, parse_action
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.actions import read_calls, result_messages
 from hintsd_jax.envs.tool_calls import BARE, render_call
+from tests.bfcl_helpers import call, parse_action
 
 
 def block(text, before="\n", after="\n"):
@@ -52,7 +54,9 @@ def test_calls_are_those_that_the_formats_own_handlers_run(text):
 
 @pytest.fixture(scope="module")
 def official_calls():
-    """The wheel's own functions, taken out of modules that cannot be imported here (they need the whole wheel's requirements)."""
+    """The wheel's own functions, taken out of modules that cannot be imported here (they need the whole wheel's
+    requirements).
+    """
     folder = Path(importlib.util.find_spec("bfcl_eval").submodule_search_locations[0]) / "model_handler"
     wanted, space = {"_extract_tool_calls", "decode_execute", "convert_to_function_call"}, {"json": json, "re": re}
     for file in ("local_inference/qwen_fc.py", "utils.py"):
@@ -75,12 +79,27 @@ def test_mixtures_of_blocks_are_read_as_the_official_handler_reads_them(official
     for text, (calls, _) in TEXTS.items():
         assert len(official_calls(text)) == len(calls), text
     rng, several = random.Random(0), 0
-    pieces = [LS, CD, '{"name": "ls", "arguments": {}}', '{"name": "ls"}', '{"name": "a", "arguments": "{}"}', "{", "[1]", "x", "</think>"]
+    pieces = [
+        LS,
+        CD,
+        '{"name": "ls", "arguments": {}}',
+        '{"name": "ls"}',
+        '{"name": "a", "arguments": "{}"}',
+        "{",
+        "[1]",
+        "x",
+        "</think>",
+    ]
     for _ in range(2000):
-        parts = [block(rng.choice(pieces), *rng.choice([("\n", "\n")] * 8 + [("", "\n"), (" ", "")])) for _ in range(rng.randint(1, 4))]
+        parts = [
+            block(rng.choice(pieces), *rng.choice([("\n", "\n")] * 8 + [("", "\n"), (" ", "")]))
+            for _ in range(rng.randint(1, 4))
+        ]
         text = rng.choice(["", "<think>\nhm\n</think>\n\n", "So: "]) + rng.choice(["\n", ""]).join(parts)
         calls = read_calls(parse_action(text), "official")
-        assert [f"{c.name}({','.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls] == official_calls(text), text
+        assert [f"{c.name}({','.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls] == official_calls(
+            text
+        ), text
         several += len(calls) > 1
     assert several > 100
 
@@ -95,7 +114,9 @@ def test_calls_of_another_style_stand_as_the_host_loop_read_them():
 
 def test_results_are_told_in_the_formats_own_messages():
     results = ['{"current": ["a"]}', "Error: [x"]
-    assert result_messages((ls, cd), results, "official") == tuple({"role": "tool", "content": text} for text in results)
+    assert result_messages((ls, cd), results, "official") == tuple(
+        {"role": "tool", "content": text} for text in results
+    )
     (message,) = result_messages((ls, cd), results, "paper")
     assert message == {
         "role": "user",

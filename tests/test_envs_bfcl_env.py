@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, parse_action, play, task_of, tasks
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.env import MAX_EPISODE_STEPS, MAX_TURN_STEPS, Bfcl
 from hintsd_jax.envs.bfcl.execute import tool_docs
+from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, parse_action, play, task_of, tasks
 
 NOTE = " Note that the provided function is in Python 3 syntax."
 MORE_TOOLS = "I have updated some more functions you can choose from. What about now?"
@@ -36,14 +36,18 @@ def test_held_out_tools_come_with_the_user_turn_that_announces_them():
         ((turn, names),) = entry_of(task)["missed_function"].items()
         start = Bfcl().reset(task)
         docs = docs_of(task)
-        assert list(start.tools) == [doc | {"description": doc["description"] + NOTE} for doc in docs if doc["name"] not in names]
+        assert list(start.tools) == [
+            doc | {"description": doc["description"] + NOTE} for doc in docs if doc["name"] not in names
+        ]
         _, last, turns = play(task)
         assert last.reward == 1.0
         ends = [found for found in turns if all(m["role"] == "user" for m in found.messages)]  # the ends of user turns
         for index, found in enumerate(ends, 1):
             if index == int(turn):
                 assert found.messages == ({"role": "user", "content": MORE_TOOLS},)
-                assert list(found.tools) == [next(doc for doc in docs if doc["name"] == name) for name in names]  # without the note
+                assert list(found.tools) == [
+                    next(doc for doc in docs if doc["name"] == name) for name in names
+                ]  # without the note
             else:
                 assert list(found.messages) == (entry_of(task)["question"] + [[]])[index] and not found.tools
 
@@ -58,7 +62,9 @@ def test_a_tool_that_is_held_out_is_there_all_the_same():
     assert message["content"] == '{"error": "sort: no_such_file: No such file or directory"}'
 
 
-@pytest.mark.parametrize("text", ["", "Sorry.", "<tool_call>\n{not json}\n</tool_call>", '<tool_call>\n{"name": "ls"}\n</tool_call>'])
+@pytest.mark.parametrize(
+    "text", ["", "Sorry.", "<tool_call>\n{not json}\n</tool_call>", '<tool_call>\n{"name": "ls"}\n</tool_call>']
+)
 def test_an_action_without_a_readable_call_ends_the_user_turn(text):
     task = task_of("base", 0)
     environment = Bfcl()
@@ -77,7 +83,10 @@ def test_the_official_step_limit():
     turns = [environment.step(NOTHING) for _ in range(MAX_TURN_STEPS + 1)]
     assert not any(turn.truncated or turn.terminated for turn in turns[:-1])
     assert turns[-1].truncated and turns[-1].messages and turns[-1].reward == 0
-    assert environment.failure.error_type == "multi_turn:force_terminated" and "more than 20 steps" in environment.report().summary
+    assert (
+        environment.failure.error_type == "multi_turn:force_terminated"
+        and "more than 20 steps" in environment.report().summary
+    )
     # In the last turn the limit only ends the turn: the episode is still scored.
     answer = answer_of(task)
     environment.reset(task)
@@ -124,11 +133,15 @@ def test_long_results_are_cut_for_the_agent_and_scored_whole():
 def test_the_papers_format_tells_results_in_a_user_message_and_shows_no_new_tools():
     task = task_of("miss_func", 0)
     start = Bfcl(format="paper").reset(task)
-    assert [tool["description"] for tool in start.tools] == [doc["description"] for doc in docs_of(task) if doc["name"] != "sort"]
+    assert [tool["description"] for tool in start.tools] == [
+        doc["description"] for doc in docs_of(task) if doc["name"] != "sort"
+    ]
     environment = Bfcl(format="paper")
     environment.reset(task)
     (message,) = environment.step(action_of(call("cd", folder="no"), call("pwd"))).messages
-    first, second = (json.loads(part.removesuffix("\n</tool_call>\n")) for part in message["content"].split("<tool_call>\n")[1:])
+    first, second = (
+        json.loads(part.removesuffix("\n</tool_call>\n")) for part in message["content"].split("<tool_call>\n")[1:]
+    )
     assert message["role"] == "user" and first["name"] == "cd_1" and "error" in first["content"]
     assert second["name"] == "pwd_2" and set(second["content"]) == {"current_working_directory"}
     turns = [environment.step(Action(DONE)) for _ in range(3)]
@@ -143,7 +156,10 @@ def test_the_papers_format_passes_the_ground_truth_where_every_user_turn_has_a_c
         assert (last.reward, last.terminated) == (float(not silent), True)
         passed += not silent
         if silent:
-            assert environment.failure.error_type == "multi_turn:force_terminated" and environment.failure.turn == silent[0]
+            assert (
+                environment.failure.error_type == "multi_turn:force_terminated"
+                and environment.failure.turn == silent[0]
+            )
             (fault,) = environment.report().faults
             assert fault.step == sum(1 + bool(calls) for calls in answer_of(task)[: silent[0] + 1])
             assert "no tool was called" in fault.feedback

@@ -1,4 +1,6 @@
-"""BFCL's backends: result texts are the official executor's, every episode has its own state, hard mathematics still works."""
+"""BFCL's backends: result texts are the official executor's, every episode has its own state, hard mathematics still
+works.
+"""
 
 import copy
 import importlib
@@ -6,11 +8,11 @@ import json
 import random
 import threading
 
-from tests.bfcl_helpers import action_of, answer_of, call, entry_of, play, task_of, tasks
 from benchmarks.bfcl_agreement import Official
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import World
+from tests.bfcl_helpers import action_of, answer_of, call, entry_of, play, task_of, tasks
 
 
 def world_of(task):
@@ -22,14 +24,20 @@ def test_result_texts_are_the_official_executors_for_every_call_of_the_ground_tr
     official, count = Official(), 0
     for task in tasks():
         world, wanted = world_of(task), official.texts(task)
-        assert [world.call(call.name, call.arguments) for calls in answer_of(task) for call in calls] == wanted, task["id"]
+        assert [world.call(call.name, call.arguments) for calls in answer_of(task) for call in calls] == wanted, task[
+            "id"
+        ]
         count += len(wanted)
     assert count == 4625
 
 
 def test_arguments_are_bound_by_name_with_their_defaults():
     world = World({}, ["MathAPI"])
-    assert world.bound("round_number", {}, (2.5,)) == {"number": 2.5, "decimal_places": 0} == world.bound("round_number", {"number": 2.5})
+    assert (
+        world.bound("round_number", {}, (2.5,))
+        == {"number": 2.5, "decimal_places": 0}
+        == world.bound("round_number", {"number": 2.5})
+    )
     assert world.bound("add", {"wrong": 1}) == {"wrong": 1} == world.bound("no_such_tool", {"wrong": 1})
 
 
@@ -55,14 +63,22 @@ def test_two_episodes_of_one_task_share_no_state():
 
 def test_the_balance_of_a_long_context_card_stays_in_its_episode():
     """16 episodes at once book with a card out of the benchmark's shared table; each sees its own balance only."""
-    shared = importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.func_source_code.long_context").CREDIT_CARD_EXTENSION
+    shared = importlib.import_module(
+        "bfcl_eval.eval_checker.multi_turn_eval.func_source_code.long_context"
+    ).CREDIT_CARD_EXTENSION
     before = copy.deepcopy(shared)
     task = task_of("long_context", 150)
     travel = world_of(task).instances["TravelAPI"]
-    card = max(shared.keys() - entry_of(task)["initial_config"]["TravelAPI"]["credit_card_list"], key=lambda key: shared[key]["balance"])
+    card = max(
+        shared.keys() - entry_of(task)["initial_config"]["TravelAPI"]["credit_card_list"],
+        key=lambda key: shared[key]["balance"],
+    )
     token, balance = travel.access_token, travel.credit_card_list[card]["balance"]
     booking = dict(travel_date="2024-11-16", travel_from="SFO", travel_to="LAX", travel_class="economy", card_id=card)
-    actions = action_of(call("set_budget_limit", access_token=token, budget_limit=1.0), call("book_flight", access_token=token, **booking))
+    actions = action_of(
+        call("set_budget_limit", access_token=token, budget_limit=1.0),
+        call("book_flight", access_token=token, **booking),
+    )
 
     def act(out):
         world = world_of(task)
@@ -76,7 +92,11 @@ def test_the_balance_of_a_long_context_card_stays_in_its_episode():
     for thread in threads:
         thread.join()
     assert len(seen) == 16 and all(one == seen[0] for one in seen) and '"booking_status": true' in seen[0][0][1]
-    assert seen[0][1] < balance and shared == before and world_of(task).instances["TravelAPI"].credit_card_list[card]["balance"] == balance
+    assert (
+        seen[0][1] < balance
+        and shared == before
+        and world_of(task).instances["TravelAPI"].credit_card_list[card]["balance"] == balance
+    )
 
 
 def test_hard_but_legal_mathematics_still_works():
@@ -88,9 +108,15 @@ def test_hard_but_legal_mathematics_still_works():
     assert world.call("square_root", {"number": 2, "precision": 40}).count("1") > 3
     assert "not an argument name" in world.call("add", {"a": 1, "b": 2, "c d": 3})
     assert world.call("round_number", {"number": 2.567, "decimal_places": 1}) == '{"result": 2.6}'
-    assert world.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps({"result": "__import__('os')!"})  # text stays text
-    assert world.call("add", {"a": 1}).startswith("Error during execution: MathAPI.add() missing 1 required positional argument: 'b'")
-    assert world.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"  # what the executor says
+    assert world.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps(
+        {"result": "__import__('os')!"}
+    )  # text stays text
+    assert world.call("add", {"a": 1}).startswith(
+        "Error during execution: MathAPI.add() missing 1 required positional argument: 'b'"
+    )
+    assert (
+        world.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"
+    )  # what the executor says
     assert world.call("mean", {"numbers": [1, float("-inf")]}) == "Error during execution: name 'inf' is not defined"
 
 

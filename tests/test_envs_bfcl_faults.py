@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, play, task_of, tasks
 from hintsd_jax.envs.base import Action, ToolCall
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import tool_docs
 from hintsd_jax.envs.bfcl.faults import Ended, Made, Search
+from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, play, task_of, tasks
 
 KINDS = ("dropped call", "wrong argument", "wrong tool", "wrong order", "early stop")
 
@@ -20,7 +20,9 @@ def other(value):
 
 
 def injected(kind, task, rng):
-    """(answer, step of the fault) where one call a step is made, or None where the drawn place does not take this kind of fault."""
+    """(answer, step of the fault) where one call a step is made, or None where the drawn place does not take this kind
+    of fault.
+    """
     answer = answer_of(task)
     turn = rng.choice([index for index, calls in enumerate(answer) if calls])
     calls = answer[turn]
@@ -37,7 +39,9 @@ def injected(kind, task, rng):
         case "wrong tool":
             docs = [doc for name in entry_of(task)["involved_classes"] for doc in tool_docs(name)]
             doc = rng.choice([doc for doc in docs if doc["name"] != calls[at].name])
-            calls[at] = ToolCall(doc["name"], {key: rng.choice([1, "x", ["a"], True]) for key in doc["parameters"]["properties"]})
+            calls[at] = ToolCall(
+                doc["name"], {key: rng.choice([1, "x", ["a"], True]) for key in doc["parameters"]["properties"]}
+            )
         case "wrong order" if at + 1 < len(calls):
             calls[at : at + 2] = calls[at + 1], calls[at]
         case _:
@@ -58,7 +62,9 @@ def test_an_injected_fault_is_found_at_its_step(kind):
         right = [fault.step for fault in environment.report().faults] == [drawn[1]]
         found += right
         missed += [] if right else [(task["id"], drawn[1], environment.report())]
-    assert found >= 40 and len(missed) <= (kind == "wrong tool"), missed  # a wrong tool can by chance be another call of the turn
+    assert found >= 40 and len(missed) <= (kind == "wrong tool"), (
+        missed
+    )  # a wrong tool can by chance be another call of the turn
 
 
 def faults_of(task, answer, **options):
@@ -83,7 +89,10 @@ def test_words_say_what_was_wrong_and_values_only_on_request(task):
     assert faults_of(task | {"split": "train"}, wrong, ground_truth_in_report=True) == [
         (2, "mkdir was called with a wrong value for dir_name. Expected: mkdir(dir_name='temp').")
     ]
-    for asked, options in ((task | {"split": "test"}, {"ground_truth_in_report": True}), (task | {"split": "train"}, {})):
+    for asked, options in (
+        (task | {"split": "test"}, {"ground_truth_in_report": True}),
+        (task | {"split": "train"}, {}),
+    ):
         environment, _, _ = play(asked, wrong, Bfcl(**options))
         assert "temp'" not in environment.report().summary and "xpected" not in environment.report().summary
     wrong[0][1] = call("mkdir", directory="temp")
@@ -106,7 +115,16 @@ def test_words_say_what_was_wrong_and_values_only_on_request(task):
 def test_reads_and_failed_attempts_are_not_named_beside_what_explains_the_failure(task):
     answer = answer_of(task)
     looks = [call("ls"), call("pwd"), call("mkdir", wrong=1), call("tail", file_name="no")]
-    answer[0] = [looks[0], looks[1], answer[0][0], looks[2], looks[3], call("mkdir", dir_name="tmp"), looks[0], answer[0][2]]
+    answer[0] = [
+        looks[0],
+        looks[1],
+        answer[0][0],
+        looks[2],
+        looks[3],
+        call("mkdir", dir_name="tmp"),
+        looks[0],
+        answer[0][2],
+    ]
     assert faults_of(task, answer) == [(6, "mkdir was called with a wrong value for dir_name.")]
     answer[0][5] = call("mkdir", dir_name="temp")
     assert play(task, answer, one_call_a_step=True)[1].reward == 1.0
@@ -154,5 +172,7 @@ def test_a_search_without_anything_to_mend_names_nothing(task):
     make_world = Bfcl()
     make_world.reset(task)
     turns = [Ended(tuple(Made(1, call, "") for call in calls), 1) for calls in answer]
-    ground_truth = [[f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls] for calls in answer]
+    ground_truth = [
+        [f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls] for calls in answer
+    ]
     assert entry["id"] and Search(make_world._new_world, turns, ground_truth, failing=0).findings() == []

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed: run `make bfcl`")
 
-from hintsd_jax.envs.bfcl import mathworker  # noqa: E402
-from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime  # noqa: E402
+from hintsd_jax.envs.bfcl import mathworker
+from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime
 
 HELD = ("power", (), {"base": 9, "exponent": 10**9})  # holds the interpreter for hours
 ADD = ("add", (), {"a": 1, "b": 2})

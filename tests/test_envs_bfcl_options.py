@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.bfcl_helpers import all_categories
 from hintsd_jax.envs.base import resolve
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.options import Options
 from hintsd_jax.errors import UserError
+from tests.bfcl_helpers import all_categories
 
 WRONG = [
     ({"max_prompt_char": 1}, "no option 'max_prompt_char'.*max_prompt_chars"),
@@ -42,7 +42,10 @@ def test_envs_tasks_are_chosen_by_category_and_by_the_size_of_their_prompts(tmp_
     with pytest.raises(UserError, match="no eval task fits into max_prompt_chars=10; the smallest needs 1"):
         Bfcl.tasks("eval", data_dir, max_prompt_chars=10)
     kept = Bfcl.tasks("eval", data_dir, max_prompt_chars=16_000)
-    assert 0 < len(kept) < len(whole) and f"{len(kept)} of {len(whole)} tasks kept, {len(whole) - len(kept)} dropped" in caplog.text
+    assert (
+        0 < len(kept) < len(whole)
+        and f"{len(kept)} of {len(whole)} tasks kept, {len(whole) - len(kept)} dropped" in caplog.text
+    )
     for task in kept:
         start = Bfcl().reset(task)
         assert sum(len(json.dumps(tool)) for tool in start.tools) + len(start.messages[0]["content"]) <= 16_000

@@ -1,4 +1,6 @@
-"""Attacks on the BFCL environment, from text through the parser to the backends: nothing runs, nothing hangs, all ends in an answer."""
+"""Attacks on the BFCL environment, from text through the parser to the backends: nothing runs, nothing hangs, all ends
+in an answer.
+"""
 
 import builtins
 import json
@@ -8,15 +10,15 @@ import time
 
 import pytest
 
-from tests.bfcl_helpers import entry_of, parse_action, tasks
-from hintsd_jax.envs.base import Start, ToolCall, Turn
+from hintsd_jax.envs.base import Start, StepResult, ToolCall
 from hintsd_jax.envs.bfcl import env as bfcl_env
 from hintsd_jax.envs.bfcl import execute
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.mathworker import MathWorker
-from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, EnvPool, Failure
 from hintsd_jax.envs.tool_calls import render_call
+from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, EnvPool, Failure
 from hintsd_jax.runs.journal import Journal
+from tests.bfcl_helpers import entry_of, parse_action, tasks
 
 IMPORT = "__import__('os').system('touch pwned')"
 SECONDS = 5.0  # for what comes back at once; generous, for a busy machine
@@ -64,7 +66,10 @@ TEXTS = {  # a block, and how the turn ends: the observation of a call, or the n
     "5,000 digits": ('{"name": "add", "arguments": {"a": ' + "9" * 5000 + ', "b": 1}}', None),
     "10 million digits": ('{"name": "add", "arguments": {"a": ' + "9" * 10**7 + ', "b": 1}}', None),
     "nested 10,000 deep": ('{"name": "add", "arguments": {"a": ' + "[" * 10_000 + "]" * 10_000 + ', "b": 1}}', None),
-    "nested 300 deep": ('{"name": "add", "arguments": {"a": ' + "[" * 300 + "]" * 300 + ', "b": 1}}', "too many nested parentheses"),
+    "nested 300 deep": (
+        '{"name": "add", "arguments": {"a": ' + "[" * 300 + "]" * 300 + ', "b": 1}}',
+        "too many nested parentheses",
+    ),
     "open brackets": ('{"name": "add", "arguments": ' + '{"a":' * 100_000, None),
     "duplicate keys": ('{"name": "add", "arguments": {"a": 1, "a": 2, "b": 3}}', '{"result": 5}'),
     "half a surrogate pair": ('{"name": "add", "arguments": {"a": "\\ud800", "b": "!"}}', '{"result": "\\ud800!"}'),
@@ -77,12 +82,14 @@ TEXTS = {  # a block, and how the turn ends: the observation of a call, or the n
 
 @pytest.fixture(scope="module")
 def task():
-    return next(task for task in tasks("base") if entry_of(task)["involved_classes"] == ["GorillaFileSystem", "MathAPI"])
+    return next(
+        task for task in tasks("base") if entry_of(task)["involved_classes"] == ["GorillaFileSystem", "MathAPI"]
+    )
 
 
 @pytest.fixture
 def attacked(task, tmp_path, monkeypatch):
-    """Takes an action's text; gives the Turn, after it was checked that nothing was run and no file written."""
+    """Takes an action's text; gives the StepResult, after it was checked that nothing was run and no file written."""
 
     def attack(text, form="official"):
         environment, executed = Bfcl(format=form), []
@@ -95,7 +102,9 @@ def attacked(task, tmp_path, monkeypatch):
         turn = environment.step(parse_action(text))
         took = time.monotonic() - started
         monkeypatch.undo()
-        assert took < SECONDS and not executed and not list(tmp_path.iterdir()) and not (turn.terminated or turn.truncated)
+        assert (
+            took < SECONDS and not executed and not list(tmp_path.iterdir()) and not (turn.terminated or turn.truncated)
+        )
         return turn
 
     return attack
@@ -154,13 +163,21 @@ def test_a_call_that_holds_the_interpreter_is_killed_counted_and_journalled(task
     hold, plain = (parse_action(render_call(ToolCall("power", {"base": 9, "exponent": n}))) for n in (10**9, 2))
 
     def run():
-        with EnvPool(Bfcl, 2, 60.0, Journal(tmp_path / "answers"), [("phase", task["id"], slot) for slot in range(2)]) as pool:
+        with EnvPool(
+            Bfcl, 2, 60.0, Journal(tmp_path / "answers"), [("phase", task["id"], slot) for slot in range(2)]
+        ) as pool:
             assert all(isinstance(pool.submit(slot, "reset", task).result(), Start) for slot in range(2))
             answers = [pool.submit(0, "step", hold).result(), pool.submit(1, "step", plain).result()]
             return answers, pool.close()
 
     (failure, turn), closing = run()
-    assert isinstance(failure, Failure) and failure.reason == ENV_TIMEOUT and "power took longer than 0.5 s" in failure.detail
-    assert isinstance(turn, Turn) and json.loads(turn.messages[0]["content"]) == {"result": 81} and not closing
-    monkeypatch.setattr(worker, "call", lambda name, positional, arguments: '{"result": 81}' if arguments["exponent"] == 2 else 1 / 0)
+    assert (
+        isinstance(failure, Failure)
+        and failure.reason == ENV_TIMEOUT
+        and "power took longer than 0.5 s" in failure.detail
+    )
+    assert isinstance(turn, StepResult) and json.loads(turn.messages[0]["content"]) == {"result": 81} and not closing
+    monkeypatch.setattr(
+        worker, "call", lambda name, positional, arguments: '{"result": 81}' if arguments["exponent"] == 2 else 1 / 0
+    )
     assert run() == ([failure, turn], [])

@@ -5,11 +5,18 @@ import random
 
 import pytest
 
-from tests.bfcl_helpers import all_categories, answer_of, entry_of, play, tasks  # first: it skips where the wheel is missing
-from benchmarks.bfcl_agreement import Official, corrupted, play as play_steps, random_answer, steps_of
+from benchmarks.bfcl_agreement import Official, corrupted, random_answer, steps_of
+from benchmarks.bfcl_agreement import play as play_steps
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import World
 from hintsd_jax.envs.bfcl.score import _differences
+from tests.bfcl_helpers import (
+    all_categories,
+    answer_of,
+    entry_of,
+    play,
+    tasks,
+)  # first: it skips where the wheel is missing
 
 
 def test_the_ground_truth_is_valid_in_all_800_tasks():
@@ -45,7 +52,9 @@ def test_dropping_the_last_call_fails_every_task_and_the_report_says_where():
         assert (last.reward, last.terminated) == (0.0, True)
         report = environment.report()
         kinds[environment.failure.error_type] += 1
-        assert f"failed at user turn {failing + 1} of {len(answer)} ({environment.failure.error_type})" in report.summary
+        assert (
+            f"failed at user turn {failing + 1} of {len(answer)} ({environment.failure.error_type})" in report.summary
+        )
         assert report.valid_turns[:failing] == (True,) * failing and not report.valid_turns[failing]
         (fault,) = report.faults
         assert fault.step == sum(1 + bool(calls) for calls in answer[: failing + 1]) and fault.feedback
@@ -61,7 +70,11 @@ def test_verdicts_are_the_official_checkers(kind):
     """A share of benchmarks/bfcl_agreement.py."""
     rng, official, environment, seen = random.Random(1), Official(), Bfcl(), collections.Counter()
     for task in rng.sample(tasks(), 200):
-        answer = random_answer(task, rng) if kind == "random" else corrupted(answer_of(task), entry_of(task)["involved_classes"], rng)
+        answer = (
+            random_answer(task, rng)
+            if kind == "random"
+            else corrupted(answer_of(task), entry_of(task)["involved_classes"], rng)
+        )
         steps = steps_of(answer, rng)
         wanted = official.verdict(task, steps)
         assert play_steps(task, steps, environment) == wanted, (task["id"], steps)

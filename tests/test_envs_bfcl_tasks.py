@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 
 from hintsd_jax.configs import bfcl_qwen3_4b, bfcl_qwen3_4b_clean
 from hintsd_jax.envs.bfcl import Bfcl
-from hintsd_jax.errors import UserError
 from hintsd_jax.envs.bfcl import tasks as bfcl
 from hintsd_jax.envs.datasets import TaskBuilder, data_source
+from hintsd_jax.errors import UserError
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("bfcl_eval") is None, reason="the benchmark's wheel is not installed: run `make bfcl`"
@@ -30,7 +30,9 @@ class NumberTasks(TaskBuilder):
     """Some numbers."""
 
     VERSION = tfds.core.Version("1.2.3")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version="1.2.3", description=name) for name in ("few", "many")]
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, version="1.2.3", description=name) for name in ("few", "many")
+    ]
     FEATURES = {
         "id": tfds.features.Text(),
         "number": tfds.features.Scalar(np.int32),
@@ -86,7 +88,9 @@ def test_reads_python_values_in_the_builders_order(tmp_path, capfd):
     assert capfd.readouterr().out == ""
     assert len(data_source(NumberTasks, str(tmp_path), "train[:10]", config="many")) == 10
     assert data_source(NumberTasks, str(tmp_path), "test")[1]["number"] == 4  # the first config is the default
-    assert (tmp_path / "number_tasks" / "many" / "1.2.3").is_dir() and (tmp_path / "number_tasks" / "few" / "1.2.3").is_dir()
+    assert (tmp_path / "number_tasks" / "many" / "1.2.3").is_dir() and (
+        tmp_path / "number_tasks" / "few" / "1.2.3"
+    ).is_dir()
 
 
 def test_what_the_user_can_mend(tmp_path):
@@ -143,7 +147,9 @@ def test_clean_splits_share_no_index_and_are_even_over_domains_and_categories(da
         assert all(found == by_category[0] for found in by_category)  # a twin stands on the same side
         indices[split] = by_category[0]
         for first in range(16, size, 16):  # the first tasks, which an evaluation may be cut to, are an even sample
-            assert set(collections.Counter((category, index // 50) for category, index in places[:first]).values()) == {first // 16}
+            assert set(collections.Counter((category, index // 50) for category, index in places[:first]).values()) == {
+                first // 16
+            }
     assert sorted(index for found in indices.values() for index in found) == list(range(200))
     assert os.listdir(os.path.join(data_dir, "bfcl_multi_turn", "clean")) == [bfcl.WHEEL_VERSION]
 
@@ -160,21 +166,34 @@ def test_the_paper_split_is_the_seeded_shuffle_and_leaks_71_of_160_test_tasks(da
     assert [task["id"] for split in SPLITS for task in tasks[split]] == ids
     assert all(task["split"] == split for split in SPLITS for task in tasks[split])
     trained = {index for _, index in map(place, tasks["train"])}
-    assert {split: sum(place(task)[1] in trained for task in tasks[split]) for split in ("eval", "test")} == {"eval": 19, "test": 71}
+    assert {split: sum(place(task)[1] in trained for task in tasks[split]) for split in ("eval", "test")} == {
+        "eval": 19,
+        "test": 71,
+    }
 
 
 @needs_wheel
 def test_categories_are_chosen_in_the_order_of_the_split(data_dir):
     whole = bfcl.bfcl_tasks("eval", data_dir)
     some = bfcl.bfcl_tasks("eval", data_dir, categories=["multi_turn_miss_param", "multi_turn_base"])
-    assert [task["id"] for task in some] == [task["id"] for task in whole if place(task)[0] in (CATEGORIES[0], CATEGORIES[2])]
+    assert [task["id"] for task in some] == [
+        task["id"] for task in whole if place(task)[0] in (CATEGORIES[0], CATEGORIES[2])
+    ]
     assert len(some) == 40
-    options = {"split": "paper", "categories": ("multi_turn_long_context",)}  # `split` is an option and an argument's name
+    options = {
+        "split": "paper",
+        "categories": ("multi_turn_long_context",),
+    }  # `split` is an option and an argument's name
     paper = Bfcl.tasks("eval", data_dir, **options)
-    assert [task["id"] for task in paper] == [task["id"] for task in bfcl.bfcl_tasks("eval", data_dir, "paper") if "long" in task["id"]]
+    assert [task["id"] for task in paper] == [
+        task["id"] for task in bfcl.bfcl_tasks("eval", data_dir, "paper") if "long" in task["id"]
+    ]
     for options, says in {
         ("clena",): "split = 'clena': choose one of clean, paper",
-        ("paper", ("multi_turn_miss_func",)): "'paper' has no 'multi_turn_miss_func'; it has multi_turn_base, multi_turn_long_context",
+        (
+            "paper",
+            ("multi_turn_miss_func",),
+        ): "'paper' has no 'multi_turn_miss_func'; it has multi_turn_base, multi_turn_long_context",
         ("clean", "multi_turn_base"): "'multi_turn_base': write a list",
     }.items():
         with pytest.raises(UserError, match=says):
@@ -185,7 +204,10 @@ def test_categories_are_chosen_in_the_order_of_the_split(data_dir):
 @pytest.mark.parametrize("module, count", [(bfcl_qwen3_4b, 200), (bfcl_qwen3_4b_clean, 400)], ids=["paper", "clean"])
 def test_the_configs_train_for_15_epochs_and_test_on_all(data_dir, module, count):
     config = module.get_config()
-    sizes = [len(bfcl.bfcl_tasks(split, data_dir, config.env.options.split, config.env.options.categories)) for split in SPLITS]
+    sizes = [
+        len(bfcl.bfcl_tasks(split, data_dir, config.env.options.split, config.env.options.categories))
+        for split in SPLITS
+    ]
     assert sizes[0] == count and config.optim.steps * config.tasks.tasks_per_step == 15 * count
     assert sizes[1] >= config.eval.tasks and sizes[2] == config.eval.test_tasks
 
@@ -197,14 +219,18 @@ def test_bfcl_tasks_are_the_wheels_entries(data_dir, category):
     answers = bfcl.read_json_lines(f"possible_answer/BFCL_v4_{category}.json")
     for task in bfcl.bfcl_tasks("eval", data_dir, categories=(category,)):
         index = bfcl.task_index(task["id"])
-        assert json.loads(task["entry"]) == entries[index] and entries[index]["id"] == task["id"] == answers[index]["id"]
+        assert (
+            json.loads(task["entry"]) == entries[index] and entries[index]["id"] == task["id"] == answers[index]["id"]
+        )
         assert json.loads(task["ground_truth"]) == answers[index]["ground_truth"]
 
 
 def test_a_missing_or_another_wheel_is_one_clear_line(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r"bfcl-eval==2026\.3\.23.*not installed: run `make bfcl`.*pip install --no-deps bfcl-eval"):
+        with pytest.raises(
+            UserError, match=r"bfcl-eval==2026\.3\.23.*not installed: run `make bfcl`.*pip install --no-deps bfcl-eval"
+        ):
             bfcl.require_wheel()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2025.1.1")

@@ -5,9 +5,11 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hintsd_jax.envs.desk import demonstrations as demos, solver
+from hintsd_jax.envs.desk import demonstrations as demos
+from hintsd_jax.envs.desk import solver
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS, MAX_LENGTH, generate_task
 from hintsd_jax.envs.desk.world import EFFECTS, LOOKUPS, PARAMETERS, CallError, World, tool_docs
@@ -66,7 +68,8 @@ def test_mistakes_are_silent_and_break_the_outcome(index, shape, seed):
     wrong = [move for request in task["requests"] for move in demos.moves(request) if move.wrong]
     erred = any(move.wrong in actions and move.wrong != demos.REPLY for move in wrong)
     forgot = any(
-        request["kind"] == "tell" and demos.call_text(*request["calls"][1]) not in actions for request in task["requests"]
+        request["kind"] == "tell" and demos.call_text(*request["calls"][1]) not in actions
+        for request in task["requests"]
     )
     assert turn.reward == float(not (erred or forgot))
     assert bool(env.report().faults) == (erred or forgot)
@@ -75,9 +78,13 @@ def test_mistakes_are_silent_and_break_the_outcome(index, shape, seed):
 @settings(max_examples=80, deadline=None)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
 def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
-    """Random play, wrong tools and arguments included: before the first fault the solver can succeed, after it it cannot."""
+    """Random play, wrong tools and arguments included: before the first fault the solver can succeed, after it it
+    cannot.
+    """
     task = generate_task(5, index, 4, 3)
-    names = sorted({value for request in task["requests"] for _, args in request["calls"] for value in args.values()} | {"nobody"})
+    names = sorted(
+        {value for request in task["requests"] for _, args in request["calls"] for value in args.values()} | {"nobody"}
+    )
     env = Desk()
     env.reset(task)
     first, turn, steps = None, None, 0
@@ -111,7 +118,9 @@ def test_the_solver_agrees_with_trying_everything():
         options = [None]
         for tool, parameters in EFFECTS.items():
             if any(tool == call[0] for request in task["requests"] for call in request["calls"]):
-                options += [(tool, dict(zip(parameters, values))) for values in itertools.product(names, repeat=len(parameters))]
+                options += [
+                    (tool, dict(zip(parameters, values))) for values in itertools.product(names, repeat=len(parameters))
+                ]
         for count in (0, 1, 2):  # no request needs more than two effects
             for calls in itertools.product(options[1:], repeat=count):
                 trial = world.clone()
@@ -129,7 +138,11 @@ def test_the_solver_agrees_with_trying_everything():
     for index in range(12):
         task = generate_task(6, index, 1, index % 2)
         tool, arguments = task["requests"][0]["calls"][0]
-        for start in ([], [[tool, arguments]], [[tool, arguments | {list(arguments)[0]: task["requests"][0]["wrong"] or "x"}]]):
+        for start in (
+            [],
+            [[tool, arguments]],
+            [[tool, arguments | {list(arguments)[0]: task["requests"][0]["wrong"] or "x"}]],
+        ):
             world = World.from_json(task["world"])
             try:
                 for call in start:

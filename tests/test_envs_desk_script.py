@@ -1,4 +1,6 @@
-"""Scripts of Desk tasks: the reference succeeds, a fault is what it says, where it says, and the only one, from its seed alone."""
+"""Scripts of Desk tasks: the reference succeeds, a fault is what it says, where it says, and the only one, from its
+seed alone.
+"""
 
 import pytest
 
@@ -11,7 +13,7 @@ HARMLESS = ("wrong_order",)  # within one request the order does not count
 
 
 def play(task, actions):
-    """(the environment, its last `Turn`, the observations)."""
+    """(the environment, its last `StepResult`, the observations)."""
     desk, seen = Desk(), []
     desk.reset(task)
     for action in actions:
@@ -24,7 +26,12 @@ def test_the_reference_succeeds():
     for task in TASKS:
         played = script.ground_truth(task)
         desk, turn, seen = play(task, played.actions)
-        assert turn.terminated and turn.reward == 1.0 and desk.report().faults == () and (played.fault, played.step) == ("", 0)
+        assert (
+            turn.terminated
+            and turn.reward == 1.0
+            and desk.report().faults == ()
+            and (played.fault, played.step) == ("", 0)
+        )
         assert not any("Error" in text for texts in seen for text in texts)
 
 
@@ -41,7 +48,10 @@ def test_a_fault_is_the_only_one_and_stands_where_it_says(fault):
             desk, turn, seen = play(task, faulty.actions)
             assert turn.terminated and desk.world.hour == len(task["requests"])
             found = [found.step for found in desk.report().faults]
-            assert (turn.reward, found) == ((1.0, []) if fault in HARMLESS else (0.0, [faulty.step])), (task["id"], site)
+            assert (turn.reward, found) == ((1.0, []) if fault in HARMLESS else (0.0, [faulty.step])), (
+                task["id"],
+                site,
+            )
             assert not any("Error" in text for text in seen[faulty.step - 1]), "a fault is silent at its turn"
             made += 1
     assert made >= 15
@@ -63,7 +73,9 @@ def test_kinds_of_sites():
     assert script.sites(task, "forgotten_call") == [(hours.index("tell"), 1)]
     assert script.sites(task, "wrong_order") == [(hours.index("tell"), 0)]
     assert script.sites(task, "early_stop") == [(3, 0)]
-    assert [hour for hour, _ in script.sites(task, "dropped_call")] == [hour for hour in range(4) if hours[hour] != "tell"]
+    assert [hour for hour, _ in script.sites(task, "dropped_call")] == [
+        hour for hour in range(4) if hours[hour] != "tell"
+    ]
     absent = next(kind for kind in DECISIONS if kind not in hours)
     assert script.sites(task, f"wrong_{absent}") == [] and script.with_fault(task, f"wrong_{absent}", 0) is None
     with pytest.raises(ValueError, match="no fault"):

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from hintsd_jax.envs.desk import Desk
-from hintsd_jax.errors import UserError
 from hintsd_jax.envs.desk import tasks as desk_tasks_module
 from hintsd_jax.envs.desk.tasks import SPLITS, desk_tasks
+from hintsd_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,9 @@ def test_splits_are_complete_disjoint_and_playable(data_dir):
         assert len({tasks[n]["id"] for n in range(count)}) == count
         words[split] = {json.dumps([request["text"] for request in tasks[n]["requests"]]) for n in range(count)}
         assert Desk().reset(tasks[count - 1]).messages[1]["content"] == tasks[count - 1]["requests"][0]["text"]
-    assert not words["train"] & words["test"] and not words["train"] & words["eval"] and not words["eval"] & words["test"]
+    assert (
+        not words["train"] & words["test"] and not words["train"] & words["eval"] and not words["eval"] & words["test"]
+    )
     assert "tensorflow" not in sys.modules
 
 
@@ -36,11 +38,16 @@ def test_another_generator_is_another_task_set(data_dir, monkeypatch):
 
 def test_seed_and_shape_are_options(data_dir, monkeypatch):
     monkeypatch.setattr(desk_tasks_module, "SPLITS", {"train": 5, "eval": 3, "test": 3})
-    first, other = desk_tasks("test", data_dir, seed=1, length=2, difficulty=1), desk_tasks("test", data_dir, seed=2, length=2, difficulty=1)
+    first, other = (
+        desk_tasks("test", data_dir, seed=1, length=2, difficulty=1),
+        desk_tasks("test", data_dir, seed=2, length=2, difficulty=1),
+    )
     assert len(first[0]["requests"]) == 2 and first[0] != other[0]
 
 
-@pytest.mark.parametrize("options", [{"length": 9, "difficulty": 3}, {"length": 2, "difficulty": 7}, {"length": 0, "difficulty": 0}])
+@pytest.mark.parametrize(
+    "options", [{"length": 9, "difficulty": 3}, {"length": 2, "difficulty": 7}, {"length": 0, "difficulty": 0}]
+)
 def test_impossible_tasks_are_refused(data_dir, options):
     with pytest.raises(UserError, match="a Desk task has"):
         desk_tasks("train", data_dir, **options)

@@ -11,7 +11,9 @@ from hintsd_jax.envs.tool_calls import BARE, HERMES, MAX_DEPTH, PYTHON_TAG, pars
 
 GOOD = '<tool_call>\n{"name": "cat", "arguments": {"path": "a.txt"}}\n</tool_call>'
 
-_texts = st.text() | st.sampled_from(["</tool_call>", "<tool_call>", "\n</tool_call>", "</think>", '"}}', "\\", "é\U0001f600"])
+_texts = st.text() | st.sampled_from(
+    ["</tool_call>", "<tool_call>", "\n</tool_call>", "</think>", '"}}', "\\", "é\U0001f600"]
+)
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_texts, inner, max_size=4),
@@ -25,7 +27,9 @@ _fragments = st.sampled_from(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(_calls, max_size=3), st.sampled_from(["", "I will look.\n", "<think>\nmaybe <tool_call>\n</think>\n\n"]))
+@given(
+    st.lists(_calls, max_size=3), st.sampled_from(["", "I will look.\n", "<think>\nmaybe <tool_call>\n</think>\n\n"])
+)
 def test_any_arguments_come_back(calls, before):
     text = before + "\n".join(render_call(call) for call in calls)
     action = parse_action(text)
@@ -35,7 +39,11 @@ def test_any_arguments_come_back(calls, before):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text() | st.lists(_fragments, max_size=14).map("".join) | st.text(alphabet=st.characters(categories=["Cs", "Lu"])))
+@given(
+    st.text()
+    | st.lists(_fragments, max_size=14).map("".join)
+    | st.text(alphabet=st.characters(categories=["Cs", "Lu"]))
+)
 def test_never_raises_and_is_all_or_nothing(text):
     action = parse_action(text)
     assert action.text == text
@@ -44,7 +52,9 @@ def test_never_raises_and_is_all_or_nothing(text):
     json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize("text", ["", "Done.", "a < b and tool_call", "<tool_response>\n{}\n</tool_response>", '{"name": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "Done.", "a < b and tool_call", "<tool_response>\n{}\n</tool_response>", '{"name": "x"}']
+)
 def test_text_without_a_tag_is_no_call_and_no_problem(text):
     assert parse_action(text).calls == () and parse_action(text).problem is None
 
@@ -104,7 +114,24 @@ def test_render_refuses_what_is_not_json():
 
 BARE_GOOD = '{"name": "cat", "parameters": {"path": "a.txt"}}'
 _bare_fragments = st.sampled_from(
-    [BARE_GOOD, PYTHON_TAG, ";", "\n", "{", "}", "[", ":", ",", "{}", '"name"', '"parameters"', "NaN", "<think>", "</think>", "<tool_call>"]
+    [
+        BARE_GOOD,
+        PYTHON_TAG,
+        ";",
+        "\n",
+        "{",
+        "}",
+        "[",
+        ":",
+        ",",
+        "{}",
+        '"name"',
+        '"parameters"',
+        "NaN",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+    ]
 )
 
 
@@ -122,7 +149,11 @@ def test_any_bare_arguments_come_back(calls, before, separator, after):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text() | st.lists(_bare_fragments, max_size=14).map("".join) | st.text(alphabet=st.characters(categories=["Cs", "Lu"])))
+@given(
+    st.text()
+    | st.lists(_bare_fragments, max_size=14).map("".join)
+    | st.text(alphabet=st.characters(categories=["Cs", "Lu"]))
+)
 def test_bare_never_raises_and_is_all_or_nothing(text):
     action = parse_action(text, BARE)
     assert action.text == text
@@ -133,11 +164,16 @@ def test_bare_never_raises_and_is_all_or_nothing(text):
 def test_a_bare_call_may_say_that_it_is_a_function():
     typed = BARE_GOOD.replace("{", '{"type": "function", ', 1)
     assert parse_action(typed, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()
-    for text, style in ((typed.replace('"function"', '"tool"'), BARE), (GOOD.replace("{", '{"type": "function", ', 1), HERMES)):
+    for text, style in (
+        (typed.replace('"function"', '"tool"'), BARE),
+        (GOOD.replace("{", '{"type": "function", ', 1), HERMES),
+    ):
         assert "unknown key 'type'" in parse_action(text, style).problem
 
 
-@pytest.mark.parametrize("text", ["", "Done.", f"I call {BARE_GOOD}", GOOD, "[1]", "<think>\n{\n</think>\n\nDone.", ";"])
+@pytest.mark.parametrize(
+    "text", ["", "Done.", f"I call {BARE_GOOD}", GOOD, "[1]", "<think>\n{\n</think>\n\nDone.", ";"]
+)
 def test_bare_text_that_begins_otherwise_holds_no_call(text):
     assert parse_action(text, BARE).calls == () and parse_action(text, BARE).problem is None
 
@@ -172,5 +208,9 @@ def test_bare_calls_that_cannot_be_read_are_a_problem(text, words):
 
 def test_the_styles_write_what_their_templates_write():
     call = ToolCall("cat", {"path": "é.txt"})
-    assert render_call(call) == render_call(call, HERMES) == '<tool_call>\n{"name": "cat", "arguments": {"path": "é.txt"}}\n</tool_call>'
+    assert (
+        render_call(call)
+        == render_call(call, HERMES)
+        == '<tool_call>\n{"name": "cat", "arguments": {"path": "é.txt"}}\n</tool_call>'
+    )
     assert render_call(call, BARE) == '{"name": "cat", "parameters": {"path": "é.txt"}}'

@@ -1,4 +1,6 @@
-"""Avg@k, Best@k and their intervals, also by category, against counting by hand; and `--mode=evaluate` on the embedded policy."""
+"""Avg@k, Best@k and their intervals, also by category, against counting by hand; and `--mode=evaluate` on the embedded
+policy.
+"""
 
 import json
 import os
@@ -7,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hintsd_jax import evaluate, summaries
+from hintsd_jax import evaluate
 from hintsd_jax.config.schema import base
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import Scores, interval
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling import Stats
 from hintsd_jax.session import Session
 
@@ -28,7 +30,10 @@ def test_the_interval_is_that_of_the_normal_approximation():
     values_N = np.random.default_rng(0).random(400)
     low, high = interval(values_N)
     half = 1.96 * values_N.std() / np.sqrt(400)
-    assert (low, high) == (pytest.approx(values_N.mean() - half, abs=0.004), pytest.approx(values_N.mean() + half, abs=0.004))
+    assert (low, high) == (
+        pytest.approx(values_N.mean() - half, abs=0.004),
+        pytest.approx(values_N.mean() + half, abs=0.004),
+    )
     assert interval(np.ones(10)) == (1.0, 1.0)
 
 
@@ -41,7 +46,9 @@ class Quiz:
 def answers_of(tasks, rollouts, greedy):
     """Who answers what: by a generator of its own, more often right in "easy"."""
     rng = np.random.default_rng(11 + greedy)
-    return (rng.random((len(tasks), rollouts)) < [[0.5 if task.get("category") == "easy" else 0.2] for task in tasks]).astype(int)
+    return (
+        rng.random((len(tasks), rollouts)) < [[0.5 if task.get("category") == "easy" else 0.2] for task in tasks]
+    ).astype(int)
 
 
 def quiz_session(config, tasks, env_class=Quiz):
@@ -73,8 +80,13 @@ def test_categories_are_scored_apart_with_intervals():
     groups = {"test": np.ones(50, bool), "test/easy": ~hard_N, "test/hard": hard_N}
     for name, rows in groups.items():
         mean_N, any_N = success_NK[rows].sum(axis=1) / 4, (success_NK[rows].sum(axis=1) > 0) * 1.0
-        assert result.metrics[f"{name}/avg@4"] == pytest.approx(mean_N.mean()) and result.metrics[f"{name}/best@4"] == pytest.approx(any_N.mean())
-        assert result.metrics[f"{name}/greedy"] == pytest.approx(greedy_N[rows].mean()) and result.metrics[f"{name}/tasks"] == rows.sum()
+        assert result.metrics[f"{name}/avg@4"] == pytest.approx(mean_N.mean()) and result.metrics[
+            f"{name}/best@4"
+        ] == pytest.approx(any_N.mean())
+        assert (
+            result.metrics[f"{name}/greedy"] == pytest.approx(greedy_N[rows].mean())
+            and result.metrics[f"{name}/tasks"] == rows.sum()
+        )
         for kind, values in (("avg", mean_N), ("best", any_N)):  # half a width of the normal approximation
             half = 1.96 * values.std() / np.sqrt(len(values))
             assert result.metrics[f"{name}/{kind}_low"] == pytest.approx(values.mean() - half, abs=0.05)
@@ -85,15 +97,21 @@ def test_categories_are_scored_apart_with_intervals():
     lines = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics, "quiz 7")[1].splitlines()
     best, low, high = (100 * result.metrics[f"test/hard/best{end}"] for end in ("@4", "_low", "_high"))
     assert f"| test hard Best@4 | - | {best:.1f} ({low:.1f} to {high:.1f}) |  |" in lines
-    names = [f"| {part} {kind}" for part in ("test", "test easy", "test hard") for kind in ("Avg@4", "Best@4", "greedy")]
+    names = [
+        f"| {part} {kind}" for part in ("test", "test easy", "test hard") for kind in ("Avg@4", "Best@4", "greedy")
+    ]
     assert [line.split(" | ")[0] for line in lines[2:11]] == names
     assert "- benchmark: quiz 7" in lines
 
 
 def test_without_categories_and_version_nothing_is_added():
     config = base()
-    result = evaluate.held_out(quiz_session(config, [{"id": task["id"]} for task in TASKS], env_class=object), None, "test", 60)
-    assert sorted(result.metrics) == sorted(f"test/{name}" for name in ("avg@4", "best@4", "tokens", "tasks", "avg_low", "avg_high", "greedy"))
+    result = evaluate.held_out(
+        quiz_session(config, [{"id": task["id"]} for task in TASKS], env_class=object), None, "test", 60
+    )
+    assert sorted(result.metrics) == sorted(
+        f"test/{name}" for name in ("avg@4", "best@4", "tokens", "tasks", "avg_low", "avg_high", "greedy")
+    )
     assert sorted(result.to_json()) == ["greedy", "metrics", "success"]
     text = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1]
     assert " to " not in text and "benchmark" not in text and text.count("| test ") == 3
@@ -106,12 +124,20 @@ def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_pa
     monkeypatch.setattr(evaluate, "restored_params", lambda session, directory: (None, 3))
     metrics = evaluate.evaluate(config, str(tmp_path))
     stored = json.loads((tmp_path / "evaluation.json").read_text())
-    assert stored["metrics"] == metrics and stored["benchmark"] == "quiz 7" and stored["categories"] == [task["category"] for task in TASKS]
+    assert (
+        stored["metrics"] == metrics
+        and stored["benchmark"] == "quiz 7"
+        and stored["categories"] == [task["category"] for task in TASKS]
+    )
     assert json.loads((tmp_path / "config.json").read_text())["versions"][0]["benchmark"] == "quiz 7"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "checkpoints/p after 3 updates, test split of quiz 7:" and not any("test/easy" in line for line in lines)
+    assert lines[0] == "checkpoints/p after 3 updates, test split of quiz 7:" and not any(
+        "test/easy" in line for line in lines
+    )
     rate, low, high = (100 * metrics[f"test/easy/avg{end}"] for end in ("@4", "_low", "_high"))
-    assert ["test", "easy", "Avg@4", f"{rate:.1f}", f"({low:.1f}", "to", f"{high:.1f})"] in [line.split() for line in lines]
+    assert ["test", "easy", "Avg@4", f"{rate:.1f}", f"({low:.1f}", "to", f"{high:.1f})"] in [
+        line.split() for line in lines
+    ]
 
 
 def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_path, monkeypatch, capsys):

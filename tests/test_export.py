@@ -9,27 +9,35 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.peft import load_adapter
+from hintsd_jax.checkpoints.safetensors import write_shards
+from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import schema as schema
-from hintsd_jax.training.state import create
 from hintsd_jax.errors import UserError
 from hintsd_jax.export import export
 from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder, lora
-from hintsd_jax.checkpoints.safetensors import write_shards
-from hintsd_jax.checkpoints.huggingface import load_policy
-from hintsd_jax.checkpoints.peft import load_adapter
-from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import lora_config, optim_config
+from hintsd_jax.training.state import create
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BIASED, NARROW = "qwen2_tiny_untied", "llama_tiny_tied"  # float32 in one file; bfloat16 in three
-BESIDE = {"tokenizer.json": "{}", "chat_template.jinja": "x", "generation_config.json": "{}", "LICENSE": "free", "README.md": "another model"}
+BESIDE = {
+    "tokenizer.json": "{}",
+    "chat_template.jinja": "x",
+    "generation_config.json": "{}",
+    "LICENSE": "free",
+    "README.md": "another model",
+}
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Makes a workdir whose checkpoints hold what `change` makes of the starting weights: of step 3 (the best) and 5 (the latest)."""
+    """Makes a workdir whose checkpoints hold what `change` makes of the starting weights: of step 3 (the best) and 5
+    (the latest).
+    """
 
     def make(name: str, rank: int, change=lambda leaf: leaf):
         base = shutil.copytree(FIXTURES / name, tmp_path / "base")
@@ -47,7 +55,12 @@ def run(tmp_path):
         with Workdir.open(tmp_path / "run", config):
             checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint.keep)
             for step, score in ((3, 0.9), (5, 0.1)):
-                checkpoints.save(step, state.replace(params=jax.tree.map(lambda leaf: leaf + (5 - step), state.params)), {}, {"eval/avg@4": score})
+                checkpoints.save(
+                    step,
+                    state.replace(params=jax.tree.map(lambda leaf: leaf + (5 - step), state.params)),
+                    {},
+                    {"eval/avg@4": score},
+                )
             checkpoints.close()
         return config, tmp_path / "run", base, policy
 
@@ -91,8 +104,14 @@ def test_all_weights_after_training_of_student_and_ema(run):
     student, ema = export(config, workdir)
     assert (student, ema) == (workdir / "out" / "student", workdir / "out" / "ema")
     before = load_policy(base)[1]
-    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) + 2), load_policy(student)[1], before)
-    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) / 2), load_policy(ema)[1], before)
+    jax.tree.map(
+        lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) + 2),
+        load_policy(student)[1],
+        before,
+    )
+    jax.tree.map(
+        lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) / 2), load_policy(ema)[1], before
+    )
 
 
 def test_merged_weights_and_adapters_compute_what_training_computed(run):
@@ -114,7 +133,9 @@ def test_merged_weights_and_adapters_compute_what_training_computed(run):
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
     tokens = np.arange(24).reshape(2, 12)
-    logits = lambda params, policy: decoder.project(params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens))
+    logits = lambda params, policy: decoder.project(
+        params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens)
+    )
     attached = logits(lora.attach(load_policy(base)[1], load_adapter(adapter, policy)), policy)
     np.testing.assert_allclose(logits(load_policy(student)[1], policy), attached, atol=1e-5, rtol=1e-5)
 

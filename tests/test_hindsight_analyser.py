@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.hindsight import analyser
-from hintsd_jax.hindsight.analyser import Analysis, HindsightConfig, analyse, ask_environment, attribution, given_steps, judge
+from hintsd_jax.hindsight.analyser import (
+    Analysis,
+    HindsightConfig,
+    analyse,
+    ask_environment,
+    attribution,
+    given_steps,
+    judge,
+)
 from hintsd_jax.hindsight.questions import Answers
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import job_key
+from hintsd_jax.rollout.episode import Episode
 from tests.helpers import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -51,7 +59,9 @@ def failed(steps=3, name="a", faults=None):
         messages = [{"role": "tool", "content": f"seen {number}"}]
         episode.append_observation(None if last else CHAT.delta(messages), messages)
     episode.ended, episode.terminated = "terminated", True
-    episode.report = Report(SECRET, None if faults is None else tuple(Fault(step, f"{SECRET} {step}") for step in faults))
+    episode.report = Report(
+        SECRET, None if faults is None else tuple(Fault(step, f"{SECRET} {step}") for step in faults)
+    )
     return episode, job_key(0, 0, name, 0)
 
 
@@ -60,9 +70,17 @@ def answer(*failures):
 
 
 def test_answers_become_targets_and_drops_are_counted():
-    answers = [answer((3, "c"), (1, "a"), (2, "b"), (9, "x"), (1, "again"), (2, "")), "no json", "think " + answer((2, "b"))]
+    answers = [
+        answer((3, "c"), (1, "a"), (2, "b"), (9, "x"), (1, "again"), (2, "")),
+        "no json",
+        "think " + answer((2, "b")),
+    ]
     found = analyse([failed(), failed(name="b"), failed(name="c")], config(), Script(answers))
-    assert [analysis.targets for analysis in found.analyses] == [(Target(1, "a"), Target(2, "b")), (), (Target(2, "b"),)]
+    assert [analysis.targets for analysis in found.analyses] == [
+        (Target(1, "a"), Target(2, "b")),
+        (),
+        (Target(2, "b"),),
+    ]
     assert found.dropped == Counter(bad_step=1, repeated_step=1, empty_feedback=1, over_limit=1, unparsable=1)
     assert (found.asked, found.parsed, found.tokens) == (3, 2, 21)
     assert found.analyses[1].problem and found.analyses[0].answer == answers[0]
@@ -90,7 +108,8 @@ def test_given_steps_are_asked_about_and_answered_for():
 
 
 @pytest.mark.parametrize(
-    "select, steps", [("first", [1]), ("last", [4]), ("all", [1, 2, 3, 4]), ("oracle", [2, 3]), ("random", 2), ("hindsight", None)]
+    "select, steps",
+    [("first", [1]), ("last", [4]), ("all", [1, 2, 3, 4]), ("oracle", [2, 3]), ("random", 2), ("hindsight", None)],
 )
 def test_which_steps_are_given(select, steps):
     episode, key = failed(steps=4, faults=(3, 2, 4))
@@ -118,7 +137,9 @@ def test_an_oracle_without_a_fault_or_a_report_asks_nothing():
 
 def test_what_has_no_answer_is_counted():
     found = analyse([failed(), failed(steps=0), failed(name="b")], config(), Script([None, answer((1, "a"))]))
-    assert [analysis.episode.task_id for analysis in found.analyses] == ["b"] and found.dropped == Counter(silent=1, no_steps=1)
+    assert [analysis.episode.task_id for analysis in found.analyses] == ["b"] and found.dropped == Counter(
+        silent=1, no_steps=1
+    )
 
 
 def test_a_judge_sees_one_step_and_its_answer_alone():
@@ -129,7 +150,10 @@ def test_a_judge_sees_one_step_and_its_answer_alone():
         assert sum(f"act {m}" in asked for m in range(3)) == 1 and SECRET not in asked
     first, second = found.analyses
     assert (first.targets, first.rewards) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
-    assert (second.targets, second.rewards) == ((), (0.0, 1.0, 1.0))  # named no step that was shown: nothing speaks against it
+    assert (second.targets, second.rewards) == (
+        (),
+        (0.0, 1.0, 1.0),
+    )  # named no step that was shown: nothing speaks against it
     assert found.dropped == Counter(unparsable=1, bad_step=1, silent=1) and (found.asked, found.parsed) == (6, 4)
 
 
@@ -145,7 +169,15 @@ def test_attribution_against_counting_by_hand():
     def analysis(faults, targets):
         return Analysis(failed(faults=faults)[0], tuple(Target(step, "f") for step in targets))
 
-    rates = attribution([analysis((1, 3), (1, 2)), analysis((2,), (3,)), analysis((1,), ()), analysis(None, (1,)), analysis((2, 3), (2, 3))])
+    rates = attribution(
+        [
+            analysis((1, 3), (1, 2)),
+            analysis((2,), (3,)),
+            analysis((1,), ()),
+            analysis(None, (1,)),
+            analysis((2, 3), (2, 3)),
+        ]
+    )
     assert rates == pytest.approx(
         {"hindsight/precision": 3 / 5, "hindsight/recall": 3 / 6, "hindsight/first_fault": 2 / 4}
     )

@@ -6,10 +6,22 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight.completions import ERROR, GARBAGE, MAX_BYTES, REFUSED, TIMEOUT, ChatServer, Reply, _answer, _freed, _retry_after
+from hintsd_jax.hindsight.completions import (
+    ERROR,
+    GARBAGE,
+    MAX_BYTES,
+    REFUSED,
+    TIMEOUT,
+    ChatServer,
+    Reply,
+    _answer,
+    _freed,
+    _retry_after,
+)
 from hintsd_jax.sampling import Sampling
 from tests.chat_server import PROXIES, right, serving
 
@@ -38,9 +50,23 @@ def test_an_answer_and_all_that_went_out():
     reply, (request,) = ask(lambda e: e.answer("Step 2 é", usage=(11, 5)))
     assert reply == Reply("Step 2 é", prompt_tokens=11, completion_tokens=5)
     assert request.path == "/v1/chat/completions"
-    assert request.body == {"model": "some-model", "messages": list(MESSAGES), "temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
+    assert request.body == {
+        "model": "some-model",
+        "messages": list(MESSAGES),
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_tokens": 512,
+    }
     assert request.headers["Authorization"] == f"Bearer {KEY}"
-    assert set(request.headers) == {"Authorization", "Content-Type", "Content-Length", "Host", "User-Agent", "Connection", "Accept-Encoding"}
+    assert set(request.headers) == {
+        "Authorization",
+        "Content-Type",
+        "Content-Length",
+        "Host",
+        "User-Agent",
+        "Connection",
+        "Accept-Encoding",
+    }
 
 
 def test_what_is_off_is_not_sent():
@@ -68,7 +94,17 @@ def test_the_path_is_completed(tail):
         assert chat(f"{server.url}?version=3").shown == f"{server.url}/chat/completions"
 
 
-NO_URLS = ["", "localhost:8000/v1", "ftp://a/v1", "http://", "http://a:99999/v1", "http://a b/v1", "http://a/v1\n", "http://ä/v1", "http://a..b/v1"]
+NO_URLS = [
+    "",
+    "localhost:8000/v1",
+    "ftp://a/v1",
+    "http://",
+    "http://a:99999/v1",
+    "http://a b/v1",
+    "http://a/v1\n",
+    "http://ä/v1",
+    "http://a..b/v1",
+]
 
 
 @pytest.mark.parametrize("url", NO_URLS)
@@ -153,10 +189,15 @@ def test_any_text_is_an_answer(text):
 def test_tokens_are_estimated_where_they_are_not_reported(usage):
     def script(exchange):
         value = {"choices": [{"message": {"content": "12345678é"}}]}
-        exchange.send(value if usage is None else value | {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}})
+        exchange.send(
+            value if usage is None else value | {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}}
+        )
 
     reply, _ = ask(script)
-    assert (reply.prompt_tokens, reply.completion_tokens) == (6, 3)  # 9 + 14 bytes and 10 bytes, 4 to a token, rounded up
+    assert (reply.prompt_tokens, reply.completion_tokens) == (
+        6,
+        3,
+    )  # 9 + 14 bytes and 10 bytes, 4 to a token, rounded up
 
 
 @pytest.mark.parametrize(
@@ -169,7 +210,13 @@ def test_statuses(status, reason, again):
     assert reply == Reply(None, reason, f"HTTP {status}: because of it", again, wait_s=2.5 if again else 0.0)
 
 
-SAID = [({"detail": "too long"}, "too long"), ({"error": "bad"}, "bad"), (b"plain", "plain"), (b"\xff", "\ufffd"), ([1], "[1]")]
+SAID = [
+    ({"detail": "too long"}, "too long"),
+    ({"error": "bad"}, "bad"),
+    (b"plain", "plain"),
+    (b"\xff", "\ufffd"),
+    ([1], "[1]"),
+]
 
 
 @pytest.mark.parametrize(("body", "said"), SAID)
@@ -179,11 +226,15 @@ def test_what_the_server_says_of_it(body, said):
 
 def test_what_no_other_request_will_change_ends_the_run(monkeypatch):
     def line(status, key_env="TEST_KEY", headers=()):
-        reply, _ = ask(lambda e: e.refuse(status, f"Incorrect key: {e.headers['Authorization']}", headers), key_env=key_env)
+        reply, _ = ask(
+            lambda e: e.refuse(status, f"Incorrect key: {e.headers['Authorization']}", headers), key_env=key_env
+        )
         assert reply.text is None and not reply.again and KEY not in str(reply) and "\n" not in reply.stop
         return reply.stop
 
-    assert "into the environment variable TEST_KEY" in line(401) and "into the environment variable TEST_KEY" in line(403)
+    assert "into the environment variable TEST_KEY" in line(401) and "into the environment variable TEST_KEY" in line(
+        403
+    )
     assert "endpoint.key_env" in line(401, key_env="")
     assert "'some-model'" in line(404) and "endpoint.url or .model" in line(404)
     assert f"redirects to https://other/{'***'} (HTTP 308)" in line(308, headers={"Location": f"https://other/{KEY}"})
@@ -210,15 +261,26 @@ def test_a_slow_answer_is_an_answer():
 def test_the_key_is_in_no_reply():
     def echo(exchange):
         said = f"you sent {exchange.headers['Authorization']}"
-        {"/a": lambda: exchange.answer(said), "/b": lambda: exchange.refuse(400, said), "/c": lambda: exchange.send(said.encode(), 500),
-         "/d": lambda: exchange.send({"choices": said}), "/e": lambda: exchange.wfile.write(f"{said}\r\n".encode())}[exchange.path[:2]]()  # fmt: skip
+        {
+            "/a": lambda: exchange.answer(said),
+            "/b": lambda: exchange.refuse(400, said),
+            "/c": lambda: exchange.send(said.encode(), 500),
+            # fmt: skip
+            "/d": lambda: exchange.send({"choices": said}),
+            "/e": lambda: exchange.wfile.write(f"{said}\r\n".encode()),
+        }[exchange.path[:2]]()
 
     with serving(echo) as server:
         base = server.url.removesuffix("/v1")
         replies = [chat(f"{base}/{name}").ask(MESSAGES) for name in "abcde"]
         assert [request.headers["Authorization"] for request in server.requests] == [f"Bearer {KEY}"] * 5
         made = chat(server.url)
-    assert replies[0].text == "you sent Bearer ***" and [reply.reason for reply in replies[1:]] == [REFUSED, ERROR, GARBAGE, ERROR]
+    assert replies[0].text == "you sent Bearer ***" and [reply.reason for reply in replies[1:]] == [
+        REFUSED,
+        ERROR,
+        GARBAGE,
+        ERROR,
+    ]
     assert all("Bearer ***" in reply.detail for reply in replies[1:])
     for thing in (*replies, made, vars(made)):
         assert KEY not in repr(thing)

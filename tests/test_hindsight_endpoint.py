@@ -1,4 +1,6 @@
-"""Many questions to a real server: in order, within limits and budgets, the same again from the journal, and an end when nothing answers."""
+"""Many questions to a real server: in order, within limits and budgets, the same again from the journal, and an end
+when nothing answers.
+"""
 
 import dataclasses
 import itertools
@@ -11,7 +13,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import endpoint as module
@@ -50,7 +53,10 @@ def make(server, **changes):
 
 
 def questions(*texts):
-    return [Question(f"task/{n}", ({"role": "user", "content": text},), np.array([n, 7], np.uint32)) for n, text in enumerate(texts)]
+    return [
+        Question(f"task/{n}", ({"role": "user", "content": text},), np.array([n, 7], np.uint32))
+        for n, text in enumerate(texts)
+    ]
 
 
 def upper(exchange):
@@ -157,15 +163,23 @@ def test_nobody_listens():
 def test_waits_grow_and_are_the_questions_own():
     made = Endpoint(dataclasses.replace(CONFIG, backoff_s=1.0), SAMPLING)
     waits = [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
-    assert waits == [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")] and waits[0] != waits[1]
+    assert (
+        waits == [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
+        and waits[0] != waits[1]
+    )
     for n, wait in enumerate(waits[0][:6]):
         assert 2**n / 2 <= wait <= 2**n
     assert waits[0][7] == module.LONGEST_WAIT_S == made._wait_s("a", 5000, Reply())  # 64 to 128 s without the cap
-    assert made._wait_s("a", 1, Reply(wait_s=5.0)) == 5.0 and made._wait_s("a", 1, Reply(wait_s=1e9)) == module.LONGEST_WAIT_S
+    assert (
+        made._wait_s("a", 1, Reply(wait_s=5.0)) == 5.0
+        and made._wait_s("a", 1, Reply(wait_s=1e9)) == module.LONGEST_WAIT_S
+    )
 
 
 def test_the_servers_wish_to_wait_is_kept():
-    with serving(in_turn(lambda e: e.refuse(429, headers={"Retry-After": "0.4"}), lambda e: e.refuse(500), right)) as server:
+    with serving(
+        in_turn(lambda e: e.refuse(429, headers={"Retry-After": "0.4"}), lambda e: e.refuse(500), right)
+    ) as server:
         make(server, backoff_s=0.1).ask(questions("a"), None)
         first, second = np.diff(times(server))
         assert first >= 0.4 and second >= 0.1  # the second doubled, less half at most
@@ -181,11 +195,18 @@ def test_no_longer_than_the_cap(monkeypatch):
 def test_a_refused_key_ends_the_run_at_once(monkeypatch, tmp_path, status):
     """Whoever else is still waited for; and the rest is not asked."""
     monkeypatch.setenv("TEST_KEY", KEY)
-    scripts = by_question(a=lambda e: e.be_silent(), b=lambda e: e.refuse(status, f"bad key {e.headers['Authorization']}"), c=upper, d=upper)
+    scripts = by_question(
+        a=lambda e: e.be_silent(),
+        b=lambda e: e.refuse(status, f"bad key {e.headers['Authorization']}"),
+        c=upper,
+        d=upper,
+    )
     with serving(scripts) as server:
         began = time.monotonic()
         with pytest.raises(UserError, match="TEST_KEY|endpoint.url") as caught:
-            make(server, key_env="TEST_KEY", concurrency=2).ask(questions("a", "b", "c", "d"), Journal(tmp_path / "j.jsonl"))
+            make(server, key_env="TEST_KEY", concurrency=2).ask(
+                questions("a", "b", "c", "d"), Journal(tmp_path / "j.jsonl")
+            )
         assert time.monotonic() - began < 10
         assert KEY not in str(caught.value) and caught.value.__cause__ is None and not (tmp_path / "j.jsonl").exists()
         assert {request.question for request in server.requests} <= {"a", "b"}
@@ -207,7 +228,15 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
     assert "***" in answers.texts[1] and "***" in str(caught.value)
     written = (tmp_path / "j.jsonl").read_text()
     assert written.count("***") == 2
-    for text in (written, str(caught.value), repr(made), repr(vars(made)), repr(made.config), repr(answers), *capfd.readouterr()):
+    for text in (
+        written,
+        str(caught.value),
+        repr(made),
+        repr(vars(made)),
+        repr(made.config),
+        repr(answers),
+        *capfd.readouterr(),
+    ):
         assert KEY not in text
 
 
@@ -216,12 +245,16 @@ def test_a_step_done_again_sends_nothing(tmp_path):
     with serving(scripts) as server:
         made = make(server, max_calls=6, concurrency=2)
         answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
-        assert answers == Answers(["A", None, None, "D", None], Counter({REFUSED: 1, GARBAGE: 1, OVER_BUDGET: 1}), tokens=6)
+        assert answers == Answers(
+            ["A", None, None, "D", None], Counter({REFUSED: 1, GARBAGE: 1, OVER_BUDGET: 1}), tokens=6
+        )
         sent = len(server.requests)
     again = make(server, max_calls=6, concurrency=2)  # nobody listens there now
     assert again.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl")) == answers
     assert again.used == made.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
-    assert [json.loads(line)["key"][:2] for line in open(tmp_path / "j.jsonl")] == [["endpoint", f"task/{n}"] for n in range(5)]
+    assert [json.loads(line)["key"][:2] for line in open(tmp_path / "j.jsonl")] == [
+        ["endpoint", f"task/{n}"] for n in range(5)
+    ]
 
 
 def test_an_outcome_is_put_down_before_it_is_used(tmp_path, monkeypatch):
@@ -243,7 +276,9 @@ def test_an_outcome_is_put_down_before_it_is_used(tmp_path, monkeypatch):
 def test_another_episode_of_the_same_name_is_another_question(tmp_path):
     with serving(upper) as server:
         journal = Journal(tmp_path / "j.jsonl")
-        assert make(server).ask(questions("a"), journal).texts == ["A"] and make(server).ask(questions("b"), journal).texts == ["B"]
+        assert make(server).ask(questions("a"), journal).texts == ["A"] and make(server).ask(
+            questions("b"), journal
+        ).texts == ["B"]
         assert make(server).ask(questions("a"), Journal(journal.path)).texts == ["A"] and len(server.requests) == 2
 
 
@@ -251,7 +286,10 @@ def test_calls_never_exceed_their_budget():
     """Three questions at a time could, with their retries, send nine."""
     with serving(lambda e: e.refuse(500)) as server:
         made = make(server, max_calls=4)
-        assert made.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3}) and len(server.requests) == 4
+        assert (
+            made.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3})
+            and len(server.requests) == 4
+        )
         assert made.used == {"calls": 4, "tokens": 0, "failures_in_a_row": 2}
         assert made.ask(questions("f"), None).dropped == Counter({OVER_BUDGET: 1}) and len(server.requests) == 4
 
@@ -264,9 +302,13 @@ def test_the_last_call_of_a_budget_is_used():
 def test_the_budget_of_tokens_is_looked_at_before_each_question():
     with serving(upper) as server:  # 10 tokens each
         made = make(server, max_tokens=25, concurrency=1)
-        assert made.ask(questions(*"abcde"), None) == Answers(["A", "B", "C", None, None], Counter({OVER_BUDGET: 2}), tokens=9)
+        assert made.ask(questions(*"abcde"), None) == Answers(
+            ["A", "B", "C", None, None], Counter({OVER_BUDGET: 2}), tokens=9
+        )
         assert made.used["tokens"] == 30 and len(server.requests) == 3
-        made = make(server, max_tokens=25, concurrency=2)  # the second question after the one that used it up was under way
+        made = make(
+            server, max_tokens=25, concurrency=2
+        )  # the second question after the one that used it up was under way
         assert made.ask(questions(*"abcde"), None).texts == ["A", "B", "C", "D", None]
 
 
@@ -276,7 +318,11 @@ def test_failures_in_a_row_end_the_run_and_it_goes_on_when_the_server_is_back(tm
         made = make(server, max_failures=3, retries=0)
         with pytest.raises(UserError, match=re.escape("3 questions in a row got no answer")) as caught:
             made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
-        assert server.url in str(caught.value) and "HTTP 500: CUDA out of memory" in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            server.url in str(caught.value)
+            and "HTTP 500: CUDA out of memory" in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
     with serving(back) as server:
         made = make(server, max_failures=3, retries=0)
         answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
@@ -312,7 +358,9 @@ def test_names_are_unique():
 
 
 class Scripted:
-    """In a server's place: the n-th request of a question gets the n-th of its replies, again from the first in the next process."""
+    """In a server's place: the n-th request of a question gets the n-th of its replies, again from the first in the
+    next process.
+    """
 
     shown = "scripted"
 
@@ -343,9 +391,16 @@ SCRIPTS = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn"]), 
 @given(SCRIPTS, st.integers(0, 12), st.integers(0, 40), st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max_tokens, data):
-    """A journal cut after any question, any number at a time: the same answers, counts and budgets, and never too many calls."""
+    """A journal cut after any question, any number at a time: the same answers, counts and budgets, and never too many
+    calls.
+    """
     concurrency, max_failures = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 20))
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "concurrency": concurrency, "max_failures": max_failures}
+    limits = {
+        "max_calls": max_calls,
+        "max_tokens": max_tokens,
+        "concurrency": concurrency,
+        "max_failures": max_failures,
+    }
     asked, path = questions(*map(str, range(len(script)))), tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
 
@@ -368,7 +423,11 @@ def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max
 
 def test_what_is_known_holds_back_what_comes_after_it_as_it_did(tmp_path):
     """Seven calls: the third question waited for the first, and so found the tokens used up."""
-    limits, asked, path = {"max_calls": 7, "max_tokens": 10, "concurrency": 3}, questions("0", "1", "2"), tmp_path / "j.jsonl"
+    limits, asked, path = (
+        {"max_calls": 7, "max_tokens": 10, "concurrency": 3},
+        questions("0", "1", "2"),
+        tmp_path / "j.jsonl",
+    )
     whole = scripted("yyy", **limits).ask(asked, Journal(path))
     assert whole.texts == ["answer 0", "answer 1", None]
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))

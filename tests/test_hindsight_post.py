@@ -25,7 +25,9 @@ def no_proxies(monkeypatch):
 
 
 def post(url, timeout=PATIENT, max_bytes=1000):
-    return Poster(timeout, max_bytes).post(f"{url}/chat", b'{"messages": [{"content": "hi"}]}', {"Content-Type": "application/json"})
+    return Poster(timeout, max_bytes).post(
+        f"{url}/chat", b'{"messages": [{"content": "hi"}]}', {"Content-Type": "application/json"}
+    )
 
 
 def no_request_left():
@@ -39,7 +41,9 @@ def no_request_left():
 
 
 def test_a_status_is_no_exception_and_a_redirect_is_not_followed():
-    with serving(in_turn(right, lambda e: e.refuse(503, "later"), lambda e: e.refuse(307, "there", {"Location": "/elsewhere"}))) as server:
+    with serving(
+        in_turn(right, lambda e: e.refuse(503, "later"), lambda e: e.refuse(307, "there", {"Location": "/elsewhere"}))
+    ) as server:
         status, headers, content = post(server.url)
         assert status == 200 and int(headers["content-length"]) == len(content) and b'"yes"' in content
         assert post(server.url)[0] == 503 and post(server.url)[0] == 307
@@ -137,14 +141,27 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch):
 def test_certificates_are_checked(tmp_path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+        ]
         + ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    slow = lambda e: e.trickle(HEAD + b"X: y\r\n" * 200)  # noqa: E731
+    slow = lambda e: e.trickle(HEAD + b"X: y\r\n" * 200)
     with serving(in_turn(right, slow), lambda sock: context.wrap_socket(sock, server_side=True)) as server:
         url = f"https://localhost:{server.server_address[1]}"
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):

@@ -3,17 +3,21 @@
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
-from hintsd_jax.rollout.chat import Delta
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.rollout.chat import Delta
+from hintsd_jax.rollout.episode import Episode
 
 
 def make_episode() -> Episode:
     messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Move it."}]
     episode = Episode.begin("task-7", 0, messages, Delta((1, 2), 1))
     told, asked = lambda text: {"role": "tool", "content": text}, {"role": "user", "content": "And now?"}
-    for action, answer, reward in (("look", [told("a b")], 0.0), ("take a", [told("ok"), asked], 0.25), ("bye", [], 0.0)):
+    for action, answer, reward in (
+        ("look", [told("a b")], 0.0),
+        ("take a", [told("ok"), asked], 0.25),
+        ("bye", [], 0.0),
+    ):
         episode.append_action([3], [0.0], action)
         episode.append_observation(Delta((4, 5), 1), answer, reward)
     episode.reward, episode.ended = 0.25, "max_steps"
@@ -70,5 +74,7 @@ def test_fixed_strings_are_all_of_the_fixed_text():
     text = prompts.review_messages(make_episode(), 3)[0]["content"]
     for piece in sorted(prompts.FIXED_STRINGS, key=len, reverse=True):
         text = text.replace(piece, "|")
-    assert text == "|Rules.\nuser: Move it.|0.25, max_steps||1 look|a b\n|2 take a|ok\nuser: And now?|0.25\n|3 bye|\n||3"
+    assert (
+        text == "|Rules.\nuser: Move it.|0.25, max_steps||1 look|a b\n|2 take a|ok\nuser: And now?|0.25\n|3 bye|\n||3"
+    )
     assert len(set(prompts.FIXED_STRINGS)) == len(prompts.FIXED_STRINGS)

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.hindsight.questions import Question, policy_asker
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Sampling, Stats
 from tests.helpers import make_tokenizer
 
@@ -26,15 +26,26 @@ class Engine:
 
 def ask(*contents, context=200):
     engine, sampling = Engine(), Sampling(0.6, 0.95, 0, 50)
-    questions = [Question(str(n), ({"role": "user", "content": text},), np.array([n, 7], np.uint32)) for n, text in enumerate(contents)]
+    questions = [
+        Question(str(n), ({"role": "user", "content": text},), np.array([n, 7], np.uint32))
+        for n, text in enumerate(contents)
+    ]
     return policy_asker(engine, None, CHAT, sampling, context)(questions), engine.jobs
 
 
 def test_questions_are_generations_of_the_engine():
     answers, jobs = ask("Why?", "How so?")
-    assert answers.texts == [CHAT.decode(job.prompt[:3]) for job in jobs] and answers.tokens == 8 and answers.dropped == Counter()
-    assert [TOKENIZER.decode(job.prompt) for job in jobs] == [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Why?", "How so?")]
-    assert [job.key.tolist() for job in jobs] == [[0, 7], [1, 7]] and {(job.context, job.sampling.max_tokens) for job in jobs} == {(200, 50)}
+    assert (
+        answers.texts == [CHAT.decode(job.prompt[:3]) for job in jobs]
+        and answers.tokens == 8
+        and answers.dropped == Counter()
+    )
+    assert [TOKENIZER.decode(job.prompt) for job in jobs] == [
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Why?", "How so?")
+    ]
+    assert [job.key.tolist() for job in jobs] == [[0, 7], [1, 7]] and {
+        (job.context, job.sampling.max_tokens) for job in jobs
+    } == {(200, 50)}
 
 
 def test_what_leaves_no_room_for_an_answer_is_not_asked():

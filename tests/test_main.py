@@ -35,7 +35,14 @@ runpy.run_module("hintsd_jax.main", run_name="__main__", alter_sys=True)
 
 def start(*flags):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", STAND_IN, *flags], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STAND_IN, *flags],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def refusal(*flags) -> str:
@@ -63,15 +70,21 @@ def test_runs_the_mode_with_overrides_and_without_jax():
         ([CONFIG, "--workdir=w", "--config.sed=1"], "unknown config key sed: did you mean seed?"),
         ([CONFIG, "--workdir=w", "--config.env.options.lenth=1"], "lenth"),
         ([CONFIG, "--workdir=w", "--config.optim.lr=fast"], "could not convert string to float: 'fast'"),
-        ([CONFIG, "--workdir=w", "--config.rollout.slots=99", "--config.history=templates"], "did you mean 'template'?; rollout.slots = 99"),
-        ([CONFIG, "--workdir=w", "--config.template_kwargs.dat=1"], "dat"),
+        (
+            [CONFIG, "--workdir=w", "--config.rollout.slots=99", "--config.chat.history=templates"],
+            "did you mean 'template'?; rollout.slots = 99",
+        ),
+        ([CONFIG, "--workdir=w", "--config.chat.template_kwargs.dat=1"], "dat"),
         ([CONFIG, "--workdir=w", "--mode=trian"], "--mode=trian"),
         ([CONFIG, "--workdr=w"], "workdir"),
         ([CONFIG], "--workdir is missing"),
         (["--workdir=w"], "--config is missing"),
         ([CONFIG, "--workdir=w", "optim.lr=1"], "unexpected argument 'optim.lr=1'"),
         (["--config=configs/nowhere.py", "--workdir=w"], "No such file or directory: 'configs/nowhere.py'"),
-        (["--config=configs/nowhere.py", "--workdir=w", "--config.seed=1"], "No such file or directory: 'configs/nowhere.py'"),
+        (
+            ["--config=configs/nowhere.py", "--workdir=w", "--config.seed=1"],
+            "No such file or directory: 'configs/nowhere.py'",
+        ),
         ([CONFIG, "--workdir=refused"], "error: no such thing"),
     ],
 )
@@ -81,7 +94,9 @@ def test_a_mistake_is_one_line(flags, says):
 
 @pytest.mark.parametrize("line, says", [("config.optim.lrr = 1", "lrr"), ("config.optim.lr = 'fast'", "TypeError")])
 def test_a_mistake_in_the_config_file_is_one_line(tmp_path, line, says):
-    (tmp_path / "c.py").write_text(f"from hintsd_jax.config import base\ndef get_config():\n    config = base()\n    {line}\n    return config\n")
+    (tmp_path / "c.py").write_text(
+        f"from hintsd_jax.config import base\ndef get_config():\n    config = base()\n    {line}\n    return config\n"
+    )
     assert says in refusal(f"--config={tmp_path}/c.py", "--workdir=w")
 
 

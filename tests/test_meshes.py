@@ -1,6 +1,7 @@
 """The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1 and 1x1x8 devices.
 
-Devices must be there before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what each mesh did.
+Devices must be there before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
+each mesh did.
 """
 
 import json
@@ -25,16 +26,16 @@ def play(folder):
     import jax
     import jax.numpy as jnp
 
-    from hintsd_jax.training.losses import LossConfig
-    from hintsd_jax.training.batching import Branch, Row, Shapes, pack
-    from hintsd_jax.training.state import OptimConfig, create
-    from hintsd_jax.training.train_step import update
+    from hintsd_jax.checkpoints.huggingface import load_policy
+    from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.models import decoder, lora
     from hintsd_jax.models.config import LoraConfig, PolicyConfig
-    from hintsd_jax.checkpoints.huggingface import load_policy
     from hintsd_jax.models.sharding import make_mesh, shardings
-    from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
+    from hintsd_jax.training.batching import Branch, Row, Shapes, pack
+    from hintsd_jax.training.losses import LossConfig
+    from hintsd_jax.training.state import OptimConfig, create
+    from hintsd_jax.training.train_step import update
 
     policy = PolicyConfig(
         vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4, norm_eps=1e-6,
@@ -47,7 +48,9 @@ def play(folder):
     def row(n):
         start, stop, late = 9, 12, int(rng.integers(20, 30))
         spans = ((start, stop), (late, late + 4))
-        branches = [Branch(k, a, b, a - 2, ids(5), tuple(rng.normal(size=b - a).tolist())) for k, (a, b) in enumerate(spans, 1)]
+        branches = [
+            Branch(k, a, b, a - 2, ids(5), tuple(rng.normal(size=b - a).tolist())) for k, (a, b) in enumerate(spans, 1)
+        ]
         return Row(n, ids(40), tuple(branches), key=(n, 7)).with_branches(branches)
 
     batches = pack([row(n) for n in range(8)], Shapes((40,), (24,), (8,), rows=8)).batches
@@ -77,7 +80,9 @@ def play(folder):
         engine = Engine(policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), mesh)
         jobs = [Job(prompt) for prompt in prompts]
         engine.run(lora.attach(params, trained), jobs)
-        full, metrics, _ = update(None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
+        full, metrics, _ = update(
+            None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh
+        )
         states[name] = full
         arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
         whole = [
@@ -89,7 +94,9 @@ def play(folder):
         (folder / f"{name}.json").write_text(json.dumps(result))
         np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
         if name in ("1x1x1", "2x2x2"):
-            low, metrics, _ = update(params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh)
+            low, metrics, _ = update(
+                params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh
+            )
             (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
             np.savez(folder / f"lora_{name}.npz", *host((low.params, low.ema)))
 
@@ -100,7 +107,9 @@ def play(folder):
             placed = all(jax.tree.leaves(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted, there, layout)))
             with jax.set_mesh(mesh):
                 tokens = np.load(FIXTURES / fixture / "expected.npz")["input_ids"][:1]
-                logits = jax.jit(lambda params: decoder.project(params, shape, decoder.forward(params, shape, tokens)))(there)
+                logits = jax.jit(lambda params: decoder.project(params, shape, decoder.forward(params, shape, tokens)))(
+                    there
+                )
             loaded[fixture] = {"placed": bool(placed), "logits": np.asarray(logits).tolist()}
         (folder / f"loaded_{name}.json").write_text(json.dumps(loaded))
 
@@ -163,7 +172,9 @@ def test_greedy_rollouts_are_the_same_but_for_ties(played, name):
 def test_no_large_array_lies_whole_on_every_device(played):
     for name in NAMES[1:]:
         assert not [array for array in read(played, name)["whole"] if name != "8x1x1" or "cache" in array], name
-    assert any("state" in array for array in read(played, "8x1x1")["whole"])  # replicas are what `data` means: the list does find them
+    assert any(
+        "state" in array for array in read(played, "8x1x1")["whole"]
+    )  # replicas are what `data` means: the list does find them
 
 
 @pytest.mark.parametrize("name", ["2x2x2", "1x1x8"])
@@ -171,7 +182,9 @@ def test_checkpoints_are_loaded_to_their_place_on_any_mesh(played, name):
     """Biases, tied tables and bfloat16 files too; the first row of the fixtures is not padded."""
     for fixture, found in read(played, f"loaded_{name}").items():
         assert found["placed"], fixture
-        np.testing.assert_allclose(found["logits"], np.load(FIXTURES / fixture / "expected.npz")["logits"][:1], atol=1e-5)
+        np.testing.assert_allclose(
+            found["logits"], np.load(FIXTURES / fixture / "expected.npz")["logits"][:1], atol=1e-5
+        )
 
 
 def test_checkpoints_cross_meshes(played):

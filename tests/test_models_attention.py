@@ -37,7 +37,9 @@ def test_causal(length):
 
 
 def test_causal_gradient_through_chunks_equals_that_of_the_whole_square(monkeypatch):
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)  # 270 queries: a block of 256 in chunks, a short one, both with padding
+    monkeypatch.setattr(
+        attention, "_QUERY_CHUNK", 16
+    )  # 270 queries: a block of 256 in chunks, a short one, both with padding
     q, k, v = draw(1, 270, 270)
     pick = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
 
@@ -77,11 +79,17 @@ def test_blocks_beyond_the_last_key_are_not_read():
 def test_branches_see_their_prefix_of_the_trunk_and_themselves(trunk):
     M = 12
     q, k, v = draw(2, trunk + M, trunk + M)
-    branch_BM = np.array([[0] * 5 + [1] * 4 + [2] * 2 + [-1], [0] * 12])
-    seen_BM = np.where(branch_BM < 0, 0, np.array([[trunk // 2], [trunk]]) - np.maximum(branch_BM, 0) * (trunk // 9))
-    out = jax.jit(attention.attend_branches)(q, k, v, Branches(jnp.asarray(seen_BM), jnp.asarray(branch_BM)))
-    own = (branch_BM[:, :, None] == branch_BM[:, None]) & np.tri(M, dtype=bool)
-    seen_BMS = np.concatenate([np.broadcast_to(np.arange(trunk) < seen_BM[..., None], (2, M, trunk)), own], axis=2)
+    branch_id_BM = np.array([[0] * 5 + [1] * 4 + [2] * 2 + [-1], [0] * 12])
+    prefix_length_BM = np.where(
+        branch_id_BM < 0, 0, np.array([[trunk // 2], [trunk]]) - np.maximum(branch_id_BM, 0) * (trunk // 9)
+    )
+    out = jax.jit(attention.attend_branches)(
+        q, k, v, Branches(jnp.asarray(prefix_length_BM), jnp.asarray(branch_id_BM))
+    )
+    own = (branch_id_BM[:, :, None] == branch_id_BM[:, None]) & np.tri(M, dtype=bool)
+    seen_BMS = np.concatenate(
+        [np.broadcast_to(np.arange(trunk) < prefix_length_BM[..., None], (2, M, trunk)), own], axis=2
+    )
     expected = oracle(q[:, trunk:], k, v, seen_BMS)
     np.testing.assert_allclose(out[:, trunk:], expected, atol=2e-6)
     if trunk:

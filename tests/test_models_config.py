@@ -11,7 +11,14 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models.config import FAMILIES, PolicyConfig, RopeScaling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-NAMES = ["qwen3_tiny_tied", "qwen3_tiny_untied", "qwen2_tiny_tied", "qwen2_tiny_untied", "llama_tiny_scaled", "llama_tiny_tied"]
+NAMES = [
+    "qwen3_tiny_tied",
+    "qwen3_tiny_untied",
+    "qwen2_tiny_tied",
+    "qwen2_tiny_untied",
+    "llama_tiny_scaled",
+    "llama_tiny_tied",
+]
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
 LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
 SCALED = LLAMA["rope_scaling"]
@@ -23,12 +30,19 @@ def test_round_trip_through_both_forms_of_the_rope_settings(name):
     hf = config.to_hf()
     assert PolicyConfig.from_hf(hf) == config
     assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key != "rope_parameters"}) == config
-    assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")}) == config
+    assert (
+        PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")})
+        == config
+    )
     assert config.family == name.split("_")[0] and json.loads(json.dumps(hf)) == hf
 
 
 def test_what_the_families_are():
-    assert [(family.qk_norm, family.qkv_bias) for family in FAMILIES.values()] == [(True, False), (False, True), (False, False)]
+    assert [(family.qk_norm, family.qkv_bias) for family in FAMILIES.values()] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
     config = PolicyConfig.from_hf(LLAMA)
     assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
     assert config.rope_theta == 500.0
@@ -60,7 +74,10 @@ def test_what_absent_keys_mean():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, r"architectures is \['Qwen3MoeForCausalLM'\]; supported is one of Qwen3ForCausalLM, "),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"]},
+            r"architectures is \['Qwen3MoeForCausalLM'\]; supported is one of Qwen3ForCausalLM, ",
+        ),
         ({"architectures": None}, "architectures is None"),
         ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM'"),
         ({"attention_bias": True}, "attention_bias is True"),
@@ -73,13 +90,22 @@ def test_what_absent_keys_mean():
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_parameters.rope_type is 'yarn'"),
-        ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor is 0.5"),
+        (
+            {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}},
+            "rope_parameters.partial_rotary_factor is 0.5",
+        ),
         ({"rope_parameters": None}, "missing rope_theta"),
         ({"rope_theta": 7.0}, "rope_parameters, rope_theta and rope_scaling contradict each other"),
         ({"rope_scaling": SCALED}, "contradict"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type llama3 lacks low_freq_factor, high_freq_factor, original_max"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "type llama3 lacks low_freq_factor, high_freq_factor, original_max",
+        ),
         ({"rope_parameters": SCALED | {"rope_theta": 5.0, "factor": 0}}, "factor must be a positive number, not 0"),
-        ({"rope_parameters": SCALED | {"rope_theta": 5.0, "low_freq_factor": 9}}, r"high_freq \(4.0\) must exceed low_freq \(9\)"),
+        (
+            {"rope_parameters": SCALED | {"rope_theta": 5.0, "low_freq_factor": 9}},
+            r"high_freq \(4.0\) must exceed low_freq \(9\)",
+        ),
         ({"num_attention_heads": 3}, r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"hidden_size": "32"}, r"d_model \(hidden_size\) must be a positive integer"),

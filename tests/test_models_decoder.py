@@ -18,7 +18,8 @@ CONFIG = PolicyConfig(
 )  # fmt: skip
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 
-# Nearly all of this file's time is compilation, so the tests share a few shapes: rows [4, 16], chunks [4, 4] and [4, 1].
+# Nearly all of this file's time is compilation, so the tests share a few shapes: rows [4, 16], chunks [4, 4] and [4,
+# 1].
 B, T, S = 4, 16, 20
 forward = jax.jit(decoder.forward, static_argnums=1)
 decode_step = jax.jit(decoder.decode_step, static_argnums=1)
@@ -58,7 +59,9 @@ def test_prefill_and_decode_equal_the_full_forward(params):
     dirty = lambda leaf: jnp.asarray(50 * rng.normal(size=leaf.shape), leaf.dtype)
     cache = jax.tree.map(dirty, decoder.init_cache(CONFIG, B, S))
     for start in (0, 4):
-        real = np.arange(start, start + 4) < prompts[:, None] - 1  # the last token of a prompt is the first that is decoded
+        real = (
+            np.arange(start, start + 4) < prompts[:, None] - 1
+        )  # the last token of a prompt is the first that is decoded
         chunk = np.where(real, tokens[:, start : start + 4], random_tokens(start, B, 4))
         cache = extend(params, CONFIG, chunk, np.full(B, start), cache)
     for step in range(8):
@@ -102,7 +105,9 @@ def test_a_row_is_bit_equal_among_other_neighbours_and_in_another_slot(params, s
 def test_remat_changes_no_gradient(params):
     def gradient(remat):
         config = dataclasses.replace(CONFIG, remat=remat)
-        loss = lambda p: jnp.square(decoder.project(p, config, decoder.forward(p, config, random_tokens(8, 2, 9)))).mean()
+        loss = lambda p: jnp.square(
+            decoder.project(p, config, decoder.forward(p, config, random_tokens(8, 2, 9)))
+        ).mean()
         return jax.jit(jax.grad(loss))(params)
 
     gradients = gradient(True)

@@ -1,4 +1,6 @@
-"""Adapters: what they add is A B and nothing else, in every pass; their dropout belongs to a token, and they alone have gradients."""
+"""Adapters: what they add is A B and nothing else, in every pass; their dropout belongs to a token, and they alone have
+gradients.
+"""
 
 import dataclasses
 from functools import partial
@@ -48,7 +50,9 @@ def merge(base, adapter, config):
     layers = {part: dict(modules) for part, modules in base["layers"].items()}
     for part, modules in adapter["layers"].items():
         for module, pair in modules.items():
-            layers[part][module] = layers[part][module] | {"kernel": lora.merge(layers[part][module]["kernel"], pair, config)}
+            layers[part][module] = layers[part][module] | {
+                "kernel": lora.merge(layers[part][module]["kernel"], pair, config)
+            }
     return base | {"layers": layers}
 
 
@@ -85,7 +89,9 @@ def test_a_fresh_adapter_changes_no_bit(base_hidden):
 
 
 def test_a_starts_uniform_and_different_everywhere():
-    """Within 1 / sqrt(inputs), as PEFT draws it, for the output projection of attention over heads and head dimensions together."""
+    """Within 1 / sqrt(inputs), as PEFT draws it, for the output projection of attention over heads and head dimensions
+    together.
+    """
     fresh, other = (init_adapter(CONFIG, jax.random.key(seed))["layers"] for seed in (0, 1))
     inputs = {"query": 24, "key": 24, "value": 24, "out": 40, "gate": 24, "up": 24, "down": 44}
     for part, module in LORA_TARGETS.values():
@@ -114,18 +120,25 @@ def test_merged_equals_attached_for_all_targets(hidden):
 def test_modules_that_are_no_targets_stay():
     config = with_lora(targets=("up_proj", "o_proj"))
     adapter = pick("out", "up")
-    assert jax.tree.structure(adapter) == jax.tree.structure(jax.eval_shape(partial(lora.init_adapter, config), jax.random.key(0)))
+    assert jax.tree.structure(adapter) == jax.tree.structure(
+        jax.eval_shape(partial(lora.init_adapter, config), jax.random.key(0))
+    )
     merged = merge(BASE, adapter, config.lora)
     changed = jax.tree_util.tree_map_with_path(lambda path, a, b: (path, not np.array_equal(a, b)), BASE, merged)
     changed = [path for path, differs in jax.tree.leaves(changed, is_leaf=lambda x: isinstance(x, tuple)) if differs]
-    assert [[key.key for key in path] for path in changed] == [["layers", "attention", "out", "kernel"], ["layers", "mlp", "up", "kernel"]]
+    assert [[key.key for key in path] for path in changed] == [
+        ["layers", "attention", "out", "kernel"],
+        ["layers", "mlp", "up", "kernel"],
+    ]
 
 
 def test_prefill_and_decoding_equal_the_full_forward(hidden):
     """The engine's passes: two chunks of the prompt, the second against the first, then token by token."""
     params = lora.attach(BASE, ADAPTER)
     extend, decode_step = (jit(function, static_argnums=1) for function in (decoder.extend, decoder.decode_step))
-    rows = tuple(np.zeros((CONFIG.num_layers, B, S, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32) for _ in range(2))
+    rows = tuple(
+        np.zeros((CONFIG.num_layers, B, S, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32) for _ in range(2)
+    )
     for start in (0, 6):
         new = extend(params, CONFIG, TOKENS[:, start : start + 6], np.full(B, start), rows)
         for row, part in zip(rows, new, strict=True):
@@ -163,8 +176,12 @@ def test_dropout_differs_between_layers_positions_and_rows():
     def one_layer(n, b):
         """The first layer's weights as the only ones that do anything, at place `n`; the adapter's B times `b`."""
         place = lambda leaf: np.stack([leaf[0] if n == m else np.zeros_like(leaf[0]) for m in range(2)])
-        params = jax.tree.map(place, {name: DROPPED[name]["layers"] if name == "lora" else DROPPED[name] for name in ("layers", "lora")})
-        adapter = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * b if path[-1].key == "b" else leaf, params["lora"])
+        params = jax.tree.map(
+            place, {name: DROPPED[name]["layers"] if name == "lora" else DROPPED[name] for name in ("layers", "lora")}
+        )
+        adapter = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * b if path[-1].key == "b" else leaf, params["lora"]
+        )
         params = BASE | {"layers": params["layers"], "lora": {"layers": adapter}}
         return np.asarray(forward(params, DROPPING, TOKENS, POSITIONS, KEYS))
 
@@ -201,19 +218,27 @@ def products(jaxpr):
 
 
 def test_only_the_adapter_has_gradients():
-    """Not only are the base's not returned: no product of its kernels' shapes is computed, as it is where all weights are trained."""
+    """Not only are the base's not returned: no product of its kernels' shapes is computed, as it is where all weights
+    are trained.
+    """
     loss = lambda params: jnp.square(decoder.forward(params, CONFIG, TOKENS, POSITIONS, KEYS)).mean()
     adapter_only = jax.make_jaxpr(jax.grad(lambda adapter: loss(lora.attach(BASE, adapter))))(ADAPTER)
     everything = jax.make_jaxpr(jax.grad(loss))(lora.attach(BASE, ADAPTER))
     assert [aval.shape for aval in adapter_only.out_avals] == [leaf.shape for leaf in jax.tree.leaves(ADAPTER)]
-    kernels = {tuple(sorted(BASE["layers"][part][module]["kernel"].shape[1:])) for part, module in LORA_TARGETS.values()}
+    kernels = {
+        tuple(sorted(BASE["layers"][part][module]["kernel"].shape[1:])) for part, module in LORA_TARGETS.values()
+    }
     assert not kernels & set(products(adapter_only.jaxpr))
     assert kernels <= set(products(everything.jaxpr))
 
 
 def test_every_axis_has_a_rule():
     axes = lora.logical_axes(CONFIG)
-    jax.tree.map(lambda leaf, spec: None if len(spec) == leaf.ndim and set(spec) <= set(RULES) else pytest.fail(str(spec)), ADAPTER, axes)
+    jax.tree.map(
+        lambda leaf, spec: None if len(spec) == leaf.ndim and set(spec) <= set(RULES) else pytest.fail(str(spec)),
+        ADAPTER,
+        axes,
+    )
     assert axes["layers"]["attention"]["out"]["a"] == jax.P("layers", "heads", "rank")
     assert axes["layers"]["attention"]["query"]["b"] == jax.P("layers", "rank", "heads")
 

@@ -6,12 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from hintsd_jax.models import decoder
 from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.models import decoder
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-NAMES = ["qwen3_tiny_tied", "qwen3_tiny_untied", "qwen2_tiny_tied", "qwen2_tiny_untied", "llama_tiny_scaled", "llama_tiny_tied"]
+NAMES = [
+    "qwen3_tiny_tied",
+    "qwen3_tiny_untied",
+    "qwen2_tiny_tied",
+    "qwen2_tiny_untied",
+    "llama_tiny_scaled",
+    "llama_tiny_tied",
+]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -32,7 +39,9 @@ def ragged_logits(path, expected, **overrides):
     tokens_BT = np.zeros_like(expected["input_ids"])
     for row, ids in zip(tokens_BT, rows(expected), strict=True):
         row[: len(ids)] = ids
-    logits_BTV = np.asarray(jax.jit(lambda p, ids: decoder.project(p, config, decoder.forward(p, config, ids)))(params, tokens_BT))
+    logits_BTV = np.asarray(
+        jax.jit(lambda p, ids: decoder.project(p, config, decoder.forward(p, config, ids)))(params, tokens_BT)
+    )
     laid = np.zeros_like(expected["logits"])
     for row, logits_TV, length in zip(laid, logits_BTV, expected["lengths"], strict=True):
         row[len(row) - length :] = logits_TV[:length]

@@ -9,7 +9,9 @@ from test_models_decoder import CONFIG
 from hintsd_jax.models import rope
 from hintsd_jax.models.config import RopeScaling
 
-LONG = dataclasses.replace(CONFIG, head_dim=64, rope_theta=500_000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192))  # Llama 3.1
+LONG = dataclasses.replace(
+    CONFIG, head_dim=64, rope_theta=500_000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192)
+)  # Llama 3.1
 
 
 def test_rotation_turns_half_split_pairs():
@@ -24,7 +26,9 @@ def test_rotation_turns_half_split_pairs():
 
 
 def test_llama3_scaling_by_wavelength():
-    """Wavelengths below original / high_freq stay, those above original / low_freq are stretched, and between the two they are blended."""
+    """Wavelengths below original / high_freq stay, those above original / low_freq are stretched, and between the two
+    they are blended.
+    """
     plain = 500_000.0 ** (-np.arange(0, 64, 2) / 64)
     expected = []
     for frequency in plain:

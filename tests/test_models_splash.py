@@ -24,7 +24,11 @@ def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch):
 
     seen_BTS = np.tri(256, dtype=bool)[None]
     expected = run(lambda *qkv: attention.attend(*qkv, seen_BTS))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4), run(partial(splash.attend_causal, interpret=True)), expected)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4),
+        run(partial(splash.attend_causal, interpret=True)),
+        expected,
+    )
     everything = run(lambda *qkv: attention.attend(*qkv, np.ones_like(seen_BTS)))
     assert np.abs(everything[1][1] - expected[1][1]).max() > 0.1  # the comparison would notice another mask
 

@@ -1,4 +1,6 @@
-"""A plan's exact rows against bytes counted by hand, its limits and advice against the same arithmetic asked again, its compiler against itself."""
+"""A plan's exact rows against bytes counted by hand, its limits and advice against the same arithmetic asked again, its
+compiler against itself.
+"""
 
 import json
 import os
@@ -12,16 +14,17 @@ import jax
 import pytest
 
 from hintsd_jax.configs import bfcl_qwen3_4b
-from hintsd_jax.tools.planner import aot, plan
 from hintsd_jax.errors import UserError
-from hintsd_jax.tools.planner import compiler, fit, table, temporaries
+from hintsd_jax.tools.planner import aot, compiler, fit, plan, table, temporaries
 from hintsd_jax.tools.planner.devices import find
 from hintsd_jax.tools.planner.fit import CONTEXT_STEP, Planner
 
 REPO = Path(__file__).parents[1]
 SHAPES = REPO / "assets" / "shapes"
 GIB = 2**30
-KERNELS_4B = 151936 * 2560 + 36 * (2560 * 4096 * 2 + 2560 * 1024 * 2 + 3 * 2560 * 9728)  # table; q, o; k, v; gate, up, down
+KERNELS_4B = 151936 * 2560 + 36 * (
+    2560 * 4096 * 2 + 2560 * 1024 * 2 + 3 * 2560 * 9728
+)  # table; q, o; k, v; gate, up, down
 NORMS_4B = 36 * (2 * 2560 + 2 * 128) + 2560
 
 
@@ -50,8 +53,13 @@ def test_lora_on_one_device_by_hand():
     assert made["adapter"] == made["EMA"] == (4 * adapter,) * 2
     assert made["optimizer"][0] == pytest.approx(8 * adapter, abs=16)  # and the counters of the steps
     assert made["gradients"] == (0, 4 * adapter)
-    assert made["served copy"] == (2 * adapter, 0)  # only the adapter changes its dtype: the frozen weights are the same arrays
-    assert made["KV slots"] == (8 * 24576 * 8 * 128 * 2 * 36 * 2,) * 2  # slots, positions, kv heads, dim, two, layers, bytes
+    assert made["served copy"] == (
+        2 * adapter,
+        0,
+    )  # only the adapter changes its dtype: the frozen weights are the same arrays
+    assert (
+        made["KV slots"] == (8 * 24576 * 8 * 128 * 2 * 36 * 2,) * 2
+    )  # slots, positions, kv heads, dim, two, layers, bytes
     assert made["initial weights"] == (0, 0)
 
 
@@ -67,7 +75,8 @@ def test_all_weights_on_one_device_by_hand():
 def test_fsdp_scatters_training_and_keeps_a_served_copy_of_frozen_weights():
     one, eight = held(planned(configured())), held(planned(configured(devices="h100:8")))
     assert eight["weights"][0] == 2 * KERNELS_4B // 8 + 4 * NORMS_4B  # norms are everywhere
-    # In serving the same kernels are split along heads, ffn and vocabulary instead: another layout, so a copy, which stays.
+    # In serving the same kernels are split along heads, ffn and vocabulary instead: another layout, so a copy, which
+    # stays.
     assert eight["served copy"][1] == 2 * KERNELS_4B // 8
     assert eight["KV slots"][0] == one["KV slots"][0] // 8
     tensor = held(planned(configured(devices="h100:8", mesh__fsdp=1, mesh__tensor=8)))
@@ -81,13 +90,15 @@ def test_heads_that_a_mesh_does_not_divide_leave_the_cache_whole_until_the_slots
 
 
 def test_the_initial_policy_as_analyser_is_one_more_copy():
-    made = held(planned(configured(lora__rank=0, hindsight__analyser="policy_initial")))
+    made = held(planned(configured(lora__rank=0, hindsight__analyser="initial_policy")))
     assert made["initial weights"] == made["weights"]
 
 
 def test_dtype_follows_the_platform():
     config = configured(devices="")  # this machine's CPU
-    assert planned(config).policy.compute_dtype == "float32" and planned(configured()).policy.compute_dtype == "bfloat16"
+    assert (
+        planned(config).policy.compute_dtype == "float32" and planned(configured()).policy.compute_dtype == "bfloat16"
+    )
 
 
 def test_totals_add_up_and_one_program_runs_at_a_time():
@@ -105,20 +116,25 @@ def test_large_policies_are_planned_in_seconds_without_weights(policy, size, cap
     assert f"{size} B weights" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("devices, settings", [("h100", {}), ("a100-40gb", {}), ("v5e-8", {}), ("h100:8", {"lora__rank": 0}), ("l4", {"rollout__slots": 1})])
+@pytest.mark.parametrize(
+    "devices, settings",
+    [("h100", {}), ("a100-40gb", {}), ("v5e-8", {}), ("h100:8", {"lora__rank": 0}), ("l4", {"rollout__slots": 1})],
+)
 def test_the_longest_context_is_the_longest(devices, settings):
     config = configured(devices=devices, **settings)
     made, planner = planned(config), Planner(plan.shape_file(config))
     longest = planner.longest_context(made)
     at = lambda context: planner.changed(made, fit.context_settings(config, context))
     contexts = range(2 * CONTEXT_STEP, made.policy.max_positions + 1, CONTEXT_STEP)
-    every = [context for context in (*contexts[:4], *contexts[4::40]) if at(context).fits]  # all of the short ones, where it is not monotone
+    every = [
+        context for context in (*contexts[:4], *contexts[4::40]) if at(context).fits
+    ]  # all of the short ones, where it is not monotone
     if longest is None:
         assert not every
         return
     context = longest.config.rollout.context
     assert longest.fits and context % CONTEXT_STEP == 0 and context >= max(every)
-    assert longest.config.distill.length_buckets[-1] == longest.config.hindsight.context == context
+    assert longest.config.batch.length_buckets[-1] == longest.config.hindsight.context == context
     assert context + CONTEXT_STEP > made.policy.max_positions or not at(context + CONTEXT_STEP).fits
 
 
@@ -127,7 +143,11 @@ def test_the_most_slots_are_the_most():
     made, planner = planned(config), Planner(plan.shape_file(config))
     most = planner.most_slots(made)
     with_slots = lambda number: planner.changed(made, {"rollout.slots": number})
-    assert 0 < most < 8 and with_slots(most).fits and not any(with_slots(number).fits for number in range(most + 1, 4 * most))
+    assert (
+        0 < most < 8
+        and with_slots(most).fits
+        and not any(with_slots(number).fits for number in range(most + 1, 4 * most))
+    )
     # Where a slot lies on one device each, 32 of them fit though 8 that all devices hold do not.
     config = configured(devices="h100:32", plan__memory_gib=24.0)
     made = planned(config)
@@ -137,8 +157,8 @@ def test_the_most_slots_are_the_most():
 CASES = [
     ("qwen3-4b", "a100-40gb", {}),
     ("qwen3-4b", "v5e-8", {"lora__rank": 0}),
-    ("qwen3-4b", "l4", {"policy__remat": False, "distill__rows_per_device": 2, "rollout__prefill_rows": 4}),
-    ("qwen3-32b", "h100:2", {"hindsight__analyser": "policy_initial"}),
+    ("qwen3-4b", "l4", {"policy__remat": False, "batch__rows_per_device": 2, "rollout__prefill_rows": 4}),
+    ("qwen3-32b", "h100:2", {"hindsight__analyser": "initial_policy"}),
 ]
 
 
@@ -188,7 +208,9 @@ def test_more_of_a_gpu_is_advice_too(monkeypatch):
 def test_devices_by_name(name, count, kind):
     found = find(name)
     assert (found.count, found.kind) == (count, kind) and not found.here
-    assert found.memory < {"v5e": 16, "v5p": 96, "v6e": 32, "h100": 80, "h200": 141, "a100-80gb": 80}[kind] * 1e9 * 1.0738
+    assert (
+        found.memory < {"v5e": 16, "v5p": 96, "v6e": 32, "h100": 80, "h200": 141, "a100-80gb": 80}[kind] * 1e9 * 1.0738
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,16 +248,36 @@ def test_a_directory_with_nothing_but_its_config_will_do(tmp_path):
 
 
 def test_the_command_says_no_by_its_exit_status():
-    command = [sys.executable, "-W", "ignore", "-m", "hintsd_jax.main", "--config=configs/bfcl_qwen3_4b.py", "--mode=plan", "--config.plan.devices=v5e-8"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "hintsd_jax.main",
+        "--config=configs/bfcl_qwen3_4b.py",
+        "--mode=plan",
+        "--config.plan.devices=v5e-8",
+    ]
     flags = ["--config.lora.rank=0", "--config.plan.compile=False", "--config.policy.path=assets/shapes/qwen3-4b.json"]
-    done = subprocess.run([*command, *flags], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, *flags],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "what would help" in done.stdout, done
     assert "gradients" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_what_fits_closely_is_said_so():
     made = planned(configured(plan__memory_gib=43.0))
-    assert made.fits and "closely" not in table.verdict(made) and "may take up to 0.77 GiB more" in table.verdict(made, 0.1)
+    assert (
+        made.fits
+        and "closely" not in table.verdict(made)
+        and "may take up to 0.77 GiB more" in table.verdict(made, 0.1)
+    )
     made = planned(configured(plan__memory_gib=60.0))
     assert "closely" not in table.verdict(made, 0.1)
 
@@ -260,7 +302,11 @@ class Fake:
             self.asked.append(lowered)
             if isinstance(answer, str):
                 raise jax.errors.JaxRuntimeError(answer)
-            stats = type("Stats", (), {"temp_size_in_bytes": int(answer * GIB), "output_size_in_bytes": 5, "alias_size_in_bytes": 5})
+            stats = type(
+                "Stats",
+                (),
+                {"temp_size_in_bytes": int(answer * GIB), "output_size_in_bytes": 5, "alias_size_in_bytes": 5},
+            )
             return type("Compiled", (), {"memory_analysis": lambda self: stats})()
 
         def programs(config, policy, mesh):
@@ -269,7 +315,9 @@ class Fake:
 
         monkeypatch.setattr(aot, "compiled", compiled)
         monkeypatch.setattr(aot, "programs", programs)
-        monkeypatch.setattr("hintsd_jax.tools.planner.devices.Devices.mesh", lambda self, **sizes: _Described(self.layout(**sizes)))
+        monkeypatch.setattr(
+            "hintsd_jax.tools.planner.devices.Devices.mesh", lambda self, **sizes: _Described(self.layout(**sizes))
+        )
 
 
 class _Described:
@@ -286,8 +334,15 @@ def test_the_compilers_figures_stand_and_are_kept(monkeypatch, tmp_path, capsys)
     config = configured(devices="v5e-8", plan__compile=True, plan__cache_dir=str(tmp_path / "kept"))
     for _ in range(2):  # asked once, then kept
         planner, made, sources, _, note = plan.make(config)
-        assert fake.asked == ["prefill 1 x 1024", "decode 8 slots x 24576", "update 8 x 24576 + 3072", "update 8 x 16384 + 3072"]
-        assert (made.prefill, made.decode, made.update) == (GIB // 2, GIB // 4, 9 * GIB) and set(sources.values()) == {"compiler"}
+        assert fake.asked == [
+            "prefill 1 x 1024",
+            "decode 8 slots x 24576",
+            "update 8 x 24576 + 3072",
+            "update 8 x 16384 + 3072",
+        ]
+        assert (made.prefill, made.decode, made.update) == (GIB // 2, GIB // 4, 9 * GIB) and set(sources.values()) == {
+            "compiler"
+        }
     shorter = planner.changed(made, fit.context_settings(config, 16384))
     assert shorter.update == 6 * GIB  # the second length that was asked about
     between = planner.changed(made, fit.context_settings(config, 20480)).update
@@ -324,12 +379,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
 def small(tmp_path):
     """Two layers of a small policy."""
     shape = json.loads((SHAPES / "qwen3-4b.json").read_text())
-    shape |= {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 512, "vocab_size": 4096}
+    shape |= {
+        "num_hidden_layers": 2,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 512,
+        "vocab_size": 4096,
+    }
     (tmp_path / "small.json").write_text(json.dumps(shape))
-    config = configured(policy__path=str(tmp_path / "small.json"), devices="v5e-4", plan__compile=True, plan__cache_dir=str(tmp_path / "kept"))
+    config = configured(
+        policy__path=str(tmp_path / "small.json"),
+        devices="v5e-4",
+        plan__compile=True,
+        plan__cache_dir=str(tmp_path / "kept"),
+    )
     config.rollout.slots, config.rollout.context, config.hindsight.context = 4, 512, 512
     config.rollout.max_action_tokens, config.hindsight.max_tokens, config.rollout.prefill_buckets = 64, 64, (64,)
-    config.distill.length_buckets, config.distill.stream_buckets, config.distill.action_buckets = (512,), (128,), (64,)
+    config.batch.length_buckets, config.batch.branch_buckets, config.batch.action_buckets = (512,), (128,), (64,)
     return config
 
 
@@ -338,7 +405,9 @@ def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
         pytest.skip("libtpu is for Linux x86_64 only")
     wanted = compiler._wanted
     # The update alone takes a minute and a half to compile, whatever its size.
-    monkeypatch.setattr(compiler, "_wanted", lambda *args: {key: name for key, name in wanted(*args).items() if key[0] != "update"})
+    monkeypatch.setattr(
+        compiler, "_wanted", lambda *args: {key: name for key, name in wanted(*args).items() if key[0] != "update"}
+    )
     devices = find(small.plan.devices)
     try:
         answers = compiler.ask(small, planned(small).policy, devices)
@@ -347,11 +416,15 @@ def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
             raise
         pytest.skip(str(error))
     assert [(answer.kind, answer.refused) for answer in answers] == [("prefill", False), ("decode", False)]
-    # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more beside it.
+    # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more
+    # beside it.
     assert 512 * 128 * 2 * 2 * 2 < answers[0].temp < 64 * 2**20 and 0 < answers[1].temp < 64 * 2**20
     assert capsys.readouterr().err.count("compiling") == 2
     kept = [json.loads(file.read_text()) for file in Path(small.plan.cache_dir).iterdir()]
-    assert {answer["program"]: answer["temp"] for answer in kept} == {"prefill 1 x 64": answers[0].temp, "decode 4 slots x 512": answers[1].temp}
+    assert {answer["program"]: answer["temp"] for answer in kept} == {
+        "prefill 1 x 64": answers[0].temp,
+        "decode 4 slots x 512": answers[1].temp,
+    }
     assert compiler.ask(small, planned(small).policy, devices) == answers and not capsys.readouterr().err
 
 

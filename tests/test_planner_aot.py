@@ -1,4 +1,5 @@
-"""Programs of a 4B policy compiled for TPU topologies, no TPU needed: they fit, decoding updates its cache in place and gathers no weight.
+"""Programs of a 4B policy compiled for TPU topologies, no TPU needed: they fit, decoding updates its cache in place and
+gathers no weight.
 
 Two layers always; every program at full depth under the marker `tpu` (`make test-tpu`).
 """
@@ -16,8 +17,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hintsd_jax.configs import bfcl_qwen3_4b
-from hintsd_jax.tools.planner import aot, hlo
 from hintsd_jax.errors import UserError
+from hintsd_jax.tools.planner import aot, hlo
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("libtpu is for Linux x86_64 only", allow_module_level=True)
@@ -25,12 +26,15 @@ if (sys.platform, platform.machine()) != ("linux", "x86_64"):
 SHAPE = Path(__file__).parents[1] / "assets" / "shapes" / "qwen3-4b.json"
 MESHES = {"v5e:2x4": {"data": 1, "fsdp": 8, "tensor": 1}, "v5p:2x2x1": {"data": 1, "fsdp": 4, "tensor": 1}}
 KINDS = ("prefill", "copy", "decode", "update", "apply")
-# All weights of a 4B policy cannot be trained on eight v5e at 24,576 tokens: 9 GiB of state and 16 of temporaries a chip have 15.75.
+# All weights of a 4B policy cannot be trained on eight v5e at 24,576 tokens: 9 GiB of state and 16 of temporaries a
+# chip have 15.75.
 FITTING = [case for case in itertools.product(MESHES, (32, 0), KINDS) if case != ("v5e:2x4", 0, "update")]
 
 
 class Bytes(NamedTuple):
-    """Of one layer's weights, in bfloat16: the smallest projection on one device as it is served, the largest one whole."""
+    """Of one layer's weights, in bfloat16: the smallest projection on one device as it is served, the largest one
+    whole.
+    """
 
     smallest: int
     largest: int
@@ -43,7 +47,9 @@ def programs(topology: str, rank: int, layers: int | None = None) -> tuple[dict[
     config.lora.rank = rank
     policy = aot.described_policy(config, SHAPE, layers)
     mesh = aot.topology(topology, **MESHES[topology])
-    size = Bytes(2 * policy.d_model * policy.num_kv_heads * policy.head_dim // mesh.size, 2 * policy.d_model * policy.d_ff)
+    size = Bytes(
+        2 * policy.d_model * policy.num_kv_heads * policy.head_dim // mesh.size, 2 * policy.d_model * policy.d_ff
+    )
     return {program.name: program for program in aot.programs(config, policy, mesh)}, size
 
 
@@ -65,14 +71,16 @@ def test_decoding_holds_and_gathers_no_weight_twice():
 def test_copy_and_apply_work_in_place(name):
     report = aot.report(programs("v5e:2x4", 32, layers=2)[0][name])
     assert report.alias > 0.99 * report.output
-    # A quarter of what `apply` writes is as large as the gradients, which it may hold once more when they are divided by the tokens
-    # (jax 0.12's compiler does, 0.10's does not).
+    # A quarter of what `apply` writes is as large as the gradients, which it may hold once more when they are divided
+    # by the tokens (jax 0.12's compiler does, 0.10's does not).
     assert report.temp < (0.3 * report.alias if name == "apply" else 2**20) and not report.collectives
 
 
 @pytest.fixture(scope="module")
 def loop():
-    """Text of a decoding-like loop x -> tanh(x W) whose W lies split along its inputs or its outputs, and is gathered or not."""
+    """Text of a decoding-like loop x -> tanh(x W) whose W lies split along its inputs or its outputs, and is gathered
+    or not.
+    """
 
     def text(split: tuple, gathered: bool) -> str:
         mesh = aot.topology("v5e:2x4", **MESHES["v5e:2x4"])

@@ -29,7 +29,9 @@ ENTRY %main (q: bf16[512,4]) -> bf16[8,4] {
 def test_reading_text():
     inside = Counter({hlo.Operation("all-gather", "bf16[64,4]", 512): 1, hlo.Operation("all-reduce", "f32[16]", 64): 1})
     assert hlo.collectives(TEXT) == inside
-    assert hlo.collectives(TEXT, inside_loops=False) == inside + Counter([hlo.Operation("all-gather", "bf16[512,4]", 4096)])
+    assert hlo.collectives(TEXT, inside_loops=False) == inside + Counter(
+        [hlo.Operation("all-gather", "bf16[512,4]", 4096)]
+    )
     assert hlo.relaid(TEXT, at_least=4096) == Counter([hlo.Operation("copy", "bf16[512,4]", 4096)])
     assert not hlo.relaid(TEXT, at_least=4097)
 

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from hintsd_jax.tools.report.__main__ import report
 from hintsd_jax.errors import UserError
+from hintsd_jax.tools.report.__main__ import report
 from tests.report_helpers import entries_of, overview_of, record, write_run
 
 REPO = Path(__file__).parents[1]
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "hintsd_jax.tools.report", *map(str, args)], cwd=REPO, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "hintsd_jax.tools.report", *map(str, args)], cwd=REPO, capture_output=True, text=True
+    )
 
 
 def test_the_command_writes_one_file_and_imports_no_jax(tmp_path):
@@ -62,7 +64,10 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 
 
 def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
-    steps = {step: [record(f"train-{n // 4}", n % 4, n % 3 == 0, (n % 4 + 1,) if n % 3 else (), 11) for n in range(100)] for step in range(1, 21)}
+    steps = {
+        step: [record(f"train-{n // 4}", n % 4, n % 3 == 0, (n % 4 + 1,) if n % 3 else (), 11) for n in range(100)]
+        for step in range(1, 21)
+    }
     workdir = write_run(tmp_path / "run", steps)
     began = time.process_time()
     size = report.report([workdir], tmp_path / "r.html")
@@ -70,7 +75,9 @@ def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
     assert size < 1_000_000
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert len(entries_of(page)) == 2000
-    assert len(page) - sum(map(len, page.split('id="chunk-')[1:])) < 150_000  # what the browser reads before it can draw
+    assert (
+        len(page) - sum(map(len, page.split('id="chunk-')[1:])) < 150_000
+    )  # what the browser reads before it can draw
 
 
 def test_a_broken_record_is_named(tmp_path):

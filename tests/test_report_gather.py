@@ -10,12 +10,16 @@ from tests.report_helpers import CONFIG, record, unpack, write_run
 
 def test_rows_and_entries_stand_in_the_same_order(tmp_path):
     first = {step: [record(f"t{step}-{n}", n, targets=(1,)) for n in range(25)] for step in (1, 2)}
-    runs = open_runs([write_run(tmp_path / "a", first), write_run(tmp_path / "b", {3: [record("other", success=True)]})])
+    runs = open_runs(
+        [write_run(tmp_path / "a", first), write_run(tmp_path / "b", {3: [record("other", success=True)]})]
+    )
     content = gather.gather(runs, 1000)
     columns, names = content.overview["episodes"], content.overview["names"]
     chunks = [unpack(chunk) for chunk in content.chunks]
     assert [len(chunk) for chunk in chunks] == [gather.CHUNK, 51 - gather.CHUNK]
-    assert [names["task"][n] for n in columns["task"]] == [f"t{step}-{n}" for step in (1, 2) for n in range(25)] + ["other"]
+    assert [names["task"][n] for n in columns["task"]] == [f"t{step}-{n}" for step in (1, 2) for n in range(25)] + [
+        "other"
+    ]
     assert columns["run"] == [0] * 50 + [1] and columns["step"] == [1] * 25 + [2] * 25 + [3]
     entries = [entry for chunk in chunks for entry in chunk]
     assert [entry["reward"] for entry in entries] == [0] * 50 + [1]
@@ -48,17 +52,17 @@ def test_choose_keeps_within_the_limit(sizes, most):
 def test_columns_have_time_and_tokens_so_far():
     rows = [
         {"step": 0, "eval/avg@4": 0.5},
-        {"step": 1, "time/step": 2.0, "rollout/tokens": 100, "hindsight/tokens": 20, "distill/loss": None},
-        {"step": 2, "time/step": 3.0, "rollout/tokens": 50, "distill/loss": 0.25},
+        {"step": 1, "time/step": 2.0, "rollout/tokens": 100, "hindsight/tokens": 20, "train/loss": None},
+        {"step": 2, "time/step": 3.0, "rollout/tokens": 50, "train/loss": 0.25},
     ]
     found = gather.columns(rows)
     assert found["wall"] == [0.0, 2.0, 5.0] and found["generated"] == [0, 120, 170]
-    assert found["distill/loss"] == [None, None, 0.25] and found["eval/avg@4"] == [0.5, None, None]
+    assert found["train/loss"] == [None, None, 0.25] and found["eval/avg@4"] == [0.5, None, None]
 
 
 def test_the_mean_step_of_no_targets_is_no_point():
-    rows = [{"step": n, "hindsight/targets": n, "hindsight/target_step_mean": 2.5 * n} for n in (0, 1)]
-    assert gather.columns(rows)["hindsight/target_step_mean"] == [None, 2.5]
+    rows = [{"step": n, "hindsight/targets": n, "hindsight/mean_target_step": 2.5 * n} for n in (0, 1)]
+    assert gather.columns(rows)["hindsight/mean_target_step"] == [None, 2.5]
 
 
 def test_what_knows_the_ground_truth_is_privileged(tmp_path):

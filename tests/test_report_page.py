@@ -1,4 +1,6 @@
-"""The page is closed: no text of an episode becomes markup, nothing is fetched, and all of its files travel with the package."""
+"""The page is closed: no text of an episode becomes markup, nothing is fetched, and all of its files travel with the
+package.
+"""
 
 import base64
 import hashlib
@@ -15,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.tools.report.__main__ import report
 from hintsd_jax.tools.report import page
+from hintsd_jax.tools.report.__main__ import report
 from hintsd_jax.tools.report.gather import Content
 from tests.report_helpers import entries_of, overview_of, record, span, write_run
 
-HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(1)><!--<script> {{SCRIPT}} ]]> & \u2028 \ud800 \U0001f600 \u202e \x00 \\'
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--<script> {{SCRIPT}} ]]> & \u2028 \ud800 \U0001f600 \u202e \x00 \\"
 FILES = resources.files("hintsd_jax.tools.report")
 
 
@@ -57,7 +59,12 @@ def hostile(tmp_path_factory):
         step["text"] = step["observation"] = bad
     one["hindsight"] |= {"answer": bad, "problem": bad, "targets": [{"step": 1, "feedback": bad}]}
     folder = tmp_path_factory.mktemp("hostile") / 'x<script>"&'
-    path = write_run(folder, {1: [one, record(success=True)]}, rows=[{"step": 1, f"alarm/{bad}": 1, f"odd/{bad}": 2.0}], config={bad: {bad: bad}})
+    path = write_run(
+        folder,
+        {1: [one, record(success=True)]},
+        rows=[{"step": 1, f"alarm/{bad}": 1, f"odd/{bad}": 2.0}],
+        config={bad: {bad: bad}},
+    )
     out = folder.parent / "r.html"
     report.report([path], out)
     return out.read_text(encoding="utf-8"), one
@@ -86,17 +93,34 @@ def test_hostile_text_arrives_whole(hostile):
 def test_nothing_is_fetched(hostile):
     text, _ = hostile
     tags = Elements(text).found
-    assert not [(tag, attrs) for tag, attrs in tags if {"src", "srcset", "data", "action", "background", "style"} & attrs.keys()]
+    assert not [
+        (tag, attrs) for tag, attrs in tags if {"src", "srcset", "data", "action", "background", "style"} & attrs.keys()
+    ]
     assert all(attrs["href"].startswith("#") for tag, attrs in tags if "href" in attrs)
     shell = "".join(FILES.joinpath(name).read_text() for name in (*page.SCRIPTS, "page.css", "page.html"))
-    for word in ("http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "innerHTML", "outerHTML", "insertAdjacent", "eval("):
+    for word in (
+        "http:",
+        "https:",
+        "//cdn",
+        "url(",
+        "@import",
+        "fetch(",
+        "XMLHttpRequest",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacent",
+        "eval(",
+    ):
         assert word not in shell, word
     assert "document.write" not in shell and "import(" not in shell and 'src="' not in shell
 
 
 def test_the_policy_allows_exactly_this_style_and_this_script(hostile):
     text, _ = hostile
-    policy = dict(part.split(" ", 1) for part in next(a["content"] for _, a in Elements(text).found if "http-equiv" in a).split("; "))
+    policy = dict(
+        part.split(" ", 1)
+        for part in next(a["content"] for _, a in Elements(text).found if "http-equiv" in a).split("; ")
+    )
     digest = lambda inner: "'sha256-" + base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode() + "'"
     assert policy == {
         "default-src": "'none'",
@@ -124,7 +148,9 @@ def test_scripts_cannot_end_their_element_early():
 
 
 VALUES = st.recursive(
-    st.text(max_size=9) | st.integers() | st.none(), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=9), x), max_leaves=5
+    st.text(max_size=9) | st.integers() | st.none(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=9), x),
+    max_leaves=5,
 )
 
 
@@ -161,7 +187,9 @@ def test_numbers_and_texts_of_the_page():
     assert.deepStrictEqual(observationParts("user: Go."), { tool: "", user: "Go." });
     assert.deepStrictEqual(observationParts("a superuser: x"), { tool: "a superuser: x", user: "" });
     """
-    done = subprocess.run(["node", "-e", FILES.joinpath("text.js").read_text() + checks], capture_output=True, text=True)
+    done = subprocess.run(
+        ["node", "-e", FILES.joinpath("text.js").read_text() + checks], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.tools.report.reading import count_lines, lines, open_runs, read_run
 from hintsd_jax.runs.metrics import read_metrics
+from hintsd_jax.tools.report.reading import count_lines, lines, open_runs, read_run
 from tests.report_helpers import record, write_run
 
 
@@ -62,6 +62,6 @@ def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path):
 
 
 def test_rows_with_nan_written_as_null(tmp_path):
-    path = write_run(tmp_path / "r", rows=[{"step": 1, "distill/loss": None}])
-    assert read_run(path, "r").rows[0]["distill/loss"] is None
-    assert json.loads((path / "metrics.jsonl").read_text())["distill/loss"] is None
+    path = write_run(tmp_path / "r", rows=[{"step": 1, "train/loss": None}])
+    assert read_run(path, "r").rows[0]["train/loss"] is None
+    assert json.loads((path / "metrics.jsonl").read_text())["train/loss"] is None

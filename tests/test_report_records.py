@@ -16,10 +16,19 @@ def test_a_row_and_an_entry():
         "task": "t", "rollout": 2, "success": 0, "turns": 5, "ended": "terminated", "targets": [2, 4], "trained": [2, 4],
     }  # fmt: skip
     entry = records.entry(whole)
-    assert [t["feedback"] for t in entry["hindsight"]["targets"]] == ["Use the other one at 2.", "Use the other one at 4."]
+    assert [t["feedback"] for t in entry["hindsight"]["targets"]] == [
+        "Use the other one at 2.",
+        "Use the other one at 4.",
+    ]
     assert entry["faults"] == [{"step": 2, "feedback": "Truth."}]
-    assert entry["trained"][1]["pieces"] == [" w0", " w1", " w2"] and entry["trained"][1]["teacher_best"] == [" v0", " v1", " v2"]
-    assert records.entry(record() | {"trained": [span(1) | {"teacher_best": [" w0", "", " w2"]}]})["trained"][0]["teacher_best"] == [None, "", None]
+    assert entry["trained"][1]["pieces"] == [" w0", " w1", " w2"] and entry["trained"][1]["teacher_best"] == [
+        " v0",
+        " v1",
+        " v2",
+    ]
+    assert records.entry(record() | {"trained": [span(1) | {"teacher_best": [" w0", "", " w2"]}]})["trained"][0][
+        "teacher_best"
+    ] == [None, "", None]
     for name in ("divergence", "teacher_gap"):
         for kept, value in zip(entry["trained"][0][name], whole["trained"][0][name], strict=True):
             assert math.isclose(kept, value, rel_tol=5e-3)
@@ -45,7 +54,10 @@ def test_long_texts_and_spans_are_cut_and_say_so():
     assert records.clip("x" * records.LONGEST) == "x" * records.LONGEST
     long = {"step": 1, "pieces": ["a"] * (records.MOST_TOKENS + 1), "divergence": [1.0] * (records.MOST_TOKENS + 1)}
     [kept] = records.entry(record(trained=False) | {"trained": [long]})["trained"]
-    assert kept["tokens"] == records.MOST_TOKENS + 1 and len(kept["pieces"]) == len(kept["divergence"]) == records.MOST_TOKENS
+    assert (
+        kept["tokens"] == records.MOST_TOKENS + 1
+        and len(kept["pieces"]) == len(kept["divergence"]) == records.MOST_TOKENS
+    )
 
 
 @given(st.floats() | st.integers(-(10**12), 10**12) | st.none())
@@ -58,19 +70,34 @@ def test_numbers_are_plain_and_close(value):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 30), max_size=3)), max_size=5), max_size=4))
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 30), max_size=3)), max_size=5), max_size=4)
+)
 def test_target_counts_equal_a_plain_count(steps):
     counts = records.TargetCounts()
     plain = Counter()
     for number, episodes in enumerate(steps, 1):
-        found = [record(targets=[t for t in targets if t <= turns], turns=turns, trained=False) for turns, targets in episodes]
+        found = [
+            record(targets=[t for t in targets if t <= turns], turns=turns, trained=False)
+            for turns, targets in episodes
+        ]
         counts.add(number, found)
         plain.update((number, t["step"]) for r in found for t in r["hindsight"]["targets"])
     said = counts.to_json()
     if not plain:
         assert said is None
         return
-    assert Counter({(s, n): c for s, row in zip(said["steps"], said["absolute"], strict=True) for n, c in enumerate(row, 1) if c}) == plain
+    assert (
+        Counter(
+            {
+                (s, n): c
+                for s, row in zip(said["steps"], said["absolute"], strict=True)
+                for n, c in enumerate(row, 1)
+                if c
+            }
+        )
+        == plain
+    )
     assert [sum(row) for row in said["relative"]] == [sum(row) for row in said["absolute"]]
     assert len(said["absolute"][0]) == max(n for _, n in plain)
 

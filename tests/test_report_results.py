@@ -38,13 +38,17 @@ def test_categories_and_greedy_have_lines_of_their_own():
     categories = ["base"] * 30 + ["long"] * 10
     after = end(AFTER_NK, categories=categories) | {"greedy": GREEDY_N.tolist()}
     lines = {line["name"]: line for line in results.lines({"before": None, "after": after}, "test")}
-    assert list(lines) == [f"{part} {name}" for part in ("test", "base", "long") for name in ("Avg@4", "Best@4", "greedy")]
+    assert list(lines) == [
+        f"{part} {name}" for part in ("test", "base", "long") for name in ("Avg@4", "Best@4", "greedy")
+    ]
     assert lines["long Avg@4"]["after"]["value"] == pytest.approx(AFTER_NK[30:].mean())
     assert lines["test greedy"]["after"]["value"] == pytest.approx(GREEDY_N.mean())
     assert all(line["before"] is None and line["change"] is None for line in lines.values())
 
 
-@pytest.mark.parametrize("held_out", [None, {}, {"before": None, "after": None}, {"before": end(BEFORE_NK[:0]), "after": None}])
+@pytest.mark.parametrize(
+    "held_out", [None, {}, {"before": None, "after": None}, {"before": end(BEFORE_NK[:0]), "after": None}]
+)
 def test_nothing_measured_no_lines(held_out):
     assert results.lines(held_out, "test") == []
 

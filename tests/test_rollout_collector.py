@@ -1,4 +1,6 @@
-"""Whole episodes through engine, chat format and environments: what stands in the stream, and what a bad environment costs."""
+"""Whole episodes through engine, chat format and environments: what stands in the stream, and what a bad environment
+costs.
+"""
 
 import collections
 import dataclasses
@@ -9,14 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from hintsd_jax.envs.base import Report, Start, Turn
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.env_pool import EnvPool
-from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.rollout.collector import Rollout, RolloutConfig, job_key, run_episodes, stream_key
+from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import Rollout, RolloutConfig, job_key, run_episodes, stream_key
+from hintsd_jax.rollout.env_pool import EnvPool
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
@@ -49,8 +51,8 @@ class Echo:
     def step(self, action):
         self.left -= 1
         if self.left < 0:
-            return Turn(messages=(), reward=float(self.right), terminated=True)
-        return Turn(messages=({"role": "tool", "content": f"ok {len(action.text)}"},))
+            return StepResult(messages=(), reward=float(self.right), terminated=True)
+        return StepResult(messages=({"role": "tool", "content": f"ok {len(action.text)}"},))
 
     def report(self):
         return Report("done", faults=())
@@ -70,7 +72,9 @@ def params():
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(POLICY, EngineConfig(slots=6, context=200, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4), STOPS)
+    return Engine(
+        POLICY, EngineConfig(slots=6, context=200, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4), STOPS
+    )
 
 
 def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, chat=CHAT, **options):
@@ -93,7 +97,9 @@ def test_the_stream_is_prompt_actions_and_deltas(engine, params):
             assert CHAT.decode(episode.tokens[step.start : step.stop]) == step.text
             if number + 1 < len(episode.steps):
                 rebuilt += CHAT.delta([{"role": "tool", "content": f"ok {len(step.text)}"}]).ids
-        assert episode.tokens == rebuilt or episode.ended in ("max_steps",) and episode.tokens[: len(rebuilt)] == rebuilt
+        assert episode.tokens == rebuilt or (
+            episode.ended in ("max_steps",) and episode.tokens[: len(rebuilt)] == rebuilt
+        )
         assert episode.success == (episode.ended == "terminated" and episode.reward >= 1)
         assert len(episode.steps) <= CONFIG.max_steps
 
@@ -198,14 +204,22 @@ def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, t
 
     def life(limit):
         answers = Journal(tmp_path / "journal" / "step_000001.jsonl")
-        episodes, dropped, stats = play(engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, answers=answers, phase="sampled")
+        episodes, dropped, stats = play(
+            engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, answers=answers, phase="sampled"
+        )
         return [episode.to_json() for episode in episodes], dropped, stats
 
     first = life(0.5)
     journal = (tmp_path / "journal" / "step_000001.jsonl").read_text()
     ended = collections.Counter(episode["ended"] for episode in first[0])
     assert ended["env_timeout"] >= 2 and first[1]["env_timeout"] == 2 and first[1]["close_env_timeout"] == 2
-    assert {json.loads(line)["key"][-1] for line in journal.splitlines()} == {"reset", "step 1", "step 2", "report", "close"}
+    assert {json.loads(line)["key"][-1] for line in journal.splitlines()} == {
+        "reset",
+        "step 1",
+        "step 2",
+        "report",
+        "close",
+    }
     monkeypatch.setattr(Clockwork, "first_life", False)
     assert life(30.0) == first
     assert (tmp_path / "journal" / "step_000001.jsonl").read_text() == journal
@@ -222,12 +236,15 @@ LONG = [{"id": f"t{n}", "turns": 99} for n in range(3)]
 
 @pytest.fixture(scope="module")
 def closing():
-    """(engine, weights): about every fourth token is the template's own stop token, no other control token is ever sampled. All tokens
-    share the first component of the residual stream, and the output layer reads it."""
+    """(engine, weights): about every fourth token is the template's own stop token, no other control token is ever
+    sampled. All tokens share the first component of the residual stream, and the output layer reads it."""
     params = decoder.init_params(UNTIED, jax.random.key(0))
     control = np.array([i for i, t in make_tokenizer().added_tokens_decoder.items() if t.special])
     head = params["lm_head"]["kernel"].at[0].set(0.0).at[0, control].set(-9.0).at[0, CHAT.stop_ids[0]].set(1.4)
-    params = params | {"embed": {"embedding": params["embed"]["embedding"].at[:, 0].set(10.0)}, "lm_head": {"kernel": head}}
+    params = params | {
+        "embed": {"embedding": params["embed"]["embedding"].at[:, 0].set(10.0)},
+        "lm_head": {"kernel": head},
+    }
     shape = EngineConfig(slots=6, context=400, max_tokens=6, prefill_buckets=(16, 64), prefill_rows=4)
     return Engine(UNTIED, shape, CHAT.stop_ids), params
 
@@ -247,7 +264,9 @@ def rendering(template, episode, number, more=()):
     messages = [{"role": "user", "content": f"say {episode.task_id}"}]
     for step in episode.steps[: number - 1]:
         messages += [{"role": "assistant", "content": step.text}, *answers_of(step)]
-    return make_tokenizer(template).apply_chat_template([*messages, *more], add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    return make_tokenizer(template).apply_chat_template(
+        [*messages, *more], add_generation_prompt=True, tokenize=False, enable_thinking=False
+    )
 
 
 def test_a_template_that_keeps_everything_gives_the_same_under_both(closing):
@@ -282,11 +301,15 @@ def test_with_template_every_step_is_sampled_after_the_templates_own_text(closin
     steps = sum(len(e.steps) for e in episodes)
     # not thinking, every answer rewrites (the empty thinking goes); the absent-minded one rewrites only some
     assert fresh == steps - len(episodes) if template is QWEN3_TEMPLATE else 5 < fresh < steps - len(episodes) - 5
-    assert not dropped and stats.prefilled + stats.copied < 0.6 * context  # what contexts begin with in common is not prefilled again
+    assert (
+        not dropped and stats.prefilled + stats.copied < 0.6 * context
+    )  # what contexts begin with in common is not prefilled again
 
     _, kept, *_ = play_closing(closing, template, "keep")
     for one, other in zip(kept, episodes, strict=True):
-        assert len(one.streams) == 1 and one.steps[0].text == other.steps[0].text  # the same key until something is rewritten
+        assert (
+            len(one.streams) == 1 and one.steps[0].text == other.steps[0].text
+        )  # the same key until something is rewritten
     assert [e.steps[1:] for e in kept] != [e.steps[1:] for e in episodes]
 
 
@@ -307,19 +330,26 @@ def test_rows_of_a_followed_episode_are_the_templates_own_text(closing):
     chat, episodes, *_ = play_closing(closing, ABSENT_MINDED, "template")
     shared = 0
     for episode in episodes:
-        rows = trunk_rows(episode, [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)], chat)
+        rows = trunk_rows(
+            episode, [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)], chat
+        )
         assert len(rows) == len(episode.streams) == len({step.stream for step in episode.steps})
         branches = [(row, branch) for row in rows for branch in row.branches]
         assert [branch.step for _, branch in branches] == list(range(1, len(episode.steps) + 1))
         for row, branch in branches:
             step = episode.steps[branch.step - 1]
-            assert row.tokens[branch.start : branch.stop] == tuple(episode.streams[step.stream].tokens[step.start : step.stop])
+            assert row.tokens[branch.start : branch.stop] == tuple(
+                episode.streams[step.stream].tokens[step.start : step.stop]
+            )
             student, teacher = row.tokens[: branch.start], row.tokens[: branch.seen] + branch.words
             assert tokenizer.decode(student) == rendering(ABSENT_MINDED, episode, branch.step)
             advice = {"role": "user", "content": f"Not {branch.step}."}
             assert tokenizer.decode(teacher) == rendering(ABSENT_MINDED, episode, branch.step, [advice])
-            assert "Not" not in tokenizer.decode(student) and student[-3:] == teacher[-3:] == chat.prompt([advice]).ids[-3:]
-            shared += branch.seen == step.branch
+            assert (
+                "Not" not in tokenizer.decode(student)
+                and student[-3:] == teacher[-3:] == chat.prompt([advice]).ids[-3:]
+            )
+            shared += branch.seen == step.prompt_start
     assert shared == sum(len(e.steps) for e in episodes)  # feedback is at the end: here it rewrites nothing
 
 
@@ -336,7 +366,7 @@ class Caller(Echo):
     """Tells which calls it heard."""
 
     def step(self, action):
-        return Turn(({"role": "tool", "content": f"{action.problem} {[call.name for call in action.calls]}"},))
+        return StepResult(({"role": "tool", "content": f"{action.problem} {[call.name for call in action.calls]}"},))
 
 
 def test_actions_are_read_in_the_style_of_the_template():
@@ -345,7 +375,14 @@ def test_actions_are_read_in_the_style_of_the_template():
     chat = ChatFormat(tokenizer)
     with EnvPool(Caller, 1, 20.0) as pool:
         start = pool.submit(0, "reset", {"id": "a", "turns": 1}).result()
-        job = Rollout(Episode.begin("a", 0, start.messages, chat.prompt(start.messages)), 0, pool, chat, CONFIG, job_key(0, 0, "a", 0))
+        job = Rollout(
+            Episode.begin("a", 0, start.messages, chat.prompt(start.messages)),
+            0,
+            pool,
+            chat,
+            CONFIG,
+            job_key(0, 0, "a", 0),
+        )
         ids = [*tokenizer.encode('{"name": "cat", "parameters": {}}', add_special_tokens=False), chat.stop_ids[0]]
         job.submit(ids, [0.0] * len(ids), True)
         answered = tokenizer.decode(job.collect())
@@ -355,7 +392,10 @@ def test_actions_are_read_in_the_style_of_the_template():
 class Growing(Echo):
     """Its second answer brings a tool."""
 
-    tool = {"type": "function", "function": {"name": "cat", "description": "Reads.", "parameters": {"type": "object", "properties": {}}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "cat", "description": "Reads.", "parameters": {"type": "object", "properties": {}}},
+    }
 
     def step(self, action):
         turn = super().step(action)
@@ -364,7 +404,9 @@ class Growing(Echo):
 
 @pytest.mark.parametrize("history", ["keep", "template"])
 def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
-    """By the student in its stream, by the teacher in its context; with "template" as if it had been in the list all along."""
+    """By the student in its stream, by the teacher in its context; with "template" as if it had been in the list all
+    along.
+    """
     tokenizer = make_tokenizer()
     chat, episodes, *_ = play_closing(closing, KEEPING_TEMPLATE, history, make_env=Growing)
     longer = [episode for episode in episodes if len(episode.steps) > 3]
@@ -372,7 +414,9 @@ def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
     for episode in longer:
         listed = (Growing.tool,) if history == "template" else ()
         assert [episode.tools_at(number) for number in (1, 2, 3, 4)] == [(), (), listed, listed]
-        assert len(episode.streams) == (2 if history == "template" else 1) and [step.stream for step in episode.steps[:3]] == [0, 0, len(listed)]
+        assert len(episode.streams) == (2 if history == "template" else 1) and [
+            step.stream for step in episode.steps[:3]
+        ] == [0, 0, len(listed)]
         for number in (2, 3, 4):
             step, texts = episode.steps[number - 1], [{"role": "user", "content": f"say {episode.task_id}"}]
             for n, before in enumerate(episode.steps[: number - 1]):
@@ -381,13 +425,18 @@ def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
                 answer = f"{chat._template.documentation([Growing.tool])}\n{answer}" if told else answer
                 texts += [{"role": "assistant", "content": before.text}, {"role": "tool", "content": answer}]
             tools = list(listed) if number > 2 else []
-            truth = tokenizer.apply_chat_template(texts, tools=tools or None, add_generation_prompt=True, tokenize=False)
+            truth = tokenizer.apply_chat_template(
+                texts, tools=tools or None, add_generation_prompt=True, tokenize=False
+            )
             assert tokenizer.decode(episode.streams[step.stream].tokens[: step.start]) == truth
             assert (truth.count('"name": "cat"') == 1) == (number > 2)
             (row,) = trunk_rows(episode, [Target(number, "No.")], chat)
             (branch,) = row.branches
             advised = tokenizer.apply_chat_template(
-                [*texts, {"role": "user", "content": "No."}], tools=tools or None, add_generation_prompt=True, tokenize=False
+                [*texts, {"role": "user", "content": "No."}],
+                tools=tools or None,
+                add_generation_prompt=True,
+                tokenize=False,
             )
             assert tokenizer.decode(row.tokens[: branch.seen] + branch.words) == advised
         assert "cat" not in str(episode.to_json()["steps"]) or history == "keep"

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from hintsd_jax.envs.base import Action, CallTimeout, Fault, Report, Start, Turn
+from hintsd_jax.envs.base import Action, CallTimeout, Fault, Report, Start, StepResult
 from hintsd_jax.rollout.env_pool import ENV_ERROR, ENV_TIMEOUT, EnvPool, Failure
 from hintsd_jax.runs.journal import Journal
 
@@ -21,7 +21,9 @@ START = Start((USER,))
 class World:
     """Does in `step` what `behaviour` says, and remembers what was called."""
 
-    def __init__(self, behaviour=lambda action: Turn((USER,)), start=START, report=Report("fine"), close=lambda: None):
+    def __init__(
+        self, behaviour=lambda action: StepResult((USER,)), start=START, report=Report("fine"), close=lambda: None
+    ):
         self.behaviour, self.start, self.the_report, self.closing = behaviour, start, report, close
         self.called = []
 
@@ -73,11 +75,14 @@ class Unspeakable(Exception):
 
 
 def test_a_good_environment():
-    world = World(lambda action: Turn([USER], reward=np.float32(0.5), terminated=np.bool_(True)), report=Report("r", [Fault(1, "f")]))
+    world = World(
+        lambda action: StepResult([USER], reward=np.float32(0.5), terminated=np.bool_(True)),
+        report=Report("r", [Fault(1, "f")]),
+    )
     with make_pool(world) as pool:
         assert pool.submit(0, "reset", {}).result() == START
         turn = pool.submit(0, "step", Action("x")).result()
-        assert turn == Turn((USER,), 0.5, True) and type(turn.reward) is float and type(turn.terminated) is bool
+        assert turn == StepResult((USER,), 0.5, True) and type(turn.reward) is float and type(turn.terminated) is bool
         assert turn.messages[0] is not USER  # a copy: what the environment changes later stays its own
         call = pool.submit(0, "report")
         assert call.result() == call.result() == Report("r", (Fault(1, "f"),))
@@ -105,17 +110,17 @@ def test_whatever_is_raised_is_an_error_value(error, words):
 @pytest.mark.parametrize(
     ("rubbish", "words"),
     [
-        (None, "returned NoneType, not a Turn"),
-        ("done", "returned str, not a Turn"),
-        (START, "returned Start, not a Turn"),
-        (Turn(()), "must end the episode"),
-        (Turn(None), "not iterable"),
-        (Turn(("hello",)), "a message is str"),
-        (Turn(({"role": "assistant", "content": "x"},)), "role 'assistant': use user, tool"),
-        (Turn(({"role": "user"},)), "content is NoneType"),
-        (Turn(({"role": "user", "content": "\ud800"},)), "not Unicode"),
-        (Turn((USER,), reward=float("nan")), "not a finite number"),
-        (Turn((USER,), reward="1"), "not a finite number"),
+        (None, "returned NoneType, not a StepResult"),
+        ("done", "returned str, not a StepResult"),
+        (START, "returned Start, not a StepResult"),
+        (StepResult(()), "must end the episode"),
+        (StepResult(None), "not iterable"),
+        (StepResult(("hello",)), "a message is str"),
+        (StepResult(({"role": "assistant", "content": "x"},)), "role 'assistant': use user, tool"),
+        (StepResult(({"role": "user"},)), "content is NoneType"),
+        (StepResult(({"role": "user", "content": "\ud800"},)), "not Unicode"),
+        (StepResult((USER,), reward=float("nan")), "not a finite number"),
+        (StepResult((USER,), reward="1"), "not a finite number"),
     ],
 )
 def test_whatever_is_returned_is_checked(rubbish, words):
@@ -130,7 +135,7 @@ def test_whatever_is_returned_is_checked(rubbish, words):
         (Start((USER, {"role": "system", "content": "x"})), "may only come first"),
         (Start((USER,), tools=({1, 2},)), "not JSON"),
         (Start((USER,), tools=("cat",)), "must be a JSON object"),
-        (Turn((USER,)), "not a Start"),
+        (StepResult((USER,)), "not a Start"),
     ],
 )
 def test_a_start_is_checked(start, words):
@@ -139,7 +144,9 @@ def test_a_start_is_checked(start, words):
     assert failure.reason == ENV_ERROR and words in failure.detail
 
 
-@pytest.mark.parametrize("report", [None, Report(3), Report("x", (Fault(0, "f"),)), Report("x", ((1, "f"),)), Report("x", 3)])
+@pytest.mark.parametrize(
+    "report", [None, Report(3), Report("x", (Fault(0, "f"),)), Report("x", ((1, "f"),)), Report("x", 3)]
+)
 def test_a_report_is_checked(report):
     with make_pool(World(report=report)) as pool:
         pool.submit(0, "reset", {}).result()
@@ -166,7 +173,7 @@ def test_a_slow_call_times_out_and_its_environment_is_never_touched_again():
     def hang(action):
         release.wait(10)
         left.set()
-        return Turn((USER,))
+        return StepResult((USER,))
 
     slow, fresh = World(hang), World()
     supply = iter((slow, fresh))
@@ -187,7 +194,7 @@ def test_a_slow_call_times_out_and_its_environment_is_never_touched_again():
 
 
 def test_a_late_value_is_late_whenever_it_is_collected():
-    world = World(lambda action: time.sleep(0.15) or Turn((USER,)))
+    world = World(lambda action: time.sleep(0.15) or StepResult((USER,)))
     pool = make_pool(world, limit=0.05)
     pool.submit(0, "reset", {}).result()
     call = pool.submit(0, "step", Action("x"))
@@ -197,7 +204,10 @@ def test_a_late_value_is_late_whenever_it_is_collected():
 
 def test_slots_run_side_by_side_and_answer_for_themselves():
     barrier = threading.Barrier(3, timeout=5)  # passes only when all three are in their call at once
-    worlds = [World(lambda action: barrier.wait() and None or Turn((USER,), reward=float(action.text))) for _ in range(3)]
+    worlds = [
+        World(lambda action: (barrier.wait() and None) or StepResult((USER,), reward=float(action.text)))
+        for _ in range(3)
+    ]
     with make_pool(*worlds) as pool:
         for call in [pool.submit(slot, "reset", {}) for slot in range(3)]:
             call.result()
@@ -216,13 +226,16 @@ def test_failures_in_closing_are_told():
     pool.submit(1, "step", Action("x")).result()
     failures = pool.close()
     assert [failure.reason for failure in failures] == [ENV_ERROR, ENV_ERROR]
-    assert failures[0].detail.startswith("close after an error: OSError: cannot") and "OSError: cannot" in failures[1].detail
+    assert (
+        failures[0].detail.startswith("close after an error: OSError: cannot")
+        and "OSError: cannot" in failures[1].detail
+    )
     assert pool.close() == []
 
 
 def test_misuse_by_the_host_raises():
     release = threading.Event()
-    pool = make_pool(World(lambda action: release.wait(5) and Turn((USER,))))
+    pool = make_pool(World(lambda action: release.wait(5) and StepResult((USER,))))
     with pytest.raises(ValueError, match="before its reset"):
         pool.submit(0, "step", Action("x"))
     with pytest.raises(ValueError, match="no environment call 'close'"):
@@ -233,7 +246,7 @@ def test_misuse_by_the_host_raises():
         pool.submit(0, "report")
     assert pool.close() == []  # does not wait for a running call
     release.set()
-    assert call.result() == Turn((USER,))
+    assert call.result() == StepResult((USER,))
     with pytest.raises(ValueError, match="a pool of 0"):
         EnvPool(World, size=0, limit_seconds=1.0)
 
@@ -255,9 +268,12 @@ def test_a_hung_environment_does_not_keep_the_interpreter():
 
 
 def test_a_time_out_is_put_down_and_taken_again(tmp_path):
-    """The second life answers fast everywhere; what timed out in the first has still timed out, and nobody is called for it."""
+    """The second life answers fast everywhere; what timed out in the first has still timed out, and nobody is called
+    for it.
+    """
+
     def slow(seconds):
-        return lambda *args: time.sleep(seconds) or Turn((USER,))
+        return lambda *args: time.sleep(seconds) or StepResult((USER,))
 
     def live(*worlds, limit):
         supply, names = iter(worlds), [("t1", 0), ("t1", 1), ("t2", 2)]
@@ -292,7 +308,9 @@ def test_a_reset_that_timed_out_is_not_called_again(tmp_path):
 
 
 def test_nothing_is_put_down_without_a_time_out(tmp_path):
-    with EnvPool(lambda: World(raising(ValueError("x"))), 1, 5.0, Journal(tmp_path / "journal" / "j.jsonl"), [("t", 0)]) as pool:
+    with EnvPool(
+        lambda: World(raising(ValueError("x"))), 1, 5.0, Journal(tmp_path / "journal" / "j.jsonl"), [("t", 0)]
+    ) as pool:
         pool.submit(0, "reset", {}).result()
         assert pool.submit(0, "step", Action("x")).result().reason == ENV_ERROR
     assert list(tmp_path.iterdir()) == []
@@ -311,7 +329,12 @@ def test_a_time_out_that_the_environment_tells_counts_as_one_and_is_journalled(t
 
     worlds = World(late), World()
     (failure, turn), closing = run(*worlds)
-    assert failure.reason == ENV_TIMEOUT and "CallTimeout: add took longer than 5 s" in failure.detail and turn == Turn((USER,)) and not closing
+    assert (
+        failure.reason == ENV_TIMEOUT
+        and "CallTimeout: add took longer than 5 s" in failure.detail
+        and turn == StepResult((USER,))
+        and not closing
+    )
     assert worlds[0].called == ["reset", "step"]  # like one that hangs it is not touched again
     again = World(), World()
     assert run(*again) == ([failure, turn], []) and again[0].called == ["reset"]
@@ -319,11 +342,15 @@ def test_a_time_out_that_the_environment_tells_counts_as_one_and_is_journalled(t
 
 def test_further_tools_and_valid_turns_are_checked_and_copied():
     tool = {"name": "cat", "parameters": {}}
-    turn = step_once(World(lambda action: Turn((USER,), tools=[tool])))
+    turn = step_once(World(lambda action: StepResult((USER,), tools=[tool])))
     tool["name"] = "dog"
-    assert turn == Turn((USER,), tools=({"name": "cat", "parameters": {}},))
-    for tools, words in (({"a": 1}, "must be a JSON object"), ([{"a": {1}}], "the tools are not JSON"), ([{"a": float("nan")}], "not JSON")):
-        failure = step_once(World(lambda action: Turn((USER,), tools=tools)))
+    assert turn == StepResult((USER,), tools=({"name": "cat", "parameters": {}},))
+    for tools, words in (
+        ({"a": 1}, "must be a JSON object"),
+        ([{"a": {1}}], "the tools are not JSON"),
+        ([{"a": float("nan")}], "not JSON"),
+    ):
+        failure = step_once(World(lambda action: StepResult((USER,), tools=tools)))
         assert failure.reason == ENV_ERROR and words in failure.detail
     for valid, right in (((True, False), True), ([True], True), ((1,), False)):
         with make_pool(World(report=Report("fine", None, valid))) as pool:

@@ -24,7 +24,7 @@ def random_turns(seed: int):
 
     def piece(rewrites=0.0):
         tokens = ids()
-        return Delta(tuple(tokens), int(rng.integers(0, len(tokens))), fresh=bool(rng.random() < rewrites))
+        return Delta(tuple(tokens), int(rng.integers(0, len(tokens))), new_stream=bool(rng.random() < rewrites))
 
     turns = [(ids(), piece(rewrites=0.3)) for _ in range(rng.integers(0, 7))]
     return piece(), turns + ([(ids(), None)] if seed % 2 else [])
@@ -35,19 +35,19 @@ def random_turns(seed: int):
 def test_random_episodes_are_append_only(seed):
     prompt, turns = random_turns(seed)
     episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], prompt)
-    streams, sampled, openings = [list(prompt.ids)], [[]], [prompt.branch]
+    streams, sampled, openings = [list(prompt.ids)], [[]], [prompt.prompt_start]
     for number, (ids, delta) in enumerate(turns):
         before = [list(stream.tokens) for stream in episode.streams]
         step = episode.append_action(np.array(ids), -np.arange(len(ids)), "text")
-        assert (step.stream, step.branch) == (len(streams) - 1, openings[number])
+        assert (step.stream, step.prompt_start) == (len(streams) - 1, openings[number])
         sampled[-1] += range(len(streams[-1]), len(streams[-1]) + len(ids))
         streams[-1] += ids
         episode.append_observation(delta, SEEN, reward=number)
         if delta is not None:
-            if delta.fresh:
+            if delta.new_stream:
                 streams.append([])
                 sampled.append([])
-            openings.append(len(streams[-1]) + delta.branch)
+            openings.append(len(streams[-1]) + delta.prompt_start)
             streams[-1] += delta.ids
         for stream, old in zip(episode.streams, before, strict=False):
             assert stream.tokens[: len(old)] == old
@@ -63,9 +63,13 @@ def test_random_episodes_are_append_only(seed):
     for step, (ids, _) in zip(episode.steps, turns, strict=True):
         assert episode.streams[step.stream].tokens[step.start : step.stop] == ids
     record = json.loads(json.dumps(episode.to_json()))
-    assert record["streams"] == streams and [step["stream"] for step in record["steps"]] == [step.stream for step in episode.steps]
+    assert record["streams"] == streams and [step["stream"] for step in record["steps"]] == [
+        step.stream for step in episode.steps
+    ]
     said = [{"role": "user", "content": "Go."}] + [{"role": "assistant", "content": "text"}, *SEEN] * len(turns)
-    assert [episode.dialogue(number) for number in range(1, len(turns) + 2)] == [said[: 1 + 2 * n] for n in range(len(turns) + 1)]
+    assert [episode.dialogue(number) for number in range(1, len(turns) + 2)] == [
+        said[: 1 + 2 * n] for n in range(len(turns) + 1)
+    ]
 
 
 def test_an_episode_of_real_text_reads_as_the_template_writes_it():
@@ -73,7 +77,10 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
     chat = ChatFormat(tokenizer)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Read it."}]
     episode = Episode.begin("t", 1, messages, chat.prompt(messages))
-    answers = ([{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}], [{"role": "user", "content": "And?"}])
+    answers = (
+        [{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}],
+        [{"role": "user", "content": "And?"}],
+    )
     for action, answer in zip(("Looking.", "It says a, b."), answers, strict=True):
         ids = [*tokenizer.encode(action), chat.stop_ids[0]]
         episode.append_action(ids, [0.0] * len(ids), chat.decode(ids))
@@ -83,8 +90,8 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
     assert [step.text for step in episode.steps] == ["Looking.", "It says a, b."]
     assert [step.observation for step in episode.steps] == ["a\nb", "user: And?"]
     for step in episode.steps:  # the branch and the span meet at the generation prompt
-        assert tokenizer.decode(episode.tokens[step.branch : step.start]) == "<|im_start|>assistant\n"
-        assert tokenizer.decode(episode.tokens[: step.branch]).endswith("<|im_end|>\n")
+        assert tokenizer.decode(episode.tokens[step.prompt_start : step.start]) == "<|im_start|>assistant\n"
+        assert tokenizer.decode(episode.tokens[: step.prompt_start]).endswith("<|im_end|>\n")
 
 
 def episode_of_two_steps() -> Episode:
@@ -118,7 +125,7 @@ def test_tokens_changed_from_outside_are_found_out(break_it):
 def test_an_earlier_stream_is_guarded_too():
     def rewritten():
         episode = episode_of_two_steps()
-        episode.append_observation(Delta((1, 2), 1, fresh=True), SEEN)
+        episode.append_observation(Delta((1, 2), 1, new_stream=True), SEEN)
         return episode
 
     for break_it in (lambda e: e.streams[0].tokens.append(9), lambda e: e.streams[0].tokens.__setitem__(0, 9)):
@@ -135,7 +142,7 @@ def test_an_earlier_stream_is_guarded_too():
     episode = episode_of_two_steps()
     episode.tokens.append(9)
     with pytest.raises(RuntimeError, match="changed outside append"):
-        episode.append_observation(Delta((1, 2), 1, fresh=True), SEEN)
+        episode.append_observation(Delta((1, 2), 1, new_stream=True), SEEN)
 
 
 def test_spans_that_lie_are_found_out():
@@ -161,7 +168,9 @@ def test_actions_and_observations_alternate():
         episode.append_action([3], [0.0], "x")
     with pytest.raises(ValueError, match="branch 2 lies outside the 2 tokens"):
         episode.append_observation(Delta((1, 2), 2))
-    episode.append_observation(None, [{"role": "tool", "content": "the end"}], 1.0)  # nothing is tokenised once it ended
+    episode.append_observation(
+        None, [{"role": "tool", "content": "the end"}], 1.0
+    )  # nothing is tokenised once it ended
     assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
@@ -169,7 +178,9 @@ def test_actions_and_observations_alternate():
         Episode.begin("t", 0, [], Delta((), 0))
 
 
-@pytest.mark.parametrize(("terminated", "reward", "success"), [(True, 1.0, True), (True, 0.99, False), (False, 1.0, False)])
+@pytest.mark.parametrize(
+    ("terminated", "reward", "success"), [(True, 1.0, True), (True, 0.99, False), (False, 1.0, False)]
+)
 def test_success_is_terminated_with_the_full_reward(terminated, reward, success):
     episode = episode_of_two_steps()
     episode.terminated, episode.reward = terminated, reward
@@ -181,8 +192,20 @@ def test_the_record_holds_everything():
     episode.report, episode.ended, episode.detail = Report("why", (Fault(1, "do"),)), "max_steps", "d"
     record = json.loads(json.dumps(episode.to_json()))
     assert record["report"] == {"summary": "why", "faults": [{"step": 1, "feedback": "do"}], "valid_turns": []}
-    assert record["steps"][0] == {"start": 3, "stop": 5, "branch": 2, "text": "one", "observation": "seen", "reward": 0.5, "stream": 0}
+    assert record["steps"][0] == {
+        "start": 3,
+        "stop": 5,
+        "prompt_start": 2,
+        "text": "one",
+        "observation": "seen",
+        "reward": 0.5,
+        "stream": 0,
+    }
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
-    assert record["streams"] == [list(range(1, 9))] and record["logprobs"] == [-1.0, -2.0, -3.0] and record["prompt_length"] == 3
+    assert (
+        record["streams"] == [list(range(1, 9))]
+        and record["logprobs"] == [-1.0, -2.0, -3.0]
+        and record["prompt_length"] == 3
+    )
     assert (record["task_id"], record["rollout"], record["ended"], record["detail"]) == ("t", 0, "max_steps", "d")
     assert (record["reward"], record["terminated"], record["success"]) == (0.0, False, False)

@@ -1,5 +1,5 @@
-"""Replays: with the record's own key and no message the record comes out again; a message stands where the template would write it;
-an environment that answers otherwise is found out."""
+"""Replays: with the record's own key and no message the record comes out again; a message stands where the template
+would write it; an environment that answers otherwise is found out."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from hintsd_jax.envs.base import Report, Start, Turn
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.replay import Continuation, continue_episodes, prefix
-from hintsd_jax.rollout.collector import RolloutConfig, job_key, run_episodes
-from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import RolloutConfig, job_key, run_episodes
+from hintsd_jax.rollout.replay import Continuation, continue_episodes, prefix
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import FORGETTING_TEMPLATE, make_tokenizer
 
@@ -48,12 +48,16 @@ def test_with_its_own_key_and_no_message_the_record_comes_out_again():
         rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
     params = decoder.init_params(policy, jax.random.key(0))
-    engine = Engine(policy, EngineConfig(slots=4, context=230, max_tokens=6, prefill_buckets=(64, 230), prefill_rows=4), STOPS)
+    engine = Engine(
+        policy, EngineConfig(slots=4, context=230, max_tokens=6, prefill_buckets=(64, 230), prefill_rows=4), STOPS
+    )
     chat = ChatFormat(load_tokenizer(str(Path(__file__).parents[1] / "assets" / "desk-policy")), stop_ids=STOPS)
     recorded = record(engine, params, CONFIG, chat)
     assert max(len(episode.steps) for episode in recorded) > 2
     plans = [
-        Continuation(task_of(episode), episode, step, job_key(1, 0, episode.task_id, episode.rollout), index=episode.rollout)
+        Continuation(
+            task_of(episode), episode, step, job_key(1, 0, episode.task_id, episode.rollout), index=episode.rollout
+        )
         for episode in recorded
         for step in (1, len(episode.steps))
     ]
@@ -63,9 +67,17 @@ def test_with_its_own_key_and_no_message_the_record_comes_out_again():
         assert episode.to_json()["streams"] == plan.recorded.to_json()["streams"]
         assert [step.text for step in episode.steps] == [step.text for step in plan.recorded.steps]
         np.testing.assert_allclose(episode.logprobs, plan.recorded.logprobs, atol=1e-5)
-        assert (episode.ended, episode.reward, episode.report) == (plan.recorded.ended, plan.recorded.reward, plan.recorded.report)
-    assert stats.sampled == sum(len(e.tokens[s.start : s.stop]) for p, e in zip(plans, episodes) for s in e.steps[p.step - 1 :])
-    other, _, _ = again(engine, [Continuation(TASKS[0], recorded[0], 1, job_key(9, 0, "other", 0))], params, CONFIG, chat)
+        assert (episode.ended, episode.reward, episode.report) == (
+            plan.recorded.ended,
+            plan.recorded.reward,
+            plan.recorded.report,
+        )
+    assert stats.sampled == sum(
+        len(e.tokens[s.start : s.stop]) for p, e in zip(plans, episodes) for s in e.steps[p.step - 1 :]
+    )
+    other, _, _ = again(
+        engine, [Continuation(TASKS[0], recorded[0], 1, job_key(9, 0, "other", 0))], params, CONFIG, chat
+    )
     assert other[0].tokens != recorded[0].tokens
 
 
@@ -76,7 +88,9 @@ def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repair
     recorded = record(ScriptedEngine(CHAT, lambda job: faulty[job.episode.task_id].actions), rollouts=1)
     assert not any(episode.success for episode in recorded)
     plans = [
-        Continuation(task_of(episode), episode, faulty[episode.task_id].step, np.zeros(2, np.uint32), "Do not forget.", place, 3)
+        Continuation(
+            task_of(episode), episode, faulty[episode.task_id].step, np.zeros(2, np.uint32), "Do not forget.", place, 3
+        )
         for episode in recorded
     ]
     right = {task["id"]: script.ground_truth(task).actions for task in TASKS}
@@ -89,12 +103,18 @@ def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repair
         dialogue, before = episode.dialogue(plan.step), plan.recorded.dialogue(plan.step)
         at = len(before) if place == "target" else len(plan.recorded.prompt_messages)
         assert dialogue == [*before[:at], told, *before[at:]]
-        # the template's own rendering of that dialogue is what stands in the stream, and what was recorded is in it untouched
+        # the template's own rendering of that dialogue is what stands in the stream, and what was recorded is in it
+        # untouched
         truth = CHAT.prompt(dialogue, episode.tools).ids
         assert tuple(episode.tokens[: episode.steps[plan.step - 1].start]) == truth
         for old, new in zip(plan.recorded.steps[: plan.step - 1], episode.steps, strict=False):
-            assert episode.tokens[new.start : new.stop] == plan.recorded.tokens[old.start : old.stop] and new.text == old.text
-        assert episode.action_mask()[: len(truth)].sum() == sum(s.stop - s.start for s in plan.recorded.steps[: plan.step - 1])
+            assert (
+                episode.tokens[new.start : new.stop] == plan.recorded.tokens[old.start : old.stop]
+                and new.text == old.text
+            )
+        assert episode.action_mask()[: len(truth)].sum() == sum(
+            s.stop - s.start for s in plan.recorded.steps[: plan.step - 1]
+        )
         assert [step.text for step in episode.steps] == list(right[episode.task_id])
 
 
@@ -105,15 +125,19 @@ class Moody(Desk):
 
     def reset(self, task):
         start = super().reset(task)
-        return start if self.mood != "rude" else Start((start.messages[0], {"role": "user", "content": "You again?"}), start.tools)
+        return (
+            start
+            if self.mood != "rude"
+            else Start((start.messages[0], {"role": "user", "content": "You again?"}), start.tools)
+        )
 
     def step(self, action):
         turn = super().step(action)
         if self.mood == "broken" and self._steps == 2:
             raise RuntimeError("no more")
         if self.mood == "sloppy" and self._steps == 2:
-            return Turn(({"role": "tool", "content": "Ok?"},))
-        return Turn(turn.messages, 0.5) if self.mood == "generous" and self._steps == 2 else turn
+            return StepResult(({"role": "tool", "content": "Ok?"},))
+        return StepResult(turn.messages, 0.5) if self.mood == "generous" and self._steps == 2 else turn
 
     def report(self):
         return Report("none")
@@ -127,14 +151,18 @@ def test_a_replay_that_departs_from_its_record_is_dropped_and_counted(mood, reas
     right = {task["id"]: script.ground_truth(task).actions for task in TASKS}
     engine = ScriptedEngine(CHAT, lambda job: right[job.episode.task_id][len(job.episode.steps) :])
     recorded = record(engine, make_env=Moody, rollouts=1)
-    plans = [Continuation(task_of(episode), episode, step, np.zeros(2, np.uint32)) for episode in recorded for step in (2, 5)]
+    plans = [
+        Continuation(task_of(episode), episode, step, np.zeros(2, np.uint32)) for episode in recorded for step in (2, 5)
+    ]
 
     class Today(Moody):
         pass
 
     Today.mood = mood
     episodes, dropped, _ = again(engine, plans, make_env=Today)
-    early = [episode is None for episode in episodes[::2]]  # continued from step 2: its answer is not looked at any more
+    early = [
+        episode is None for episode in episodes[::2]
+    ]  # continued from step 2: its answer is not looked at any more
     assert early == [mood == "rude"] * 4 and episodes[1::2] == [None] * 4
     assert dropped == Counter({reason: 8 if mood == "rude" else 4})
 
@@ -156,7 +184,9 @@ def test_what_cannot_be_continued():
     assert again(engine, [])[:2] == ([], Counter())
 
     forgetting = ChatFormat(make_tokenizer(FORGETTING_TEMPLATE), history="template")
-    thinking = ScriptedEngine(forgetting, lambda job: [f"<think>\nhm\n</think>\n\n{text}" for text in right[TASKS[0]["id"]]])
+    thinking = ScriptedEngine(
+        forgetting, lambda job: [f"<think>\nhm\n</think>\n\n{text}" for text in right[TASKS[0]["id"]]]
+    )
     rewritten = record(thinking, chat=forgetting, tasks=TASKS[:1], rollouts=1)[0]
     assert len(rewritten.streams) > 1
     with pytest.raises(UserError, match="history = keep"):

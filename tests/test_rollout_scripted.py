@@ -1,4 +1,6 @@
-"""The scripted policy: a job cannot tell it from the engine, and an episode through it is the same actions stepped by hand."""
+"""The scripted policy: a job cannot tell it from the engine, and an episode through it is the same actions stepped by
+hand.
+"""
 
 import importlib.util
 
@@ -6,21 +8,21 @@ import jax
 import pytest
 
 from hintsd_jax.config.schema import base
-from hintsd_jax.envs.base import Report, Start, Turn
+from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.envs.bfcl import Bfcl
 from hintsd_jax.envs.bfcl.script import ground_truth, with_fault
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
-from hintsd_jax.rollout.scripted import ScriptedEngine
+from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out
 from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from hintsd_jax.session import Session
-from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 from hintsd_jax.train import look_back
 from tests.helpers import FORGETTING_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_tokenizer
 
@@ -38,8 +40,8 @@ class Echo:
     def step(self, action):
         self.left -= 1
         if self.left < 0:
-            return Turn(messages=(), reward=1.0, terminated=True)
-        return Turn(messages=({"role": "tool", "content": f"ok {len(action.text)}"},))
+            return StepResult(messages=(), reward=1.0, terminated=True)
+        return StepResult(messages=({"role": "tool", "content": f"ok {len(action.text)}"},))
 
     def report(self):
         return Report("done", faults=())
@@ -75,7 +77,8 @@ def test_a_job_cannot_tell_it_from_the_engine(template, history):
     episodes, _, stats = play(engine, decoder.init_params(policy, jax.random.key(0)), chat, tasks, config, rollouts=4)
     assert {"terminated", "action_length", "context"} <= {episode.ended for episode in episodes}
     spans = {
-        (e.task_id, e.rollout): [tuple(e.streams[step.stream].tokens[step.start : step.stop]) for step in e.steps] for e in episodes
+        (e.task_id, e.rollout): [tuple(e.streams[step.stream].tokens[step.start : step.stop]) for step in e.steps]
+        for e in episodes
     }
 
     def script(job):
@@ -140,7 +143,11 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
     config = base()
     config.env.data_dir = str(tmp_path)
     config.env.options = {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
-    config.rollout.context, config.rollout.max_steps, config.rollout.max_action_tokens = WIDE.context, WIDE.max_steps, 4096
+    config.rollout.context, config.rollout.max_steps, config.rollout.max_action_tokens = (
+        WIDE.context,
+        WIDE.max_steps,
+        4096,
+    )
     config.eval.rollouts, config.hindsight.analyser = 2, "environment"
 
     def script(job):
@@ -153,7 +160,10 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
     result = held_out(session, None, "eval", 8)
     assert result.success == [[1, 0]] * 8 and result.greedy == [1] * 8 and result.benchmark == "bfcl-eval 2026.3.23"
     for part, count in {"eval": 8, "eval/multi_turn_base": 4, "eval/multi_turn_long_context": 4}.items():
-        found = {name: result.metrics[f"{part}/{name}"] for name in ("avg@2", "best@2", "greedy", "tasks", "avg_low", "best_high")}
+        found = {
+            name: result.metrics[f"{part}/{name}"]
+            for name in ("avg@2", "best@2", "greedy", "tasks", "avg_low", "best_high")
+        }
         assert found == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
     chosen = session.tasks("eval")[:4]
     episodes, dropped, _ = session.play(None, chosen, 2, step=0)

@@ -5,15 +5,24 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.metrics import MetricsWriter, read_metrics
 
-OFF = AlarmConfig("note", patience=3, min_entropy=0.0, max_divergence=0.0, max_action_length=0.0, min_success=0.0, max_success_drop=0.0)
+OFF = AlarmConfig(
+    "note",
+    patience=3,
+    min_entropy=0.0,
+    max_divergence=0.0,
+    max_action_length=0.0,
+    min_success=0.0,
+    max_success_drop=0.0,
+)
 ON = dataclasses.replace(OFF, min_entropy=0.1, max_divergence=2.0, max_action_length=50.0, min_success=0.05)
-BEYOND = {"distill/entropy": 0.01, "distill/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
-FINE = {"distill/entropy": 0.5, "distill/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
+BEYOND = {"train/entropy": 0.01, "train/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
+FINE = {"train/entropy": 0.5, "train/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
 NAMES = ("min_entropy", "max_divergence", "max_action_length", "min_success")
 METRICS = dict(zip(NAMES, BEYOND))
 
@@ -38,8 +47,8 @@ def test_each_threshold_alone(name):
 
 
 def test_the_line_says_all():
-    (alarm,) = Alarms(dataclasses.replace(OFF, patience=1, min_entropy=0.1)).check({"distill/entropy": 0.01234567})
-    assert alarm == Alarm("min_entropy", "distill/entropy = 0.01235 is below alarms.min_entropy = 0.1, for 1 step")
+    (alarm,) = Alarms(dataclasses.replace(OFF, patience=1, min_entropy=0.1)).check({"train/entropy": 0.01234567})
+    assert alarm == Alarm("min_entropy", "train/entropy = 0.01235 is below alarms.min_entropy = 0.1, for 1 step")
     alarms = Alarms(dataclasses.replace(ON, min_entropy=0.0, max_divergence=0.0, min_success=0.0))
     assert [alarms.check(BEYOND) for _ in range(3)][2] == [
         Alarm("max_action_length", "rollout/action_length = 60 is above alarms.max_action_length = 50, for 3 steps")
@@ -48,25 +57,42 @@ def test_the_line_says_all():
 
 def test_what_was_not_measured_counts_for_nothing():
     """Neither beyond the threshold nor back: rows of skipped updates, rows without the metric."""
-    skipped = {"distill/skipped": 1, "distill/entropy": 0.0, "distill/divergence": 0.0}
+    skipped = {"train/skipped": 1, "train/entropy": 0.0, "train/divergence": 0.0}
     config = dataclasses.replace(OFF, min_entropy=0.1)
-    assert names(Alarms(config), [BEYOND, skipped, BEYOND, {}, skipped, BEYOND]) == [[], [], [], [], [], ["min_entropy"]]
+    assert names(Alarms(config), [BEYOND, skipped, BEYOND, {}, skipped, BEYOND]) == [
+        [],
+        [],
+        [],
+        [],
+        [],
+        ["min_entropy"],
+    ]
     assert names(Alarms(config), [skipped] * 9) == [[]] * 9
     assert names(Alarms(ON), [skipped | {"rollout/success": 0.0}] * 3) == [[], [], ["min_success"]]
-    assert names(Alarms(config), [BEYOND | {"distill/skipped": 0.0}] * 3) == [[], [], ["min_entropy"]]
-    untaught = FINE | {"distill/taught": 0.0, "distill/divergence": 0.0}
-    assert names(Alarms(ON), [BEYOND | {"distill/taught": 5.0}, BEYOND, untaught, BEYOND]) == [[], [], [], ["max_divergence"]]
+    assert names(Alarms(config), [BEYOND | {"train/skipped": 0.0}] * 3) == [[], [], ["min_entropy"]]
+    untaught = FINE | {"train/teacher_scored_tokens": 0.0, "train/divergence": 0.0}
+    assert names(Alarms(ON), [BEYOND | {"train/teacher_scored_tokens": 5.0}, BEYOND, untaught, BEYOND]) == [
+        [],
+        [],
+        [],
+        ["max_divergence"],
+    ]
     unplayed = {"rollout/episodes": 0, "rollout/success": 0.0, "rollout/action_length": 0.0}
     assert names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])[2:] == [*[[]] * 5, [*NAMES]]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("metric", ["distill/loss", "distill/grad_norm", *BEYOND])
+@pytest.mark.parametrize("metric", ["train/loss", "train/grad_norm", *BEYOND])
 def test_what_is_not_finite_is_an_alarm_at_once_whatever_is_off(metric, value):
     alarms = Alarms(OFF)
     assert alarms.check(FINE | {metric: value}) == [Alarm("not_finite", f"{metric}: not a finite number")]
-    assert alarms.check(FINE | {"eval/avg@4": None, "distill/teacher_gap": math.nan}) == []  # not watched
-    assert names(Alarms(ON), [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND), BEYOND]) == [[], [], ["not_finite"], [*NAMES]]
+    assert alarms.check(FINE | {"eval/avg@4": None, "train/teacher_gap": math.nan}) == []  # not watched
+    assert names(Alarms(ON), [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND), BEYOND]) == [
+        [],
+        [],
+        ["not_finite"],
+        [*NAMES],
+    ]
 
 
 def test_success_that_falls_from_its_own_best():
@@ -74,7 +100,8 @@ def test_success_that_falls_from_its_own_best():
     rows = [{"rollout/success": value} for value in (0.1, 0.1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.25, 0.5, 0.25)]
     alarms = Alarms(config)
     told = [alarms.check(row) for row in rows]
-    # means of two: 0.1, 0.425, 0.75, 0.625, 0.5 (0.25 below: not more), 0.375: told; begins again: 0.25: told; 0.375: told
+    # means of two: 0.1, 0.425, 0.75, 0.625, 0.5 (0.25 below: not more), 0.375: told; begins again: 0.25: told; 0.375:
+    # told
     assert [len(each) for each in told] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1]
     assert told[6][0].text == (
         "rollout/success = 0.375, the mean of 2 steps, is 0.375 below its best so far, 0.75 (alarms.max_success_drop = 0.25)"
@@ -86,7 +113,7 @@ def test_success_that_falls_from_its_own_best():
 def test_the_rows_of_a_file(tmp_path):
     """As the writer returns them and as they are read again."""
     writer = MetricsWriter(tmp_path)
-    given_back = [writer.write(n, BEYOND | {"distill/grad_norm": math.nan if n == 2 else 1.0}) for n in range(4)]
+    given_back = [writer.write(n, BEYOND | {"train/grad_norm": math.nan if n == 2 else 1.0}) for n in range(4)]
     writer.close()
     written, read = Alarms(ON), Alarms(ON)
     told = names(written, given_back)
@@ -95,7 +122,7 @@ def test_the_rows_of_a_file(tmp_path):
 
 
 VALUES = st.sampled_from([None, math.nan, 0.0, 0.04, 0.1, 0.3, 0.9, 2.5, 70.0])
-KEYS = st.sampled_from(["distill/skipped", "distill/taught", "rollout/episodes", "distill/grad_norm", *BEYOND])
+KEYS = st.sampled_from(["train/skipped", "train/teacher_scored_tokens", "rollout/episodes", "train/grad_norm", *BEYOND])
 ROWS = st.lists(st.dictionaries(KEYS, VALUES | st.just(1), max_size=6), max_size=25)
 CONFIGS = st.builds(
     AlarmConfig,
@@ -125,7 +152,9 @@ def test_a_killed_run_decides_the_same(config, rows, data):
 @given(CONFIGS, ROWS)
 @settings(max_examples=100, deadline=None)
 def test_thresholds_against_runs_of_rows(config, rows):
-    """The oracle looks at the measured values alone: an alarm stands where a multiple of `patience` of them in a row lies beyond."""
+    """The oracle looks at the measured values alone: an alarm stands where a multiple of `patience` of them in a row
+    lies beyond.
+    """
     told = names(Alarms(config), rows)
     for name, metric in METRICS.items():
         limit, sign = getattr(config, name), -1 if name.startswith("min") else 1
@@ -136,9 +165,9 @@ def test_thresholds_against_runs_of_rows(config, rows):
             if name in ("min_success", "max_action_length"):
                 measured &= row.get("rollout/episodes") != 0
             else:
-                measured &= row.get("distill/skipped") != 1
+                measured &= row.get("train/skipped") != 1
             if name == "max_divergence":
-                measured &= row.get("distill/taught") != 0
+                measured &= row.get("train/teacher_scored_tokens") != 0
             if measured:
                 length = length + 1 if limit and (value - limit) * sign > 0 else 0
             expected.append(measured and length > 0 and length % config.patience == 0)

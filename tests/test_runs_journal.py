@@ -22,7 +22,10 @@ def test_answers_are_there_in_the_next_process(tmp_path):
     for known in (journal, Journal(path)):
         assert known.get("sampled", "t1", 0, "step 2") == TIMEOUT
         assert known.get("endpoint", "t1", 0, 1) == {"text": "Schritt 2 é", "usage": [1, 0.1], "none": None}
-        assert known.get("null", default="absent") is None and known.get("endpoint", "t1", 0, 2, default="absent") == "absent"
+        assert (
+            known.get("null", default="absent") is None
+            and known.get("endpoint", "t1", 0, 2, default="absent") == "absent"
+        )
     assert [json.loads(line)["key"][-1] for line in path.read_text().splitlines()] == ["step 2", 1, "null"]
 
 
@@ -83,7 +86,9 @@ def test_a_key_has_one_answer(tmp_path):
 
 def test_many_threads(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
-    threads = [threading.Thread(target=lambda n=n: [journal.put(n, m, value=[n, m]) for m in range(5)]) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: [journal.put(n, m, value=[n, m]) for m in range(5)]) for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

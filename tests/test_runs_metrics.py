@@ -24,7 +24,9 @@ def test_rows_are_sorted_and_exact(tmp_path):
     third = np.float32(1) / np.float32(3)
     writer.write(3, {"b/x": 0.1, "a/y": jnp.float32(third), "c": np.int64(2**53 + 1), "ok": True, "eval/avg@4": 0.25})
     writer.close()
-    assert lines(tmp_path) == [f'{{"step": 3, "a/y": {float(third)!r}, "b/x": 0.1, "c": {2**53 + 1}, "eval/avg@4": 0.25, "ok": 1}}']
+    assert lines(tmp_path) == [
+        f'{{"step": 3, "a/y": {float(third)!r}, "b/x": 0.1, "c": {2**53 + 1}, "eval/avg@4": 0.25, "ok": 1}}'
+    ]
     assert np.float32(read_metrics(tmp_path / "metrics.jsonl")[0]["a/y"]) == third
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
@@ -119,14 +121,14 @@ class Terminal(io.StringIO):
         return True
 
 
-ROW = {"rollout/success": 0.5, "distill/loss": 0.01234, "rollout/tokens": 3000, "time/step": 2.0}
+ROW = {"rollout/success": 0.5, "train/loss": 0.01234, "rollout/tokens": 3000, "time/step": 2.0}
 
 
 def test_plain_lines():
     stream = io.StringIO()
     shown = progress.Progress(4, start=1, stream=stream)
     shown.update(2, ROW)
-    shown.update(3, {"distill/loss": None})
+    shown.update(3, {"train/loss": None})
     shown.close()
     first, second = stream.getvalue().splitlines()
     assert re.fullmatch(r"step 2/4  success 50\.0 %  loss 0\.0123  1,500 tok/s  left \d+:\d\d", first)
@@ -149,7 +151,11 @@ def test_last_table():
     facts = {"wall time": progress.format_seconds(3725), "analyser": "environment (privileged)"}
     plain = progress.plain_table(results, facts).splitlines()
     assert plain[0].split() == ["success,", "%", "before", "after", "change"]
-    assert plain[2].split() == ["held-out", "Avg@4", "40.0", "57.5", "+17.5"] and plain[3].split() == ["greedy", "-", "50.0"]
+    assert plain[2].split() == ["held-out", "Avg@4", "40.0", "57.5", "+17.5"] and plain[3].split() == [
+        "greedy",
+        "-",
+        "50.0",
+    ]
     assert plain[4:] == ["wall time: 1:02:05", "analyser: environment (privileged)"]
     assert len({line.rstrip().rfind(word) for line, word in ((plain[0], "after"), (plain[2], " 57.5"))}) == 1
     assert "| held-out Avg@4 | 40.0 | 57.5 | +17.5 |" in progress.markdown_table(results, facts)

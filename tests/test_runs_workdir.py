@@ -31,7 +31,17 @@ def test_writes_the_resolved_config_with_versions(tmp_path):
     content = stored(tmp_path / "deep" / "run")
     assert content["config"]["seed"] == 7 and content["config"]["rollout"]["prefill_buckets"][0] == 64
     (versions,) = content["versions"]
-    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "hintsd_jax", "platform", "device_kind"} <= set(versions)
+    assert {
+        "python",
+        "jax",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "hintsd_jax",
+        "platform",
+        "device_kind",
+    } <= set(versions)
 
 
 def test_same_config_continues_and_keeps_the_file(tmp_path):
@@ -67,7 +77,12 @@ def test_another_config_is_refused_by_its_keys(tmp_path):
     with pytest.raises(UserError) as caught:
         Workdir.open(tmp_path, other)
     text = str(caught.value)
-    assert "optim.steps (there 60, now 61)" in text and "eval.every" in text and "env.options.length" in text and "optim.lr" not in text
+    assert (
+        "optim.steps (there 60, now 61)" in text
+        and "eval.every" in text
+        and "env.options.length" in text
+        and "optim.lr" not in text
+    )
     Workdir.open(tmp_path, a_config(optim__steps=60)).close()  # the refusal gave the lock back
     with pytest.raises(UserError, match="optim.steps") as caught:
         Workdir.open(tmp_path, a_config(optim__steps=61, eval__every=5), may_differ=("eval.",))
@@ -113,7 +128,11 @@ def test_episodes_and_texts(tmp_path):
         assert path == tmp_path / "episodes" / "step_000012.jsonl"
         assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == records
         workdir.discard_after(2)
-        assert sorted(p.name for p in path.parent.iterdir()) == ["eval_000002.jsonl", "step_000001.jsonl", "step_000002.jsonl"]
+        assert sorted(p.name for p in path.parent.iterdir()) == [
+            "eval_000002.jsonl",
+            "step_000001.jsonl",
+            "step_000002.jsonl",
+        ]
         workdir.discard_after(None)
         assert not list(path.parent.iterdir())
         assert workdir.write_text("result.md", "done").read_text() == "done"
@@ -122,10 +141,9 @@ def test_episodes_and_texts(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path: Path = tmp_path / "a.jsonl"
     path.write_text("old")
-    with pytest.raises(RuntimeError):
-        with atomic_writer(path) as file:
-            file.write("half")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_writer(path) as file:
+        file.write("half")
+        raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     with Workdir.open(tmp_path / "run", a_config()) as workdir:
         with pytest.raises(ValueError):

@@ -1,4 +1,6 @@
-"""The engine against the plain forward pass, and its invariants: no neighbour, slot, schedule or shape may change a job."""
+"""The engine against the plain forward pass, and its invariants: no neighbour, slot, schedule or shape may change a
+job.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +24,14 @@ GREEDY, WARM = Sampling(0.0, 1.0, 0, 12), Sampling(1.0, 1.0, 0, 12)
 @pytest.fixture(scope="module")
 def params():
     drawn = decoder.init_params(POLICY, jax.random.key(0))
-    return jax.tree.map(lambda leaf: leaf * 2.0 if leaf.ndim > 2 else leaf, drawn)  # sharper: greedy choices have margins
+    return jax.tree.map(
+        lambda leaf: leaf * 2.0 if leaf.ndim > 2 else leaf, drawn
+    )  # sharper: greedy choices have margins
 
 
 class Dialogue:
-    """A job that answers every span with the next of its prepared observations; a function among them makes a `Rewrite` of all the
-    tokens so far, with the key that is given beside it. `contexts`: what stood before each rewrite."""
+    """A job that answers every span with the next of its prepared observations; a function among them makes a `Rewrite`
+    of all the tokens so far, with the key that is given beside it. `contexts`: what stood before each rewrite."""
 
     def __init__(self, prompt, observations=(), key=0, sampling=WARM, context=96):
         self.prompt, self.sampling, self.context = tuple(prompt), sampling, context
@@ -57,7 +61,10 @@ class Dialogue:
 def dialogues(count, seed=0, sampling=WARM, turns=3):
     rng = np.random.default_rng(seed)
     draw = lambda most: rng.integers(1, POLICY.vocab_size, rng.integers(1, most)).tolist()
-    return [Dialogue(draw(30), [draw(8) for _ in range(rng.integers(0, turns))], key=n, sampling=sampling) for n in range(count)]
+    return [
+        Dialogue(draw(30), [draw(8) for _ in range(rng.integers(0, turns))], key=n, sampling=sampling)
+        for n in range(count)
+    ]
 
 
 @jax.jit
@@ -248,7 +255,9 @@ def rewriting(count, seed):
     jobs = dialogues(count, seed=seed, turns=4)
     for job in jobs:
         answers = [
-            (drop_some(int(rng.integers(0, 12)), int(rng.integers(1, 9))), int(rng.integers(99))) if rng.random() < 0.5 else answer
+            (drop_some(int(rng.integers(0, 12)), int(rng.integers(1, 9))), int(rng.integers(99)))
+            if rng.random() < 0.5
+            else answer
             for answer in job._observations
         ]
         job._observations = answers
@@ -256,7 +265,9 @@ def rewriting(count, seed):
 
 
 def test_rewritten_jobs_are_bit_equal_alone_among_others_and_under_any_schedule(params):
-    target = lambda: Dialogue(PROMPT_12, [(REWRITES["within the action"], 7), [3, 4], (drop_some(4, 9), 8), [5]], key=77)
+    target = lambda: Dialogue(
+        PROMPT_12, [(REWRITES["within the action"], 7), [3, 4], (drop_some(4, 9), 8), [5]], key=77
+    )
     alone = target()
     engine().run(params, [alone])
     assert len(alone.contexts) == 2
@@ -271,7 +282,9 @@ def test_rewritten_jobs_are_bit_equal_alone_among_others_and_under_any_schedule(
 
 
 def test_a_prompt_that_a_rewrite_has_broken_is_no_source_for_others(params):
-    """One slot: each job takes over the row that the one before has rewritten; four: rows are copied while others are rewritten."""
+    """One slot: each job takes over the row that the one before has rewritten; four: rows are copied while others are
+    rewritten.
+    """
     names = list(REWRITES)
     dialogue = lambda n: Dialogue(PROMPT_12, [(REWRITES[names[n % 7]], n)] * (n % 3 > 0), key=n)
     for slots in (1, 4):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.sampling.sampler import sample
 
@@ -30,7 +31,12 @@ def kept_by_numpy(logits_V, temperature, top_p, top_k):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.3, 0.7, 0.95, 1.0]), st.sampled_from([0, 1, 3, 8]))
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([0.3, 0.7, 0.95, 1.0]),
+    st.sampled_from([0, 1, 3, 8]),
+)
 def test_the_support_is_that_of_a_sort(seed, temperature, top_p, top_k):
     logits_V = np.random.default_rng(seed).normal(size=V).astype(np.float32)
     tokens_B, _ = draw(jnp.asarray(logits_V), temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -55,7 +61,9 @@ def test_frequencies_follow_the_tempered_softmax():
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.5}, {"top_k": 2}])
 def test_temperature_zero_is_greedy(filters):
-    tokens_B, _ = draw(jnp.asarray(np.random.default_rng(1).normal(size=V).astype(np.float32)), n=50, temperature=0.0, **filters)
+    tokens_B, _ = draw(
+        jnp.asarray(np.random.default_rng(1).normal(size=V).astype(np.float32)), n=50, temperature=0.0, **filters
+    )
     assert len(set(tokens_B.tolist())) == 1
 
 

@@ -28,7 +28,11 @@ def test_rows_of_many_lengths_score_as_each_alone(params, monkeypatch):
     found = scoring.span_logprobs(params, POLICY, rows)
     for (context, action), scores in zip(rows, found, strict=True):
         ids = np.array([context + action])
-        logits = np.asarray(decoder.project(params, POLICY, decoder.forward(params, POLICY, np.pad(ids, ((0, 0), (0, 80 - ids.shape[1]))))))[0]
+        logits = np.asarray(
+            decoder.project(
+                params, POLICY, decoder.forward(params, POLICY, np.pad(ids, ((0, 0), (0, 80 - ids.shape[1]))))
+            )
+        )[0]
         logits = logits[len(context) - 1 : ids.shape[1] - 1].astype(np.float64)
         wanted = logits[np.arange(len(action)), action] - np.log(np.exp(logits).sum(axis=-1))
         np.testing.assert_allclose(scores, wanted, atol=2e-5)

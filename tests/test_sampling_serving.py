@@ -1,4 +1,6 @@
-"""Weights for serving: no copy where none is needed, the compute dtype where it is, and one copy only of what never changes."""
+"""Weights for serving: no copy where none is needed, the compute dtype where it is, and one copy only of what never
+changes.
+"""
 
 import dataclasses
 from functools import partial

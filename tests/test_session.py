@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.errors import UserError
 from hintsd_jax.session import Session, step_tasks
 
 OPTIMIZED = True  # real rollouts: see conftest.py
@@ -74,25 +74,41 @@ def test_a_vocabulary_that_does_not_match_is_refused(tmp_path):
 
 def test_the_chat_follows_checkpoint_and_config(tmp_path):
     folder = shutil.copytree(POLICY, tmp_path / "policy")
-    ids = {token: load_tokenizer(POLICY).convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>", "<|im_start|>")}
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<|endoftext|>"], ids["<|im_end|>"]]}))
+    ids = {
+        token: load_tokenizer(POLICY).convert_tokens_to_ids(token)
+        for token in ("<|im_end|>", "<|endoftext|>", "<|im_start|>")
+    }
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [ids["<|endoftext|>"], ids["<|im_end|>"]]})
+    )
     template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n' ~ (enable_thinking, mood) }}"))
+    template.write_text(
+        template.read_text().replace(
+            "'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n' ~ (enable_thinking, mood) }}"
+        )
+    )
     changes = {"policy.path": str(folder), "enable_thinking": False, "history": "template"}
     config = desk_config(tmp_path, **changes)
-    config.template_kwargs.mood = "calm"
+    config.chat.template_kwargs.mood = "calm"
     chat = Session.open(config).chat
     assert chat.stop_ids == (ids["<|im_end|>"], ids["<|endoftext|>"]) and chat.deviation is None
     prompt = chat.prompt([{"role": "user", "content": "Go."}])
-    assert chat.decode(prompt.ids[prompt.branch :]).endswith("(False, 'calm')")
+    assert chat.decode(prompt.ids[prompt.prompt_start :]).endswith("(False, 'calm')")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 128_009}))
-    with pytest.raises(UserError, match="generation_config.json ends a generation with token 128009, but the tokenizer has only"):
+    with pytest.raises(
+        UserError, match="generation_config.json ends a generation with token 128009, but the tokenizer has only"
+    ):
         Session.open(config)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
-    changes = {"lora.rank": rank, "mesh.data": 1, "distill.form": "rows" if rank else "branches", "distill.rows_per_device": 5}
+    changes = {
+        "lora.rank": rank,
+        "mesh.data": 1,
+        "batch.layout": "rows" if rank else "branches",
+        "batch.rows_per_device": 5,
+    }
     session = Session.open(desk_config(tmp_path, **changes))
     whole = session.weights(session.trained)
     assert session.shapes.rows == 5 and session.shapes.trunk == (rank == 0)

@@ -1,4 +1,6 @@
-"""The whole loop on Desk with the embedded policy: what a run leaves behind, and that one in two processes with a kill between writes the same."""
+"""The whole loop on Desk with the embedded policy: what a run leaves behind, and that one in two processes with a kill
+between writes the same.
+"""
 
 import contextlib
 import io
@@ -24,7 +26,7 @@ from tests.chat_server import serving
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 REPO = Path(__file__).parents[1]
-CONFIG = '''
+CONFIG = """
 from hintsd_jax.configs import desk_smoke
 
 def get_config():
@@ -34,10 +36,26 @@ def get_config():
     config.eval.every, config.eval.tasks, config.eval.rollouts, config.eval.test_tasks = 2, 3, 2, 4
     config.optim.steps, config.checkpoint.every = 4, 1
     return config
-'''
-KEYS = """rollout/success rollout/tokens rollout/turns hindsight/failed hindsight/parsed hindsight/targets hindsight/target_step_mean
-    distill/loss distill/tokens distill/entropy distill/grad_norm time/rollout time/hindsight time/distill time/step
-    compile/count memory/peak_bytes""".split()
+"""
+KEYS = [
+    "rollout/success",
+    "rollout/tokens",
+    "rollout/steps",
+    "hindsight/failed_episodes",
+    "hindsight/readable_answers",
+    "hindsight/targets",
+    "hindsight/mean_target_step",
+    "train/loss",
+    "train/tokens",
+    "train/entropy",
+    "train/grad_norm",
+    "time/rollout",
+    "time/analysis",
+    "time/update",
+    "time/step",
+    "compile/count",
+    "memory/peak_bytes",
+]
 
 
 def comparable(path):
@@ -77,7 +95,9 @@ def in_the_repository():
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A run from beginning to end; others are compared with it. What it printed, and what jax compiled, stands beside it."""
+    """A run from beginning to end; others are compared with it. What it printed, and what jax compiled, stands beside
+    it.
+    """
     path = tmp_path_factory.mktemp("runs") / "whole"
     compiled, printed = [], io.StringIO()
     listener = logging.Handler()
@@ -99,7 +119,7 @@ def test_a_run_leaves_its_record(finished, config):
     assert all(key in row for row in rows[1:] for key in KEYS)
     assert [row["step"] for row in rows if "eval/avg@2" in row] == [0, 2, 4]
     assert any("hindsight/precision" in row and "hindsight/recall" in row for row in rows[1:])
-    assert sum(row["hindsight/targets"] for row in rows[1:]) > 0 and sum(row["distill/tokens"] for row in rows[1:]) > 0
+    assert sum(row["hindsight/targets"] for row in rows[1:]) > 0 and sum(row["train/tokens"] for row in rows[1:]) > 0
     stored = json.loads((finished / "config.json").read_text())
     assert stored["config"]["optim"]["steps"] == 4 and stored["versions"]
     held_out = json.loads((finished / "held_out.json").read_text())
@@ -109,7 +129,9 @@ def test_a_run_leaves_its_record(finished, config):
 
 
 def test_the_programs_are_as_many_as_it_said(finished):
-    said = re.search(r"update 4 x 288 with branches/actions 72/36: (\d+) programs", (finished / "printed.txt").read_text())
+    said = re.search(
+        r"update 4 x 288 with branches/actions 72/36: (\d+) programs", (finished / "printed.txt").read_text()
+    )
     ours = re.compile(r"Compiling jit\((prefill|copy_slots|decode|accumulate|apply)\)")
     assert int(said[1]) == sum(bool(ours.match(line)) for line in json.loads((finished / "compiled.json").read_text()))
 
@@ -123,27 +145,44 @@ def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
     """Invariant 2 on the real thing: what the analyser and the environment know stands in no episode's tokens."""
     targets = 0
     for step in range(1, 5):
-        records = [json.loads(line) for line in (finished / "episodes" / f"step_{step:06d}.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (finished / "episodes" / f"step_{step:06d}.jsonl").read_text().splitlines()
+        ]
         assert len(records) == 6
         for record in records:
             assert len(record["logprobs"]) == sum(s["stop"] - s["start"] for s in record["steps"])
             assert record["success"] == (record["terminated"] and record["reward"] >= 1)
             assert (record["hindsight"] is None) == record["success"]
-            seen = " ".join([m["content"] for m in record["prompt_messages"]] + [s["observation"] for s in record["steps"]])
+            seen = " ".join(
+                [m["content"] for m in record["prompt_messages"]] + [s["observation"] for s in record["steps"]]
+            )
             assert "Use " not in seen and "Call notify" not in seen
             targets += len(record["hindsight"]["targets"]) if record["hindsight"] else 0
-            assert [span["step"] for span in record["trained"]] == [t["step"] for t in (record["hindsight"] or {"targets": []})["targets"]]
+            assert [span["step"] for span in record["trained"]] == [
+                t["step"] for t in (record["hindsight"] or {"targets": []})["targets"]
+            ]
             for span in record["trained"]:
                 action = record["steps"][span["step"] - 1]
                 lengths = {len(span[name]) for name in ("pieces", "divergence", "teacher_gap", "teacher_best")}
-                assert lengths == {action["stop"] - action["start"]} and "".join(span["pieces"]).startswith(action["text"])
+                assert lengths == {action["stop"] - action["start"]} and "".join(span["pieces"]).startswith(
+                    action["text"]
+                )
                 assert min(span["divergence"]) >= 0 and "advantage" not in span
     assert targets == sum(row["hindsight/targets"] for row in read_metrics(finished / "metrics.jsonl")[1:])
 
 
 def test_a_killed_run_continues_as_if_it_had_not_been(finished, config, config_file, tmp_path):
-    """Killed in the middle of an update, the save of the step before still unfinished; benchmarks/resume.py has nine moments more."""
-    command = [sys.executable, "benchmarks/resume.py", "--die=commit", "--", f"--config={config_file}", f"--workdir={tmp_path / 'killed'}"]
+    """Killed in the middle of an update, the save of the step before still unfinished; benchmarks/resume.py has nine
+    moments more.
+    """
+    command = [
+        sys.executable,
+        "benchmarks/resume.py",
+        "--die=commit",
+        "--",
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'killed'}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     first = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
     assert first.returncode == -signal.SIGKILL, first.stderr
@@ -155,7 +194,9 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, config, config_f
     for file in (finished / "episodes").iterdir():
         assert (tmp_path / "killed" / "episodes" / file.name).read_bytes() == file.read_bytes()
     assert not (finished / "journal").exists() and not (tmp_path / "killed" / "journal").exists()  # nothing timed out
-    assert json.loads((tmp_path / "killed" / "held_out.json").read_text()) == json.loads((finished / "held_out.json").read_text())
+    assert json.loads((tmp_path / "killed" / "held_out.json").read_text()) == json.loads(
+        (finished / "held_out.json").read_text()
+    )
 
 
 def arm(config, path, overrides):
@@ -178,7 +219,11 @@ def trained(records):
 
 def test_dense_judges_every_step_and_its_advantage_has_the_judges_reward(config, tmp_path):
     row, records, table = arm(config, tmp_path / "dense", {"method": "dense", "hindsight.max_tokens": 64})
-    assert row["hindsight/asked"] == sum(len(record["steps"]) for record in records) == row["rollout/episodes"] * row["rollout/turns"]
+    assert (
+        row["hindsight/questions"]
+        == sum(len(record["steps"]) for record in records)
+        == row["rollout/episodes"] * row["rollout/steps"]
+    )
     for record in records:
         rewards = record["hindsight"]["rewards"]
         assert len(rewards) == len(record["steps"]) and set(rewards) <= {-1.0, 0.0, 1.0}
@@ -189,18 +234,25 @@ def test_dense_judges_every_step_and_its_advantage_has_the_judges_reward(config,
 
 
 def test_sdpo_trains_whole_episodes_under_one_advice(config, tmp_path):
-    row, records, _ = arm(config, tmp_path / "sdpo", {"method": "sdpo", "hindsight.analyser": "policy_initial", "distill.support": "teacher_topk"})
-    assert row["distill/taught"] == row["distill/tokens"] > 0 and row["distill/divergence"] > 0
-    assert sum(bool(record["trained"]) for record in records) == 6 - row.get("distill/dropped/no_advice", 0)
+    row, records, _ = arm(
+        config,
+        tmp_path / "sdpo",
+        {"method": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},
+    )
+    assert row["train/teacher_scored_tokens"] == row["train/tokens"] > 0 and row["train/divergence"] > 0
+    assert sum(bool(record["trained"]) for record in records) == 6 - row.get("train/dropped/no_advice", 0)
     for record in records:
         assert [span["step"] for span in record["trained"]] in ([], list(range(1, len(record["steps"]) + 1)))
-    assert row["hindsight/failed"] >= row["hindsight/asked"]
+    assert row["hindsight/failed_episodes"] >= row["hindsight/questions"]
 
 
 def test_grpo_and_hint_sd_add_up(config, tmp_path):
     overrides = {"method": "hint_sd+grpo", "hindsight.select": "random", "hindsight.max_targets": 1} | MIXED
     row, records, _ = arm(config, tmp_path / "both", overrides)
-    assert 0 < row["distill/taught"] < row["distill/tokens"] and row["hindsight/asked"] == row["hindsight/failed"]
+    assert (
+        0 < row["train/teacher_scored_tokens"] < row["train/tokens"]
+        and row["hindsight/questions"] == row["hindsight/failed_episodes"]
+    )
     by_task = {}
     for record in records:
         by_task.setdefault(record["task_id"], []).append(record)
@@ -214,21 +266,30 @@ def test_grpo_and_hint_sd_add_up(config, tmp_path):
 
 def test_grpo_needs_no_teacher(config, tmp_path):
     row, _, table = arm(config, tmp_path / "grpo", {"method": "grpo"} | MIXED)
-    assert row["distill/teacher_tokens"] == row["hindsight/asked"] == row["hindsight/privileged"] == 0
-    assert row["distill/tokens"] > 0 and row["distill/clipped"] == 0 and "analyser" not in table
+    assert row["train/teacher_tokens"] == row["hindsight/questions"] == row["hindsight/privileged"] == 0
+    assert row["train/tokens"] > 0 and row["train/clip_fraction"] == 0 and "analyser" not in table
 
 
 def test_the_environment_with_feedback_at_the_start_is_privileged(config, tmp_path):
-    row, _, table = arm(config, tmp_path / "env", {"hindsight.analyser": "environment", "hindsight.place": "start"})
-    assert row["hindsight/privileged"] == 1 and row["hindsight/precision"] == 1.0 and row["distill/tokens"] > 0
+    row, _, table = arm(
+        config, tmp_path / "env", {"hindsight.analyser": "environment", "hindsight.feedback_position": "start"}
+    )
+    assert row["hindsight/privileged"] == 1 and row["hindsight/precision"] == 1.0 and row["train/tokens"] > 0
     assert "PRIVILEGED" in table and "feedback at the start" in table
 
 
 def test_without_a_learning_rate_nothing_changes(config, tmp_path):
-    overrides = {"hindsight.analyser": "policy", "hindsight.select": "oracle", "optim.lr": 0.0, "distill.mean_of_micro_means": True}
+    overrides = {
+        "hindsight.analyser": "policy",
+        "hindsight.select": "oracle",
+        "optim.lr": 0.0,
+        "loss.mean_of_micro_means": True,
+    }
     row, _, table = arm(config, tmp_path / "still", overrides)
     assert row["eval/avg@2"] == read_metrics(tmp_path / "still" / "metrics.jsonl")[0]["eval/avg@2"]
-    assert row["hindsight/privileged"] == 1 and "oracle, at most 3 an episode, feedback at the target (PRIVILEGED" in table
+    assert (
+        row["hindsight/privileged"] == 1 and "oracle, at most 3 an episode, feedback at the target (PRIVILEGED" in table
+    )
 
 
 def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(config, tmp_path):
@@ -240,12 +301,17 @@ def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(config, 
         exchange.answer(good if next(answers) % 2 else "no idea")
 
     with serving(script) as server:
-        options = {"hindsight.analyser": "endpoint", "endpoint.url": server.url, "endpoint.model": "m", "endpoint.concurrency": 1}
+        options = {
+            "hindsight.analyser": "endpoint",
+            "endpoint.url": server.url,
+            "endpoint.model": "m",
+            "endpoint.concurrency": 1,
+        }
         options |= {"alarms.action": "stop", "alarms.patience": 1, "alarms.min_success": 1.0}
         with pytest.raises(UserError, match=r"stopped at step 1 by alarm min_success \(.*; step 1 is saved"):
             arm(config, path, options)
         first, asked = read_metrics(path / "metrics.jsonl")[-1], len(server.requests)
-        assert first["alarm/min_success"] == 1 and first["endpoint/calls"] == asked == first["hindsight/asked"] > 1
+        assert first["alarm/min_success"] == 1 and first["endpoint/calls"] == asked == first["hindsight/questions"] > 1
         assert first["hindsight/dropped/unparsable"] == (asked + 1) // 2
         assert server.requests[0].body["temperature"] == 0.6 and "Find the steps" in server.requests[0].question
         arm(config, path, options)  # nothing is left to do but the last table

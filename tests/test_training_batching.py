@@ -1,4 +1,6 @@
-"""Rows and batches: no feedback in the student's context, the same action ids under both contexts, drops counted; by properties."""
+"""Rows and batches: no feedback in the student's context, the same action ids under both contexts, drops counted; by
+properties.
+"""
 
 import dataclasses
 import random
@@ -9,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.training import batching as packing
 from hintsd_jax.training.batching import DROP_REASONS, Shapes, blank_batch, pack
 from hintsd_jax.training.examples import Branch, Row, plain_branches, rows, single, start_branches
-from hintsd_jax.hindsight.targets import Target
 from tests.rows_helpers import FEEDBACK, Chat, Rewriting, make_episode, trunk_rows
 
 SHAPES = Shapes((16, 36), (14, 30), (3, 5), rows=3)
@@ -21,12 +23,17 @@ ALONE = Shapes((16, 36), (40, 52), (3, 5), rows=3, trunk=False)
 
 @st.composite
 def steps_of_training(draw):
-    """[(episode, its targets)]: some actions, contexts and feedbacks fit no bucket of SHAPES, some episodes have several streams."""
+    """[(episode, its targets)]: some actions, contexts and feedbacks fit no bucket of SHAPES, some episodes have
+    several streams.
+    """
     seeds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True))
     numbers = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)
     lengths = st.integers(1, 28) | st.integers(1, 6)
     return [
-        (make_episode(seed, longest=6, rewrites=seed % 2 == 1), [Target(step, "x" * draw(lengths)) for step in draw(numbers)])
+        (
+            make_episode(seed, longest=6, rewrites=seed % 2 == 1),
+            [Target(step, "x" * draw(lengths)) for step in draw(numbers)],
+        )
         for seed in seeds
     ]
 
@@ -46,7 +53,7 @@ def oracle(chosen, shapes, alone, mean_of_micro_means, chat):
         for target in targets:
             step = episode.steps[target.step - 1]
             tokens = tuple(episode.streams[step.stream].tokens)
-            seen, words = chat.advised([], (), tokens[: step.branch], target.feedback)
+            seen, words = chat.teacher_context([], (), tokens[: step.prompt_start], target.feedback)
             before = sum(earlier.stop - earlier.start for earlier in episode.steps[: target.step - 1])
             size = step.stop - step.start
             stream = len(words) + size + (seen if alone else 0)
@@ -58,7 +65,10 @@ def oracle(chosen, shapes, alone, mean_of_micro_means, chat):
                 dropped["teacher_too_long"] += 1
             else:
                 for i in range(size):
-                    student, teacher = tokens[: step.start + i], tokens[:seen] + words + tokens[step.start : step.start + i]
+                    student, teacher = (
+                        tokens[: step.start + i],
+                        tokens[:seen] + words + tokens[step.start : step.start + i],
+                    )
                     kept.append((n, student, teacher, tokens[step.start + i], episode.logprobs[before + i]))
     tokens = Counter(n // 2 for n, *_ in kept)
     weigh = lambda n: len(kept) / len(tokens) / tokens[n // 2] if mean_of_micro_means else 1.0
@@ -71,11 +81,11 @@ def told_by(batch):
     ids = lambda array: tuple(int(i) for i in array)
     for b, a in zip(*np.nonzero(batch.mask_BA)):
         at, m = batch.student_at_BA[b, a], batch.teacher_at_BA[b, a]
-        own = [i for i in range(m + 1) if batch.branch_BM[b, i] == batch.branch_BM[b, m]]
-        seen = batch.seen_BM[b, m]
+        own = [i for i in range(m + 1) if batch.branch_id_BM[b, i] == batch.branch_id_BM[b, m]]
+        seen = batch.prefix_length_BM[b, m]
         # a branch goes on where it left the trunk, and all its tokens agree on where that was
         assert ids(batch.position_BM[b, own]) == tuple(range(seen, seen + len(own)))
-        assert set(ids(batch.seen_BM[b, own])) == {seen}
+        assert set(ids(batch.prefix_length_BM[b, own])) == {seen}
         teacher = ids(batch.trunk_BP[b, :seen]) + ids(batch.stream_BM[b, own])
         token, values = int(batch.actions_BA[b, a]), (batch.sampled_BA[b, a], batch.weight_BA[b, a])
         yield (int(batch.key_B2[b, 0]), ids(batch.student_BT[b, : at + 1]), teacher, token, *values)
@@ -86,16 +96,24 @@ def shape(batch):
 
 
 @given(
-    steps_of_training(), st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.booleans(), st.sampled_from([Chat(), Rewriting()])
+    steps_of_training(),
+    st.randoms(use_true_random=False),
+    st.integers(1, 4),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([Chat(), Rewriting()]),
 )
 @settings(max_examples=80, deadline=None)
-def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.Random, rows_of_batch, alone, micro, chat):
+def test_batches_say_of_every_target_what_the_episodes_say(
+    chosen, rng: random.Random, rows_of_batch, alone, micro, chat
+):
     shapes = dataclasses.replace(ALONE if alone else SHAPES, rows=rows_of_batch)
     made = make_rows(chosen, chat)
     made = [part for row in made for part in single(row)] if alone else made
     packed = pack(made, shapes, mean_of_micro_means=micro)
 
-    # every action token of the kept targets exactly once, its contexts, log-prob and weight its own; the others counted, never cut
+    # every action token of the kept targets exactly once, its contexts, log-prob and weight its own; the others
+    # counted, never cut
     told, dropped = oracle(chosen, shapes, alone, micro, chat)
     assert Counter(token for batch in packed.batches for token in told_by(batch)) == told
     assert packed.dropped == dropped
@@ -112,8 +130,13 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
         batch, step = packed.batches[place.batch], chosen[place.episode][0].steps[place.step - 1]
         at = (place.row, slice(place.first, place.stop))
         assert batch.mask_BA[at].all() and place.taught
-        assert batch.actions_BA[at].tolist() == chosen[place.episode][0].streams[step.stream].tokens[step.start : step.stop]
-    assert sum(place.stop - place.first for place in packed.places) == sum(int(batch.mask_BA.sum()) for batch in packed.batches)
+        assert (
+            batch.actions_BA[at].tolist()
+            == chosen[place.episode][0].streams[step.stream].tokens[step.start : step.stop]
+        )
+    assert sum(place.stop - place.first for place in packed.places) == sum(
+        int(batch.mask_BA.sum()) for batch in packed.batches
+    )
 
     allowed = {(rows_of_batch, T, shapes.stream_buckets[pair], shapes.action_buckets[pair]) for T, pair in shapes.all()}
     assert {shape(batch) for batch in packed.batches} <= allowed
@@ -128,7 +151,7 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
         else:
             np.testing.assert_array_equal(batch.trunk_BP, batch.student_BT)
         # padding: no id, no branch, no weight
-        np.testing.assert_array_equal(batch.stream_BM == 0, batch.branch_BM == -1)
+        np.testing.assert_array_equal(batch.stream_BM == 0, batch.branch_id_BM == -1)
         assert not np.any(batch.weight_BA[~batch.mask_BA]) and np.all(batch.weight_BA[batch.mask_BA] > 0)
         # a row ends with its last target
         ends = np.where(batch.mask_BA, batch.student_at_BA + 2, 0).max(axis=1)
@@ -138,12 +161,19 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
         blank = blank_batch(shapes, batch.student_BT.shape[1], shapes.stream_buckets.index(batch.stream_BM.shape[1]))
         for array, empty in zip(batch, blank, strict=True):
             assert (array.dtype, array.shape) == (empty.dtype, empty.shape)
-    assert (packed.student_tokens, packed.teacher_tokens, packed.padding) == (student, teacher, student + teacher - real)
+    assert (packed.student_tokens, packed.teacher_tokens, packed.padding) == (
+        student,
+        teacher,
+        student + teacher - real,
+    )
 
 
 def plain_row(size=40, branches=(), **options):
     """`branches`: (start, tokens of the action, words). All see what stands before their action."""
-    made = (Branch(n, start, start + size, start, (5,) * words, (0.0,) * size) for n, (start, size, words) in enumerate(branches, 1))
+    made = (
+        Branch(n, start, start + size, start, (5,) * words, (0.0,) * size)
+        for n, (start, size, words) in enumerate(branches, 1)
+    )
     return Row(0, (1,) * size, tuple(made), **options)
 
 
@@ -178,7 +208,7 @@ def test_a_row_whose_branches_exceed_the_largest_stream_becomes_several(words, s
     assert not any(packed.dropped.values())
     found = [row for batch in packed.batches for row in zip(*batch, strict=True)]
     found = [packing.Batch(*row) for row in found if row[packing.Batch._fields.index("mask_BA")].any()]
-    numbers = [sorted({int(n) for n in row.branch_BM if n >= 0}) for row in found]
+    numbers = [sorted({int(n) for n in row.branch_id_BM if n >= 0}) for row in found]
     assert numbers == [[0], [0, 1], [0, 1]]  # the shorter ones are sorted to the front
     ends = sorted(int(np.count_nonzero(row.student_BT)) for row in found)
     assert ends == [8 + size, 18 + size, 23 + size]  # each cut after its own last target
@@ -198,11 +228,18 @@ def test_weights_are_one_or_make_micro_steps_equal():
 
     def weights(**options):  # by length of the action
         batches = pack(made, SHAPES, **options).batches
-        return {int(mask.sum()): set(w[mask].tolist()) for b in batches for mask, w in zip(b.mask_BA, b.weight_BA) if mask.any()}
+        return {
+            int(mask.sum()): set(w[mask].tolist())
+            for b in batches
+            for mask, w in zip(b.mask_BA, b.weight_BA)
+            if mask.any()
+        }
 
     assert weights() == {1: {1.0}, 5: {1.0}, 2: {1.0}}
     # 8 tokens, 2 micro-steps of 6 and of 2: (sum of 6) / 6 / 2 + (sum of 2) / 2 / 2 = (4/6 * first + 4/2 * second) / 8
-    assert weights(mean_of_micro_means=True) == {n: {float(np.float32(w))} for n, w in {1: 4 / 6, 5: 4 / 6, 2: 4 / 2}.items()}
+    assert weights(mean_of_micro_means=True) == {
+        n: {float(np.float32(w))} for n, w in {1: 4 / 6, 5: 4 / 6, 2: 4 / 2}.items()
+    }
 
 
 def test_nothing_packs_to_nothing():
@@ -232,14 +269,18 @@ def test_the_teacher_reads_on_through_joined_branches():
     for part in (row, *single(row)):
         whole = dataclasses.replace(shapes, trunk=part.branches[0].seen > 0)
         (batch,), (*_, places) = pack([part], whole).batches, pack([part], whole)
-        assert [place.step for place in places] == [1, 2, 4] and set(batch.branch_BM[batch.branch_BM >= 0].tolist()) == {0}
+        assert [place.step for place in places] == [1, 2, 4] and set(
+            batch.branch_id_BM[batch.branch_id_BM >= 0].tolist()
+        ) == {0}
         first = episode.steps[0]
-        advised = [*episode.tokens[: first.branch], *Chat().feedback("hm"), *episode.tokens[first.start :]]
+        advised = [*episode.tokens[: first.branch], *Chat().user_turn("hm"), *episode.tokens[first.start :]]
         told = list(told_by(batch))
         for place in places:
             step = episode.steps[place.step - 1]
             shift = len(advised) - len(episode.tokens)
-            for (_, student, teacher, token, *_), at in zip(told[place.first : place.stop], range(step.start, step.stop), strict=True):
+            for (_, student, teacher, token, *_), at in zip(
+                told[place.first : place.stop], range(step.start, step.stop), strict=True
+            ):
                 assert (student, token) == (tuple(episode.tokens[:at]), episode.tokens[at])
                 assert teacher == tuple(advised[: at + shift])
 
@@ -257,19 +298,32 @@ def test_joined_branches_stand_or_fall_with_those_before_them():
 
 def test_without_a_teacher_there_are_no_streams():
     episode = make_episode(seed=3)
-    (row,) = rows(episode, [dataclasses.replace(branch, advantage=2.0) for branch in plain_branches(episode, [1, 2, 3, 4])])
+    (row,) = rows(
+        episode, [dataclasses.replace(branch, advantage=2.0) for branch in plain_branches(episode, [1, 2, 3, 4])]
+    )
     (batch,), dropped, student, teacher, padding, places = pack([row], Shapes((60,), (0,), (24,), rows=2, trunk=False))
     assert batch.trunk_BP.shape == batch.stream_BM.shape == (2, 0) and teacher == 0 and student == 120
-    assert batch.actions_BA[batch.mask_BA].tolist() == [episode.tokens[n] for n in np.flatnonzero(episode.action_mask())]
+    assert batch.actions_BA[batch.mask_BA].tolist() == [
+        episode.tokens[n] for n in np.flatnonzero(episode.action_mask())
+    ]
     assert set(batch.advantage_BA[batch.mask_BA].tolist()) == {2.0} and not any(place.taught for place in places)
     assert padding == 120 - episode.steps[-1].stop and not any(dropped.values())
 
 
 def test_two_losses_are_means_over_their_own_tokens():
-    """Sum of (weight, surrogate) over tokens, divided by all tokens = mean over the taught + 0.5 x mean over those with an advantage."""
-    branches = [Branch(1, 2, 5, 2, (5,), (0.0,) * 3, advantage=2.0), Branch(2, 6, 8, 0, (), (0.0,) * 2, weight=0.0, advantage=-1.0)]
+    """Sum of (weight, surrogate) over tokens, divided by all tokens = mean over the taught + 0.5 x mean over those with
+    an advantage.
+    """
+    branches = [
+        Branch(1, 2, 5, 2, (5,), (0.0,) * 3, advantage=2.0),
+        Branch(2, 6, 8, 0, (), (0.0,) * 2, weight=0.0, advantage=-1.0),
+    ]
     taught_alone = Branch(3, 9, 10, 9, (5,), (0.0,))
-    (batch,), *_ = pack([Row(0, (1,) * 12, (*branches, taught_alone))], Shapes((12,), (20,), (8,), rows=1), policy_weight=0.5)
+    (batch,), *_ = pack(
+        [Row(0, (1,) * 12, (*branches, taught_alone))], Shapes((12,), (20,), (8,), rows=1), policy_weight=0.5
+    )
     tokens, mask = 6, batch.mask_BA
     np.testing.assert_allclose(batch.weight_BA[mask], [tokens / 4] * 3 + [0.0] * 2 + [tokens / 4], rtol=1e-6)
-    np.testing.assert_allclose(batch.advantage_BA[mask], np.array([2.0] * 3 + [-1.0] * 2 + [0.0]) * 0.5 * tokens / 5, rtol=1e-6)
+    np.testing.assert_allclose(
+        batch.advantage_BA[mask], np.array([2.0] * 3 + [-1.0] * 2 + [0.0]) * 0.5 * tokens / 5, rtol=1e-6
+    )

@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.training.examples import Branch, Row, alone, plain_branches, rows, single, start_branches
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.hindsight.targets import Target
-from tests.helpers import KEEPING_TEMPLATE, LLAMA3_TEMPLATE, QWEN3_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_llama_tokenizer, make_tokenizer
+from hintsd_jax.training.examples import Branch, Row, alone, plain_branches, rows, single, start_branches
+from tests.helpers import (
+    KEEPING_TEMPLATE,
+    LLAMA3_TEMPLATE,
+    QWEN3_TEMPLATE,
+    QWEN3_THINKING_TEMPLATE,
+    make_llama_tokenizer,
+    make_tokenizer,
+)
 from tests.rows_helpers import PROMPT, Chat, make_episode, trunk_row, trunk_rows
 
 
@@ -22,8 +29,13 @@ def test_a_row_leaves_its_trunk_before_the_generation_prompt():
     assert (row.episode, row.micro, row.key) == (5, 2, (3, 4))
     assert row.tokens == tuple(episode.tokens[: third.stop])
     for branch, step, number, text in zip(row.branches, (second, third), (2, 3), ("no", "hm"), strict=True):
-        assert (branch.step, branch.start, branch.stop, branch.seen) == (number, step.start, step.stop, step.branch)
-        assert branch.words == Chat().feedback(text)
+        assert (branch.step, branch.start, branch.stop, branch.seen) == (
+            number,
+            step.start,
+            step.stop,
+            step.prompt_start,
+        )
+        assert branch.words == Chat().user_turn(text)
         assert row.tokens[branch.seen : branch.start] == PROMPT == branch.words[-3:]
     sizes = [step.stop - step.start for step in episode.steps]
     assert row.branches[1].sampled == tuple(episode.logprobs[sum(sizes[:2]) : sum(sizes[:3])])
@@ -39,18 +51,34 @@ def test_every_stream_with_targets_has_a_row():
     assert [len({streams[branch.step - 1] for branch in row.branches}) for row in made] == [1] * len(set(streams))
     for row in made:
         step = episode.steps[row.branches[-1].step - 1]
-        assert row.tokens == tuple(episode.streams[step.stream].tokens[: step.stop]) and (row.episode, row.micro, row.key) == (5, 2, (3, 4))
+        assert row.tokens == tuple(episode.streams[step.stream].tokens[: step.stop]) and (
+            row.episode,
+            row.micro,
+            row.key,
+        ) == (5, 2, (3, 4))
         for branch in row.branches:
             before = sum(earlier.stop - earlier.start for earlier in episode.steps[: branch.step - 1])
             assert branch.sampled == tuple(episode.logprobs[before : before + branch.size])
     (last,) = rows(episode, plain_branches(episode, [6]))
-    assert last.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and last.branches[0].start == episode.steps[-1].start
+    assert (
+        last.tokens == tuple(episode.tokens[: episode.steps[-1].stop])
+        and last.branches[0].start == episode.steps[-1].start
+    )
     assert trunk_rows(episode, [], Chat()) == []
 
 
-TEMPLATES = {"keeping": KEEPING_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "thinking": QWEN3_THINKING_TEMPLATE, "llama3": LLAMA3_TEMPLATE}
+TEMPLATES = {
+    "keeping": KEEPING_TEMPLATE,
+    "qwen3": QWEN3_TEMPLATE,
+    "thinking": QWEN3_THINKING_TEMPLATE,
+    "llama3": LLAMA3_TEMPLATE,
+}
 HISTORY = ({"role": "system", "content": "Rules."}, {"role": "user", "content": "Go."})
-_turns = st.lists(st.tuples(st.sampled_from(["hm", "", "why\n\nso"]), st.sampled_from(["Done.", " Done. ", "a\n"]), st.booleans()), min_size=1, max_size=5)
+_turns = st.lists(
+    st.tuples(st.sampled_from(["hm", "", "why\n\nso"]), st.sampled_from(["Done.", " Done. ", "a\n"]), st.booleans()),
+    min_size=1,
+    max_size=5,
+)
 
 
 def played(tokenizer, chat, turns, opened):
@@ -58,10 +86,12 @@ def played(tokenizer, chat, turns, opened):
     episode = Episode.begin("task", 0, HISTORY, chat.prompt(HISTORY))
     for number, (thinking, words, asked) in enumerate(turns):
         text = f"<think>\n{thinking}\n</think>\n\n{words}".removeprefix(opened)
-        ids = [id for letter in text.split(" ") for id in tokenizer.encode(letter + " ", add_special_tokens=False)][:-1] + [chat.stop_ids[0]]
+        ids = [id for letter in text.split(" ") for id in tokenizer.encode(letter + " ", add_special_tokens=False)][
+            :-1
+        ] + [chat.stop_ids[0]]
         episode.append_action(ids, [-0.5 - number] * len(ids), chat.decode(ids))
         answers = [{"role": "tool", "content": f"seen {number}"}] + [{"role": "user", "content": "And?"}] * asked
-        episode.append_observation(chat.answer(episode.dialogue(number + 1), (), ids, answers), answers)
+        episode.append_observation(chat.observation(episode.dialogue(number + 1), (), ids, answers), answers)
     return episode
 
 
@@ -71,7 +101,9 @@ def played(tokenizer, chat, turns, opened):
 def test_where_a_template_is_followed_both_contexts_are_its_own_text(name, turns, data):
     tokenizer = make_llama_tokenizer() if name == "llama3" else make_tokenizer(TEMPLATES[name])
     chat, opened = ChatFormat(tokenizer, history="template"), "<think>\n" if name == "thinking" else ""
-    render = lambda messages: tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024")
+    render = lambda messages: tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024"
+    )
     episode = played(tokenizer, chat, turns, opened)
     steps = data.draw(st.lists(st.integers(1, len(turns)), min_size=1, unique=True))
     made = trunk_rows(episode, [Target(step, f"Not {step}.") for step in steps], chat)
@@ -98,12 +130,15 @@ def test_where_a_template_is_followed_both_contexts_are_its_own_text(name, turns
 
 def test_keep_shares_one_trunk_whatever_the_template_drops():
     tokenizer = make_tokenizer(QWEN3_TEMPLATE)
-    chat, turns = ChatFormat(tokenizer, history="keep"), [("hm", "Done.", False), ("why", "Done.", True), ("so", "Done.", False)]
+    chat, turns = (
+        ChatFormat(tokenizer, history="keep"),
+        [("hm", "Done.", False), ("why", "Done.", True), ("so", "Done.", False)],
+    )
     episode = played(tokenizer, chat, turns, "")
     (row,) = trunk_rows(episode, [Target(step, "No.") for step in (1, 2, 3)], chat)
     assert row.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and len(episode.streams) == 1
     for branch, step in zip(row.branches, episode.steps, strict=True):
-        assert (branch.seen, branch.words) == (step.branch, chat.feedback("No."))
+        assert (branch.seen, branch.words) == (step.prompt_start, chat.user_turn("No."))
 
 
 def test_what_no_teacher_reads_has_no_words():
@@ -113,7 +148,9 @@ def test_what_no_teacher_reads_has_no_words():
     (branch,) = row.branches
     assert (branch.seen, branch.words, branch.read) == (0, (), 0)
     assert dataclasses.replace(row, branches=hinted.branches) == hinted
-    assert dataclasses.replace(branch, seen=hinted.branches[0].seen, words=hinted.branches[0].words) == hinted.branches[0]
+    assert (
+        dataclasses.replace(branch, seen=hinted.branches[0].seen, words=hinted.branches[0].words) == hinted.branches[0]
+    )
     assert alone(row) == row and single(row) == [row]
 
 
@@ -121,13 +158,19 @@ def test_what_no_teacher_reads_has_no_words():
 def test_advice_at_the_start_reads_as_the_template_would_write_it(template):
     tokenizer = make_llama_tokenizer() if template == LLAMA3_TEMPLATE else make_tokenizer(template)
     chat = ChatFormat(tokenizer, date_string="26 Jul 2024") if template == LLAMA3_TEMPLATE else ChatFormat(tokenizer)
-    episode = played(tokenizer, chat, [("", "One.", True), ("", "Two.", False), ("", "Three.", True)], "<think>\n\n</think>\n\n")
+    episode = played(
+        tokenizer, chat, [("", "One.", True), ("", "Two.", False), ("", "Three.", True)], "<think>\n\n</think>\n\n"
+    )
     (row,) = rows(episode, start_branches(episode, [3, 1], "Be quick.", chat))
     assert row.tokens == tuple(episode.tokens[: episode.steps[2].stop]) and "quick" not in tokenizer.decode(row.tokens)
-    assert [branch.joined for branch in row.branches] == [False, True] and {branch.seen for branch in row.branches} == {episode.steps[0].branch}
+    assert [branch.joined for branch in row.branches] == [False, True] and {branch.seen for branch in row.branches} == {
+        episode.steps[0].branch
+    }
     first, last = row.branches
     advised = [*HISTORY, {"role": "user", "content": "Be quick."}]
-    render = lambda messages: tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024")
+    render = lambda messages: tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False, date_string="26 Jul 2024"
+    )
     read = row.tokens[: first.seen] + first.words
     assert tokenizer.decode(read) == render(advised)
     read += row.tokens[first.start : first.stop] + last.words
@@ -152,7 +195,10 @@ def test_single_gives_every_target_a_row_of_its_own():
 
 
 @pytest.mark.parametrize("step", [0, -1, 5])
-@pytest.mark.parametrize("make", [lambda step: trunk_row(make_episode(), [Target(step, "x")]), lambda step: plain_branches(make_episode(), [step])])
+@pytest.mark.parametrize(
+    "make",
+    [lambda step: trunk_row(make_episode(), [Target(step, "x")]), lambda step: plain_branches(make_episode(), [step])],
+)
 def test_a_step_that_does_not_exist_is_an_error(make, step):
     with pytest.raises(ValueError, match=f"step {step} of an episode with 4 steps"):
         make(step)
@@ -161,7 +207,9 @@ def test_a_step_that_does_not_exist_is_an_error(make, step):
 @pytest.mark.parametrize("words", [(900, 7, 8, 8), (8, 9), ()])
 def test_another_generation_prompt_is_an_error(words):
     with pytest.raises(ValueError, match="step 2: .* generation prompt"):
-        trunk_row(make_episode(), [Target(2, "x")], SimpleNamespace(advised=lambda dialogue, tools, trunk, text: (0, words)))
+        trunk_row(
+            make_episode(), [Target(2, "x")], SimpleNamespace(advised=lambda dialogue, tools, trunk, text: (0, words))
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.errors import UserError
 from hintsd_jax.training import losses
 from hintsd_jax.training.losses import LossConfig
-from hintsd_jax.errors import UserError
 
 V, D = 11, 5
 GRID = [
@@ -22,7 +22,11 @@ GRID = [
     for support in losses.SUPPORTS
     for divergence, alpha in [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.0), ("jsd", 0.3), ("jsd", 1.0)]
 ]
-REINFORCED = [LossConfig(loss="policy"), LossConfig(loss="distill+policy", top_k=3, clip_high=0.5), LossConfig(loss="judged", top_k=3, clip_low=0.4)]
+REINFORCED = [
+    LossConfig(loss="policy"),
+    LossConfig(loss="distill+policy", top_k=3, clip_high=0.5),
+    LossConfig(loss="judged", top_k=3, clip_low=0.4),
+]
 SDPO = LossConfig(divergence="jsd", top_k=3, importance_clip=2.0)
 ALL = [*GRID, LossConfig(loss="sft"), SDPO, *REINFORCED]
 TAUGHT = [config for config in ALL if config.taught]
@@ -77,7 +81,8 @@ def make_span(seed=0, rows=3, span=4, scale=2.0):
         "actions_BA": rng.integers(0, V, (rows, span)),
         "mask_BA": np.arange(span)[None] < lengths[:, None],
         "sampled_BA": -rng.uniform(0.5, 4.0, (rows, span)),
-        "weight_BA": rng.uniform(0.5, 2.0, (rows, span)) * (np.arange(span) != 1),  # no teacher has scored the second tokens
+        "weight_BA": rng.uniform(0.5, 2.0, (rows, span))
+        * (np.arange(span) != 1),  # no teacher has scored the second tokens
         "advantage_BA": rng.normal(size=(rows, span)),
     }
 
@@ -90,7 +95,9 @@ def span_losses(x, config, dtype=jnp.float32):
     x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
     student, teacher = functools.partial(head, x["student_DV"]), functools.partial(head, x["teacher_DV"])
     spans = losses.Spans(*(x[field] for field in losses.Spans._fields))
-    return losses.span_losses(x["student_BAD"], spans, student=student, config=config, teacher_BAD=x["teacher_BAD"], teacher=teacher)
+    return losses.span_losses(
+        x["student_BAD"], spans, student=student, config=config, teacher_BAD=x["teacher_BAD"], teacher=teacher
+    )
 
 
 def span_sums(*args):
@@ -153,8 +160,14 @@ def test_sums_match_the_oracle():
 
 def test_the_oracle_meets_every_case_of_the_clip():
     config = LossConfig(loss="policy")
-    cases = {(ratio > 1.28, ratio < 0.8, advantage > 0): oracle_surrogate(ratio, advantage, config)[1] for ratio in (0.5, 1.0, 2.0) for advantage in (-1.0, 1.0)}
-    assert {case for case, clipped in cases.items() if clipped} == {(True, False, True), (False, True, False)} and len(cases) == 6
+    cases = {
+        (ratio > 1.28, ratio < 0.8, advantage > 0): oracle_surrogate(ratio, advantage, config)[1]
+        for ratio in (0.5, 1.0, 2.0)
+        for advantage in (-1.0, 1.0)
+    }
+    assert {case for case, clipped in cases.items() if clipped} == {(True, False, True), (False, True, False)} and len(
+        cases
+    ) == 6
     for config in REINFORCED:
         sums = oracle_sums(make_span(), config)
         assert 0 < sums["clipped"] < sums["tokens"]
@@ -164,10 +177,20 @@ def test_on_policy_the_policy_gradient_is_that_of_advantage_times_log_prob():
     """Where the student is the sampler, no clip holds, and d loss = -A d log p."""
     x = make_span(seed=8)
     config = LossConfig(loss="policy")
-    logprobs = np.array([[oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)] for row in zip(x["student_BAD"], x["actions_BA"])])
+    logprobs = np.array(
+        [
+            [oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)]
+            for row in zip(x["student_BAD"], x["actions_BA"])
+        ]
+    )
     x["sampled_BA"] = logprobs
     plain = x | {"weight_BA": x["advantage_BA"]}
-    grads = for_each([config, LossConfig(loss="sft")], lambda config, kernel: jax.grad(lambda k: span_sums((x if config.loss == "policy" else plain) | {"student_DV": k}, config)["loss"])(kernel))
+    grads = for_each(
+        [config, LossConfig(loss="sft")],
+        lambda config, kernel: jax.grad(
+            lambda k: span_sums((x if config.loss == "policy" else plain) | {"student_DV": k}, config)["loss"]
+        )(kernel),
+    )
     np.testing.assert_allclose(*grads(jnp.float32(x["student_DV"])), rtol=1e-4, atol=1e-5)
     assert float(jax.jit(lambda: span_sums(x, config))()["clipped"]) == 0.0
 
@@ -175,13 +198,20 @@ def test_on_policy_the_policy_gradient_is_that_of_advantage_times_log_prob():
 def test_importance_weights_are_held():
     """The gradient of SDPO's loss is that of the divergence, each token times its clipped ratio."""
     x = make_span(seed=8)
-    logprobs = np.array([[oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)] for row in zip(x["student_BAD"], x["actions_BA"])])
+    logprobs = np.array(
+        [
+            [oracle_log_softmax(hidden @ x["student_DV"])[action] for hidden, action in zip(*row)]
+            for row in zip(x["student_BAD"], x["actions_BA"])
+        ]
+    )
     trusted = np.minimum(np.exp(logprobs - x["sampled_BA"]), 2.0)
     assert np.any(trusted == 2.0) and np.any(trusted < 1.0)
     by_hand = x | {"weight_BA": x["weight_BA"] * trusted}
     plain = dataclasses.replace(SDPO, importance_clip=0.0)
     loss = lambda config, kernel: span_sums((x if config == SDPO else by_hand) | {"student_DV": kernel}, config)["loss"]
-    np.testing.assert_allclose(*for_each([SDPO, plain], jax.grad(loss, argnums=1))(jnp.float32(x["student_DV"])), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        *for_each([SDPO, plain], jax.grad(loss, argnums=1))(jnp.float32(x["student_DV"])), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_tokens_say_what_the_sums_add_up():
@@ -318,7 +348,9 @@ def test_masked_positions_contribute_nothing():
     junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD")}
     junk |= {"actions_BA": np.where(out, V - 1, x["actions_BA"]), "sampled_BA": np.where(out, -1e4, x["sampled_BA"])}
     junk |= {key: np.where(out, 9.0, x[key]) for key in ("weight_BA", "advantage_BA")}
-    longer = {k: np.pad(v, [(0, 2), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for k, v in junk.items() if k.endswith(("_BAD", "_BA"))}
+    longer = {
+        k: np.pad(v, [(0, 2), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for k, v in junk.items() if k.endswith(("_BAD", "_BA"))
+    }
     expected = sums_and_grad(6, 3, 4)(x)
     assert_same(sums_and_grad(6, 3, 4)(junk), expected)
     assert_same(sums_and_grad(10, 5, 7)(junk | longer), expected)  # 2 columns of 5 rows: the last chunk is half padding
@@ -326,7 +358,9 @@ def test_masked_positions_contribute_nothing():
 
 @pytest.mark.parametrize("config", [*GRID[::5], LossConfig(loss="sft")], ids=name)
 def test_logits_exist_for_one_chunk_only(config):
-    """No array of the forward or backward pass holds more than `chunk` tokens x vocabulary, in whole columns, or one column."""
+    """No array of the forward or backward pass holds more than `chunk` tokens x vocabulary, in whole columns, or one
+    column.
+    """
     x = make_span(rows=6, span=10)
     for chunk, tokens in ((15, 12), (2, 6), (999, 60)):
         loss = lambda kernel: span_sums(x | {"student_DV": kernel}, dataclasses.replace(config, chunk=chunk))["loss"]

@@ -1,5 +1,5 @@
-"""The update: trunk and branches against one row per target, accumulation, the single division, optimizer, EMA, skipping, donation,
-adapters, the number of compilations."""
+"""The update: trunk and branches against one row per target, accumulation, the single division, optimizer, EMA,
+skipping, donation, adapters, the number of compilations."""
 
 import dataclasses
 import functools
@@ -15,21 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models_lora import merge
 
-from hintsd_jax.training.losses import LossConfig
-from hintsd_jax.training.batching import Shapes, blank_batch, pack
-from hintsd_jax.training.examples import Branch, Row, single
-from hintsd_jax.training.state import OptimConfig, TrainState, create, learning_rate, moment_shardings, optimizer
-from hintsd_jax.training.train_step import Accumulator, accumulate, apply, batch_losses, update, zeros
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
 from hintsd_jax.models.sharding import make_mesh, put_rows, shardings
+from hintsd_jax.training.batching import Shapes, blank_batch, pack
+from hintsd_jax.training.examples import Branch, Row, single
+from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.training.state import OptimConfig, TrainState, create, learning_rate, moment_shardings, optimizer
+from hintsd_jax.training.train_step import Accumulator, accumulate, apply, batch_losses, update, zeros
 
 POLICY = PolicyConfig(
     vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24,
     rope_theta=1e4, norm_eps=1e-6, tie_embeddings=True, max_positions=64, remat=False,
 )  # fmt: skip
-ADAPTED = dataclasses.replace(POLICY, lora=LoraConfig(rank=2, alpha=3.0, dropout=0.3, targets=("q_proj", "o_proj", "up_proj")))
+ADAPTED = dataclasses.replace(
+    POLICY, lora=LoraConfig(rank=2, alpha=3.0, dropout=0.3, targets=("q_proj", "o_proj", "up_proj"))
+)
 LOSS = LossConfig(top_k=5, chunk=12)
 SFT = LossConfig(loss="sft", chunk=12)
 OPTIM = OptimConfig(lr=1e-2, schedule="constant", total_steps=10, ema_decay=0.9, clip_norm=0.5, weight_decay=0.1)
@@ -49,7 +51,9 @@ def make_rows(number=5, seed=0):
         for step in range(1, 2 + n % 2):
             start, size = at + int(rng.integers(1, 3)), 1 + (n + step) % 3
             seen, at = start - int(rng.integers(1, 3)), start + size
-            branches.append(Branch(step, start, at, seen, ids(int(rng.integers(1, 4))), tuple(rng.normal(-3, 1, size).tolist())))
+            branches.append(
+                Branch(step, start, at, seen, ids(int(rng.integers(1, 4))), tuple(rng.normal(-3, 1, size).tolist()))
+            )
         rows.append(Row(n, ids(at), tuple(branches), micro=n // 3, key=(seed, n)))
     return rows
 
@@ -85,7 +89,10 @@ def make_state(seed=0):
 
 def make_adapter_state():
     """An adapter with no zero in it, and another one as its teacher."""
-    shapes, rng = jax.eval_shape(functools.partial(lora.init_adapter, ADAPTED), jax.random.key(0)), np.random.default_rng(8)
+    shapes, rng = (
+        jax.eval_shape(functools.partial(lora.init_adapter, ADAPTED), jax.random.key(0)),
+        np.random.default_rng(8),
+    )
     draw = lambda: jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     student, teacher = (laid_out(draw(), lora.logical_axes(ADAPTED)) for _ in range(2))
     return create(student, OPTIM).replace(ema=teacher)
@@ -147,14 +154,19 @@ def test_sums_match_scoring_every_target_on_its_own():
     expected = dict.fromkeys(LOSS.sum_names, 0.0)
     for row, branch in [(row, branch) for row in rows for branch in row.branches]:
         logits, action = [], row.tokens[branch.start : branch.stop]
-        for params, context in ((state.params, row.tokens[: branch.start]), (state.ema, row.tokens[: branch.seen] + branch.words)):
+        for params, context in (
+            (state.params, row.tokens[: branch.start]),
+            (state.ema, row.tokens[: branch.seen] + branch.words),
+        ):
             tokens = np.zeros((1, 24), np.int32)  # one length, one compilation
             tokens[0, : len(context + action)] = context + action
             logits.append(np.array(score(params, tokens))[0, len(context) - 1 : len(context + action) - 1])
         for student, teacher, token, sampled in zip(*logits, action, branch.sampled, strict=True):
             s, t = oracle_log_softmax(student), oracle_log_softmax(teacher)
             top = np.argsort(-s)[: LOSS.top_k]
-            p, q = (np.append(x[top], np.log(1 - np.exp(np.minimum(np.log(np.exp(x[top]).sum()), -1e-7)))) for x in (s, t))
+            p, q = (
+                np.append(x[top], np.log(1 - np.exp(np.minimum(np.log(np.exp(x[top]).sum()), -1e-7)))) for x in (s, t)
+            )
             expected["loss"] += np.sum(np.exp(p) * (p - q))
             expected["divergence"] += np.sum(np.exp(p) * (p - q))
             expected["tokens"] += 1
@@ -216,8 +228,8 @@ def test_padding_adds_nothing():
     ends = np.where(loose.mask_BA, loose.student_at_BA + 2, 0).max(axis=1)
     for tokens_BT in (loose.student_BT, loose.trunk_BP):
         tokens_BT[np.arange(32) >= ends[:, None]] = 17
-    nothing = loose.branch_BM < 0
-    loose.stream_BM[nothing], loose.position_BM[nothing], loose.seen_BM[nothing] = 17, 3, 30
+    nothing = loose.branch_id_BM < 0
+    loose.stream_BM[nothing], loose.position_BM[nothing], loose.prefix_length_BM[nothing] = 17, 3, 30
     loose.actions_BA[~loose.mask_BA], loose.sampled_BA[~loose.mask_BA] = 13, -99.0
     loose.student_at_BA[~loose.mask_BA], loose.teacher_at_BA[~loose.mask_BA] = 31, 23
     assert_trees_close(gather([loose]), tight)
@@ -249,10 +261,14 @@ def test_apply_is_adamw_and_the_ema_follows_it():
     params = jax.tree.map(lambda p, g: p - 1e-2 * (g / (np.abs(g) + 1e-8) + 0.1 * p), before.params, clipped)
     # entries whose gradient is rounding noise beside eps have no well-defined first step
     solid = jax.tree.map(lambda g: np.abs(g) > 1e-6, clipped)
-    jax.tree.map(lambda a, b, s: np.testing.assert_allclose(np.array(a)[s], b[s], atol=2e-5), state.params, params, solid)
+    jax.tree.map(
+        lambda a, b, s: np.testing.assert_allclose(np.array(a)[s], b[s], atol=2e-5), state.params, params, solid
+    )
     ema = jax.tree.map(lambda old, new: old + 0.1 * (np.float64(new) - old), before.ema, host(state.params))
     assert_trees_close(state.ema, ema, rtol=1e-6)
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema, accumulator.grads))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema, accumulator.grads))} == {
+        jnp.dtype("float32")
+    }
     counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")]
     assert int(state.step) == 1 and set(counts) == {1}
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
@@ -276,7 +292,9 @@ def test_teacher_gets_no_gradient_and_is_not_the_student():
     state = make_state()
     (batch,) = batches_of(make_rows())
     loss = lambda params, ema: batch_losses(params, ema, batch, POLICY, LOSS)[0]["loss"]
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=1))(state.params, state.ema)))
+    assert not any(
+        np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=1))(state.params, state.ema))
+    )
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gather([batch], state).grads))
     # and yet the loss does depend on it
     losses = [gather([batch], state.replace(ema=ema)).sums["loss"] for ema in (state.ema, state.params)]
@@ -286,7 +304,9 @@ def test_teacher_gets_no_gradient_and_is_not_the_student():
 def test_identical_contexts_and_weights_have_no_loss():
     state = create(make_params(), OPTIM)
     same = lambda row, branch: dataclasses.replace(branch, words=row.tokens[branch.seen : branch.start])
-    rows = [dataclasses.replace(row, branches=tuple(same(row, branch) for branch in row.branches)) for row in make_rows()]
+    rows = [
+        dataclasses.replace(row, branches=tuple(same(row, branch) for branch in row.branches)) for row in make_rows()
+    ]
     accumulator = gather(batches_of(rows), state)
     np.testing.assert_allclose(accumulator.sums["loss"], 0, atol=1e-4)
     np.testing.assert_allclose(accumulator.sums["teacher_gap"], 0, atol=1e-4)

@@ -1,7 +1,8 @@
-"""Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params, tokenizer).
+"""Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params,
+tokenizer).
 
-Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and dtype is
-checked before a byte of data is read; then tensors go to their place on the mesh one at a time.
+Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and
+dtype is checked before a byte of data is read; then tensors go to their place on the mesh one at a time.
 """
 
 import os
@@ -16,17 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hintsd_jax.checkpoints.naming import EMBED, HEAD, Leaf, leaves
+from hintsd_jax.checkpoints.safetensors import INDEX, WEIGHTS, Tensors, read_json, replacing, write_json, write_shards
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.safetensors import INDEX, WEIGHTS, Tensors, read_json, replacing, write_json, write_shards
-from hintsd_jax.checkpoints.naming import EMBED, HEAD, Leaf, leaves
 from hintsd_jax.models.sharding import make_mesh, spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}  # and the old model's card
+_WEIGHT_FILES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".md",
+}  # and the old model's card
 _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
@@ -43,17 +55,22 @@ def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
 
 
 def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
-    """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked but not read."""
+    """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked
+    but not read.
+    """
     checkpoint = _listed(path)
     if config.num_layers > len(checkpoint.file_of):  # before a million absent layers are named
-        raise UserError(f"{checkpoint.listing}: holds {len(checkpoint.file_of)} tensors; config.json asks for {config.num_layers} layers")
+        raise UserError(
+            f"{checkpoint.listing}: holds {len(checkpoint.file_of)} tensors; config.json asks for {config.num_layers} layers"
+        )
     expected = set()
     for leaf in leaves(config):
         for name in leaf.names:
             checkpoint.check(name, leaf.hf_shape)
             expected.add(name)
     if config.tie_embeddings and HEAD in checkpoint.file_of:
-        # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same matrix.
+        # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same
+        # matrix.
         checkpoint.check(HEAD, (config.vocab_size, config.d_model))
         blocks = [(first, min(first + _ROWS, config.vocab_size)) for first in range(0, config.vocab_size, _ROWS)]
         if all(np.array_equal(checkpoint.rows(HEAD, *block), checkpoint.rows(EMBED, *block)) for block in blocks):
@@ -62,12 +79,14 @@ def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
     return checkpoint
 
 
-def load_policy(path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any) -> tuple[PolicyConfig, decoder.Params]:
+def load_policy(
+    path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any
+) -> tuple[PolicyConfig, decoder.Params]:
     """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
 
-    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an adapter
-    (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a tensor is
-    missing, cut short, misshapen or unexpected, naming it.
+    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an
+    adapter (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a
+    tensor is missing, cut short, misshapen or unexpected, naming it.
     """
     config = read_config(path, **overrides)
     checkpoint = open_checkpoint(pathlib.Path(path), config)
@@ -90,8 +109,8 @@ def save_policy(
 ) -> None:
     """Writes a Hugging Face directory in float32: all of it or nothing.
 
-    It is written beside `path` and then renamed. A policy that already stands at `path` is replaced; anything else there, and
-    a place that cannot be written, is a UserError.
+    It is written beside `path` and then renamed. A policy that already stands at `path` is replaced; anything else
+    there, and a place that cannot be written, is a UserError.
     """
     with replacing(path, "policy", marker="config.json") as new:
         write_json(new / "config.json", config.to_hf())
@@ -101,12 +120,17 @@ def save_policy(
 
 
 def write_like(
-    path: str | os.PathLike, source: str | os.PathLike, checkpoint: Tensors, tensors: Iterable[tuple[str, np.ndarray]], dtype: str | None
+    path: str | os.PathLike,
+    source: str | os.PathLike,
+    checkpoint: Tensors,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    dtype: str | None,
 ) -> None:
     """Writes a Hugging Face directory like `source`, with other weights: all of it or nothing.
 
-    checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written ones; None: each as
-    `source` stores it. What else lies in `source` (tokenizer, chat template, generation settings, licence) is copied.
+    checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written
+    ones; None: each as `source` stores it. What else lies in `source` (tokenizer, chat template, generation settings,
+    licence) is copied.
     """
 
     def stored() -> Iterator[tuple[str, np.ndarray]]:
@@ -114,7 +138,9 @@ def write_like(
             with np.errstate(over="ignore"):
                 cast = tensor.astype(checkpoint.dtype(name) if dtype is None else jnp.dtype(dtype))
             if cast.dtype == np.float16 and not np.isfinite(cast).all():
-                raise UserError(f"tensor {name} has values that float16 cannot hold: choose export.dtype bfloat16 or float32")
+                raise UserError(
+                    f"tensor {name} has values that float16 cannot hold: choose export.dtype bfloat16 or float32"
+                )
             yield name, cast
 
     source = pathlib.Path(source)
@@ -123,7 +149,12 @@ def write_like(
         config |= {"dtype": dtype, "torch_dtype": dtype}
     with replacing(path, "policy", marker="config.json") as new:
         for file in source.iterdir():
-            if file.is_file() and not file.name.startswith(".") and file.suffix not in _WEIGHT_FILES and not file.name.endswith(".index.json"):
+            if (
+                file.is_file()
+                and not file.name.startswith(".")
+                and file.suffix not in _WEIGHT_FILES
+                and not file.name.endswith(".index.json")
+            ):
                 shutil.copyfile(file, new / file.name)
         write_json(new / "config.json", config)
         write_shards(new, stored())
@@ -148,11 +179,17 @@ def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.
     """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
     layout = NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, "train"))
     parts = tuple(layout.spec)[1:] if leaf.stacked else tuple(layout.spec)
-    there = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts)))  # a tensor of the file, split alike
+    there = NamedSharding(
+        mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts))
+    )  # a tensor of the file, split alike
     made = jnp.zeros(leaf.shape, dtype, device=layout) if leaf.stacked else None
     for n, name in enumerate(leaf.names):
         tensor = jax.make_array_from_callback(leaf.hf_shape, there, checkpoint.read(name, leaf.hf_shape).__getitem__)
-        made = _write(made, tensor, n, transposed=leaf.transposed) if leaf.stacked else _take(tensor, leaf.transposed, dtype, layout)
+        made = (
+            _write(made, tensor, n, transposed=leaf.transposed)
+            if leaf.stacked
+            else _take(tensor, leaf.transposed, dtype, layout)
+        )
         made.block_until_ready()  # else the host would read ahead of what devices have taken, and hold it all
     return made
 

@@ -1,7 +1,8 @@
-"""Our parameters and Hugging Face's names for them. A policy's shape flows in, its parameters with both names and shapes flow out.
+"""Our parameters and Hugging Face's names for them. A policy's shape flows in, its parameters with both names and
+shapes flow out.
 
-One table for reading, writing, exporting and adapters. Parameters under "layers" are stacked over layers here and separate there;
-kernels are [in, out] here and [out, in] there; everything else is as it is.
+One table for reading, writing, exporting and adapters. Parameters under "layers" are stacked over layers here and
+separate there; kernels are [in, out] here and [out, in] there; everything else is as it is.
 """
 
 import dataclasses
@@ -38,7 +39,9 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter: its path and shape here, its names and layout there. axes: its logical axes (see `policy.sharding`)."""
+    """One parameter: its path and shape here, its names and layout there. axes: its logical axes (see
+    `policy.sharding`).
+    """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -67,8 +70,11 @@ class Leaf:
 def leaves(config: PolicyConfig) -> list[Leaf]:
     """Every parameter of a policy without adapter, in the order of the tree."""
     shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))
-    axes = jax.tree.leaves(decoder.logical_axes(config), is_leaf=lambda node: isinstance(node, jax.sharding.PartitionSpec))
+    axes = jax.tree.leaves(
+        decoder.logical_axes(config), is_leaf=lambda node: isinstance(node, jax.sharding.PartitionSpec)
+    )
     found = jax.tree_util.tree_flatten_with_path(shapes)[0]
     return [
-        Leaf(tuple(key.key for key in path), leaf.shape, tuple(names)) for (path, leaf), names in zip(found, axes, strict=True)
+        Leaf(tuple(key.key for key in path), leaf.shape, tuple(names))
+        for (path, leaf), names in zip(found, axes, strict=True)
     ]

@@ -1,10 +1,11 @@
-"""Adapters in PEFT's format in and out. adapter_config.json + adapter_model.safetensors <-> the adapter tree of `policy.lora`.
+"""Adapters in PEFT's format in and out. adapter_config.json + adapter_model.safetensors <-> the adapter tree of
+`policy.lora`.
 
-PEFT stores A as [r, in] and B as [out, r], separately for each layer; here they are [N, in, r] and [N, r, out]. Reading and
-writing walk the same targets, so what is written is read back bit for bit.
+PEFT stores A as [r, in] and B as [out, r], separately for each layer; here they are [N, in, r] and [N, r, out]. Reading
+and writing walk the same targets, so what is written is read back bit for bit.
 
-Invariant: an adapter that loads computes here what PEFT computes with it. What this decoder does not compute (DoRA, biases, ranks that
-differ between modules, ...) is refused by the name of its key, keys that are not known among them.
+Invariant: an adapter that loads computes here what PEFT computes with it. What this decoder does not compute (DoRA,
+biases, ranks that differ between modules, ...) is refused by the name of its key, keys that are not known among them.
 """
 
 import os
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from hintsd_jax.checkpoints.naming import NAMES
+from hintsd_jax.checkpoints.safetensors import Tensors, read_json, replacing, write_json, write_tensors
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
-from hintsd_jax.checkpoints.safetensors import Tensors, read_json, replacing, write_json, write_tensors
-from hintsd_jax.checkpoints.naming import NAMES
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -41,11 +42,12 @@ _OFF = {
 
 
 def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
-    """Reads an adapter for the policy `config`, whose `lora` says what it must be -> the tree of `lora.init_adapter` as float32 NumPy.
+    """Reads an adapter for the policy `config`, whose `lora` says what it must be -> the tree of `lora.init_adapter` as
+    float32 NumPy.
 
     Raises UserError when the directory, a file or a tensor is missing, cut short, misshapen or unexpected, and when
-    adapter_config.json differs from `config.lora` (but for dropout, which is a setting of training) or asks for something that is
-    not supported, naming it.
+    adapter_config.json differs from `config.lora` (but for dropout, which is a setting of training) or asks for
+    something that is not supported, naming it.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -68,9 +70,11 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
 
 
 def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Adapter, base_model: str) -> None:
-    """Writes an adapter as PEFT does, in float32: all of it or nothing. `base_model`: name or path of the policy that it belongs to.
+    """Writes an adapter as PEFT does, in float32: all of it or nothing. `base_model`: name or path of the policy that
+    it belongs to.
 
-    An adapter that already stands at `path` is replaced; anything else there, and a place that cannot be written, is a UserError.
+    An adapter that already stands at `path` is replaced; anything else there, and a place that cannot be written, is a
+    UserError.
     """
     tensors = {}
     for target in lora.targets(config):
@@ -101,19 +105,25 @@ def _check(found: dict[str, Any], file: pathlib.Path, config: LoraConfig) -> Non
     for key, values in _SUPPORTED.items():
         value = found.get(key, values[0])
         if value not in values:
-            raise UserError(f"{file}: {key} is {value!r}, which is not supported; {key} may be {' or '.join(map(repr, values))}")
+            raise UserError(
+                f"{file}: {key} is {value!r}, which is not supported; {key} may be {' or '.join(map(repr, values))}"
+            )
     for key in sorted(set(found) - set(_SUPPORTED) - set(_FREE) - {"r", "lora_alpha", "target_modules"}):
         if found[key]:
             raise UserError(f"{file}: {key} is {found[key]!r}, which is not supported; give a plain LoRA adapter")
     modules = found.get("target_modules")
-    comparable = sorted(modules) if isinstance(modules, list) and all(isinstance(module, str) for module in modules) else modules
+    comparable = (
+        sorted(modules) if isinstance(modules, list) and all(isinstance(module, str) for module in modules) else modules
+    )
     for key, value, name, wanted in (
         ("r", found.get("r"), "rank", config.rank),
         ("lora_alpha", found.get("lora_alpha"), "alpha", config.alpha),
         ("target_modules", comparable, "targets", sorted(config.targets)),
     ):
         if value != wanted:
-            raise UserError(f"{file}: {key} is {value!r}, config.lora.{name} is {wanted!r}: change it, or give another adapter")
+            raise UserError(
+                f"{file}: {key} is {value!r}, config.lora.{name} is {wanted!r}: change it, or give another adapter"
+            )
 
 
 def _name(target: lora.Target, n: int, letter: str) -> str:

@@ -1,7 +1,8 @@
-"""Safetensors and JSON on disk, for whole policies and for adapters. Paths flow in, checked arrays and dictionaries flow out.
+"""Safetensors and JSON on disk, for whole policies and for adapters. Paths flow in, checked arrays and dictionaries
+flow out.
 
-Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names file and
-tensor. No more than a tensor is read at a time. A directory is written whole or not at all.
+Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names
+file and tensor. No more than a tensor is read at a time. A directory is written whole or not at all.
 """
 
 import contextlib
@@ -26,10 +27,11 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 
 
 class Tensors:
-    """The tensors of one or several safetensors files by name. Headers are read at once, data when asked for, one tensor at a time.
+    """The tensors of one or several safetensors files by name. Headers are read at once, data when asked for, one
+    tensor at a time.
 
-    `listing` is the file to name where a tensor is missing, `asker` what says which tensors there should be. `file_of`: name -> file.
-    Raises UserError when a file is missing, cut short or something else.
+    `listing` is the file to name where a tensor is missing, `asker` what says which tensors there should be. `file_of`:
+    name -> file. Raises UserError when a file is missing, cut short or something else.
     """
 
     def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, asker: str):
@@ -51,14 +53,18 @@ class Tensors:
         if about.dtype not in DTYPES:
             raise UserError(f"{file}: tensor {name} has dtype {about.dtype}; only {', '.join(DTYPES)} are supported")
         if about.stop - about.start != math.prod(shape) * DTYPES[about.dtype].itemsize:
-            raise UserError(f"{file}: tensor {name} has {about.stop - about.start} bytes, too few or too many for its shape; copy the file again")
+            raise UserError(
+                f"{file}: tensor {name} has {about.stop - about.start} bytes, too few or too many for its shape; copy the file again"
+            )
 
     def dtype(self, name: str) -> np.dtype:
         """As it is stored, of a tensor that was checked."""
         return DTYPES[self._about[name].dtype]
 
     def rows(self, name: str, first: int, stop: int) -> np.ndarray:
-        """Rows of a tensor that was checked, as they are stored. Plain reads: the pages of a mapped file would count as this process's memory."""
+        """Rows of a tensor that was checked, as they are stored. Plain reads: the pages of a mapped file would count as
+        this process's memory.
+        """
         file, about, dtype = self.file_of[name], self._about[name], self.dtype(name)
         row = math.prod(about.shape[1:])
         try:
@@ -79,7 +85,9 @@ class Tensors:
         extra = sorted(set(self.file_of) - set(expected))
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-            raise UserError(f"{self.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; {self.asker} does not ask for it")
+            raise UserError(
+                f"{self.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; {self.asker} does not ask for it"
+            )
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -100,7 +108,9 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes contiguous arrays as safetensors, readable by whom the umask allows (the library alone writes for the owner only)."""
+    """Writes contiguous arrays as safetensors, readable by whom the umask allows (the library alone writes for the
+    owner only).
+    """
     file.touch()
     mode = file.stat().st_mode
     save_file(tensors, file, metadata={"format": "pt"})
@@ -108,7 +118,8 @@ def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = 4 * 2**30) -> None:
-    """Writes tensors as they come into `model.safetensors`, or, beyond `limit` bytes, into several files with their index.
+    """Writes tensors as they come into `model.safetensors`, or, beyond `limit` bytes, into several files with their
+    index.
 
     At most one file's tensors are held in memory.
     """
@@ -131,7 +142,9 @@ def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]
     if len(shards) == 1:
         (folder / _shard(0)).rename(folder / WEIGHTS)
         return
-    final = {n: f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))}  # how many is known now only
+    final = {
+        n: f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))
+    }  # how many is known now only
     for n, file in final.items():
         (folder / _shard(n)).rename(folder / file)
     weight_map = {name: final[n] for n, names in enumerate(shards) for name in names}
@@ -144,10 +157,11 @@ def _shard(n: int) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathlib.Path]:
-    """A new directory beside `path` to write into, which takes the place of `path` where the block ends without an error.
+    """A new directory beside `path` to write into, which takes the place of `path` where the block ends without an
+    error.
 
-    What already stands at `path` is replaced if it holds a file `marker`; anything else there, and a place that cannot be
-    written, is a UserError. `what` is the thing's name in messages.
+    What already stands at `path` is replaced if it holds a file `marker`; anything else there, and a place that cannot
+    be written, is a UserError. `what` is the thing's name in messages.
     """
     path = pathlib.Path(path).absolute()
     if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):

@@ -1,18 +1,18 @@
-"""The tokenizer of a Hugging Face directory. tokenizer.json, its chat template and generation_config.json flow in, a tokenizer and the
-token ids that end a generation flow out. No torch, no network.
+"""The tokenizer of a Hugging Face directory. tokenizer.json, its chat template and generation_config.json flow in, a
+tokenizer and the token ids that end a generation flow out. No torch, no network.
 
-Invariant: the tokenizer is tokenizer.json itself, not a rebuilt one. That is why `AutoTokenizer` is not used: for the model types
-qwen2 and qwen3 transformers 5 takes only vocabulary and merges from the file and puts its own normalizer, pre-tokenizer and BPE
-options in their place, so that a file with another split is tokenised otherwise than it says (seen with 5.23).
-`PreTrainedTokenizerFast` takes the file as it is, for every model type.
+Invariant: the tokenizer is tokenizer.json itself, not a rebuilt one. That is why `AutoTokenizer` is not used: for the
+model types qwen2 and qwen3 transformers 5 takes only vocabulary and merges from the file and puts its own normalizer,
+pre-tokenizer and BPE options in their place, so that a file with another split is tokenised otherwise than it says
+(seen with 5.23). `PreTrainedTokenizerFast` takes the file as it is, for every model type.
 """
 
 import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.checkpoints.safetensors import read_json
+from hintsd_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,10 +41,11 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
 
 
 def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:
-    """Token ids that end a generation according to `generation_config.json`; none where there is no such file or it names none.
+    """Token ids that end a generation according to `generation_config.json`; none where there is no such file or it
+    names none.
 
-    A checkpoint may know more of them than its chat template writes: Llama 3 ends a turn with <|eot_id|>, a call with <|eom_id|>.
-    Raises UserError when the file is broken or its `eos_token_id` is neither an id nor a list of ids.
+    A checkpoint may know more of them than its chat template writes: Llama 3 ends a turn with <|eot_id|>, a call with
+    <|eom_id|>. Raises UserError when the file is broken or its `eos_token_id` is neither an id nor a list of ids.
     """
     file = pathlib.Path(path) / GENERATION
     if not file.exists():

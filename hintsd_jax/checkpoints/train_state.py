@@ -1,7 +1,7 @@
 """Checkpoints: a train state and a small JSON record go in under a step, and come out bit-equal.
 
-Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on disk;
-what a kill left behind, half written or half deleted, is ignored and removed at the next start.
+Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on
+disk; what a kill left behind, half written or half deleted, is ignored and removed at the next start.
 """
 
 import os
@@ -52,14 +52,17 @@ class Checkpoints:
         for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
             self._manager.delete(step)
 
-    def save(self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> bool:
+    def save(
+        self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None
+    ) -> bool:
         """Starts saving and returns when `state` has been copied to the host: it may be donated at once.
 
         Args:
           step: must grow from call to call.
           state: a pytree of arrays.
           extra: what else the run needs to continue, JSON values only.
-          metrics: this step's metrics; without the `best` key the checkpoint does not take part in the choice of the best.
+          metrics: this step's metrics; without the `best` key the checkpoint does not take part in the choice of the
+            best.
 
         Returns:
           False when this step is saved already.
@@ -113,8 +116,8 @@ class Checkpoints:
 
         Args:
           step: one of `steps`.
-          part: nested dicts like the state, down to the wanted leaves: arrays, or shapes with a sharding, are restored as `restore`
-            does; anything else comes as NumPy, on whatever devices it was saved.
+          part: nested dicts like the state, down to the wanted leaves: arrays, or shapes with a sharding, are restored
+            as `restore` does; anything else comes as NumPy, on whatever devices it was saved.
 
         Returns:
           The same nesting of arrays.
@@ -133,17 +136,23 @@ class Checkpoints:
             # Not by the manager: one that has saved reads whole states only.
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 found = reader.restore(self._directory / str(step) / "state", args=args)
-            for (path, wanted), leaf in zip(jax.tree_util.tree_flatten_with_path(part)[0], jax.tree.leaves(found), strict=True):
+            for (path, wanted), leaf in zip(
+                jax.tree_util.tree_flatten_with_path(part)[0], jax.tree.leaves(found), strict=True
+            ):
                 # Orbax hands back what it was asked with where there is no such leaf.
                 if leaf is wanted or getattr(wanted, "shape", leaf.shape) != leaf.shape:
                     raise KeyError(f"it has no {jax.tree_util.keystr(path)} of this shape")
             return found
         except Exception as error:  # see `restore`
-            raise self._unreadable(step, error, "choose another checkpoint, or give the config that the run was trained with") from error
+            raise self._unreadable(
+                step, error, "choose another checkpoint, or give the config that the run was trained with"
+            ) from error
 
     def _unreadable(self, step: int, error: Exception, remedy: str) -> UserError:
         reason = " ".join(str(error).split())[:300]
-        return UserError(f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): {remedy}")
+        return UserError(
+            f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): {remedy}"
+        )
 
     def wait(self) -> None:
         """Returns when every started save is on disk; raises what a save in the background raised."""

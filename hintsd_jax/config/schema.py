@@ -1,10 +1,11 @@
-"""The schema of every config: `base()` gives all keys with their defaults. `hintsd_jax.validation` refuses what cannot work.
+"""The schema of every config: `base()` gives all keys with their defaults. `hintsd_jax.validation` refuses what cannot
+work.
 
 Keys that a method decides (`hintsd_jax.methods`) are None unless a config or an override says something else.
 
-A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings for
-BFCL where it states them. Everything but `env.options` and `template_kwargs` is locked: a misspelt key is an error, not a new key.
-No jax here, so that a wrong config is refused at once.
+A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings
+for BFCL where it states them. Everything but `env.options` and `template_kwargs` is locked: a misspelt key is an error,
+not a new key. No jax here, so that a wrong config is refused at once.
 """
 
 import difflib
@@ -21,14 +22,16 @@ def base() -> ConfigDict:
         {
             "seed": 42,
             "method": "hint_sd",  # or hint_sd_single, hint_sd+grpo, dense, sdpo, grpo, sft, and the control sharpen
-            # keep: the sampled tokens stand, also where the chat template would rewrite earlier turns. template: the template is followed;
-            # then the teacher's branches bring what it rewrites, and distill.stream_buckets must hold that.
+            # keep: the sampled tokens stand, also where the chat template would rewrite earlier turns. template: the
+            # template is followed; then the teacher's branches bring what it rewrites, and batch.branch_buckets must
+            # hold that.
             "history": "keep",
             "enable_thinking": True,  # for templates that know it; True is their own default
             "template_kwargs": {},  # further variables of the chat template, such as date_string
             "policy": {
                 "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
-                "compute_dtype": "auto",  # of activations and served weights: bfloat16 on TPU and GPU, float32 on CPU; or either by name
+                # of activations and served weights: bfloat16 on TPU and GPU, float32 on CPU; or either by name
+                "compute_dtype": "auto",
                 "remat": True,  # layers are computed again in the backward pass instead of kept
             },
             "lora": {
@@ -70,10 +73,11 @@ def base() -> ConfigDict:
                 "overlap": True,  # environment steps run beside decoding
             },
             "hindsight": {
-                # hindsight: the analyser names the steps. first, last, random, all: it is asked for feedback on these. oracle: on those that
-                # the environment knows to be wrong (PRIVILEGED)
+                # hindsight: the analyser names the steps. first, last, random, all: it is asked for feedback on these.
+                # oracle: on those that the environment knows to be wrong (PRIVILEGED)
                 "select": placeholder(str),
-                "analyser": "policy_ema",  # or "policy", "policy_initial", "endpoint", "environment" (PRIVILEGED: knows the ground truth)
+                # or "policy", "initial_policy", "endpoint", "environment" (PRIVILEGED: knows the ground truth)
+                "analyser": "ema_teacher",
                 "max_targets": placeholder(int),  # of an episode; of select = random the number of steps
                 "place": placeholder(str),  # where the teacher reads feedback: target (right before the step) or start
                 "temperature": 0.6,
@@ -85,7 +89,9 @@ def base() -> ConfigDict:
             "endpoint": {  # of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions
                 "url": "",  # such as http://127.0.0.1:8000/v1
                 "model": "",
-                "key_env": "",  # the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is put down nowhere
+                # the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is put down
+                # nowhere
+                "key_env": "",
                 "concurrency": 8,  # requests at the same time
                 "timeout_s": 60.0,  # of a whole request
                 "retries": 4,
@@ -99,14 +105,20 @@ def base() -> ConfigDict:
                 "support": "student_topk",  # or "teacher_topk", "full"
                 "top_k": 100,
                 "alpha": 0.5,  # jsd only: 0 is forward KL, 1 reverse KL
-                "importance_clip": placeholder(float),  # a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not
+                "importance_clip": placeholder(
+                    float
+                ),  # a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not
                 "clip_low": 0.2,  # a policy gradient counts while p_student / p_sampler lies between 1 - clip_low
                 "clip_high": 0.28,  # and 1 + clip_high
                 "policy_weight": 1.0,  # of the policy gradient in hint_sd+grpo
                 "chunk": 128,  # span tokens that are projected to the vocabulary at once
-                "form": "branches",  # one pass for all targets of an episode; or "rows": one row per target, the plain reference
+                # one pass for all targets of an episode; or "rows": one row per target, the plain reference
+                "form": "branches",
                 "length_buckets": (4096, 8192, 16_384, 24_576),  # tokens of an episode
-                "stream_buckets": (768, 3072),  # tokens that the teacher reads beyond it: feedback and actions of all its targets
+                "stream_buckets": (
+                    768,
+                    3072,
+                ),  # tokens that the teacher reads beyond it: feedback and actions of all its targets
                 "action_buckets": (256, 1536),  # action tokens; the n-th goes with the n-th of stream_buckets
                 # the same two where all steps of an episode are trained on, or the teacher reads whole episodes
                 "episode_pair": (26_624, 8192),
@@ -133,7 +145,9 @@ def base() -> ConfigDict:
                 "greedy": True,  # also one greedy rollout a task, before and after
             },
             "alarms": {  # a collapse, as these thresholds have it; 0 turns one off
-                "action": "note",  # what an alarm does beside the note: "note" nothing, "stop" saves and ends the run, "halve_lr" for the rest of it
+                # what an alarm does beside the note: "note" nothing, "stop" saves and ends the run, "halve_lr" for the
+                # rest of it
+                "action": "note",
                 "patience": 3,  # steps in a row
                 "min_entropy": 0.0,  # nats a token
                 "max_divergence": 0.0,  # nats a token
@@ -147,25 +161,31 @@ def base() -> ConfigDict:
             },
             "export": {  # --mode=export
                 "checkpoint": "latest",  # or "best" by evaluation, or a step
-                "weights": ("student",),  # as whole directories; also "ema". Adapters are written of both, where one was trained
+                "weights": (
+                    "student",
+                ),  # as whole directories; also "ema". Adapters are written of both, where one was trained
                 "dtype": "auto",  # of the whole directories: as policy.path stores it; or float32, bfloat16, float16
                 "path": "",  # where to; "": export/step_<n> in the workdir
             },
             "plan": {  # of --mode=plan alone, which says whether a run fits
                 "devices": "",  # "v5e-8", "v5p-64", "v5e:2x4", "h100", "h200:8", ...; "": the devices of this machine
                 "memory_gib": 0.0,  # of one device, for this program; 0: what the device is known to give
-                "compile": True,  # ask the compiler where there is one for the devices (minutes); False: arithmetic alone
+                # ask the compiler where there is one for the devices (minutes); False: arithmetic alone
+                "compile": True,
                 "cache_dir": ".cache/plan",  # what the compiler said is kept here; "": nowhere
             },
         }
     )
     config.lock()
     config.env.options.unlock()
-    config.template_kwargs.unlock()
+    config.chat.template_kwargs.unlock()
     return config
 
 
-NOT_OF_A_RUN = ("export.", "plan.")  # what these groups say changes no run: it may differ from what a workdir was made with
+NOT_OF_A_RUN = (
+    "export.",
+    "plan.",
+)  # what these groups say changes no run: it may differ from what a workdir was made with
 FREE = ("env.options", "template_kwargs")  # groups that take any key
 
 

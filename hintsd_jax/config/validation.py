@@ -1,4 +1,6 @@
-"""What a config must be: choices, ranges and what goes together. No jax here, so that a wrong config is refused at once."""
+"""What a config must be: choices, ranges and what goes together. No jax here, so that a wrong config is refused at
+once.
+"""
 
 import difflib
 
@@ -9,8 +11,27 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.methods import METHODS, resolved
 
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
-    *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template", "add_generation_prompt"),
-    *("continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *(
+        "history",
+        "enable_thinking",
+        "stop_ids",
+        "tokenizer",
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+    ),
+    *(
+        "continue_final_message",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+    ),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
 
@@ -19,12 +40,12 @@ _CHOICES = {
     "history": ("keep", "template"),
     "policy.compute_dtype": ("auto", "float32", "bfloat16"),
     "hindsight.select": ("hindsight", "first", "last", "random", "all", "oracle"),
-    "hindsight.analyser": ("policy_ema", "policy", "policy_initial", "endpoint", "environment"),
-    "hindsight.place": ("target", "start"),
+    "hindsight.analyser": ("ema_teacher", "policy", "initial_policy", "endpoint", "environment"),
+    "hindsight.feedback_position": ("target", "start"),
     "alarms.action": ("note", "stop", "halve_lr"),
-    "distill.form": ("branches", "rows"),
-    "distill.divergence": ("reverse_kl", "forward_kl", "jsd"),
-    "distill.support": ("student_topk", "teacher_topk", "full"),
+    "batch.layout": ("branches", "rows"),
+    "loss.divergence": ("reverse_kl", "forward_kl", "jsd"),
+    "loss.support": ("student_topk", "teacher_topk", "full"),
     "optim.schedule": ("constant", "linear"),
     "export.dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -45,21 +66,21 @@ _RANGES = {
     "rollout.top_p": "(0, 1]",
     "rollout.top_k": "[0, inf)",
     "rollout.prefill_rows": "[1, inf)",
-    "rollout.refill": "(0, 1]",
+    "rollout.refill_fraction": "(0, 1]",
     "hindsight.max_targets": "[1, inf)",
     "hindsight.temperature": "[0, inf)",
     "hindsight.top_p": "(0, 1]",
     "hindsight.max_tokens": "[1, inf)",
     "hindsight.context": "[2, inf)",
-    "hindsight.clip_chars": "[1, inf)",
-    "distill.top_k": "[1, inf)",
-    "distill.alpha": "[0, 1]",
-    "distill.importance_clip": "[0, inf)",
-    "distill.clip_low": "[0, 1]",
-    "distill.clip_high": "[0, inf)",
-    "distill.policy_weight": "[0, inf)",
-    "distill.chunk": "[1, inf)",
-    "distill.rows_per_device": "[1, inf)",
+    "hindsight.max_trajectory_chars": "[1, inf)",
+    "loss.top_k": "[1, inf)",
+    "loss.alpha": "[0, 1]",
+    "loss.importance_clip": "[0, inf)",
+    "loss.clip_low": "[0, 1]",
+    "loss.clip_high": "[0, inf)",
+    "loss.policy_gradient_weight": "[0, inf)",
+    "loss.chunk_tokens": "[1, inf)",
+    "batch.rows_per_device": "[1, inf)",
     "optim.lr": "[0, inf)",
     "optim.b1": "[0, 1)",
     "optim.b2": "[0, 1)",
@@ -90,7 +111,7 @@ _RANGES = {
     "checkpoint.keep": "[1, inf)",
     "plan.memory_gib": "[0, inf)",
 }
-_BUCKETS = ("rollout.prefill_buckets", "distill.length_buckets", "distill.stream_buckets", "distill.action_buckets")
+_BUCKETS = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buckets", "batch.action_buckets")
 
 
 def validate(config: ConfigDict) -> ConfigDict:
@@ -129,9 +150,16 @@ def _value_problems(config: ConfigDict) -> list[str]:
         buckets = tuple(values[key])
         if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
             problems.append(f"{key} = {buckets!r} must be growing positive lengths")
-    named = {"policy.path": "the folder of a Hugging Face policy", "env.name": "an environment", "env.data_dir": "a folder"}
+    named = {
+        "policy.path": "the folder of a Hugging Face policy",
+        "env.name": "an environment",
+        "env.data_dir": "a folder",
+    }
     if values["hindsight.analyser"] == "endpoint":
-        named |= {"endpoint.url": "the server, such as http://127.0.0.1:8000/v1", "endpoint.model": "the model that it serves"}
+        named |= {
+            "endpoint.url": "the server, such as http://127.0.0.1:8000/v1",
+            "endpoint.model": "the model that it serves",
+        }
     for key, what in named.items():
         if not values[key]:
             problems.append(f"{key} is empty: name {what}")
@@ -141,25 +169,35 @@ def _value_problems(config: ConfigDict) -> list[str]:
     checkpoint = str(values["export.checkpoint"])
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
-    for key in sorted(set(_RESERVED) & set(config.template_kwargs)):
-        problems.append(f"template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)")
+    for key in sorted(set(_RESERVED) & set(config.chat.template_kwargs)):
+        problems.append(
+            f"template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)"
+        )
     return problems
 
 
 def _relation_problems(config: ConfigDict) -> list[str]:
-    tasks, rollout, hindsight, distill, optim = config.tasks, config.rollout, config.hindsight, config.distill, config.optim
+    tasks, rollout, hindsight, distill, optim = (
+        config.tasks,
+        config.rollout,
+        config.hindsight,
+        config.distill,
+        config.optim,
+    )
     episodes = tasks.tasks_per_step * tasks.rollouts
     prefill, actions, lengths = (
-        max(buckets, default=0) for buckets in (rollout.prefill_buckets, distill.action_buckets, distill.length_buckets)
+        max(buckets, default=0) for buckets in (rollout.prefill_buckets, batch.action_buckets, batch.length_buckets)
     )
-    streams = tuple(distill.stream_buckets)
+    streams = tuple(batch.branch_buckets)
     problems = []
     if rollout.slots > episodes:
         problems.append(
             f"rollout.slots = {rollout.slots} exceeds the {episodes} episodes of a step (tasks.tasks_per_step x tasks.rollouts)"
         )
     if rollout.temperature == 0 and tasks.rollouts > 1:
-        problems.append(f"rollout.temperature = 0 makes the tasks.rollouts = {tasks.rollouts} rollouts of a task all the same")
+        problems.append(
+            f"rollout.temperature = 0 makes the tasks.rollouts = {tasks.rollouts} rollouts of a task all the same"
+        )
     if rollout.max_action_tokens >= rollout.context:
         problems.append(
             f"rollout.max_action_tokens = {rollout.max_action_tokens} leaves no prompt in rollout.context = {rollout.context}"
@@ -167,23 +205,37 @@ def _relation_problems(config: ConfigDict) -> list[str]:
     if prefill > rollout.context:
         problems.append(f"rollout.prefill_buckets ends at {prefill}, beyond rollout.context = {rollout.context}")
     if hindsight.max_tokens >= hindsight.context:
-        problems.append(f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}")
-    if actions >= lengths:
-        problems.append(f"distill.action_buckets ends at {actions}, which leaves no history in distill.length_buckets up to {lengths}")
-    if len(streams) != len(distill.action_buckets) or any(a >= m for a, m in zip(distill.action_buckets, streams)):
         problems.append(
-            f"distill.action_buckets = {tuple(distill.action_buckets)} must hold one length for each of distill.stream_buckets = {streams}, below it"
+            f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}"
         )
-    pair = tuple(distill.episode_pair)
+    if actions >= lengths:
+        problems.append(
+            f"batch.action_buckets ends at {actions}, which leaves no history in batch.length_buckets up to {lengths}"
+        )
+    if len(streams) != len(batch.action_buckets) or any(a >= m for a, m in zip(batch.action_buckets, streams)):
+        problems.append(
+            f"batch.action_buckets = {tuple(batch.action_buckets)} must hold one length for each of batch.branch_buckets = {streams}, below it"
+        )
+    pair = tuple(batch.whole_episode_buckets)
     if len(pair) != 2 or not 0 < pair[1] < pair[0]:
-        problems.append(f"distill.episode_pair = {pair} must be two lengths: what the teacher reads of an episode, and its action tokens, below that")
-    if hindsight.place == "start" and config.history != "keep":
-        problems.append("hindsight.place = start needs history = keep: under a rewriting template there is no one reading of an episode")
-    asks = METHODS[config.method].asks if config.method in METHODS else ""
-    if asks == "steps" and (hindsight.select != "all" or hindsight.place != "target" or hindsight.analyser == "environment"):
-        problems.append(f"method = {config.method} judges all steps, each where it stands: leave hindsight.select and place, and choose another analyser than environment")
-    if asks == "orphans" and (hindsight.select != "hindsight" or hindsight.place != "start"):
-        problems.append(f"method = {config.method} reads about whole episodes at their start: leave hindsight.select and hindsight.place")
+        problems.append(
+            f"batch.whole_episode_buckets = {pair} must be two lengths: what the teacher reads of an episode, and its action tokens, below that"
+        )
+    if hindsight.feedback_position == "start" and config.chat.history != "keep":
+        problems.append(
+            "hindsight.feedback_position = start needs history = keep: under a rewriting template there is no one reading of an episode"
+        )
+    asks = METHODS[config.algorithm].asks if config.algorithm in METHODS else ""
+    if asks == "steps" and (
+        hindsight.select != "all" or hindsight.feedback_position != "target" or hindsight.analyser == "environment"
+    ):
+        problems.append(
+            f"method = {config.algorithm} judges all steps, each where it stands: leave hindsight.select and place, and choose another analyser than environment"
+        )
+    if asks == "orphans" and (hindsight.select != "hindsight" or hindsight.feedback_position != "start"):
+        problems.append(
+            f"method = {config.algorithm} reads about whole episodes at their start: leave hindsight.select and hindsight.feedback_position"
+        )
     if optim.warmup_steps >= optim.steps:
         problems.append(f"optim.warmup_steps = {optim.warmup_steps} must stay below optim.steps = {optim.steps}")
     for key in ("eval_split", "test_split"):

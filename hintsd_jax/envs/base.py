@@ -1,10 +1,10 @@
 """The environment protocol: what the host loop says to an environment and what it hears back.
 
 Flows: `tasks(split)` gives task mappings; `reset(task)` gives the first messages and the tool
-documentation; each sampled `Action` goes into `step` and comes back as a `Turn`; after the end
+documentation; each sampled `Action` goes into `step` and comes back as a `StepResult`; after the end
 `report()` tells what the ground truth knows.
 
-Invariant: everything an agent may see travels in `Start` and `Turn`. The `Report` is privileged and never
+Invariant: everything an agent may see travels in `Start` and `StepResult`. The `Report` is privileged and never
 enters a prompt of the student (design invariant 2). Environments never count steps: the cap is the host
 loop's.
 
@@ -53,9 +53,9 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """The answer to one action. `messages` may be empty only when the episode ended with it. `tools` are further ones, which may be
-    called from now on; `messages` announce them."""
+class StepResult:
+    """The answer to one action. `messages` may be empty only when the episode ended with it. `tools` are further ones,
+    which may be called from now on; `messages` announce them."""
 
     messages: tuple[Message, ...]
     reward: float = 0.0
@@ -74,8 +74,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """Privileged: written with the ground truth in hand. `faults` is None where the environment does not know. `valid_turns`: for each
-    user turn that has ended, whether all was well after it; empty where the environment does not judge them."""
+    """Privileged: written with the ground truth in hand. `faults` is None where the environment does not know.
+    `valid_turns`: for each user turn that has ended, whether all was well after it; empty where the environment does
+    not judge them."""
 
     summary: str
     faults: tuple[Fault, ...] | None = None
@@ -83,14 +84,17 @@ class Report:
 
 
 class CallTimeout(Exception):
-    """For an environment to raise when something outside it did not answer in time: the call counts as a time-out, not an error."""
+    """For an environment to raise when something outside it did not answer in time: the call counts as a time-out, not
+    an error.
+    """
 
 
 @runtime_checkable
 class Environment(Protocol):
     """One simulated world, used for one episode at a time; constructed as `cls(**options)`.
 
-    Any exception from any method ends the episode as "env_error" (`CallTimeout`: "env_timeout"); the object is then never used again.
+    Any exception from any method ends the episode as "env_error" (`CallTimeout`: "env_timeout"); the object is then
+    never used again.
     """
 
     @classmethod
@@ -100,7 +104,7 @@ class Environment(Protocol):
     def reset(self, task: Mapping[str, Any]) -> Start:
         """Begins an episode. All randomness must come from `task`."""
 
-    def step(self, action: Action) -> Turn:
+    def step(self, action: Action) -> StepResult:
         """Applies one action. A malformed action is the agent's mistake: answer it, do not raise."""
 
     def report(self) -> Report:
@@ -148,7 +152,9 @@ def resolve(name_or_path: str) -> type[Environment]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way at import
-        raise UserError(f"environment {name_or_path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"environment {name_or_path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         raise UserError(f"environment {name_or_path!r}: module {module_name!r} has no class {class_name!r}")

@@ -1,11 +1,12 @@
 """Task sets as TensorFlow Datasets builders, built once on this machine and read without TensorFlow.
 
-In: a builder class that lists its tasks per split, the folder to keep them in, and a split. Out: `Sequence[Mapping]` with cheap
-indexing, every text a `str` and every number a Python number.
+In: a builder class that lists its tasks per split, the folder to keep them in, and a split. Out: `Sequence[Mapping]`
+with cheap indexing, every text a `str` and every number a Python number.
 
-Invariants: the files carry the builder's name, config and version in their path, so a task set is never mixed up with another
-version of itself; the order within a split is the order in which the builder lists it; one process builds while the others
-wait, and a build that was killed leaves nothing that counts as built (TFDS renames a finished folder into place).
+Invariants: the files carry the builder's name, config and version in their path, so a task set is never mixed up with
+another version of itself; the order within a split is the order in which the builder lists it; one process builds while
+the others wait, and a build that was killed leaves nothing that counts as built (TFDS renames a finished folder into
+place).
 """
 
 import contextlib
@@ -24,9 +25,11 @@ tfds.disable_progress_bar()  # builds take seconds, and the bars garble the log 
 
 
 class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of every task set. A subclass gives `VERSION`, `FEATURES` and `splits()`; parameters go into a `BuilderConfig`.
+    """Base of every task set. A subclass gives `VERSION`, `FEATURES` and `splits()`; parameters go into a
+    `BuilderConfig`.
 
-    Whatever the tasks depend on (a generator's hash, a wheel's version) must stand in `VERSION` or in the config's name.
+    Whatever the tasks depend on (a generator's hash, a wheel's version) must stand in `VERSION` or in the config's
+    name.
     """
 
     FEATURES: ClassVar[Mapping[str, tfds.features.FeatureConnector]] = {}
@@ -34,17 +37,24 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @tfds.core.utils.classproperty
     @classmethod
     def code_path(cls) -> None:
-        """No place for files of checksums: nothing is downloaded. (TFDS's own answer needs a package that it does not require.)"""
+        """No place for files of checksums: nothing is downloaded. (TFDS's own answer needs a package that it does not
+        require.)
+        """
         return None
 
     def splits(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
-        """Split name -> its tasks in order. Every task is a mapping with the keys of `FEATURES`, a unique str "id" among them."""
+        """Split name -> its tasks in order. Every task is a mapping with the keys of `FEATURES`, a unique str "id"
+        among them.
+        """
         raise NotImplementedError(f"{type(self).__name__} must give its splits")
 
     def _info(self) -> tfds.core.DatasetInfo:
         # Not `dataset_info_from_configs`: that looks for README and CITATION files beside the builder's module.
         return tfds.core.DatasetInfo(
-            builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(dict(self.FEATURES)), disable_shuffling=True
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(dict(self.FEATURES)),
+            disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[str, Mapping[str, Any]]]]:
@@ -74,7 +84,9 @@ class Tasks(Sequence):
         return _to_python(self._source[int(position)])
 
 
-def data_source(builder_cls: type[tfds.core.DatasetBuilder], data_dir: str, split: str, **builder_options) -> Sequence[Mapping]:
+def data_source(
+    builder_cls: type[tfds.core.DatasetBuilder], data_dir: str, split: str, **builder_options
+) -> Sequence[Mapping]:
     """The tasks of one split, built on the first call.
 
     Args:

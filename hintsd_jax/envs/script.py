@@ -1,4 +1,6 @@
-"""What a scripted agent does in an episode: known actions, with a known fault or none. Each environment's own module writes them."""
+"""What a scripted agent does in an episode: known actions, with a known fault or none. Each environment's own module
+writes them.
+"""
 
 import random
 from collections.abc import Sequence
@@ -10,16 +12,19 @@ Site = TypeVar("Site")
 
 @dataclass(frozen=True)
 class Script:
-    """`actions`: one text a step. `fault`: a kind of the environment's `FAULTS`, and `step` the 1-based step in which it happens; "" and 0
-    for none."""
+    """`actions`: one text a step. `fault`: a kind of the environment's `FAULTS`, and `step` the 1-based step in which
+    it happens; "" and 0 for none."""
 
     actions: tuple[str, ...]
     fault: str = ""
     step: int = 0
 
 
-def choose_site(task_id: str, fault: str, seed: int, known: Sequence[Site], site: Site | None) -> tuple[random.Random, Site | None]:
-    """The script's own random numbers, and where its fault goes: at `site`, or at one of the `known` that the seed draws; None without any.
+def choose_site(
+    task_id: str, fault: str, seed: int, known: Sequence[Site], site: Site | None
+) -> tuple[random.Random, Site | None]:
+    """The script's own random numbers, and where its fault goes: at `site`, or at one of the `known` that the seed
+    draws; None without any.
 
     Raises ValueError for a site that is not known.
     """

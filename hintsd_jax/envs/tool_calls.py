@@ -1,10 +1,10 @@
 """Tool calls in the format that a chat template teaches: action text in, `Action` out, and back.
 
-Two styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with nothing but
-whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects {"name": str,
-"parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them; text that begins otherwise holds
-no call. An object is read by a JSON decoder from its first character on, so that a tag or a ";" inside a string argument is only
-text. A leading `<think>` block is reasoning and is not read for calls.
+Two styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with
+nothing but whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects
+{"name": str, "parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them; text
+that begins otherwise holds no call. An object is read by a JSON decoder from its first character on, so that a tag or a
+";" inside a string argument is only text. A leading `<think>` block is reasoning and is not read for calls.
 
 Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one call that cannot be
 read makes a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
@@ -22,7 +22,8 @@ STYLES = (HERMES, BARE)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-MAX_DIGITS = 4_000  # of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute
+# of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute
+MAX_DIGITS = 4_000
 MAX_DEPTH = 32  # of nested arrays and objects; far above real arguments, far below Python's recursion limit
 
 _ARGUMENTS = {HERMES: "arguments", BARE: "parameters"}
@@ -106,7 +107,9 @@ def _to_call(payload: Any, number: int, style: str) -> ToolCall:
     for key in ("name", wanted):
         if key not in payload:
             raise ValueError(f'call {number} lacks "{key}"')
-    if style == BARE and payload.get("type") == "function":  # which Llama 3 models often write, as their documentation does
+    if (
+        style == BARE and payload.get("type") == "function"
+    ):  # which Llama 3 models often write, as their documentation does
         payload = {key: value for key, value in payload.items() if key != "type"}
     if unknown := sorted(payload.keys() - {"name", wanted}):
         raise ValueError(f"call {number} has the unknown key {unknown[0]!a}")
@@ -158,4 +161,6 @@ def _no_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant
+)

@@ -1,9 +1,10 @@
 """Hindsight: episodes in, targets (step, feedback) out, every drop counted by reason.
 
-An analyser reads the whole episode and its bare outcome and names the steps that broke it, or is asked for feedback on given steps: the
-controls for *where*. Who answers is an asker (see `questions`): the policy with some weights, or an endpoint. `environment` is no
-asker: it reads the environment's report, which knows the ground truth, and is PRIVILEGED, as is the choice of steps by `oracle`; both are
-labelled so wherever they show.
+An analyser reads the whole episode and its bare outcome and names the steps that broke it, or is asked for feedback on
+given steps: the controls for *where*. Who answers is an asker (see `questions`): the policy with some weights, or an
+endpoint. `environment` is no
+asker: it reads the environment's report, which knows the ground truth, and is PRIVILEGED, as is the choice of steps by
+`oracle`; both are labelled so wherever they show.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import Parsed, parse_failures
 from hintsd_jax.hindsight.questions import Asker, Question
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.rollout.episode import Episode
 
 PRIVILEGED_ANALYSERS, PRIVILEGED_SELECTS = ("environment",), ("oracle",)
 
@@ -30,8 +31,9 @@ Keyed = Sequence[tuple[Episode, np.ndarray]]  # episodes, each with the key of i
 
 @dataclasses.dataclass(frozen=True)
 class HindsightConfig:
-    """select: "hindsight" (the analyser names the steps), or which steps it is given: "first", "last", "random" (`max_targets` of them),
-    "all", "oracle" (those that the environment knows to be wrong). clip_chars: of the list of steps that the analyser reads."""
+    """select: "hindsight" (the analyser names the steps), or which steps it is given: "first", "last", "random"
+    (`max_targets` of them), "all", "oracle" (those that the environment knows to be wrong). clip_chars: of the list of
+    steps that the analyser reads."""
 
     select: str
     max_targets: int
@@ -40,8 +42,8 @@ class HindsightConfig:
 
 @dataclasses.dataclass
 class Analysis:
-    """What came of one episode. `answer` is the analyser's own text, for the record; `problem`: why (part of) it could not be read.
-    `rewards`: of a judge, one a step: 1, -1, or 0 where it said nothing; else ()."""
+    """What came of one episode. `answer` is the analyser's own text, for the record; `problem`: why (part of) it could
+    not be read. `rewards`: of a judge, one a step: 1, -1, or 0 where it said nothing; else ()."""
 
     episode: Episode
     targets: tuple[Target, ...]
@@ -52,8 +54,8 @@ class Analysis:
 
 @dataclasses.dataclass
 class Hindsight:
-    """All episodes of a step that were looked back on. `dropped` counts answers, entries and rollouts by reason; `asked` and `parsed`
-    count questions, and answers that could be read; `tokens` were generated for it."""
+    """All episodes of a step that were looked back on. `dropped` counts answers, entries and rollouts by reason;
+    `asked` and `parsed` count questions, and answers that could be read; `tokens` were generated for it."""
 
     analyses: list[Analysis] = dataclasses.field(default_factory=list)
     dropped: Counter = dataclasses.field(default_factory=Counter)
@@ -68,7 +70,9 @@ def privileged(select: str, analyser: str) -> bool:
 
 
 def given_steps(episode: Episode, key: np.ndarray, config: HindsightConfig) -> list[int] | None:
-    """The steps (1-based, ascending) that are given; None where the analyser has to find them. Random ones follow from the key."""
+    """The steps (1-based, ascending) that are given; None where the analyser has to find them. Random ones follow from
+    the key.
+    """
     steps = range(1, len(episode.steps) + 1)
     match config.select:
         case "hindsight":
@@ -98,7 +102,9 @@ def analyse(episodes: Keyed, config: HindsightConfig, ask: Asker) -> Hindsight:
             continue
         steps = given_steps(episode, key, config)
         if steps == []:
-            found.dropped["no_report" if episode.report is None or episode.report.faults is None else "nothing_named"] += 1
+            found.dropped[
+                "no_report" if episode.report is None or episode.report.faults is None else "nothing_named"
+            ] += 1
             continue
         for step in [None] if steps is None else steps:
             if step is None:
@@ -118,8 +124,8 @@ def analyse(episodes: Keyed, config: HindsightConfig, ask: Asker) -> Hindsight:
 
 
 def judge(episodes: Keyed, ask: Asker) -> Hindsight:
-    """Asks about each step of every episode, from that step and its answer alone. A step that is named has a reward of -1 and its hint as
-    feedback, one that is not has 1, and one without a readable answer 0."""
+    """Asks about each step of every episode, from that step and its answer alone. A step that is named has a reward of
+    -1 and its hint as feedback, one that is not has 1, and one without a readable answer 0."""
     found = Hindsight()
     asked = []
     for n, (episode, key) in enumerate(episodes):
@@ -138,7 +144,9 @@ def judge(episodes: Keyed, ask: Asker) -> Hindsight:
             texts.append(text)
             problems += [parsed.problem] if parsed.problem else []
         if texts:
-            found.analyses.append(Analysis(episode, tuple(targets), "\n".join(texts), next(iter(problems), None), tuple(rewards)))
+            found.analyses.append(
+                Analysis(episode, tuple(targets), "\n".join(texts), next(iter(problems), None), tuple(rewards))
+            )
     found.dropped = +found.dropped
     return found
 
@@ -161,9 +169,11 @@ def ask_environment(episodes: Keyed, config: HindsightConfig) -> Hindsight:
     return found
 
 
-def _question(number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray) -> Question:
-    """With a key of its own for each step: a hash, since `jax.random.fold_in` would cost a dispatch for each of thousands. The name begins
-    with its number: a step may hold a task twice."""
+def _question(
+    number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray
+) -> Question:
+    """With a key of its own for each step: a hash, since `jax.random.fold_in` would cost a dispatch for each of
+    thousands. The name begins with its number: a step may hold a task twice."""
     if step is not None:
         digest = hashlib.blake2b(key.astype("<u4").tobytes() + step.to_bytes(4, "little"), digest_size=8).digest()
         key = np.frombuffer(digest, "<u4").astype(np.uint32)
@@ -200,8 +210,8 @@ def attribution(analyses: Sequence[Analysis]) -> dict[str, float]:
     """How right the targets are, where environments know their faults.
 
     Returns:
-      `hindsight/precision`: targets that are true faults / targets; `hindsight/recall`: true faults that are targets / faults;
-      `hindsight/first_fault`: share of episodes whose first fault is a target. Absent where nothing is known.
+      `hindsight/precision`: targets that are true faults / targets; `hindsight/recall`: true faults that are targets /
+      faults; `hindsight/first_fault`: share of episodes whose first fault is a target. Absent where nothing is known.
     """
     named = right = faults = first = episodes = 0
     for analysis in analyses:

@@ -1,7 +1,8 @@
-"""One request to an OpenAI-compatible `/chat/completions` server, and what came of it: never an exception for what a server does.
+"""One request to an OpenAI-compatible `/chat/completions` server, and what came of it: never an exception for what a
+server does.
 
-Only the messages, the model's name and how to sample go out. The key is read from the environment for each request and stands only in
-its header; what a server says is freed of it before anybody else sees it.
+Only the messages, the model's name and how to sample go out. The key is read from the environment for each request and
+stands only in its header; what a server says is freed of it before anybody else sees it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Reply:
     text: the answer; None: there is none, `reason` is one of the four above and `detail` one line for people.
     again: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before that.
     stop: where set, the line that ends the run: nothing will work until somebody mends it.
-    prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does not.
+    prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does
+    not.
     """
 
     text: str | None = None
@@ -62,7 +64,8 @@ class ChatServer:
       sampling: top_p 1 and top_k 0 are not sent: some servers refuse what they do not know.
 
     Raises:
-      UserError: the URL is none or holds a password, `key_env` cannot be a variable's name, or the key cannot stand in a header.
+      UserError: the URL is none or holds a password, `key_env` cannot be a variable's name, or the key cannot stand in
+        a header.
     """
 
     def __init__(self, url: str, model: str, key_env: str, timeout_s: float, sampling: Sampling):
@@ -81,7 +84,9 @@ class ChatServer:
         key = self._key()
         messages = [{"role": message["role"], "content": message["content"]} for message in messages]
         body = json.dumps({"model": self._model, "messages": messages} | self._sampling).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": "hintsd_jax"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json", "User-Agent": "hintsd_jax"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
         try:
             status, received, content = self._poster.post(self._url, body, headers)
         except (OSError, http.client.HTTPException) as error:
@@ -91,12 +96,16 @@ class ChatServer:
     def _key(self) -> str:
         key = os.environ.get(self._key_env, "").strip() if self._key_env else ""
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"the environment variable {self._key_env} does not hold a key: it has characters that no header takes")
+            raise UserError(
+                f"the environment variable {self._key_env} does not hold a key: it has characters that no header takes"
+            )
         return key
 
     def _broken(self, error: Exception) -> Reply:
         """A request that got no whole reply."""
-        cause = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
+        cause = (
+            error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
+        )
         if isinstance(cause, TimeoutError):
             return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", again=True)
         detail = f"{type(cause).__name__}: {cause}"
@@ -112,7 +121,9 @@ class ChatServer:
         if status >= 500 or status in _AGAIN:
             reason = ERROR if status >= 500 else REFUSED
             return Reply(reason=reason, detail=detail, again=True, wait_s=_retry_after(headers.get("Retry-After", "")))
-        return Reply(reason=REFUSED if status >= 400 else ERROR, detail=detail, stop=self._stop(status, headers, detail))
+        return Reply(
+            reason=REFUSED if status >= 400 else ERROR, detail=detail, stop=self._stop(status, headers, detail)
+        )
 
     def _stop(self, status: int, headers: Mapping[str, str], detail: str) -> str:
         """What to do about a status that no other request will change; "" for one that may be this request's own."""
@@ -157,15 +168,21 @@ def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
     except (ValueError, RecursionError) as error:
         return Reply(reason=GARBAGE, detail=f"not JSON ({type(error).__name__}): {_said(content)}", again=True)
     usage = value.get("usage") if isinstance(value, dict) else None
-    prompt, completion = (_count(usage.get(name) if isinstance(usage, dict) else None) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, completion = (
+        _count(usage.get(name) if isinstance(usage, dict) else None) for name in ("prompt_tokens", "completion_tokens")
+    )
     try:
         text = value["choices"][0]["message"]["content"]
     except (TypeError, KeyError, IndexError):
         text = None
     if not isinstance(text, str):
         detail = f"no text in choices[0].message.content: {_said(content)}"
-        return Reply(reason=GARBAGE, detail=detail, again=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0)
-    text = text.encode("utf-8", "replace").decode()  # JSON can escape half a surrogate pair, which no file and no tokenizer takes
+        return Reply(
+            reason=GARBAGE, detail=detail, again=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0
+        )
+    text = text.encode(
+        "utf-8", "replace"
+    ).decode()  # JSON can escape half a surrogate pair, which no file and no tokenizer takes
     prompt = _tokens(*(message["content"] for message in messages)) if prompt is None else prompt
     return Reply(text, prompt_tokens=prompt, completion_tokens=_tokens(text) if completion is None else completion)
 

@@ -1,12 +1,13 @@
 """An analyser behind any OpenAI-compatible server: questions in, answers out, many at a time, within a budget.
 
-What a server does never stops the run by itself: a question without an answer is counted by reason. What does stop it, with one
+What a server does never stops the run by itself: a question without an answer is counted by reason. What does stop it,
+with one
 line: a key or a path that no request can do without, and `max_failures` questions in a row without an answer.
 
-Invariants: an outcome is in the journal before it is used, and a step that is done again reads it there and sends nothing. Outcomes
-are taken in the order of the questions, and a question goes out only when the one `concurrency` places before it is settled: so
-budgets and failures in a row follow from the outcomes, not from who was quicker. What ends the run is not put down: the same
-command, when the server is back, asks that question again.
+Invariants: an outcome is in the journal before it is used, and a step that is done again reads it there and sends
+nothing. Outcomes are taken in the order of the questions, and a question goes out only when the one `concurrency`
+places before it is settled: so budgets and failures in a row follow from the outcomes, not from who was quicker. What
+ends the run is not put down: the same command, when the server is back, asks that question again.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ LONGEST_WAIT_S = 60.0  # before a retry, whatever the server asks for
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
-    """url: "http://host:port/v1", with or without "/chat/completions". key_env: the NAME of the environment variable that holds the
-    key; "" or one that is not set: no Authorization header. concurrency: requests at the same time. timeout_s: of a request.
+    """url: "http://host:port/v1", with or without "/chat/completions". key_env: the NAME of the environment variable
+    that holds the key; "" or one that is not set: no Authorization header. concurrency: requests at the same time.
+    timeout_s: of a request.
     retries: of a question, after its first request. backoff_s: before the first retry, doubled before each further one.
 
-    max_calls, max_tokens: budgets of the whole run, 0 for none. Requests never exceed theirs; tokens (prompt and completion, as
-    the server reports them) can, by those of the requests that were under way when they ran out. max_failures: so many questions in a
-    row, in their order, without an answer end the run."""
+    max_calls, max_tokens: budgets of the whole run, 0 for none. Requests never exceed theirs; tokens (prompt and
+    completion, as the server reports them) can, by those of the requests that were under way when they ran out.
+    max_failures: so many questions in a row, in their order, without an answer end the run."""
 
     url: str
     model: str
@@ -54,7 +56,9 @@ class EndpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What came of one question, as the journal keeps it. text: None where there is none, for `reason`. calls: requests sent."""
+    """What came of one question, as the journal keeps it. text: None where there is none, for `reason`. calls: requests
+    sent.
+    """
 
     text: str | None
     reason: str
@@ -66,7 +70,9 @@ class _Outcome:
 
 @dataclasses.dataclass
 class _Asked:
-    """A question under way. calls: the most requests that it may send. outcome: from the journal or from the server, once it is there."""
+    """A question under way. calls: the most requests that it may send. outcome: from the journal or from the server,
+    once it is there.
+    """
 
     question: Question
     calls: int
@@ -75,8 +81,8 @@ class _Asked:
 
 
 class Endpoint:
-    """Asks one server. `used` is what the run has used up so far, to be saved with a checkpoint and put back: "calls", "tokens" and
-    "failures_in_a_row".
+    """Asks one server. `used` is what the run has used up so far, to be saved with a checkpoint and put back: "calls",
+    "tokens" and "failures_in_a_row".
 
     Raises:
       UserError: see `ChatServer`.
@@ -91,7 +97,8 @@ class Endpoint:
         """The answers, in order; `journal` is the step's.
 
         Raises:
-          UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate), or `max_failures` was reached.
+          UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate), or `max_failures`
+            was reached.
           ValueError: two questions have one name.
         """
         if len({question.name for question in questions}) < len(questions):
@@ -109,7 +116,9 @@ class Endpoint:
 
         try:
             for question in questions:
-                while len(window) >= self.config.concurrency or (window and self._calls_left(window) <= self.config.retries):
+                while len(window) >= self.config.concurrency or (
+                    window and self._calls_left(window) <= self.config.retries
+                ):
                     settle()  # near the budget's end: it may have needed fewer requests than it was allowed
                 calls = self._calls_left(window)
                 known = journal.get(*_key(question)) if journal is not None else None
@@ -155,13 +164,18 @@ class Endpoint:
         while True:
             reply = self._server.ask(question.messages)
             made += 1
-            prompt_tokens, completion_tokens = prompt_tokens + reply.prompt_tokens, completion_tokens + reply.completion_tokens
+            prompt_tokens, completion_tokens = (
+                prompt_tokens + reply.prompt_tokens,
+                completion_tokens + reply.completion_tokens,
+            )
             if not reply.again or made == calls or stop.wait(self._wait_s(question.name, made, reply)):
-                return _Outcome(reply.text, reply.reason, reply.detail, made, prompt_tokens, completion_tokens), reply.stop
+                return _Outcome(
+                    reply.text, reply.reason, reply.detail, made, prompt_tokens, completion_tokens
+                ), reply.stop
 
     def _wait_s(self, name: str, made: int, reply: Reply) -> float:
-        """Seconds before the next request: doubled each time, at least what the server asks for, and, so that questions that failed
-        together do not come back together, up to half less; by how much follows from the question."""
+        """Seconds before the next request: doubled each time, at least what the server asks for, and, so that questions
+        that failed together do not come back together, up to half less; by how much follows from the question."""
         draw = int.from_bytes(hashlib.sha256(f"{name} {made}".encode("utf-8", "replace")).digest()[:4]) / 2**32
         backoff = self.config.backoff_s * 2.0 ** min(made - 1, 30) * (1.0 - draw / 2)
         return min(max(backoff, reply.wait_s), LONGEST_WAIT_S)
@@ -201,7 +215,7 @@ def _take(arrival: tuple) -> None:
 
 
 def _key(question: Question) -> tuple[str, str, str]:
-    """Where the journal keeps the outcome. With the messages in it: a run that goes on on other devices may, by rounding, come to other
-    episodes of the same names, and must not read the answers to the old ones."""
+    """Where the journal keeps the outcome. With the messages in it: a run that goes on on other devices may, by
+    rounding, come to other episodes of the same names, and must not read the answers to the old ones."""
     messages = json.dumps([[message["role"], message["content"]] for message in question.messages])
     return "endpoint", question.name, hashlib.sha256(messages.encode()).hexdigest()[:16]

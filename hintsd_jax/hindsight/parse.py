@@ -20,8 +20,9 @@ _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Parsed:
-    """`targets` are sorted by step, unique in it, and at most the limit. `problem`: why the whole answer was unparsable, else
-    None. `dropped`: counts by reason, only those that occurred; "unparsable" counts the answer, the others its entries."""
+    """`targets` are sorted by step, unique in it, and at most the limit. `problem`: why the whole answer was
+    unparsable, else None. `dropped`: counts by reason, only those that occurred; "unparsable" counts the answer, the
+    others its entries."""
 
     targets: tuple[Target, ...]
     problem: str | None

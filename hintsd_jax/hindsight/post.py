@@ -1,11 +1,11 @@
 """One POST under one time limit and one size limit, with the standard library.
 
-Time: the limit holds for a whole request, from the look-up of the host's name to the last byte. Each read from the socket gets only
-what is left of it, so a server that trickles bytes ends in time as well; what no socket limit reaches (a name server that does not
-answer) is left behind in its daemon thread.
+Time: the limit holds for a whole request, from the look-up of the host's name to the last byte. Each read from the
+socket gets only what is left of it, so a server that trickles bytes ends in time as well; what no socket limit reaches
+(a name server that does not answer) is left behind in its daemon thread.
 
-Certificates are checked. Redirects are not followed: they would take headers and body elsewhere. The proxies of the environment
-(http_proxy, https_proxy, no_proxy) are used, as by other programs.
+Certificates are checked. Redirects are not followed: they would take headers and body elsewhere. The proxies of the
+environment (http_proxy, https_proxy, no_proxy) are used, as by other programs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,39 @@ from typing import Any
 
 
 class Poster:
-    """Posts with `timeout_s` for each request as a whole, and reads at most `max_bytes` + 1 of a reply. Safe to use from several threads."""
+    """Posts with `timeout_s` for each request as a whole, and reads at most `max_bytes` + 1 of a reply. Safe to use
+    from several threads.
+    """
 
     def __init__(self, timeout_s: float, max_bytes: int):
         self._timeout, self._max_bytes = timeout_s, max_bytes
-        self._opener = urllib.request.OpenerDirector()  # nothing in it follows redirects or makes exceptions of a status
-        for handler in (urllib.request.ProxyHandler(), _Http(), _Https(context=ssl.create_default_context()), urllib.request.UnknownHandler()):
+        self._opener = (
+            urllib.request.OpenerDirector()
+        )  # nothing in it follows redirects or makes exceptions of a status
+        for handler in (
+            urllib.request.ProxyHandler(),
+            _Http(),
+            _Https(context=ssl.create_default_context()),
+            urllib.request.UnknownHandler(),
+        ):
             self._opener.add_handler(handler)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
-        """(status, headers, body) of the reply, whatever the status. A body of more than `max_bytes` is cut after one byte more.
+        """(status, headers, body) of the reply, whatever the status. A body of more than `max_bytes` is cut after one
+        byte more.
 
         Raises:
-          TimeoutError: no whole reply in time; also wrapped in `urllib.error.URLError`, as whatever else the network says.
-          OSError, http.client.HTTPException: no connection, no HTTP, or a reply that ends early.
+          TimeoutError: no whole reply in time; also wrapped in `urllib.error.URLError`, as whatever else the network
+          says. OSError, http.client.HTTPException: no connection, no HTTP, or a reply that ends early.
         """
         request = urllib.request.Request(url, body, dict(headers))
 
         def exchange() -> tuple[int, Mapping[str, str], bytes]:
             with self._opener.open(request, timeout=self._timeout) as response:
                 content = response.read(self._max_bytes + 1)
-                if response.length and len(content) <= self._max_bytes:  # `read` with a size does not say that the rest is missing
+                if (
+                    response.length and len(content) <= self._max_bytes
+                ):  # `read` with a size does not say that the rest is missing
                     raise http.client.IncompleteRead(content, response.length)
                 return response.status, response.headers, content
 

@@ -1,18 +1,19 @@
 """The analyser's questions: a finished episode in, chat messages out.
 
 The analyser reads the task, the bare outcome and the steps; nothing else. Invariant 2 from its other side: no
-report, no ground truth and no other rollout is read here, so the answer can only come from the episode itself. (`solution` is no
+report, no ground truth and no other rollout is read here, so the answer can only come from the episode itself.
+(`solution` is no
 question: it is what SDPO's teacher reads of a successful sibling.)
 
-The fixed wording is short and constant, each piece exported and listed in `FIXED_STRINGS`, so that a small tokenizer can hold each
-as one token. Numbers and the episode's own text stand between the pieces.
+The fixed wording is short and constant, each piece exported and listed in `FIXED_STRINGS`, so that a small tokenizer
+can hold each as one token. Numbers and the episode's own text stand between the pieces.
 """
 
 from collections.abc import Sequence
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.rollout.episode import Episode, Step, observation_text
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.rollout.episode import Episode, Step, observation_text
 
 TASK = "This attempt at a task failed.\nTask:\n"
 RESULT = "\nResult: reward "
@@ -33,7 +34,8 @@ ADVISE = (
     ' {"failures": [{"step": 2, "feedback": "..."}]}'
 )
 GIVEN = "\nThe step: "
-# Not in FIXED_STRINGS: the embedded policy reads these letter by letter, as it would anything that it was not brought up with.
+# Not in FIXED_STRINGS: the embedded policy reads these letter by letter, as it would anything that it was not brought
+# up with.
 IF_OK = "\nIf it is ok, the list is empty."
 WORKED = "This worked:"
 FIXED = "Do this:"
@@ -69,7 +71,9 @@ def advise_messages(episode: Episode, step: int, clip_chars: int = 12000) -> lis
 
 
 def judge_messages(step: Step) -> list[Message]:
-    """Asks about one step from nothing but it and its answer, as a judge of every turn would see it; the answer has a review's form."""
+    """Asks about one step from nothing but it and its answer, as a judge of every turn would see it; the answer has a
+    review's form.
+    """
     return [{"role": "user", "content": f"{STEPS.lstrip()}{_render_step(1, step)}{REVIEW}{ONLY_FIRST}{IF_OK}"}]
 
 

@@ -1,6 +1,7 @@
 """What is between those who ask an analyser and those who answer: questions in, texts out.
 
-An asker is a function of questions: `policy_asker` makes one of the engine and any weights, `endpoint.Endpoint.ask` is another.
+An asker is a function of questions: `policy_asker` makes one of the engine and any weights, `endpoint.Endpoint.ask` is
+another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from hintsd_jax.sampling import Engine, Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One request to an analyser. name: unique within a training step, such as "<task id>/<rollout>/<step or 'episode'>".
+    """One request to an analyser. name: unique within a training step, such as "<task id>/<rollout>/<step or
+    'episode'>".
     key: uint32 [2], raw data of the key that the answer is sampled with."""
 
     name: str
@@ -28,7 +30,9 @@ class Question:
 
 @dataclasses.dataclass
 class Answers:
-    """texts: one a question, in order; None where there is none, counted in `dropped` by reason. tokens: generated for them."""
+    """texts: one a question, in order; None where there is none, counted in `dropped` by reason. tokens: generated for
+    them.
+    """
 
     texts: list[str | None]
     dropped: Counter
@@ -53,7 +57,9 @@ class _Generation:
 
 
 def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, context: int) -> Asker:
-    """An asker of the policy with these weights. What is longer than `context` with its answer is not asked ("prompt_too_long")."""
+    """An asker of the policy with these weights. What is longer than `context` with its answer is not asked
+    ("prompt_too_long").
+    """
 
     def ask(questions: Sequence[Question]) -> Answers:
         jobs: dict[int, _Generation] = {}

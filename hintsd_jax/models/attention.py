@@ -1,11 +1,12 @@
 """Attention of grouped queries over keys. Projected, rotated heads flow in, mixed values flow out.
 
-Ways to look: `attend_causal` within a row (training), `attend_stream` back on what came before and at oneself (prefill, and in
-`attend_branches` the teacher), `attend_cached` at a cache (decoding). All of them score a stretch of keys at a time, and stretches are merged by
-log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array of all heads exists.
+Ways to look: `attend_causal` within a row (training), `attend_stream` back on what came before and at oneself (prefill,
+and in `attend_branches` the teacher), `attend_cached` at a cache (decoding). All of them score a stretch of keys at a
+time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array of all
+heads exists.
 
-Invariants: a query sees the keys that its mask says, nothing else; a stretch that it does not see changes no bit of its result;
-the softmax is float32.
+Invariants: a query sees the keys that its mask says, nothing else; a stretch that it does not see changes no bit of its
+result; the softmax is float32.
 """
 
 from typing import NamedTuple
@@ -23,12 +24,12 @@ _QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,
 class Branches(NamedTuple):
     """Which keys the tokens of a branch stream may see; M tokens, some branches one behind the other.
 
-    seen_BM: int32, how many of the trunk's first keys. branch_BM: int32, the branch a token belongs to (-1: padding); it also sees
-    the earlier tokens of its own branch, and itself.
+    prefix_length_BM: int32, how many of the trunk's first keys. branch_id_BM: int32, the branch a token belongs to (-1:
+    padding); it also sees the earlier tokens of its own branch, and itself.
     """
 
-    seen_BM: jax.Array
-    branch_BM: jax.Array
+    prefix_length_BM: jax.Array
+    branch_id_BM: jax.Array
 
 
 class _Part(NamedTuple):
@@ -55,7 +56,10 @@ def _scores(q_BKGTC: jax.Array, k_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.A
     # took 0.75 of the time of the five-letter einsum (forward and backward, T 128-512).
     B, K, G, T, C = q_BKGTC.shape
     scores = jnp.einsum(
-        "bkqc,bksc->bkqs", q_BKGTC.reshape(B, K, G * T, C), k_BSKC.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
+        "bkqc,bksc->bkqs",
+        q_BKGTC.reshape(B, K, G * T, C),
+        k_BSKC.transpose(0, 2, 1, 3),
+        preferred_element_type=jnp.float32,
     )
     return jnp.where(seen_BTS[:, None, None], scores.reshape(B, K, G, T, -1), _MIN)
 
@@ -93,7 +97,8 @@ def _merge(a: _Part, b: _Part) -> _Part:
 
 def _look_back(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BT: jax.Array) -> _Part:
     """Queries that see the first `seen_BT` keys. Keys beyond what any query sees are not even read: a slot of 24,576
-    positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks is a value)."""
+    positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks is a
+    value)."""
     S, shape = k_BSKC.shape[1], q_BKGTC.shape
     nothing = _Part(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
     most = jnp.max(seen_BT)
@@ -121,16 +126,19 @@ def attend_cached(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, last_
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Attention within one row: query t sees keys 0..t. Differentiable. On TPU long rows go through a kernel (`policy.splash`)."""
+    """Attention within one row: query t sees keys 0..t. Differentiable. On TPU long rows go through a kernel
+    (`policy.splash`).
+    """
     if not splash.fits(q_BTHC, k_BTKC):
         return _causal(q_BTHC, k_BTKC, v_BTKC)
     return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, tpu=splash.attend_causal, default=_causal)
 
 
 def _causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Blocks of queries read only the keys up to their own end, so that half of the T x T square is never computed: on CPU 0.5
-    of the time of the whole square at T = 512. At most 8 blocks, because they are unrolled into the program, and none below 256
-    queries, where they save no time but double that of compiling. The queries of a long block go in chunks under remat.
+    """Blocks of queries read only the keys up to their own end, so that half of the T x T square is never computed: on
+    CPU 0.5 of the time of the whole square at T = 512. At most 8 blocks, because they are unrolled into the program,
+    and none below 256 queries, where they save no time but double that of compiling. The queries of a long block go in
+    chunks under remat.
     """
     T = q_BTHC.shape[1]
     size = max(256, -(-T // 8))
@@ -161,22 +169,27 @@ def _causal_block(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, first
 
 
 def attend_stream(
-    q_BMHC: jax.Array, k_BMKC: jax.Array, v_BMKC: jax.Array, past_k_BSKC: jax.Array, past_v_BSKC: jax.Array, branches: Branches
+    q_BMHC: jax.Array,
+    k_BMKC: jax.Array,
+    v_BMKC: jax.Array,
+    past_k_BSKC: jax.Array,
+    past_v_BSKC: jax.Array,
+    branches: Branches,
 ) -> jax.Array:
-    """Branches that look back: a token sees a prefix of the S past keys, and its own branch up to itself. For a teacher's branches
-    and, with one branch a row, for prefill. Not differentiable in reverse."""
+    """Branches that look back: a token sees a prefix of the S past keys, and its own branch up to itself. For a
+    teacher's branches and, with one branch a row, for prefill. Not differentiable in reverse."""
     q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
-    same_BMM = branches.branch_BM[:, :, None] == branches.branch_BM[:, None, :]
+    same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
     own = _part(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
     if past_k_BSKC.shape[1]:
-        own = _merge(_look_back(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.seen_BM), own)
+        own = _merge(_look_back(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_length_BM), own)
     return _finish(own, q_BMHC.dtype)
 
 
 def attend_branches(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches) -> jax.Array:
-    """A trunk of P tokens and a stream of M branch tokens in one row of T = P + M. The trunk is causal; the stream looks back on it.
-    Not differentiable in reverse."""
-    P = q_BTHC.shape[1] - branches.seen_BM.shape[1]
+    """A trunk of P tokens and a stream of M branch tokens in one row of T = P + M. The trunk is causal; the stream
+    looks back on it. Not differentiable in reverse."""
+    P = q_BTHC.shape[1] - branches.prefix_length_BM.shape[1]
     q, k, v = q_BTHC[:, P:], k_BTKC[:, P:], v_BTKC[:, P:]
     mixed_BMHC = attend_stream(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
     if P == 0:

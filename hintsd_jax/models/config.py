@@ -1,14 +1,18 @@
-"""The shape and the numerics of one decoder. A Hugging Face `config.json` flows in, a hashable `PolicyConfig` flows out.
+"""The shape and the numerics of one decoder. A Hugging Face `config.json` flows in, a hashable `PolicyConfig` flows
+out.
 
-The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and keys, biases of
-query, key and value, and a scaling of the rotary frequencies.
+The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and
+keys, biases of query, key and value, and a scaling of the rotary frequencies.
 
-Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that are not trained
-(under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`; RMSNorm, rotary angles, the attention
-softmax, the logits and every sum over tokens are float32 whatever `compute_dtype` is.
+Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that
+are not trained (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`;
+RMSNorm, rotary angles, the attention softmax, the logits and every sum over tokens are float32 whatever `compute_dtype`
+is.
 
-Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than what it
-is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute is refused by name.
+Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than
+what it
+is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute is
+refused by name.
 """
 
 import dataclasses
@@ -22,7 +26,9 @@ _COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Family(NamedTuple):
-    """What differs between the decoders: Hugging Face's names, RMSNorm of each query and key head, biases of query, key and value."""
+    """What differs between the decoders: Hugging Face's names, RMSNorm of each query and key head, biases of query, key
+    and value.
+    """
 
     architecture: str
     model_type: str
@@ -58,7 +64,9 @@ _HF_FIXED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-_LARGEST = 2**24  # far above any real dimension, and low enough that no product of them overflows where shapes are computed
+_LARGEST = (
+    2**24
+)  # far above any real dimension, and low enough that no product of them overflows where shapes are computed
 
 # Hugging Face's name of a projection -> where it stands in a layer of ours.
 LORA_TARGETS = {
@@ -76,8 +84,8 @@ LORA_TARGETS = {
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv:2106.09685): y = x W + alpha / rank * dropout(x) A B on the target projections.
 
-    `dropout` is the share of a target's inputs set to 0, in the student's training pass only. `targets` are Hugging Face's names,
-    those of `LORA_TARGETS`. Raises UserError on impossible values.
+    `dropout` is the share of a target's inputs set to 0, in the student's training pass only. `targets` are Hugging
+    Face's names, those of `LORA_TARGETS`. Raises UserError on impossible values.
     """
 
     rank: int
@@ -87,7 +95,9 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha < 0 or not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"lora: rank {self.rank} must be at least 1, alpha {self.alpha} not negative, dropout {self.dropout} in [0, 1)")
+            raise UserError(
+                f"lora: rank {self.rank} must be at least 1, alpha {self.alpha} not negative, dropout {self.dropout} in [0, 1)"
+            )
         wrong = [target for target in self.targets if target not in LORA_TARGETS]
         if wrong or not self.targets or len(set(self.targets)) != len(self.targets):
             raise UserError(f"lora.targets = {self.targets}: name different ones of {', '.join(LORA_TARGETS)}")
@@ -101,8 +111,8 @@ class LoraConfig:
 class RopeScaling:
     """The "llama3" scaling of rotary frequencies for contexts longer than those first trained on (see `policy.rope`).
 
-    Wavelengths, in tokens, above original_positions / low_freq are divided by `factor`, those below original_positions / high_freq
-    stay, those between are blended. Raises UserError on impossible values.
+    Wavelengths, in tokens, above original_positions / low_freq are divided by `factor`, those below original_positions
+    / high_freq stay, those between are blended. Raises UserError on impossible values.
     """
 
     factor: float
@@ -115,7 +125,9 @@ class RopeScaling:
             if not _is_positive(value):
                 raise UserError(f"config.json: llama3 rope scaling: {name} must be a positive number, not {value!r}")
         if self.high_freq <= self.low_freq:
-            raise UserError(f"config.json: llama3 rope scaling: high_freq ({self.high_freq}) must exceed low_freq ({self.low_freq})")
+            raise UserError(
+                f"config.json: llama3 rope scaling: high_freq ({self.high_freq}) must exceed low_freq ({self.low_freq})"
+            )
 
 
 # Our field -> the key in rope_scaling or rope_parameters.
@@ -154,10 +166,21 @@ class PolicyConfig:
     lora: LoraConfig | None = None
 
     def __post_init__(self):
-        for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_positions"):
+        for name in (
+            "vocab_size",
+            "num_layers",
+            "d_model",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_positions",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-                raise UserError(f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST}, not {_short(value)}")
+                raise UserError(
+                    f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST}, not {_short(value)}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"policy config: num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
@@ -172,7 +195,9 @@ class PolicyConfig:
         if self.family not in FAMILIES:
             raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
-            raise UserError(f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}")
+            raise UserError(
+                f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}"
+            )
 
     @property
     def qk_norm(self) -> bool:
@@ -188,14 +213,16 @@ class PolicyConfig:
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> "PolicyConfig":
         """Reads a parsed `config.json`; `overrides` set fields by our names, `compute_dtype` and `remat` among them.
 
-        Absent keys mean what they mean to transformers where old checkpoints lack them: kv heads as many as heads, head_dim
-        hidden_size / heads (but for Qwen3), untied embeddings. Raises UserError naming the architecture, or the key that is missing
-        or asks for something not supported.
+        Absent keys mean what they mean to transformers where old checkpoints lack them: kv heads as many as heads,
+        head_dim hidden_size / heads (but for Qwen3), untied embeddings. Raises UserError naming the architecture, or
+        the key that is missing or asks for something not supported.
         """
         known = {family.architecture: name for name, family in FAMILIES.items()}
         architectures = hf.get("architectures")
         if not isinstance(architectures, list) or len(architectures) != 1 or str(architectures[0]) not in known:
-            raise UserError(f"config.json: architectures is {_short(architectures)}; supported is one of {', '.join(known)}")
+            raise UserError(
+                f"config.json: architectures is {_short(architectures)}; supported is one of {', '.join(known)}"
+            )
         family = known[architectures[0]]
         for key, only in _HF_FIXED.items():
             if hf.get(key, only) != only:
@@ -218,10 +245,14 @@ class PolicyConfig:
         return cls(**(given | {"rope_theta": theta, "rope_scaling": scaling, "family": family} | overrides))
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that transformers and vLLM read, with both spellings of the rotary settings; weights in float32."""
+        """The `config.json` that transformers and vLLM read, with both spellings of the rotary settings; weights in
+        float32.
+        """
         family, scaling = FAMILIES[self.family], None
         if self.rope_scaling is not None:
-            scaling = {"rope_type": "llama3"} | {key: getattr(self.rope_scaling, name) for name, key in _ROPE_KEYS.items()}
+            scaling = {"rope_type": "llama3"} | {
+                key: getattr(self.rope_scaling, name) for name, key in _ROPE_KEYS.items()
+            }
         return {
             "architectures": [family.architecture],
             "model_type": family.model_type,
@@ -250,12 +281,15 @@ def _head_dim(hidden_size: Any, heads: Any) -> int | None:
     if not (isinstance(hidden_size, int) and isinstance(heads, int) and heads > 0):
         return None
     if hidden_size % heads:
-        raise UserError(f"config.json: head_dim is missing, and hidden_size ({hidden_size}) is no multiple of num_attention_heads ({heads})")
+        raise UserError(
+            f"config.json: head_dim is missing, and hidden_size ({hidden_size}) is no multiple of num_attention_heads ({heads})"
+        )
     return hidden_size // heads
 
 
 def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
-    """The rotary base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (older).
+    """The rotary base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`
+    (older).
 
     A file may have both; what they say must agree.
     """
@@ -265,7 +299,11 @@ def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
             if not isinstance(value, Mapping):
                 raise UserError(f"config.json: {home} is {_short(value)}, not an object")
             homes[home] = value
-    thetas = [value for value in (*(home.get("rope_theta") for home in homes.values()), hf.get("rope_theta")) if value is not None]
+    thetas = [
+        value
+        for value in (*(home.get("rope_theta") for home in homes.values()), hf.get("rope_theta"))
+        if value is not None
+    ]
     if not thetas:
         raise UserError("config.json: missing rope_theta (or rope_parameters.rope_theta)")
     scalings = [_rope_scaling(home, value) for home, value in homes.items()]
@@ -280,7 +318,9 @@ def _rope_scaling(home: str, rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind not in ("default", "llama3"):
         raise UserError(f"config.json: {home}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"config.json: {home}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])}; only 1.0 is supported")
+        raise UserError(
+            f"config.json: {home}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])}; only 1.0 is supported"
+        )
     if kind == "default":
         return None
     missing = [key for key in _ROPE_KEYS.values() if rope.get(key) is None]

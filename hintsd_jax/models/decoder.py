@@ -1,14 +1,16 @@
-"""The dense decoder of Qwen3, Qwen2.5 and Llama 3. Token ids flow in, final-normed hidden states flow out; `project` turns those into logits.
+"""The dense decoder of Qwen3, Qwen2.5 and Llama 3. Token ids flow in, final-normed hidden states flow out; `project`
+turns those into logits.
 
-Four paths run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a trunk and branches
-that leave it) and `extend` (prefill) scan it over the stacked layers: 36 layers compile as one. `decode_step` unrolls them: a scan
-would copy the cache at every token. There the stacked weights are sliced inside the traced function, never before it, so that a
-decoding loop does not hoist a second copy of them.
+Four paths run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a
+trunk and branches that leave it) and `extend` (prefill) scan it over the stacked layers: 36 layers compile as one.
+`decode_step` unrolls them: a scan would copy the cache at every token. There the stacked weights are sliced inside the
+traced function, never before it, so that a decoding loop does not hoist a second copy of them.
 
-Parameters are a plain dict; a key "lora" beside the others holds an adapter (see `policy.lora`), which acts as `config.lora` says.
+Parameters are a plain dict; a key "lora" beside the others holds an adapter (see `policy.lora`), which acts as
+`config.lora` says.
 
-Invariant: all paths give the same hidden state for the same token after the same prefix, whatever stands behind it in its
-row, and a row's result does not depend on what the other rows hold.
+Invariant: all paths give the same hidden state for the same token after the same prefix, whatever stands behind it in
+its row, and a row's result does not depend on what the other rows hold.
 """
 
 from functools import partial
@@ -48,7 +50,8 @@ class Decoder(nn.Module):
         )
         x_BTD, _ = layers(cfg, "train", name="layers")(x_BTD, positions_BT, view, jnp.arange(cfg.num_layers))
         if not cfg.tie_embeddings and self.is_initializing():
-            # Declared here so that one module owns every parameter; `project` applies it, to the few tokens that need it.
+            # Declared here so that one module owns every parameter; `project` applies it, to the few tokens that need
+            # it.
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             kernel_init = nn.with_logical_partitioning(init, ("embed", "vocab"))
             nn.Dense(cfg.vocab_size, use_bias=False, kernel_init=kernel_init, name="lm_head")(x_BTD)
@@ -64,7 +67,9 @@ def _init(config: PolicyConfig, key: jax.Array) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def init_params(config: PolicyConfig, key: jax.Array) -> Params:
-    """Random float32 parameters as a plain nested dict; every leaf under `"layers"` is stacked with leading dimension N."""
+    """Random float32 parameters as a plain nested dict; every leaf under `"layers"` is stacked with leading dimension
+    N.
+    """
     return nn.meta.unbox(_init(config, key))
 
 
@@ -88,9 +93,10 @@ def forward(
 ) -> jax.Array:
     """Causal pass over whole rows -> final-normed hidden_BTD, differentiable.
 
-    tokens int [B, T]; positions int [B, T] or [1, T], by default 0..T-1. Padding may stand on the right only: a token sees
-    those before it in its row, so none that counts ever sees padding and no mask is needed. `dropout_B2`, uint32, are raw keys
-    of the rows' adapter dropout; the mask of a token follows from its row's key, its position and the module. None: no dropout.
+    tokens int [B, T]; positions int [B, T] or [1, T], by default 0..T-1. Padding may stand on the right only: a token
+    sees those before it in its row, so none that counts ever sees padding and no mask is needed. `dropout_B2`, uint32,
+    are raw keys of the rows' adapter dropout; the mask of a token follows from its row's key, its position and the
+    module. None: no dropout.
     """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
@@ -102,17 +108,26 @@ def forward(
 
 
 def forward_branches(
-    params: Params, config: PolicyConfig, trunk_BP: jax.Array, stream_BM: jax.Array, positions_BM: jax.Array, branches: Branches
+    params: Params,
+    config: PolicyConfig,
+    trunk_BP: jax.Array,
+    stream_BM: jax.Array,
+    positions_BM: jax.Array,
+    branches: Branches,
 ) -> jax.Array:
-    """One pass over trunks and the branches that leave them -> final-normed hidden_BMD of the branch tokens. Not differentiable.
+    """One pass over trunks and the branches that leave them -> final-normed hidden_BMD of the branch tokens. Not
+    differentiable.
 
-    trunk int [B, P], positions 0..P-1; P may be 0. stream int [B, M]: the branches of a row one behind the other, at `positions_BM`;
-    `branches` says what they see. A token's hidden state is that of a row of its own: the trunk's prefix, then its branch.
+    trunk int [B, P], positions 0..P-1; P may be 0. stream int [B, M]: the branches of a row one behind the other, at
+    `positions_BM`; `branches` says what they see. A token's hidden state is that of a row of its own: the trunk's
+    prefix, then its branch.
     """
     P = trunk_BP.shape[1]
     positions_BT = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), trunk_BP.shape), positions_BM], axis=1)
     view = View(rope.rotation(positions_BT, config), branches=branches)
-    return Decoder(config).apply(_variables(params), jnp.concatenate([trunk_BP, stream_BM], axis=1), positions_BT, view)[:, P:]
+    return Decoder(config).apply(
+        _variables(params), jnp.concatenate([trunk_BP, stream_BM], axis=1), positions_BT, view
+    )[:, P:]
 
 
 def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
@@ -122,13 +137,13 @@ def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
     return [(empty(), empty()) for _ in range(config.num_layers)]
 
 
-
 def extend(
     params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, rows: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Runs L new tokens of each row at positions start, start + 1, ... -> their keys and values, each [N, R, L, K, C].
 
-    `rows`: keys and values of the rows' caches, [N, R, S, K, C]; of these only the first `start` positions are looked at.
+    `rows`: keys and values of the rows' caches, [N, R, S, K, C]; of these only the first `start` positions are looked
+    at.
     """
     variables = _variables(params)
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
@@ -149,9 +164,9 @@ def decode_step(
 ) -> tuple[jax.Array, Cache]:
     """Runs one new token of each row at `position_B` (int, >= 0) against the cache -> (final-normed hidden_BD, cache).
 
-    Writes the token's key and value into slot `position` of its row, or nowhere if position >= S, then attends to slots 0..position.
-    So garbage past a row's length, from padding or from an earlier owner of the slot, does no harm: it is overwritten by the
-    token of that position before any query may see it. Donate the cache to update it in place.
+    Writes the token's key and value into slot `position` of its row, or nowhere if position >= S, then attends to slots
+    0..position. So garbage past a row's length, from padding or from an earlier owner of the slot, does no harm: it is
+    overwritten by the token of that position before any query may see it. Donate the cache to update it in place.
     """
     variables, block = _variables(params), Block(config, "serve")
     positions_B1 = position_B[:, None]
@@ -178,17 +193,26 @@ def project(params: Params, config: PolicyConfig, hidden: jax.Array) -> jax.Arra
 
 
 def split_head(params: Params, config: PolicyConfig) -> Params:
-    """The same weights, those of `project` split along the vocabulary, for calling it many times with few rows (`project_split`)."""
+    """The same weights, those of `project` split along the vocabulary, for calling it many times with few rows
+    (`project_split`).
+    """
     if config.tie_embeddings:
-        return {**params, "embed": {"embedding": constrain(params["embed"]["embedding"], "train", "split_vocab", "act_embed")}}
-    return {**params, "lm_head": {"kernel": constrain(params["lm_head"]["kernel"], "train", "act_embed", "split_vocab")}}
+        return {
+            **params,
+            "embed": {"embedding": constrain(params["embed"]["embedding"], "train", "split_vocab", "act_embed")},
+        }
+    return {
+        **params,
+        "lm_head": {"kernel": constrain(params["lm_head"]["kernel"], "train", "act_embed", "split_vocab")},
+    }
 
 
 def project_split(params: Params, config: PolicyConfig, hidden_XD: jax.Array) -> jax.Array:
-    """`project` of rows that are split over devices, by the weights of `split_head`: rows and logits cross devices instead of weights.
+    """`project` of rows that are split over devices, by the weights of `split_head`: rows and logits cross devices
+    instead of weights.
 
-    With Qwen3-4B on 8 chips, weights scattered along D were gathered (742 MiB) and their gradient summed (1.4 GiB) in every chunk of
-    the loss; now 10 MiB of logits go each way.
+    With Qwen3-4B on 8 chips, weights scattered along D were gathered (742 MiB) and their gradient summed (1.4 GiB) in
+    every chunk of the loss; now 10 MiB of logits go each way.
     """
     logits_XV = constrain(project(params, config, hidden_XD), "train", "batch", "split_vocab")
     return constrain(logits_XV, "train", "batch", "act_vocab")

@@ -1,7 +1,9 @@
-"""The modules of a decoder layer, and the table of embeddings. Hidden states and a `View` of the pass flow in, hidden states flow out.
+"""The modules of a decoder layer, and the table of embeddings. Hidden states and a `View` of the pass flow in, hidden
+states flow out.
 
-Written once for every pass of `policy.decoder`: what differs between passes (what a token sees, where keys and values come from) is in
-the `View` and in whether a cache is given. Matrix products are in `config.compute_dtype`, norms in float32.
+Written once for every pass of `policy.decoder`: what differs between passes (what a token sees, where keys and values
+come from) is in the `View` and in whether a cache is given. Matrix products are in `config.compute_dtype`, norms in
+float32.
 """
 
 import itertools
@@ -23,8 +25,8 @@ Keep = dict[str, jax.Array]  # module -> which of its inputs an adapter's dropou
 class View(NamedTuple):
     """What all layers of one pass share. One of `last_BT`, `branches` and neither (causal) says what is seen.
 
-    turn: rotary angles. last_BT: int, the last cache slot that a token sees. branches: what the last M tokens of a row see of the
-    others, or of the cache. noise_BT2: raw keys (uint32) of each token's dropout.
+    turn: rotary angles. last_BT: int, the last cache slot that a token sees. branches: what the last M tokens of a row
+    see of the others, or of the cache. noise_BT2: raw keys (uint32) of each token's dropout.
     """
 
     turn: rope.Rotation
@@ -51,8 +53,9 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """A projection x W (+ bias), and the low-rank adapter of its name where there is one.
 
-    W is [in, out], heads and head dimension as one: with them apart, TPU keeps a second copy of it in another layout while it decodes.
-    `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2). `keep`: adapter dropout by module.
+    W is [in, out], heads and head dimension as one: with them apart, TPU keeps a second copy of it in another layout
+    while it decodes. `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2). `keep`:
+    adapter dropout by module.
     """
 
     config: PolicyConfig
@@ -64,12 +67,17 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keep: Keep) -> jax.Array:
         cfg = self.config
-        init = nn.initializers.variance_scaling(1.0 / (2 * cfg.num_layers) if self.residual else 1.0, "fan_in", "normal")
+        init = nn.initializers.variance_scaling(
+            1.0 / (2 * cfg.num_layers) if self.residual else 1.0, "fan_in", "normal"
+        )
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32)
         x = x.astype(cfg.compute_dtype)
-        # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 % closer to float32.
-        y = jnp.matmul(x, kernel.astype(cfg.compute_dtype), preferred_element_type=jnp.float32 if self.bias else cfg.compute_dtype)
+        # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 %
+        # closer to float32.
+        y = jnp.matmul(
+            x, kernel.astype(cfg.compute_dtype), preferred_element_type=jnp.float32 if self.bias else cfg.compute_dtype
+        )
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
             y = (y + self.param("bias", zeros, (self.features,), jnp.float32)).astype(cfg.compute_dtype)
@@ -82,13 +90,18 @@ class Linear(nn.Module):
 
 
 def dropout_masks(config: PolicyConfig, noise_BT2: jax.Array | None, layer: jax.Array) -> Keep:
-    """Which inputs of each adapted module stay, bool [B, T, in]. A token's masks follow from its own key and the layer alone, so they
-    are the same whatever row or batch it is scored in. One draw for all modules: each draw costs a second of compiling on CPU."""
+    """Which inputs of each adapted module stay, bool [B, T, in]. A token's masks follow from its own key and the layer
+    alone, so they are the same whatever row or batch it is scored in. One draw for all modules: each draw costs a
+    second of compiling on CPU."""
     if noise_BT2 is None:
         return {}
     inputs = {"out": config.num_heads * config.head_dim, "down": config.d_ff}
-    widths = {LORA_TARGETS[target][1]: inputs.get(LORA_TARGETS[target][1], config.d_model) for target in config.lora.targets}
-    draw = lambda key: jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - config.lora.dropout, (sum(widths.values()),))
+    widths = {
+        LORA_TARGETS[target][1]: inputs.get(LORA_TARGETS[target][1], config.d_model) for target in config.lora.targets
+    }
+    draw = lambda key: jax.random.bernoulli(
+        jax.random.wrap_key_data(key), 1.0 - config.lora.dropout, (sum(widths.values()),)
+    )
     keep = jax.vmap(jax.vmap(draw))(fold_in(noise_BT2, layer))
     ends = list(itertools.accumulate(widths.values()))
     return dict(zip(widths, jnp.split(keep, ends[:-1], axis=-1), strict=True))
@@ -107,7 +120,8 @@ class Attention(nn.Module):
         def heads(name: str, number: int, axis: str) -> jax.Array:
             x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, keep)
             if view.last_BT is not None:
-                # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed copy of it.
+                # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed
+                # copy of it.
                 x = jax.lax.optimization_barrier(x)
             x = x.reshape(*x.shape[:2], number, cfg.head_dim)
             return constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
@@ -122,10 +136,13 @@ class Attention(nn.Module):
         if view.last_BT is not None:  # write, then look at the cache
             rows = jnp.arange(x_BTD.shape[0])[:, None]
             cache = tuple(
-                old.at[rows, positions_BT].set(new, mode="drop") for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True)
+                old.at[rows, positions_BT].set(new, mode="drop")
+                for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True)
             )
             mixed_BTHC = attention.attend_cached(q_BTHC, *cache, view.last_BT)
-        elif cache is not None:  # look at the cache and at each other; the new keys and values are the caller's to write
+        elif (
+            cache is not None
+        ):  # look at the cache and at each other; the new keys and values are the caller's to write
             mixed_BTHC = attention.attend_stream(q_BTHC, k_BTKC, v_BTKC, *cache, view.branches)
             cache = (k_BTKC, v_BTKC)
         elif view.branches is not None:
@@ -153,7 +170,9 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`, its number, goes into the dropout of adapters."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`, its number, goes into the dropout of
+    adapters.
+    """
 
     config: PolicyConfig
     role: str
@@ -188,6 +207,7 @@ class Embed(nn.Module):
         # 1/sqrt(D): with a tied head the first logits have unit variance.
         init = nn.with_logical_partitioning(nn.initializers.normal(cfg.d_model**-0.5), ("vocab", "embed"))
         table_VD = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), jnp.float32)
-        # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split by it too.
+        # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split
+        # by it too.
         table_VD = constrain(table_VD.astype(cfg.compute_dtype), self.role, "vocab", "act_embed")
         return constrain(table_VD[tokens_BT], self.role, "batch", "length", "act_embed")

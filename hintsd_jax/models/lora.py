@@ -1,9 +1,12 @@
-"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass, merged into them it is gone.
+"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass,
+merged into them it is gone.
 
-An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like the weights:
-`a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints hold nothing else.
+An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like
+the weights: `a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints hold
+nothing else.
 
-Invariant: a fresh adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter compute.
+Invariant: a fresh adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter
+compute.
 """
 
 import math
@@ -22,7 +25,9 @@ Adapter = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """One adapted projection: its Hugging Face name, where it stands in a layer, its stacked kernel's shape [N, in, out] and axes."""
+    """One adapted projection: its Hugging Face name, where it stands in a layer, its stacked kernel's shape [N, in,
+    out] and axes.
+    """
 
     hf_name: str
     path: tuple[str, str]
@@ -80,5 +85,7 @@ def attach(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Pa
 
 
 def merge(kernel: Any, pair: Any, config: LoraConfig) -> Any:
-    """One projection's W + alpha / rank * A B in float32: kernel [..., in, out], pair of `a` [..., in, r] and `b` [..., r, out]."""
+    """One projection's W + alpha / rank * A B in float32: kernel [..., in, out], pair of `a` [..., in, r] and `b` [...,
+    r, out].
+    """
     return kernel.astype(np.float32) + np.float32(config.scale) * (pair["a"] @ pair["b"])

@@ -20,13 +20,17 @@ class Rotation(NamedTuple):
 
 
 def frequencies(config: PolicyConfig) -> jax.Array:
-    """Radians a position of the C / 2 pairs of a head: theta^(-2i/C), scaled where `config.rope_scaling` says so; float32."""
+    """Radians a position of the C / 2 pairs of a head: theta^(-2i/C), scaled where `config.rope_scaling` says so;
+    float32.
+    """
     plain = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
     return plain if config.rope_scaling is None else _llama3(plain, config.rope_scaling)
 
 
 def _llama3(plain: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """The scaling of Llama 3.1 (arXiv:2407.21783, and "llama3" in Hugging Face): slow pairs turn `factor` times slower, fast ones as before."""
+    """The scaling of Llama 3.1 (arXiv:2407.21783, and "llama3" in Hugging Face): slow pairs turn `factor` times slower,
+    fast ones as before.
+    """
     turns = scaling.original_positions * plain / (2 * math.pi)  # of a pair within the first context
     keep = jnp.clip((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq), 0.0, 1.0)
     return keep * plain + (1.0 - keep) * plain / scaling.factor

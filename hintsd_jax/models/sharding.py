@@ -1,13 +1,14 @@
-"""The one table that says how a logical axis lies on a device mesh, in training and in serving. Shapes and axis names flow in,
-shardings flow out.
+"""The one table that says how a logical axis lies on a device mesh, in training and in serving. Shapes and axis names
+flow in, shardings flow out.
 
-Modules name the axes of their parameters and activations (`"heads"`, `"batch"`); nothing outside this file knows a mesh axis.
-The same weights have two layouts. In training they are scattered over `fsdp` and gathered layer by layer, which pays because a
-layer then meets thousands of tokens. A decoding step meets one token a slot: gathering would cost more than the step, so in serving
-`fsdp` splits heads, ffn and vocabulary as `tensor` does, and only activations cross devices.
+Modules name the axes of their parameters and activations (`"heads"`, `"batch"`); nothing outside this file knows a mesh
+axis. The same weights have two layouts. In training they are scattered over `fsdp` and gathered layer by layer, which
+pays because a layer then meets thousands of tokens. A decoding step meets one token a slot: gathering would cost more
+than the step, so in serving `fsdp` splits heads, ffn and vocabulary as `tensor` does, and only activations cross
+devices.
 
-Invariants: every logical name has exactly one row; a mesh axis that does not divide a dimension is left out of it, so that any
-policy lies on any mesh; on one device no layout differs from another.
+Invariants: every logical name has exactly one row; a mesh axis that does not divide a dimension is left out of it, so
+that any policy lies on any mesh; on one device no layout differs from another.
 """
 
 import math
@@ -24,9 +25,13 @@ ROLES = ("train", "serve")
 
 _SPLIT = (("tensor",), ("fsdp", "tensor"))
 _WHOLE = ((), ())
-_SPREAD = ("tensor", "data", "fsdp")  # in this order `tensor` holds what it holds alone, and the others what they hold of a batch
-# name -> mesh axes in training, in serving. Parameters and activations have different names for the same letter, because a weight
-# may be scattered over an axis along which the activation that it multiplies must be whole.
+_SPREAD = (
+    "tensor",
+    "data",
+    "fsdp",
+)  # in this order `tensor` holds what it holds alone, and the others what they hold of a batch
+# name -> mesh axes in training, in serving. Parameters and activations have different names for the same letter,
+# because a weight may be scattered over an axis along which the activation that it multiplies must be whole.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # parameters
     "layers": _WHOLE,
@@ -94,7 +99,9 @@ def shardings(abstract: Any, axes: Any, mesh: Mesh, role: str) -> Any:
 
 
 def constrain(x: jax.Array, role: str, *names: str) -> jax.Array:
-    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or where no mesh is set."""
+    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or where no mesh is
+    set.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

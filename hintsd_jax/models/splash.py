@@ -1,20 +1,31 @@
-"""Causal attention of whole rows by the splash kernel (Pallas, TPU), each device its own rows and heads. Heads in, mixed values out.
+"""Causal attention of whole rows by the splash kernel (Pallas, TPU), each device its own rows and heads. Heads in,
+mixed values out.
 
-The scores never leave the chip: at T = 24,576 the plain form moves over 100 GB a layer through memory. The kernel knows nothing of
-meshes, so it is called under `shard_map`, with rows and heads split as in training.
+The scores never leave the chip: at T = 24,576 the plain form moves over 100 GB a layer through memory. The kernel knows
+nothing of meshes, so it is called under `shard_map`, with rows and heads split as in training.
 """
 
 import jax
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel, splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
 
 from hintsd_jax.models.sharding import spec
 
 _LANES = 128  # head_dim and T must be multiples of it
-_QUERY_BLOCK, _KEY_BLOCK = 512, 1024  # on-chip tiles; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB)
+_QUERY_BLOCK, _KEY_BLOCK = (
+    512,
+    1024,
+)  # on-chip tiles; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB)
 
 
 def fits(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
-    """Whether the kernel takes these shapes on the current mesh: long rows, and as many parts of query heads as of kv heads."""
+    """Whether the kernel takes these shapes on the current mesh: long rows, and as many parts of query heads as of kv
+    heads.
+    """
     _, T, _, C = q_BTHC.shape
     if T < 2 * _KEY_BLOCK or T % _KEY_BLOCK or C % _LANES:
         return False
@@ -38,7 +49,9 @@ def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, *, in
     if mesh.empty or mesh.size == 1:
         return local(q_BTHC, k_BTKC, v_BTKC)
     q_spec, kv_spec = _spec(q_BTHC, mesh, "act_heads"), _spec(k_BTKC, mesh, "act_kv_heads")
-    split = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False)  # a kernel says nothing of axes
+    split = jax.shard_map(
+        local, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False
+    )  # a kernel says nothing of axes
     return split(q_BTHC, k_BTKC, v_BTKC)
 
 

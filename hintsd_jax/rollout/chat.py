@@ -2,15 +2,16 @@
 
 A template renders whole dialogues, while a stream only grows. So only what new messages add is tokenised, once.
 
-Invariant 1: prompt + sampled ids + deltas is the stream. With history="keep" the deltas are read off a stub dialogue, and the stream
-equals the template's rendering of the dialogue, text and ids, wherever the template keeps earlier turns; that is verified on
-probe dialogues when a `ChatFormat` is built, and where it rewrites them (stock Qwen3 drops earlier thinking) the sampled tokens
-stand, a declared deviation. With history="template" the student always reads the template's own rendering of the dialogue so far:
-while that extends the stream's text, the sampled ids stand and only the rest is tokenised; where it rewrites anything (earlier
-thinking; spaces around an action; a control token in it, or another stop token than the template's), a new stream begins with the
-whole rendering tokenised afresh. So does tool documentation that comes in mid-episode: "template" renders the dialogue with the
-longer list, while under "keep" the list that was read stands and the message that announces the tools holds their documentation, in
-the template's own words (a declared deviation).
+Invariant 1: prompt + sampled ids + deltas is the stream. With history="keep" the deltas are read off a stub dialogue,
+and the stream equals the template's rendering of the dialogue, text and ids, wherever the template keeps earlier turns;
+that is verified on probe dialogues when a `ChatFormat` is built, and where it rewrites them (stock Qwen3 drops earlier
+thinking) the sampled tokens stand, a declared deviation. With history="template" the student always reads the
+template's own rendering of the dialogue so far: while that extends the stream's text, the sampled ids stand and only
+the rest is tokenised; where it rewrites anything (earlier thinking; spaces around an action; a control token in it, or
+another stop token than the template's), a new stream begins with the whole rendering tokenised afresh. So does tool
+documentation that comes in mid-episode: "template" renders the dialogue with the longer list, while under "keep" the
+list that was read stands and the message that announces the tools holds their documentation, in the template's own
+words (a declared deviation).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +19,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template, Tools
 from hintsd_jax.envs.tool_calls import THINK_CLOSE, THINK_OPEN, render_call
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template, Tools
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Token ids that messages add; `branch` is the index in `ids` where the generation prompt starts. `fresh`: they begin a new
-    stream, because the template has rewritten what was read before."""
+    """Token ids that messages add; `prompt_start` is the index in `ids` where the generation prompt starts.
+    `new_stream`: they begin a new stream, because the template has rewritten what was read before."""
 
     ids: tuple[int, ...]
-    branch: int
-    fresh: bool = False
+    prompt_start: int
+    new_stream: bool = False
 
 
 class ChatFormat:
@@ -61,7 +62,9 @@ class ChatFormat:
         self.stop_ids = tuple(dict.fromkeys((*self._encode(self._template.stop), *eos, *stop_ids)))
         if max(self.stop_ids) >= self.vocab_size:
             last = max(self.stop_ids)
-            raise UserError(f"generation_config.json ends a generation with token {last}, but the tokenizer has only {self.vocab_size}")
+            raise UserError(
+                f"generation_config.json ends a generation with token {last}, but the tokenizer has only {self.vocab_size}"
+            )
         if history != "template":
             self._verify_feedback()
         probes = ((probe, tools) for probe in self._probes() for tools in ((), (PROBE_TOOL,)))
@@ -83,18 +86,25 @@ class ChatFormat:
         generation prompt."""
         return self._delta(self._template.added(messages))
 
-    def announced(self, messages: Sequence[Message], tools: Tools) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
+    def announcing(
+        self, messages: Sequence[Message], tools: Tools
+    ) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
         """An answer that brings further `tools`, as the student is told: (messages, tools that go into the tool list)."""
         if self._history == "template" or not tools:
             return tuple(messages), tuple(tools)
         *earlier, last = messages
         return (*earlier, last | {"content": f"{self._template.documentation(tools)}\n{last['content']}"}), ()
 
-    def answer(
-        self, dialogue: Sequence[Message], tools: Tools, ids: Sequence[int], messages: Sequence[Message], added: Tools = ()
+    def observation(
+        self,
+        dialogue: Sequence[Message],
+        tools: Tools,
+        ids: Sequence[int],
+        messages: Sequence[Message],
+        added: Tools = (),
     ) -> Delta:
-        """What the student reads when `messages` answer the action `ids`, which ended with a stop token; `dialogue` came before it,
-        under the tool list `tools`. `added` goes into the list with this answer; see `announced`."""
+        """What the student reads when `messages` answer the action `ids`, which ended with a stop token; `dialogue`
+        came before it, under the tool list `tools`. `added` goes into the list with this answer; see `announced`."""
         if self._history != "template":
             return self.delta(messages)
         read = self._template.render(dialogue, tools) + self._text(ids)
@@ -102,14 +112,16 @@ class ChatFormat:
         text = self._template.render(answered, [*tools, *added])
         if text.startswith(read):
             return self._delta(text[len(read) :])
-        return replace(self._delta(text), fresh=True)
+        return replace(self._delta(text), new_stream=True)
 
-    def feedback(self, text: str) -> tuple[int, ...]:
+    def user_turn(self, text: str) -> tuple[int, ...]:
         """One more user message and the generation prompt, to follow `tokens[:branch]` of an episode, which already
         ends with a closed message."""
         return self._delta(self._template.added([_user(text)])[len(self._template.closing) :]).ids
 
-    def advised(self, dialogue: Sequence[Message], tools: Tools, trunk: Sequence[int], text: str) -> tuple[int, tuple[int, ...]]:
+    def teacher_context(
+        self, dialogue: Sequence[Message], tools: Tools, trunk: Sequence[int], text: str
+    ) -> tuple[int, tuple[int, ...]]:
         """The teacher's context: `dialogue`, the feedback as one more user message, the generation prompt.
 
         Args:
@@ -119,35 +131,37 @@ class ChatFormat:
           history="template", the feedback makes the template rewrite earlier turns.
         """
         if self._history != "template":
-            return len(trunk), self.feedback(text)
+            return len(trunk), self.user_turn(text)
         read = self._template.render(dialogue, tools).removesuffix(self._template.generation)
         whole = self._template.render([*dialogue, _user(text)], tools)
         if whole.startswith(read):
             return len(trunk), self._delta(whole[len(read) :]).ids
         context = self._delta(whole)
-        seen = common_prefix(trunk, context.ids[: context.branch])
+        seen = common_prefix(trunk, context.ids[: context.prompt_start])
         return seen, context.ids[seen:]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an action span, without the stop token that closed it. Where the generation prompt has opened the thinking,
-        the text begins with that opening, so that it reads like any other thinking."""
+        """The text of an action span, without the stop token that closed it. Where the generation prompt has opened the
+        thinking, the text begins with that opening, so that it reads like any other thinking."""
         ids = list(ids)
         if ids and ids[-1] in self.stop_ids:
             ids.pop()
         return self._template.opening + self._text(ids)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of an action that reads `text`, its stop token included: the way back from `decode`. A stop token in the text itself
-        ends it there."""
+        """The ids of an action that reads `text`, its stop token included: the way back from `decode`. A stop token in
+        the text itself ends it there."""
         ids = self._encode(text.removeprefix(self._template.opening)) + self.stop_ids[:1]
         return ids[: 1 + next(n for n, token in enumerate(ids) if token in self.stop_ids)]
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself; where a letter is spread over several, each shows a replacement character."""
         return [self._text([token]) for token in ids]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            [int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
@@ -184,11 +198,18 @@ class ChatFormat:
         actions = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         text, ids = template.render(messages[: actions[0]], tools), self.prompt(messages[: actions[0]], tools).ids
         for index, end in zip(actions, [*actions[1:], len(messages)], strict=True):
-            sampled, answers = messages[index]["content"].removeprefix(template.opening) + template.stop, messages[index + 1 : end]
+            sampled, answers = (
+                messages[index]["content"].removeprefix(template.opening) + template.stop,
+                messages[index + 1 : end],
+            )
             action = self._encode(sampled)
-            delta = self.answer(messages[:index], tools, action, answers)
-            ids = delta.ids if delta.fresh else ids + action + delta.ids
-            text = template.render(messages[:end], tools) if self._history == "template" else text + sampled + template.added(answers)
+            delta = self.observation(messages[:index], tools, action, answers)
+            ids = delta.ids if delta.new_stream else ids + action + delta.ids
+            text = (
+                template.render(messages[:end], tools)
+                if self._history == "template"
+                else text + sampled + template.added(answers)
+            )
         truth = template.render(messages, tools)
         return _compare(text, truth) or (None if ids == self._encode(truth) else _RETOKENISED)
 
@@ -199,9 +220,11 @@ class ChatFormat:
             trunk = self.prompt(history)
             truth = template.render((*history, advice))
             text = template.render(history, generate=False) + template.added([advice])[len(template.closing) :]
-            grown = trunk.ids[: trunk.branch] + self.feedback(advice["content"])
+            grown = trunk.ids[: trunk.prompt_start] + self.user_turn(advice["content"])
             if problem := _compare(text, truth) or (None if grown == self._encode(truth) else _RETOKENISED):
-                raise UserError(f"the chat template does not take one more user message after a {history[-1]['role']} message: {problem}")
+                raise UserError(
+                    f"the chat template does not take one more user message after a {history[-1]['role']} message: {problem}"
+                )
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

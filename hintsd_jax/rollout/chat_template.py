@@ -1,12 +1,12 @@
 """A chat template as text: messages in, its rendering out, and the frames around messages, found once by probing.
 
-A template renders whole dialogues. What it writes around an assistant's words is read off a stub dialogue whose last message is an
-assistant's sentinel: what follows the sentinel closes a turn, what a generation prompt adds opens the next one. The format of tool
-calls is read off a stub with one call.
+A template renders whole dialogues. What it writes around an assistant's words is read off a stub dialogue whose last
+message is an assistant's sentinel: what follows the sentinel closes a turn, what a generation prompt adds opens the
+next one. The format of tool calls is read off a stub with one call.
 
-Invariant: a rendering depends on its messages, tools and the template's variables only, never on the day: templates that print a
-date get a fixed one. Control tokens in message contents are written with a space after their first character, so that no
-environment's or policy's text can open or close a turn.
+Invariant: a rendering depends on its messages, tools and the template's variables only, never on the day: templates
+that print a date get a fixed one. Control tokens in message contents are written with a space after their first
+character, so that no environment's or policy's text can open or close a turn.
 """
 
 import datetime
@@ -17,7 +17,17 @@ from typing import Any
 import jinja2
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.envs.tool_calls import BARE, CLOSE, HERMES, OPEN, PYTHON_TAG, STYLES, THINK_CLOSE, THINK_OPEN, render_call
+from hintsd_jax.envs.tool_calls import (
+    BARE,
+    CLOSE,
+    HERMES,
+    OPEN,
+    PYTHON_TAG,
+    STYLES,
+    THINK_CLOSE,
+    THINK_OPEN,
+    render_call,
+)
 from hintsd_jax.errors import UserError
 
 Tools = Sequence[Mapping[str, Any]]
@@ -29,17 +39,26 @@ _REPLACED = "".join(f" | replace('%{d}', '{DATE.strftime('%' + d)}')" for d in (
 _CLOCK = "{% macro strftime_now(format) %}{{ format" + _REPLACED + " }}{% endmacro %}\n"
 _SENTINEL = "@sampled@"
 _STUB = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
-_OWN_TAGS = (THINK_OPEN, THINK_CLOSE, OPEN, CLOSE)  # an assistant's own words, also where a tokenizer calls them control tokens
+_OWN_TAGS = (
+    THINK_OPEN,
+    THINK_CLOSE,
+    OPEN,
+    CLOSE,
+)  # an assistant's own words, also where a tokenizer calls them control tokens
 _CALL = ToolCall("look", {"at": "x"})
 _ASKED = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Look."})
-PROBE_TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}}
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 class Template:
     """The chat template of a tokenizer.
 
     generation: the text that opens an assistant turn. opening: its part that opens thinking and leaves it open, or "".
-    stop: the control token that closes an assistant turn. closing: what follows it before the next message ("\\n" in ChatML).
+    stop: the control token that closes an assistant turn. closing: what follows it before the next message ("\\n" in
+    ChatML).
     style: the format of tool calls, see `toolcalls`; HERMES where the template writes none itself.
 
     `variables` go to the template, e.g. enable_thinking=False, date_string="01 Jan 2025".
@@ -57,7 +76,9 @@ class Template:
 
         bare, prompting = self.render(_STUB, generate=False), self.render(_STUB)
         if bare.count(_SENTINEL) != 1 or not prompting.startswith(bare) or prompting == bare:
-            raise UserError("the chat template does not render assistant text and a generation prompt in one piece each")
+            raise UserError(
+                "the chat template does not render assistant text and a generation prompt in one piece each"
+            )
         self.generation = prompting[len(bare) :]
         tail = bare.partition(_SENTINEL)[2]
         if self._first_token(self.generation) is None:
@@ -71,7 +92,8 @@ class Template:
         self.style = self._find_style()
 
     def render(self, messages: Iterable[Message], tools: Tools = (), generate: bool = True) -> str:
-        """The dialogue as the template writes it, with `generate` also the generation prompt. `tools` are rendered as they are.
+        """The dialogue as the template writes it, with `generate` also the generation prompt. `tools` are rendered as
+        they are.
 
         Raises UserError when the template refuses these messages.
         """
@@ -90,33 +112,45 @@ class Template:
             raise UserError(f"the chat template cannot render the roles {roles}: {error}") from error
 
     def added(self, messages: Iterable[Message]) -> str:
-        """What `messages` add after an assistant turn that its stop token has ended: closing, messages, generation prompt.
+        """What `messages` add after an assistant turn that its stop token has ended: closing, messages, generation
+        prompt.
 
         Raises UserError when the template lets nothing of an earlier turn stand.
         """
         _, found, text = self.render((*_STUB, *messages)).partition(_SENTINEL + self.stop)
         if not found:
-            raise UserError("the chat template rewrites the whole of an assistant turn once messages follow it: set history='template' to follow it")
+            raise UserError(
+                "the chat template rewrites the whole of an assistant turn once messages follow it: set history='template' to follow it"
+            )
         return text
 
     def documentation(self, tools: Tools) -> str:
-        """What the template writes about `tools`: its whole block where that is one piece within a message, else what the tools add to a
-        list that is there already; as JSON lines where the template has no place for tools in one piece."""
+        """What the template writes about `tools`: its whole block where that is one piece within a message, else what
+        the tools add to a list that is there already; as JSON lines where the template has no place for tools in one
+        piece."""
         block = _inserted(self.render(_ASKED, generate=False), self.render(_ASKED, tools, generate=False))
         if block is None or any(token in block for token in self._control):
-            block = _inserted(self.render(_ASKED, [PROBE_TOOL], generate=False), self.render(_ASKED, [PROBE_TOOL, *tools], generate=False))
+            block = _inserted(
+                self.render(_ASKED, [PROBE_TOOL], generate=False),
+                self.render(_ASKED, [PROBE_TOOL, *tools], generate=False),
+            )
         if block is None or any(token in block for token in self._control):
             block = "\n".join(json.dumps(tool) for tool in tools)
         return block.strip()
 
     def _text(self, tools: bool) -> str:
-        text = self._tokenizer.get_chat_template(tools=tools or None)  # a tokenizer may have one more for dialogues with tools
+        text = self._tokenizer.get_chat_template(
+            tools=tools or None
+        )  # a tokenizer may have one more for dialogues with tools
         return _CLOCK + text if "strftime_now" in text else text
 
     def _plain(self, message: Message) -> str:
         content, kept = message["content"], ""
         if message["role"] == "assistant" and self.style == BARE and content.startswith(PYTHON_TAG):
-            kept, content = PYTHON_TAG, content[len(PYTHON_TAG) :]  # where the policy announces a call: no turn begins with it
+            kept, content = (
+                PYTHON_TAG,
+                content[len(PYTHON_TAG) :],
+            )  # where the policy announces a call: no turn begins with it
         for token in self._control:
             if message["role"] != "assistant" or token not in _OWN_TAGS:
                 content = content.replace(token, f"{token[0]} {token[1:]}")
@@ -131,7 +165,9 @@ class Template:
     def _find_style(self) -> str:
         function = {"type": "function", "function": {"name": _CALL.name, "arguments": _CALL.arguments}}
         try:
-            text = self.render((_STUB[0], {"role": "assistant", "content": "", "tool_calls": [function]}), generate=False)
+            text = self.render(
+                (_STUB[0], {"role": "assistant", "content": "", "tool_calls": [function]}), generate=False
+            )
         except UserError:  # a template without tool calls may refuse the probe: then it has no format of its own
             return HERMES
         for style in STYLES:
@@ -140,7 +176,9 @@ class Template:
         if _CALL.name not in text:
             return HERMES
         at = max(0, text.index(_CALL.name) - 40)
-        raise UserError(f"the chat template writes tool calls in a format that is not supported: {text[at : at + 80]!r}")
+        raise UserError(
+            f"the chat template writes tool calls in a format that is not supported: {text[at : at + 80]!r}"
+        )
 
 
 def _inserted(shorter: str, longer: str) -> str | None:

@@ -1,11 +1,11 @@
 """The host loop between the engine and the environments: tasks in, finished episodes out.
 
 A `Rollout` is the engine's job for one episode. The engine hands it each sampled span; it parses the action, starts the
-environment's step in a worker, and answers with the observation's tokens. A failing environment, a full context or the step
-limit ends the episode and is counted; it never ends the run.
+environment's step in a worker, and answers with the observation's tokens. A failing environment, a full context or the
+step limit ends the episode and is counted; it never ends the run.
 
-Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four. Each further stream of it
-(see `Episode`) has a key of its own, which follows from that one.
+Invariant: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four. Each further
+stream of it (see `Episode`) has a key of its own, which follows from that one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from hintsd_jax.envs.base import Environment, Start, Turn
+from hintsd_jax.envs.base import Environment, Start, StepResult
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.rollout.chat import ChatFormat, Delta
 from hintsd_jax.rollout.env_pool import Answers, EnvPool, Failure
 from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.sampling import Engine, Rewrite, Sampling, Stats
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """max_steps: assistant generations an episode. context: tokens that the student may read and write at once. reports: ask
-    environments for theirs (privileged)."""
+    """max_steps: assistant generations an episode. context: tokens that the student may read and write at once.
+    reports: ask environments for theirs (privileged)."""
 
     max_steps: int
     context: int
@@ -39,7 +39,9 @@ class RolloutConfig:
 
 
 def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
-    """Raw key data (uint32 [2]) of one job: folded from the run's seed, the step, a name (task id and purpose) and an index."""
+    """Raw key data (uint32 [2]) of one job: folded from the run's seed, the step, a name (task id and purpose) and an
+    index.
+    """
     key = jax.random.key(seed)
     for part in (step, zlib.crc32(name.encode()), index):
         key = jax.random.fold_in(key, part)
@@ -60,7 +62,9 @@ def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
 class Rollout:
     """One episode as a job of the engine (see `sampling.Job`)."""
 
-    def __init__(self, episode: Episode, worker: int, pool: EnvPool, chat: ChatFormat, config: RolloutConfig, key: np.ndarray):
+    def __init__(
+        self, episode: Episode, worker: int, pool: EnvPool, chat: ChatFormat, config: RolloutConfig, key: np.ndarray
+    ):
         self.episode, self.key, self.sampling, self.context = episode, key, config.sampling, config.context
         self.prompt = tuple(episode.tokens)
         self._worker, self._pool, self._chat, self._config = worker, pool, chat, config
@@ -87,17 +91,20 @@ class Rollout:
             return Rewrite(tuple(self.episode.tokens), stream_key(self.key, current))
         return self.episode.tokens[last.stop :]
 
-    def _answer(self, turn: Turn | Failure) -> None:
+    def _answer(self, turn: StepResult | Failure) -> None:
         episode = self.episode
         if isinstance(turn, Failure):
             episode.append_observation(None)
             self._end(turn.reason, turn.detail)
             return
-        messages, tools = self._chat.announced(turn.messages, turn.tools)
+        messages, tools = self._chat.announcing(turn.messages, turn.tools)
         turn = dataclasses.replace(turn, messages=messages, tools=tools)
         over = turn.terminated or turn.truncated or len(episode.steps) >= self._config.max_steps
         delta = None if over else self._answered(turn)
-        full = delta is not None and len(delta.ids) + (0 if delta.fresh else len(episode.tokens)) >= self._config.context
+        full = (
+            delta is not None
+            and len(delta.ids) + (0 if delta.new_stream else len(episode.tokens)) >= self._config.context
+        )
         episode.append_observation(None if full else delta, turn.messages, turn.reward, turn.tools)
         episode.reward, episode.terminated = turn.reward, turn.terminated
         if turn.terminated:
@@ -107,11 +114,13 @@ class Rollout:
         elif full:
             self._end("context")
 
-    def _answered(self, turn: Turn) -> Delta:
+    def _answered(self, turn: StepResult) -> Delta:
         episode, last = self.episode, self.episode.steps[-1]
         number = len(episode.steps)
         ids = episode.tokens[last.start : last.stop]
-        return self._chat.answer(episode.dialogue(number), episode.tools_at(number), ids, turn.messages, turn.tools)
+        return self._chat.observation(
+            episode.dialogue(number), episode.tools_at(number), ids, turn.messages, turn.tools
+        )
 
     def _end(self, reason: str, detail: str = "") -> None:
         self.episode.ended, self.episode.detail = reason, detail
@@ -144,12 +153,12 @@ def run_episodes(
 ) -> tuple[list[Episode], Counter, Stats]:
     """Plays `rollouts` episodes of every task.
 
-    `answers` keeps the calls that timed out, under `(phase, task id, slot, call)`: a task may come twice. One journal must not
-    see a phase twice.
+    `answers` keeps the calls that timed out, under `(phase, task id, slot, call)`: a task may come twice. One journal
+    must not see a phase twice.
 
     Returns:
-      (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts that never
-      began (a reset that failed, a prompt beyond the context), each of which is missing in `episodes`.
+      (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts
+      that never began (a reset that failed, a prompt beyond the context), each of which is missing in `episodes`.
     """
     names = [(phase, tasks[worker // rollouts]["id"], worker) for worker in range(len(tasks) * rollouts)]
     with EnvPool(make_env, len(names), call_timeout_s, answers, names) as pool:

@@ -4,13 +4,15 @@ Flows: `EnvPool.submit(slot, "step", action)` starts a call and returns a `Call`
 gives the checked value, or a `Failure` (reason "env_error" or "env_timeout", and one line of detail).
 
 Invariants: no environment can end or hang the run. Whatever it raises, SystemExit included, and whatever it
-returns that is not in the protocol, comes back as a value. After a time-out, also one that it tells itself (`CallTimeout`), the
-object is never touched again; after an error it is closed and left; the slot gets a fresh one at its next "reset". Threads are
-daemons: one that hangs does not keep the interpreter. The verdict on a call depends on its own duration, not on when its result is
-collected.
+returns that is not in the protocol, comes back as a value. After a time-out, also one that it tells itself
+(`CallTimeout`), the object is never touched again; after an error it is closed and left; the slot gets a fresh one at
+its next "reset". Threads are
+daemons: one that hangs does not keep the interpreter. The verdict on a call depends on its own duration, not on when
+its result is collected.
 
-A time-out is the one answer that depends on the clock. With `answers` (a run's journal) it is put down before anybody learns of
-it; where it is there already, because a killed run is done again, the call fails at once and the environment is not called.
+A time-out is the one answer that depends on the clock. With `answers` (a run's journal) it is put down before anybody
+learns of it; where it is there already, because a killed run is done again, the call fails at once and the environment
+is not called.
 """
 
 import json
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from hintsd_jax.envs.base import CallTimeout, Environment, Fault, Message, Report, Start, Turn
+from hintsd_jax.envs.base import CallTimeout, Environment, Fault, Message, Report, Start, StepResult
 
 ENV_ERROR, ENV_TIMEOUT = "env_error", "env_timeout"
 
@@ -60,7 +62,7 @@ class Call:
         self._lock = threading.Lock()
         self._value: Any = None
 
-    def result(self) -> Start | Turn | Report | None | Failure:
+    def result(self) -> Start | StepResult | Report | None | Failure:
         """Blocks until the value is there or the limit is over. (None: the value of "close".)"""
         if not self._finished.wait(max(0.0, self._submitted + self._limit - time.monotonic())):
             self.settle(self._timeout())
@@ -96,7 +98,8 @@ class Call:
 class EnvWorker:
     """One environment object and the daemon thread that alone touches it, from its construction to its close.
 
-    After an error it closes the object itself: `begin_close()` gives the call that this counts as, before the error is told.
+    After an error it closes the object itself: `begin_close()` gives the call that this counts as, before the error is
+    told.
     """
 
     def __init__(self, make: Callable[[], Environment], begin_close: Callable[[], Call], name: str = "env"):
@@ -155,8 +158,8 @@ class EnvPool:
     `make()` builds an environment, in the slot's thread. A slot keeps its environment through resets; after a
     failure its next "reset" builds another. `close()` at the end, or use the pool in a `with` statement.
 
-    `answers` keeps time-outs under `(*names[slot], call)`, the call being "reset", "step 1", "step 2", ..., "report" or "close":
-    names must tell the slots apart, and a slot's episodes too if it is reset more than once.
+    `answers` keeps time-outs under `(*names[slot], call)`, the call being "reset", "step 1", "step 2", ..., "report" or
+    "close": names must tell the slots apart, and a slot's episodes too if it is reset more than once.
     """
 
     def __init__(
@@ -188,9 +191,14 @@ class EnvPool:
         return worker.submit(self._call(slot, method, args))
 
     def close(self) -> list[Failure]:
-        """Closes, all at once, every environment that has not failed and is not in a call; returns what went wrong in closing, after
-        an error too, to be counted. Blocks for one limit at most; the pool may be used again afterwards."""
-        workers = [(slot, worker) for slot, worker in enumerate(self._workers) if worker is not None and worker.usable and not worker.busy]
+        """Closes, all at once, every environment that has not failed and is not in a call; returns what went wrong in
+        closing, after an error too, to be counted. Blocks for one limit at most; the pool may be used again
+        afterwards."""
+        workers = [
+            (slot, worker)
+            for slot, worker in enumerate(self._workers)
+            if worker is not None and worker.usable and not worker.busy
+        ]
         self._workers = [None] * len(self._workers)
         calls, self._closings = self._closings, []
         calls += [worker.submit(self._call(slot, "close", ())) for slot, worker in workers]
@@ -255,12 +263,14 @@ def _check_start(value: Any) -> Start:
     return Start(messages, _check_tools(value.tools))
 
 
-def _check_turn(value: Any) -> Turn:
-    _expect(isinstance(value, Turn), f"step returned {type(value).__name__}, not a Turn")
+def _check_turn(value: Any) -> StepResult:
+    _expect(isinstance(value, StepResult), f"step returned {type(value).__name__}, not a StepResult")
     messages = _check_messages(value.messages, ("user", "tool"))
     real = isinstance(value.reward, numbers.Real) and math.isfinite(value.reward)
     _expect(real, f"the reward is {value.reward!r}, not a finite number")
-    turn = Turn(messages, float(value.reward), bool(value.terminated), bool(value.truncated), _check_tools(value.tools))
+    turn = StepResult(
+        messages, float(value.reward), bool(value.terminated), bool(value.truncated), _check_tools(value.tools)
+    )
     _expect(messages or turn.terminated or turn.truncated, "a turn without messages must end the episode")
     return turn
 
@@ -269,11 +279,15 @@ def _check_report(value: Any) -> Report:
     _expect(isinstance(value, Report), f"report returned {type(value).__name__}, not a Report")
     _expect(isinstance(value.summary, str), "the report's summary is not text")
     valid_turns = tuple(value.valid_turns)
-    _expect(all(type(valid) is bool for valid in valid_turns), f"the report's valid_turns are {valid_turns!r}, not bools")
+    _expect(
+        all(type(valid) is bool for valid in valid_turns), f"the report's valid_turns are {valid_turns!r}, not bools"
+    )
     if value.faults is None:
         return Report(value.summary, None, valid_turns)
     for fault in value.faults:
-        right = isinstance(fault, Fault) and type(fault.step) is int and fault.step >= 1 and isinstance(fault.feedback, str)
+        right = (
+            isinstance(fault, Fault) and type(fault.step) is int and fault.step >= 1 and isinstance(fault.feedback, str)
+        )
         _expect(right, f"the report holds {fault!r}, not a Fault with a step from 1 on and text")
     return Report(value.summary, tuple(value.faults), valid_turns)
 
@@ -295,7 +309,9 @@ def _check_messages(messages: Iterable[Any], roles: tuple[str, ...]) -> tuple[Me
         _expect(role in roles, f"a message has the role {role!r}: use {', '.join(roles)}")
         _expect(isinstance(content, str), f"a message's content is {type(content).__name__}, not text")
         # half of a surrogate pair is a str that no tokenizer takes
-        _expect(content.isascii() or content == content.encode("utf-8", "replace").decode(), "a message is not Unicode text")
+        _expect(
+            content.isascii() or content == content.encode("utf-8", "replace").decode(), "a message is not Unicode text"
+        )
         checked.append({"role": role, "content": content})
     return tuple(checked)
 

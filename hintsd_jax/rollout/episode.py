@@ -3,8 +3,8 @@
 Flows: `Episode.begin` takes the tokenised prompt; then, in turn, `append_action` takes what was sampled and
 `append_observation` the tokenised answer. Everything later (packing, hindsight, records) only reads.
 
-There is one stream, but where the chat template's rewriting of earlier turns is followed (history="template"): then each rewrite
-begins a new one, and a step's spans index into the stream that it was sampled in.
+There is one stream, but where the chat template's rewriting of earlier turns is followed (history="template"): then
+each rewrite begins a new one, and a step's spans index into the stream that it was sampled in.
 
 Invariant 1: tokens once written never change, sampled ids stand as sampled, and the mask comes from the spans
 that sampling wrote. A running checksum is compared before each growth and in `verify`, so that a caller that
@@ -27,13 +27,14 @@ from hintsd_jax.rollout.chat import Delta
 class Step:
     """One assistant generation and the environment's answer, `messages`.
 
-    `tokens[start:stop]` of `streams[stream]` is the action span, its stop token included. `branch` is where the generation prompt of
-    this step begins: the teacher's feedback message goes in there. `tools` are those that came with the answer.
+    `tokens[start:stop]` of `streams[stream]` is the action span, its stop token included. `prompt_start` is where the
+    generation prompt of this step begins: the teacher's feedback message goes in there. `tools` are those that came
+    with the answer.
     """
 
     start: int
     stop: int
-    branch: int
+    prompt_start: int
     text: str
     reward: float = 0.0
     stream: int = 0
@@ -76,14 +77,21 @@ class Episode:
     steps: list[Step] = field(default_factory=list)
     reward: float = 0.0
     terminated: bool = False
-    ended: str = ""  # why it ended: "terminated", "truncated", "max_steps", "context", "action_length", "env_error", ...
+    ended: str = (
+        ""  # why it ended: "terminated", "truncated", "max_steps", "context", "action_length", "env_error", ...
+    )
     report: Report | None = None  # privileged
     detail: str = ""  # one line for people, e.g. the environment's exception
-    branch: int | None = None  # start of the open generation prompt; None while no action may follow
+    prompt_start: int | None = None  # start of the open generation prompt; None while no action may follow
 
     @classmethod
     def begin(
-        cls, task_id: str, rollout: int, messages: Iterable[Message], prompt: Delta, tools: Iterable[Mapping[str, Any]] = ()
+        cls,
+        task_id: str,
+        rollout: int,
+        messages: Iterable[Message],
+        prompt: Delta,
+        tools: Iterable[Mapping[str, Any]] = (),
     ) -> "Episode":
         """An episode that awaits its first action. `prompt` is `ChatFormat.prompt(messages, tools)`."""
         episode = cls(task_id, rollout, tuple(dict(m) for m in messages), tuple(tools), len(prompt.ids), [Stream()])
@@ -100,26 +108,31 @@ class Episode:
 
         Raises ValueError when no generation prompt is open, the span is empty, or the lengths differ.
         """
-        if self.branch is None:
+        if self.prompt_start is None:
             raise ValueError("an action must follow a generation prompt")
         if not len(ids) or len(ids) != len(logprobs):
             raise ValueError(f"an action of {len(ids)} tokens with {len(logprobs)} log-probs")
         start = len(self.tokens)
         self._grow(ids)
         self.logprobs.extend(float(value) for value in logprobs)
-        self.steps.append(Step(start, len(self.tokens), self.branch, text, stream=len(self.streams) - 1))
-        self.branch = None
+        self.steps.append(Step(start, len(self.tokens), self.prompt_start, text, stream=len(self.streams) - 1))
+        self.prompt_start = None
         return self.steps[-1]
 
     def append_observation(
-        self, delta: Delta | None, messages: Iterable[Message] = (), reward: float = 0.0, tools: Iterable[Mapping[str, Any]] = ()
+        self,
+        delta: Delta | None,
+        messages: Iterable[Message] = (),
+        reward: float = 0.0,
+        tools: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """Adds the answer to the last action, `messages` and further `tools`: `ChatFormat.answer(...)`, or None when the episode ends
-        with it, for then nothing more is tokenised and only the record is kept. A fresh delta begins a new stream.
+        """Adds the answer to the last action, `messages` and further `tools`: `ChatFormat.observation(...)`, or None
+        when the episode ends with it, for then nothing more is tokenised and only the record is kept. A fresh delta
+        begins a new stream.
 
         Raises ValueError when the last action was already answered.
         """
-        if self.branch is not None or not self.steps:
+        if self.prompt_start is not None or not self.steps:
             raise ValueError("an observation must follow an action")
         step = self.steps[-1]
         step.messages, step.reward, step.tools = tuple(dict(m) for m in messages), float(reward), tuple(tools)
@@ -132,7 +145,9 @@ class Episode:
         return self.terminated and self.reward >= 1
 
     def action_mask(self, stream: int = -1) -> np.ndarray:
-        """bool, one for each token of a stream (the current one by default), True exactly on the ids that were sampled in it."""
+        """bool, one for each token of a stream (the current one by default), True exactly on the ids that were sampled
+        in it.
+        """
         stream %= len(self.streams)
         mask = np.zeros(len(self.streams[stream].tokens), dtype=bool)
         for step in self.steps:
@@ -158,7 +173,7 @@ class Episode:
         edge, current = 0, 0
         for number, step in enumerate(self.steps, 1):
             edge = edge if step.stream == current else 0
-            within = current <= step.stream < len(self.streams) and edge <= step.branch < step.start < step.stop
+            within = current <= step.stream < len(self.streams) and edge <= step.prompt_start < step.start < step.stop
             if not within or step.stop > len(self.streams[step.stream].tokens):
                 raise RuntimeError(f"episode {self.task_id}/{self.rollout}: the span of step {number} is out of order")
             edge, current = step.stop, step.stream
@@ -166,8 +181,13 @@ class Episode:
             raise RuntimeError(f"episode {self.task_id}/{self.rollout}: spans and log-probs differ in length")
 
     def to_json(self) -> dict[str, Any]:
-        """The episode with its token streams and spans, as plain JSON values; the tools stand in the prompt's tokens only."""
-        record = {name: getattr(self, name) for name in ("task_id", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")}
+        """The episode with its token streams and spans, as plain JSON values; the tools stand in the prompt's tokens
+        only.
+        """
+        record = {
+            name: getattr(self, name)
+            for name in ("task_id", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")
+        }
         return record | {
             "prompt_messages": list(self.prompt_messages),
             "streams": [list(stream.tokens) for stream in self.streams],
@@ -179,12 +199,12 @@ class Episode:
 
     def _read(self, delta: Delta) -> None:
         """What the student reads before its next action."""
-        if not 0 <= delta.branch < len(delta.ids):
-            raise ValueError(f"branch {delta.branch} lies outside the {len(delta.ids)} tokens to read")
-        if delta.fresh:
+        if not 0 <= delta.prompt_start < len(delta.ids):
+            raise ValueError(f"branch {delta.prompt_start} lies outside the {len(delta.ids)} tokens to read")
+        if delta.new_stream:
             self._check(-1)
             self.streams.append(Stream())
-        self.branch = len(self.tokens) + delta.branch
+        self.prompt_start = len(self.tokens) + delta.prompt_start
         self._grow(delta.ids)
 
     def _grow(self, ids: Sequence[int]) -> None:

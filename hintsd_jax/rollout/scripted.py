@@ -1,17 +1,19 @@
-"""A policy that plays what it is told, behind the engine's interface: jobs and the texts of their actions in, the same calls to the
-jobs out as from the real engine.
+"""A policy that plays what it is told, behind the engine's interface: jobs and the texts of their actions in, the same
+calls to the jobs out as from the real engine.
 
-It serves to put known behaviour through the whole loop (text -> ids -> parse -> execute -> score -> hindsight) without a model.
+It serves to put known behaviour through the whole loop (text -> ids -> parse -> execute -> score -> hindsight) without
+a model.
 
-Invariant: a job cannot tell it from `sampling.Engine`. It gets token ids that end with the stop token, cut where the engine would cut
-them (a longer action than the job or the engine allows, a full context), and the log-prob of each is 0: a script is certain.
+Invariant: a job cannot tell it from `sampling.Engine`. It gets token ids that end with the stop token, cut where the
+engine would cut them (a longer action than the job or the engine allows, a full context), and the log-prob of each is
+0: a script is certain.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import EngineConfig, Job, Rewrite, Stats
 
 UNBOUNDED = EngineConfig(slots=1, context=1 << 30, max_tokens=1 << 30)
@@ -22,7 +24,8 @@ class ScriptedEngine:
 
     Args:
       chat: turns texts into ids, and says how an action ends.
-      script: job -> the texts of its actions, in order; read on only as far as the job goes. The job of an episode has it as `job.episode`.
+      script: job -> the texts of its actions, in order; read on only as far as the job goes. The job of an episode has
+        it as `job.episode`.
       config: the limits of the engine that it stands for; none by default.
     """
 
@@ -30,7 +33,8 @@ class ScriptedEngine:
         self._chat, self._script, self.config = chat, script, config
 
     def run(self, params: Any, jobs: Iterable[Job]) -> Stats:
-        """Plays all jobs to their end, one after the other; `params` are not looked at. Of the `Stats` only `sampled` is counted.
+        """Plays all jobs to their end, one after the other; `params` are not looked at. Of the `Stats` only `sampled`
+        is counted.
 
         Raises:
           UserError: a prompt leaves no room for a single token.
@@ -48,7 +52,9 @@ class ScriptedEngine:
         texts, context, read = iter(self._script(job)), min(job.context, self.config.context), len(job.prompt)
         while True:
             if not 1 <= read < context:
-                raise UserError(f"a context of {read} tokens leaves no room in one of {context}: raise it, or shorten the prompt")
+                raise UserError(
+                    f"a context of {read} tokens leaves no room in one of {context}: raise it, or shorten the prompt"
+                )
             text = next(texts, None)
             if text is None:
                 raise ValueError("a script ended before its job")

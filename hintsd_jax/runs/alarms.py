@@ -1,7 +1,8 @@
 """Watches a run's metrics rows for collapse: rows in, alarms out.
 
-Invariant: pure in the rows since the run's start, as they stand in `metrics.jsonl`. `state` carries what is remembered of earlier
-ones; saved with a checkpoint and given back, it makes a resumed run decide the same. What is done about an alarm is the trainer's.
+Invariant: pure in the rows since the run's start, as they stand in `metrics.jsonl`. `state` carries what is remembered
+of earlier ones; saved with a checkpoint and given back, it makes a resumed run decide the same. What is done about an
+alarm is the trainer's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ NOT_FINITE = "not_finite"
 
 @dataclasses.dataclass(frozen=True)
 class AlarmConfig:
-    """action: "note", "stop" or "halve_lr". patience: rows in a row beyond a threshold that make an alarm. Each threshold is off at 0.
+    """action: "note", "stop" or "halve_lr". patience: rows in a row beyond a threshold that make an alarm. Each
+    threshold is off at 0.
 
-    min_entropy: nats a token, below it `distill/entropy`. max_divergence: nats a token that a teacher has scored, above it
-    `distill/divergence`. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it `rollout/success`.
-    max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far (0.2: 20 points).
+    min_entropy: nats a token, below it `train/entropy`. max_divergence: nats a token that a teacher has scored, above
+    it `train/divergence`. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it
+    `rollout/success`.
+    max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far
+    (0.2: 20 points).
     """
 
     action: str
@@ -42,18 +46,24 @@ class Alarm:
 
 # threshold: (metric, +1: too high above it, -1: too low below it)
 _THRESHOLDS = {
-    "min_entropy": ("distill/entropy", -1),
-    "max_divergence": ("distill/divergence", +1),
+    "min_entropy": ("train/entropy", -1),
+    "max_divergence": ("train/divergence", +1),
     "max_action_length": ("rollout/action_length", +1),
     "min_success": ("rollout/success", -1),
 }
-_FINITE = ("distill/loss", "distill/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
+_FINITE = ("train/loss", "train/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
 # where a row says so, these of its metrics stand at 0 because there was nothing to measure
-_EMPTY = {("distill/skipped", 1): "distill/", ("distill/taught", 0): "distill/divergence", ("rollout/episodes", 0): "rollout/"}
+_EMPTY = {
+    ("train/skipped", 1): "distill/",
+    ("train/teacher_scored_tokens", 0): "train/divergence",
+    ("rollout/episodes", 0): "rollout/",
+}
 
 
 class Alarms:
-    """`state` is plain JSON: rows in a row beyond each threshold, the success of the last rows, and the best mean of it so far."""
+    """`state` is plain JSON: rows in a row beyond each threshold, the success of the last rows, and the best mean of it
+    so far.
+    """
 
     def __init__(self, config: AlarmConfig, state: Mapping[str, Any] | None = None):
         self.config = config
@@ -62,9 +72,9 @@ class Alarms:
     def check(self, row: Mapping[str, float | None]) -> list[Alarm]:
         """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite).
 
-        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped update, the
-        divergence where no teacher has scored a token, and success and lengths where there was no episode: they stand at 0. After an
-        alarm its count begins again.
+        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped
+        update, the divergence where no teacher has scored a token, and success and lengths where there was no episode:
+        they stand at 0. After an alarm its count begins again.
         """
         empty = tuple(start for (metric, value), start in _EMPTY.items() if row.get(metric) == value)
         seen = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(empty)}
@@ -77,7 +87,9 @@ class Alarms:
             if limit and metric in values:
                 counts[name] = counts.get(name, 0) + 1 if sign * values[metric] > sign * limit else 0
                 if counts[name] >= self.config.patience:
-                    alarms.append(Alarm(name, self._text(metric, values[metric], "above" if sign > 0 else "below", name)))
+                    alarms.append(
+                        Alarm(name, self._text(metric, values[metric], "above" if sign > 0 else "below", name))
+                    )
                     counts[name] = 0
         self.state = self.state | {"counts": counts}
         if self.config.max_success_drop and "rollout/success" in values:

@@ -1,10 +1,13 @@
-"""Answers of the outside world: a key and a JSON value go in, and come out again when the step is done again after a kill.
+"""Answers of the outside world: a key and a JSON value go in, and come out again when the step is done again after a
+kill.
 
-A step is recomputed from its checkpoint, and everything it computes comes out as before. What it was told does not: whether an
-environment answered in time, what an endpoint replied. Such an answer is put down here first and acted on second.
+A step is recomputed from its checkpoint, and everything it computes comes out as before. What it was told does not:
+whether an environment answered in time, what an endpoint replied. Such an answer is put down here first and acted on
+second.
 
-Invariant: an answer that anything was built on is on disk, under one key once. Journals are never cut back: a resumed run
-reads those of the steps that it does again, the others stay as a record. A run that puts nothing down leaves no file.
+Invariant: an answer that anything was built on is on disk, under one key once. Journals are never cut back: a resumed
+run reads those of the steps that it does again, the others stay as a record. A run that puts nothing down leaves no
+file.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ Key = tuple[str | int, ...]
 class Journal:
     """The answers of one step, one file: `{"key": [...], "value": ...}` a line. Safe to use from several threads.
 
-    A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next one is put down.
+    A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next one is
+    put down.
 
     Args:
       path: the file; it and its folder are made with the first answer.
@@ -78,7 +82,9 @@ def _entries(path: Path) -> Iterator[tuple[bytes, Key, Any]]:
             entry = json.loads(line)
             yield line, tuple(entry["key"]), entry["value"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} line {number} is not an answer put down by this program: mend or remove the file") from error
+            raise UserError(
+                f"{path} line {number} is not an answer put down by this program: mend or remove the file"
+            ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Numbers of a run: one mapping a step goes in, one line of `metrics.jsonl` and TensorBoard events come out.
 
-Invariant: after a resume at step s the file holds exactly the rows of steps <= s, so a run that was killed and continued ends
-with the file of one that never was. For that, write the row of a step *before* its checkpoint is saved.
+Invariant: after a resume at step s the file holds exactly the rows of steps <= s, so a run that was killed and
+continued ends with the file of one that never was. For that, write the row of a step *before* its checkpoint is saved.
 """
 
 import collections

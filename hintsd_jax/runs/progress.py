@@ -1,4 +1,5 @@
-"""What a person sees: metrics rows go in, a progress bar (terminal) or plain lines (no terminal) and the last table come out.
+"""What a person sees: metrics rows go in, a progress bar (terminal) or plain lines (no terminal) and the last table
+come out.
 
 Nothing here feeds back into the run, so reading the clock is allowed.
 """
@@ -28,7 +29,9 @@ class Progress:
         self._began = time.monotonic()
         self._bar = None
         if self._stream.isatty():
-            self._bar = tqdm.tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm.tqdm(
+                total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True, smoothing=0.1
+            )
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Shows the row of `step`; a metric that the row lacks is left out."""
@@ -59,7 +62,7 @@ def _shown(metrics: Mapping[str, float | None]) -> list[str]:
     shown = []
     if (success := metrics.get("rollout/success")) is not None:
         shown.append(f"success {100 * success:.1f} %")
-    if (loss := metrics.get("distill/loss")) is not None:
+    if (loss := metrics.get("train/loss")) is not None:
         shown.append(f"loss {loss:.4f}")
     tokens, seconds = metrics.get("rollout/tokens"), metrics.get("time/step")
     if tokens is not None and seconds:
@@ -69,8 +72,8 @@ def _shown(metrics: Mapping[str, float | None]) -> list[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with the ends of their
-    intervals where they are to be shown."""
+    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with the
+    ends of their intervals where they are to be shown."""
 
     name: str
     before: float | None
@@ -91,18 +94,27 @@ def plain_table(results: Sequence[Result], facts: Mapping[str, str]) -> str:
 
     Args:
       results: its lines, such as held-out Avg@4, Best@4 and greedy.
-      facts: what stands below, such as {"wall time": "5:12", "tokens": "1,234,567", "analyser": "environment (privileged)"}.
+      facts: what stands below, such as {"wall time": "5:12", "tokens": "1,234,567", "analyser": "environment
+        (privileged)"}.
     """
     rows = [HEADER, *(result.cells() for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip() for row in rows]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in facts.items())]) + "\n"
 
 
 def markdown_table(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     """The same table in Markdown."""
-    lines = [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|", *(f"| {' | '.join(result.cells())} |" for result in results), ""]
+    lines = [
+        f"| {' | '.join(HEADER)} |",
+        "|---|--:|--:|--:|",
+        *(f"| {' | '.join(result.cells())} |" for result in results),
+        "",
+    ]
     return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts.items())]) + "\n"
 
 

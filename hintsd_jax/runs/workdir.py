@@ -1,7 +1,8 @@
-"""The folder of one run: a config goes in, a locked folder with `config.json`, `checkpoints/` and `episodes/` comes out.
+"""The folder of one run: a config goes in, a locked folder with `config.json`, `checkpoints/` and `episodes/` comes
+out.
 
-Invariants: one folder holds one config and one running process; every file appears whole or not at all (written beside its
-place, then renamed), so a kill at any moment leaves nothing half-written.
+Invariants: one folder holds one config and one running process; every file appears whole or not at all (written beside
+its place, then renamed), so a kill at any moment leaves nothing half-written.
 """
 
 import contextlib
@@ -72,18 +73,23 @@ class Workdir:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike, config: ml_collections.ConfigDict, *, may_differ: tuple[str, ...] = (), benchmark: str = ""
+        cls,
+        path: str | os.PathLike,
+        config: ml_collections.ConfigDict,
+        *,
+        may_differ: tuple[str, ...] = (),
+        benchmark: str = "",
     ) -> "Workdir":
         """Makes or reopens the folder, locks it and writes `config.json`.
 
-        A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because a
-        run that continues under another jax need not be bit-equal.
+        A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because
+        a run that continues under another jax need not be bit-equal.
 
         Args:
           path: the folder; its parents are made too.
           config: the resolved config of this run.
-          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`), beside
-            `config.NOT_OF_A_RUN`.
+          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`),
+            beside `config.NOT_OF_A_RUN`.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
 
         Raises:
@@ -133,8 +139,8 @@ class Workdir:
     def journal(self, kind: str, step: int) -> Journal:
         """`journal/<kind>_<step>.jsonl`: what the outside world answered there, in this process and in those before it.
 
-        One journal for each time that tasks are played: "step" (a training step's rollouts and hindsight), "eval" (the evaluation
-        after that step), "before" and "after" (the held-out tasks).
+        One journal for each time that tasks are played: "step" (a training step's rollouts and hindsight), "eval" (the
+        evaluation after that step), "before" and "after" (the held-out tasks).
         """
         return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
 
@@ -152,7 +158,9 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
-        raise UserError(f"workdir {path} is in use by another run ({owner}): wait for it or give another --workdir") from error
+        raise UserError(
+            f"workdir {path} is in use by another run ({owner}): wait for it or give another --workdir"
+        ) from error
     except OSError as error:
         raise UserError(f"workdir {path} cannot be locked ({error.strerror}): put it on a local disk") from error
     lock.truncate(0)

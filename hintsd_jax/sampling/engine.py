@@ -1,11 +1,11 @@
 """Continuous batching: jobs (dialogues with a policy) in, sampled spans out through the jobs' own methods.
 
-A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an environment
-prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin with in common stays.
-Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one.
+A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an
+environment prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin
+with in common stays. Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one.
 
-Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot, its
-neighbours or the clock. Every row is prefilled in chunks that follow from its own length, keys are folded from
+Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot,
+its neighbours or the clock. Every row is prefilled in chunks that follow from its own length, keys are folded from
 (job, position), and the schedule counts stopped slots, not seconds.
 """
 
@@ -50,7 +50,9 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a job samples: temperature (0 = greedy), top_p (1 = all), top_k (0 = all), and the most tokens of one generation."""
+    """How a job samples: temperature (0 = greedy), top_p (1 = all), top_k (0 = all), and the most tokens of one
+    generation.
+    """
 
     temperature: float
     top_p: float
@@ -60,8 +62,8 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
-    """A job's new context, in place of all that it had. Sampling folds a key with the position, and positions come again: so there is
-    a new key for what is sampled from here on."""
+    """A job's new context, in place of all that it had. Sampling folds a key with the position, and positions come
+    again: so there is a new key for what is sampled from here on."""
 
     tokens: Sequence[int]
     key: np.ndarray
@@ -97,8 +99,10 @@ class Stats:
 @dataclasses.dataclass
 class _Slot:
     job: Job | None = None
-    prompt: tuple[int, ...] = ()  # all of it but the last token stands in the cache or is `fresh`; kept after the job ended
-    fresh: Sequence[int] = ()  # known tokens that are not in the cache yet
+    prompt: tuple[
+        int, ...
+    ] = ()  # all of it but the last token stands in the cache or is `fresh`; kept after the job ended
+    uncached: Sequence[int] = ()  # known tokens that are not in the cache yet
     held: list[int] = dataclasses.field(default_factory=list)  # tokens in the cache, from position 0 on
     pending: int = 0  # the last known token when its generation began
     waiting: bool = False  # submitted, not collected
@@ -108,17 +112,21 @@ class _Slot:
         return len(self.held)
 
     def rewrite(self, tokens: Sequence[int]) -> None:
-        """Keeps of the cache what `tokens` begin with; the rest is fresh, at least the last token, which is to be pending."""
-        common = next((n for n, (a, b) in enumerate(zip(self.held, tokens)) if a != b), min(len(self.held), len(tokens) - 1))
+        """Keeps of the cache what `tokens` begin with; the rest is uncached, at least the last token, which is to be
+        pending.
+        """
+        common = next(
+            (n for n, (a, b) in enumerate(zip(self.held, tokens)) if a != b), min(len(self.held), len(tokens) - 1)
+        )
         del self.held[common:]
-        self.fresh = tokens[common:]
+        self.uncached = tokens[common:]
         if common < len(self.prompt) - 1:
             self.prompt = ()  # no more there for others
 
 
 class Engine:
-    """Serves any weights of one policy shape: the student's in rollouts, the teacher's in analysis, from the arrays that
-    training updates. Where serving lays weights out otherwise than training does, they are laid out once per run.
+    """Serves any weights of one policy shape: the student's in rollouts, the teacher's in analysis, from the arrays
+    that training updates. Where serving lays weights out otherwise than training does, they are laid out once per run.
 
     Args:
       policy: the policy's shape.
@@ -152,29 +160,29 @@ class Engine:
             for bucket in self.config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], Stats())
             self._copy_part([])
-            self._decode(params, self._idle_lanes(), Stats())
+            self._decode(params, self._idle_state(), Stats())
 
     def _run(self, params, queue: deque) -> Stats:
         stats = Stats()
         slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
-        lanes = self._idle_lanes()
+        state = self._idle_state()
         while True:
-            self._collect(slots, lanes)
-            self._fill(params, slots, lanes, queue, stats)
-            if any(slot.fresh for slot in slots):
-                self._prefill(params, slots, lanes, stats)
-            if not lanes.active_B.any():
+            self._collect(slots, state)
+            self._fill(params, slots, state, queue, stats)
+            if any(slot.uncached for slot in slots):
+                self._prefill(params, slots, state, stats)
+            if not state.active_B.any():
                 if any(slot.waiting for slot in slots):
                     continue
                 return stats
-            lanes = self._decode(params, lanes, stats)
-            self._submit(slots, lanes, stats)
+            state = self._decode(params, state, stats)
+            self._submit(slots, state, stats)
             if not self.config.overlap:
-                self._collect(slots, lanes)
+                self._collect(slots, state)
 
-    def _idle_lanes(self) -> programs.Lanes:
+    def _idle_state(self) -> programs.DecodeState:
         B, A = self.config.slots, self.config.max_tokens
-        return programs.Lanes(
+        return programs.DecodeState(
             pending_B=np.zeros(B, np.int32),
             position_B=np.full(B, self.config.context, np.int32),  # out of range: an empty slot writes nothing
             active_B=np.zeros(B, bool),
@@ -188,7 +196,7 @@ class Engine:
             top_k_B=np.zeros(B, np.int32),
         )
 
-    def _collect(self, slots: list[_Slot], lanes: programs.Lanes) -> None:
+    def _collect(self, slots: list[_Slot], state: programs.DecodeState) -> None:
         """Fetches answers in slot order. Called at a decode boundary, so timing cannot change anything but the time."""
         for index, slot in enumerate(slots):
             if not slot.waiting:
@@ -197,14 +205,14 @@ class Engine:
             answer = slot.job.collect()
             if answer is None:
                 slot.job = None
-                lanes.position_B[index] = self.config.context  # nothing attends for an empty slot
+                state.position_B[index] = self.config.context  # nothing attends for an empty slot
             elif isinstance(answer, Rewrite):
                 slot.rewrite(self._checked(answer.tokens, slot.job, "rewritten context"))
-                lanes.key_B2[index] = answer.key
+                state.key_B2[index] = answer.key
             else:
-                slot.fresh = [int(lanes.pending_B[index]), *answer]
+                slot.uncached = [int(state.pending_B[index]), *answer]
 
-    def _fill(self, params, slots, lanes, queue: deque, stats: Stats) -> None:
+    def _fill(self, params, slots, state, queue: deque, stats: Stats) -> None:
         """Gives free slots the next jobs; prompts that stand in some slot already are copied from there."""
         holders = {slot.prompt: index for index, slot in enumerate(slots) if slot.prompt}
         copies: list[tuple[int, int]] = []
@@ -220,35 +228,39 @@ class Engine:
                 del holders[slot.prompt]  # its row is overwritten from here on
             if source is None or source == index:
                 same = source == index
-                slots[index] = _Slot(job, prompt, fresh=prompt[-1:] if same else prompt, held=list(prompt[:-1]) if same else [])
+                slots[index] = _Slot(
+                    job, prompt, uncached=prompt[-1:] if same else prompt, held=list(prompt[:-1]) if same else []
+                )
             else:
                 (late if fresh_source else copies).append((source, index))
-                slots[index] = _Slot(job, prompt, fresh=prompt[-1:], held=list(prompt[:-1]))
+                slots[index] = _Slot(job, prompt, uncached=prompt[-1:], held=list(prompt[:-1]))
                 stats.copied += len(prompt) - 1
             holders.setdefault(prompt, index)
-            self._set_lane(lanes, index, job)
+            self._set_state(state, index, job)
         # A row that is copied from must still be whole: old rows are copied before any prefill, new ones after it.
         self._copy(copies)
         if late:
-            self._prefill(params, slots, lanes, stats)
+            self._prefill(params, slots, state, stats)
             self._copy(late)
 
     def _checked(self, tokens: Sequence[int], job: Job, what: str) -> tuple[int, ...]:
         """A whole context, with room for a sampled token."""
         if not 1 <= len(tokens) < min(job.context, self.config.context):
-            raise UserError(f"a {what} of {len(tokens)} tokens leaves no room in a context of {job.context}: raise it, or shorten the prompt")
+            raise UserError(
+                f"a {what} of {len(tokens)} tokens leaves no room in a context of {job.context}: raise it, or shorten the prompt"
+            )
         return tuple(int(t) for t in tokens)
 
     @staticmethod
-    def _set_lane(lanes: programs.Lanes, index: int, job: Job) -> None:
-        lanes.key_B2[index] = job.key
-        lanes.temperature_B[index] = job.sampling.temperature
-        lanes.top_p_B[index] = job.sampling.top_p
-        lanes.top_k_B[index] = job.sampling.top_k
+    def _set_state(state: programs.DecodeState, index: int, job: Job) -> None:
+        state.key_B2[index] = job.key
+        state.temperature_B[index] = job.sampling.temperature
+        state.top_p_B[index] = job.sampling.top_p
+        state.top_k_B[index] = job.sampling.top_k
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Copies rows as if one after the other. One program call reads before it writes, so a row that was just written
-        may be read only by the next call."""
+        """Copies rows as if one after the other. One program call reads before it writes, so a row that was just
+        written may be read only by the next call."""
         part: list[tuple[int, int]] = []
         for source, target in pairs:
             if len(part) == self.config.prefill_rows or source in (written for _, written in part):
@@ -265,15 +277,15 @@ class Engine:
             source_R[r], target_R[r] = source, target
         self._cache = programs.copy_slots(self._cache, source_R, target_R)
 
-    def _prefill(self, params, slots: list[_Slot], lanes: programs.Lanes, stats: Stats) -> None:
-        """Writes every slot's fresh tokens but the last, which becomes pending, and starts its next generation."""
+    def _prefill(self, params, slots: list[_Slot], state: programs.DecodeState, stats: Stats) -> None:
+        """Writes every slot's uncached tokens but the last, which becomes pending, and starts its next generation."""
         chunks: dict[int, list[tuple[int, int, Sequence[int]]]] = {}
         rounds: list[dict] = []
         largest = self.config.prefill_buckets[-1]
         for index, slot in enumerate(slots):
-            if not slot.fresh:
+            if not slot.uncached:
                 continue
-            tokens, pending = slot.fresh[:-1], slot.fresh[-1]
+            tokens, pending = slot.uncached[:-1], slot.uncached[-1]
             for nth, offset in enumerate(range(0, len(tokens), largest)):
                 chunk = tokens[offset : offset + largest]
                 bucket = next(b for b in self.config.prefill_buckets if b >= len(chunk))
@@ -281,8 +293,8 @@ class Engine:
                     rounds.append({})
                 rounds[nth].setdefault(bucket, []).append((index, slot.length + offset, chunk))
             slot.held.extend(tokens)
-            slot.fresh = ()
-            self._start(lanes, index, slot, pending)
+            slot.uncached = ()
+            self._start(state, index, slot, pending)
         for chunks in rounds:  # a row's later chunks attend to its earlier ones
             for bucket in sorted(chunks):
                 self._prefill_bucket(params, bucket, chunks[bucket], stats)
@@ -300,29 +312,29 @@ class Engine:
             stats.wasted += R * bucket - sum(len(chunk) for _, _, chunk in part)
             self._cache = programs.prefill(params, self.policy, self._cache, tokens_RL, start_R, slots_R)
 
-    def _start(self, lanes: programs.Lanes, index: int, slot: _Slot, pending: int) -> None:
+    def _start(self, state: programs.DecodeState, index: int, slot: _Slot, pending: int) -> None:
         room = min(slot.job.context, self.config.context) - 1 - slot.length  # after the pending token
         slot.pending = pending
-        lanes.pending_B[index], lanes.position_B[index] = pending, slot.length
-        lanes.count_B[index], lanes.active_B[index] = 0, True
-        lanes.limit_B[index] = min(slot.job.sampling.max_tokens, self.config.max_tokens, room)
+        state.pending_B[index], state.position_B[index] = pending, slot.length
+        state.count_B[index], state.active_B[index] = 0, True
+        state.limit_B[index] = min(slot.job.sampling.max_tokens, self.config.max_tokens, room)
 
-    def _decode(self, params, lanes: programs.Lanes, stats: Stats) -> programs.Lanes:
-        quota = max(1, int(np.ceil(self.config.refill * lanes.active_B.sum())))
-        self._cache, lanes, steps = programs.decode(
-            params, self.policy, self._stop_ids, self._cache, lanes, np.int32(quota)
+    def _decode(self, params, state: programs.DecodeState, stats: Stats) -> programs.DecodeState:
+        quota = max(1, int(np.ceil(self.config.refill * state.active_B.sum())))
+        self._cache, state, steps = programs.decode(
+            params, self.policy, self._stop_ids, self._cache, state, np.int32(quota)
         )
         stats.decode_steps += int(steps)
         stats.decode_calls += 1
-        return programs.Lanes(*(np.array(x) for x in lanes))
+        return programs.DecodeState(*(np.array(x) for x in state))
 
-    def _submit(self, slots: list[_Slot], lanes: programs.Lanes, stats: Stats) -> None:
+    def _submit(self, slots: list[_Slot], state: programs.DecodeState, stats: Stats) -> None:
         for index, slot in enumerate(slots):
-            if slot.job is None or slot.waiting or lanes.active_B[index]:
+            if slot.job is None or slot.waiting or state.active_B[index]:
                 continue
-            count = int(lanes.count_B[index])
-            ids = [int(t) for t in lanes.tokens_BA[index, :count]]
+            count = int(state.count_B[index])
+            ids = [int(t) for t in state.tokens_BA[index, :count]]
             slot.held += [slot.pending, *ids[:-1]]
             slot.waiting = True
             stats.sampled += count
-            slot.job.submit(ids, [float(x) for x in lanes.logprobs_BA[index, :count]], ids[-1] in self._stop_ids)
+            slot.job.submit(ids, [float(x) for x in state.logprobs_BA[index, :count]], ids[-1] in self._stop_ids)

@@ -1,9 +1,10 @@
-"""The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back (donated), and is
-called under the engine's mesh.
+"""The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back
+(donated), and is called under the engine's mesh.
 
-A slot's row of the cache holds the keys and values of positions 0..length-1; its *pending* token, the last one known, stands at
-position `length` and is fed by the next decode step. So prefill needs no logits at all, and a sampled token enters the cache
-when the next one is drawn. What lies beyond `length` is garbage that is overwritten before anything attends to it.
+A slot's row of the cache holds the keys and values of positions 0..length-1; its *pending* token, the last one known,
+stands at position `length` and is fed by the next decode step. So prefill needs no logits at all, and a sampled token
+enters the cache when the next one is drawn. What lies beyond `length` is garbage that is overwritten before anything
+attends to it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
 
-class Lanes(NamedTuple):
+class DecodeState(NamedTuple):
     """What every slot is doing; NumPy on the host between decode calls (B slots, A = most tokens of one generation)."""
 
     pending_B: jax.Array  # int32: the last known token
@@ -55,48 +56,46 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
 @partial(jax.jit, donate_argnums=0)
 def copy_slots(cache, source_R, target_R):
     """Copies whole rows of the cache; targets >= B go nowhere."""
-    return [
-        tuple(x.at[target_R].set(x.at[source_R].get(mode="clip"), mode="drop") for x in layer) for layer in cache
-    ]
+    return [tuple(x.at[target_R].set(x.at[source_R].get(mode="clip"), mode="drop") for x in layer) for layer in cache]
 
 
 @partial(jax.jit, static_argnums=(1, 2), donate_argnums=(3,))
-def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, lanes: Lanes, quota):
+def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, state: DecodeState, quota):
     """Samples in all active slots until `quota` of them have stopped, or none is left.
 
-    A slot stops with a stop token (which it keeps) or at its limit. Idle slots write their pending token's own key and value
-    again and again: no branch, no harm. The key of a token is folded from its job and its position alone.
+    A slot stops with a stop token (which it keeps) or at its limit. Idle slots write their pending token's own key and
+    value again and again: no branch, no harm. The key of a token is folded from its job and its position alone.
 
     Returns:
-      (cache, lanes, steps): `active` is now False where a generation ended.
+      (cache, state, steps): `active` is now False where a generation ended.
     """
     stops = jnp.array(stop_ids, jnp.int32)
-    begun = jnp.sum(lanes.active_B)
-    rows = jnp.arange(lanes.pending_B.shape[0])
+    begun = jnp.sum(state.active_B)
+    rows = jnp.arange(state.pending_B.shape[0])
 
     def go_on(carry):
-        _, lanes, _ = carry
-        running = jnp.sum(lanes.active_B)
+        _, state, _ = carry
+        running = jnp.sum(state.active_B)
         return (running > 0) & (begun - running < quota)
 
     def step(carry):
-        cache, lanes, steps = carry
-        hidden_BD, cache = decoder.decode_step(params, config, lanes.pending_B, lanes.position_B, cache)
+        cache, state, steps = carry
+        hidden_BD, cache = decoder.decode_step(params, config, state.pending_B, state.position_B, cache)
         logits_BV = constrain(decoder.project(params, config, hidden_BD), "serve", "batch", "act_vocab")
-        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(lanes.key_B2), lanes.position_B)
-        token_B, logprob_B = sample(logits_BV, keys_B, lanes.temperature_B, lanes.top_p_B, lanes.top_k_B)
-        active_B = lanes.active_B
-        column_B = jnp.where(active_B, lanes.count_B, lanes.tokens_BA.shape[1])  # out of range: dropped
-        count_B = lanes.count_B + active_B
-        stopped_B = jnp.any(token_B[:, None] == stops[None], axis=1) | (count_B >= lanes.limit_B)
-        lanes = lanes._replace(
-            pending_B=jnp.where(active_B, token_B, lanes.pending_B),
-            position_B=lanes.position_B + active_B,
+        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.key_B2), state.position_B)
+        token_B, logprob_B = sample(logits_BV, keys_B, state.temperature_B, state.top_p_B, state.top_k_B)
+        active_B = state.active_B
+        column_B = jnp.where(active_B, state.count_B, state.tokens_BA.shape[1])  # out of range: dropped
+        count_B = state.count_B + active_B
+        stopped_B = jnp.any(token_B[:, None] == stops[None], axis=1) | (count_B >= state.limit_B)
+        state = state._replace(
+            pending_B=jnp.where(active_B, token_B, state.pending_B),
+            position_B=state.position_B + active_B,
             active_B=active_B & ~stopped_B,
             count_B=count_B,
-            tokens_BA=lanes.tokens_BA.at[rows, column_B].set(token_B, mode="drop"),
-            logprobs_BA=lanes.logprobs_BA.at[rows, column_B].set(logprob_B, mode="drop"),
+            tokens_BA=state.tokens_BA.at[rows, column_B].set(token_B, mode="drop"),
+            logprobs_BA=state.logprobs_BA.at[rows, column_B].set(logprob_B, mode="drop"),
         )
-        return cache, lanes, steps + 1
+        return cache, state, steps + 1
 
-    return jax.lax.while_loop(go_on, step, (cache, lanes, jnp.int32(0)))
+    return jax.lax.while_loop(go_on, step, (cache, state, jnp.int32(0)))

@@ -1,4 +1,5 @@
-"""One token per row from logits, with temperature, top-k and top-p as traced arrays: another temperature compiles nothing.
+"""One token per row from logits, with temperature, top-k and top-p as traced arrays: another temperature compiles
+nothing.
 
 Invariant: a row's token depends on its own logits, key and parameters only, bit by bit.
 """

@@ -1,6 +1,7 @@
 """What a policy thinks of given words: contexts and actions in, the log-probability of every action token out.
 
-Rows are sorted by length and padded to few shapes, one compiled program each; the vocabulary projection is made for action tokens alone.
+Rows are sorted by length and padded to few shapes, one compiled program each; the vocabulary projection is made for
+action tokens alone.
 
 Letters: B rows, T tokens of context and action, A action tokens, V vocabulary.
 """
@@ -26,7 +27,8 @@ LOGITS = 1 << 27  # entries of all action tokens of a batch x vocabulary: 512 Mi
 def span_logprobs(
     params, policy: PolicyConfig, rows: Sequence[tuple[Sequence[int], Sequence[int]]], mesh: Mesh | None = None
 ) -> list[np.ndarray]:
-    """Log-probabilities (nats, temperature 1) of every row's action after its context: float32, one for each action token.
+    """Log-probabilities (nats, temperature 1) of every row's action after its context: float32, one for each action
+    token.
 
     Args:
       params: whole weights, as `decoder.forward` takes them.
@@ -58,7 +60,9 @@ def _scores(params, policy: PolicyConfig, tokens_BT: jax.Array, at_BA: jax.Array
     return jnp.take_along_axis(logp_BAV, actions_BA[:, :, None], axis=-1)[:, :, 0]
 
 
-def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], B: int, T: int, A: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _padded(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], B: int, T: int, A: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens_BT, at_BA, actions_BA = np.zeros((B, T), np.int32), np.zeros((B, A), np.int32), np.zeros((B, A), np.int32)
     for b, (context, action) in enumerate(rows):
         read = [*context, *action[:-1]]  # the last token is predicted, not read

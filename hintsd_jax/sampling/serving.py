@@ -1,6 +1,7 @@
 """Weights as training holds them in, weights as serving wants them out: split over all devices, in the compute dtype.
 
-A decoding step reads every weight once, so it wants them in bfloat16 where that is what is computed in, and never to be gathered.
+A decoding step reads every weight once, so it wants them in bfloat16 where that is what is computed in, and never to be
+gathered.
 Invariant: where layout and dtype are what they were, the arrays that come out are the ones that went in, not copies.
 """
 
@@ -17,12 +18,16 @@ from hintsd_jax.models.sharding import shardings
 
 
 class ServingLayout:
-    """`layout(params)` -> the same weights for the engine. Weights under an adapter never change: their copy, if one is needed, is kept."""
+    """`layout(params)` -> the same weights for the engine. Weights under an adapter never change: their copy, if one is
+    needed, is kept.
+    """
 
     def __init__(self, policy: PolicyConfig, mesh: Mesh):
         self._policy, self._mesh = policy, mesh
         self._axes = decoder.logical_axes(policy) | ({"lora": lora.logical_axes(policy)} if policy.lora else {})
-        self._frozen: dict[int, tuple[jax.Array, jax.Array]] = {}  # id of an array -> the array (so that the id stays its own), its copy
+        self._frozen: dict[
+            int, tuple[jax.Array, jax.Array]
+        ] = {}  # id of an array -> the array (so that the id stays its own), its copy
 
     def __call__(self, params: decoder.Params) -> decoder.Params:
         axes = {name: self._axes[name] for name in params}

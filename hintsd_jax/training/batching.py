@@ -1,7 +1,7 @@
 """Rows in, fixed-shape batches out.
 
-Invariants: the batches do not depend on the order of the rows; at most len(length_buckets) x len(stream_buckets) shapes occur; what does
-not fit is dropped whole and counted, never cut.
+Invariants: the batches do not depend on the order of the rows; at most len(length_buckets) x len(stream_buckets) shapes
+occur; what does not fit is dropped whole and counted, never cut.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
 class Batch(NamedTuple):
     """A micro-batch (a pytree of NumPy arrays): B rows, padded on the right with 0.
 
-    student_BT: int32, the rows' tokens. key_B2: uint32 dropout keys. student_at_BA: int32, for each action token the index in T whose
-    hidden state predicts it. trunk_BP: int32, what teacher branches look back on: the same tokens, or P = 0 where no branch does.
-    stream_BM: int32, the branches one behind the other; position_BM: their positions; seen_BM, branch_BM: see `policy.attention.Branches`.
-    teacher_at_BA: int32, as student_at_BA, in M. actions_BA: int32; sampled_BA: float32 log-probs; mask_BA: bool, True on real
-    tokens; weight_BA: float32, a token's weight in the divergence or cross-entropy; advantage_BA: float32.
+    student_BT: int32, the rows' tokens. key_B2: uint32 dropout keys. student_at_BA: int32, for each action token the
+    index in T whose hidden state predicts it. trunk_BP: int32, what teacher branches look back on: the same tokens, or
+    P = 0 where no branch does.
+    stream_BM: int32, the branches one behind the other; position_BM: their positions; prefix_length_BM, branch_id_BM:
+    see `policy.attention.Branches`.
+    teacher_at_BA: int32, as student_at_BA, in M. actions_BA: int32; sampled_BA: float32 log-probs; mask_BA: bool, True
+    on real tokens; weight_BA: float32, a token's weight in the divergence or cross-entropy; advantage_BA: float32.
     """
 
     student_BT: np.ndarray
@@ -32,8 +34,8 @@ class Batch(NamedTuple):
     trunk_BP: np.ndarray
     stream_BM: np.ndarray
     position_BM: np.ndarray
-    seen_BM: np.ndarray
-    branch_BM: np.ndarray
+    prefix_length_BM: np.ndarray
+    branch_id_BM: np.ndarray
     teacher_at_BA: np.ndarray
     actions_BA: np.ndarray
     sampled_BA: np.ndarray
@@ -44,10 +46,12 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The shapes of batches. A row takes the first length that holds its tokens, and the first pair of stream and action tokens that
-    holds its branches: `stream_buckets[i]` goes with `action_buckets[i]`, so that the programs are lengths x pairs.
+    """The shapes of batches. A row takes the first length that holds its tokens, and the first pair of stream and
+    action tokens that holds its branches: `stream_buckets[i]` goes with `action_buckets[i]`, so that the programs are
+    lengths x pairs.
 
-    rows: B. trunk: whether branches look back on a trunk (P = T) or stand alone (P = 0). Without a teacher: no trunk, and streams of 0.
+    rows: B. trunk: whether branches look back on a trunk (P = T) or stand alone (P = 0). Without a teacher: no trunk,
+    and streams of 0.
     """
 
     length_buckets: tuple[int, ...]
@@ -72,8 +76,8 @@ def blank_batch(shapes: Shapes, length: int, pair: int) -> Batch:
         trunk_BP=ids(B, length if shapes.trunk else 0),
         stream_BM=ids(B, M),
         position_BM=ids(B, M),
-        seen_BM=ids(B, M),
-        branch_BM=np.full((B, M), -1, np.int32),
+        prefix_length_BM=ids(B, M),
+        branch_id_BM=np.full((B, M), -1, np.int32),
         teacher_at_BA=ids(B, A),
         actions_BA=ids(B, A),
         sampled_BA=np.zeros((B, A), np.float32),
@@ -84,7 +88,9 @@ def blank_batch(shapes: Shapes, length: int, pair: int) -> Batch:
 
 
 class Place(NamedTuple):
-    """Where an action stands: its tokens are [row, first:stop] of a batch's arrays of [B, A]. `taught`: a teacher has scored it."""
+    """Where an action stands: its tokens are [row, first:stop] of a batch's arrays of [B, A]. `taught`: a teacher has
+    scored it.
+    """
 
     episode: int
     step: int
@@ -96,8 +102,9 @@ class Place(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """batches; dropped: actions by reason (every reason of `DROP_REASONS` is a key); student_tokens, teacher_tokens: what either goes
-    through, padding included; padding: how many of both mean nothing; places: of the actions, in the order of the batches."""
+    """batches; dropped: actions by reason (every reason of `DROP_REASONS` is a key); student_tokens, teacher_tokens:
+    what either goes through, padding included; padding: how many of both mean nothing; places: of the actions, in the
+    order of the batches."""
 
     batches: list[Batch]
     dropped: dict[str, int]
@@ -112,15 +119,17 @@ def pack(
 ) -> Packed:
     """Sorts rows into batches of a few fixed shapes.
 
-    Rows are sorted by size and cut into batches, and a batch takes the buckets of its largest row: at most one batch is not full.
-    A row whose branches together exceed the largest stream becomes several.
+    Rows are sorted by size and cut into batches, and a batch takes the buckets of its largest row: at most one batch is
+    not full. A row whose branches together exceed the largest stream becomes several.
 
     Args:
       rows: in any order; the result is the same.
-      mean_of_micro_means: weigh the tokens so that dividing once by all of them gives the mean over micro-steps (`Row.micro`,
-        those with tokens) of their token means, as the released HINT-SD code has it. Otherwise every token weighs the same.
-      policy_weight: for a sum of two losses: weigh the tokens so that dividing once by all of them gives the mean divergence over those
-        that a teacher reads plus this times the mean surrogate over those with an advantage. None: nothing is weighed.
+      mean_of_micro_means: weigh the tokens so that dividing once by all of them gives the mean over micro-steps
+        (`Row.micro`, those with tokens) of their token means, as the released HINT-SD code has it. Otherwise every
+        token weighs the same.
+      policy_weight: for a sum of two losses: weigh the tokens so that dividing once by all of them gives the mean
+        divergence over those that a teacher reads plus this times the mean surrogate over those with an advantage.
+        None: nothing is weighed.
     """
     dropped = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Row] = []
@@ -130,9 +139,13 @@ def pack(
             fitting.append(part)
             micro_tokens[row.micro] += sum(branch.size for branch in part.branches)
 
-    fitting.sort(key=lambda row: (_pair(row.branches, shapes), len(row.tokens)))  # stable: ties stay in the order of episodes
+    fitting.sort(
+        key=lambda row: (_pair(row.branches, shapes), len(row.tokens))
+    )  # stable: ties stay in the order of episodes
     tokens = sum(micro_tokens.values())
-    scale = {micro: tokens / len(micro_tokens) / own if mean_of_micro_means else 1.0 for micro, own in micro_tokens.items()}
+    scale = {
+        micro: tokens / len(micro_tokens) / own if mean_of_micro_means else 1.0 for micro, own in micro_tokens.items()
+    }
     taught, reinforced = _shares(fitting, tokens, policy_weight)
     batches, places, real = [], [], 0
     for first in range(0, len(fitting), shapes.rows):
@@ -155,7 +168,9 @@ def _shares(rows: Sequence[Row], tokens: int, policy_weight: float | None) -> tu
     if policy_weight is None:
         return 1.0, 1.0
     branches = [branch for row in rows for branch in row.branches]
-    taught, reinforced = (sum(branch.size for branch in branches if getattr(branch, name)) for name in ("words", "advantage"))
+    taught, reinforced = (
+        sum(branch.size for branch in branches if getattr(branch, name)) for name in ("words", "advantage")
+    )
     return tokens / max(taught, 1), policy_weight * tokens / max(reinforced, 1)
 
 
@@ -164,7 +179,9 @@ def _fit(row: Row, shapes: Shapes, dropped: dict[str, int]) -> list[Row]:
     parts: list[list[Branch]] = []
     for group in groups(row.branches):
         if group[0].seen and not shapes.trunk:
-            raise ValueError(f"episode {row.episode}, step {group[0].step}: a branch looks back on a trunk, and these shapes have none")
+            raise ValueError(
+                f"episode {row.episode}, step {group[0].step}: a branch looks back on a trunk, and these shapes have none"
+            )
         kept: list[Branch] = []
         for branch in group:  # joined ones need those before them
             too_long = (
@@ -213,7 +230,7 @@ def _write(batch: Batch, b: int, row: Row, taught: float, reinforced: float) -> 
         if branch.words:
             batch.stream_BM[b, stream] = branch.words + action
             batch.position_BM[b, stream] = branch.seen + np.arange(m - first, stream.stop - first)
-            batch.seen_BM[b, stream], batch.branch_BM[b, stream] = branch.seen, number
+            batch.prefix_length_BM[b, stream], batch.branch_id_BM[b, stream] = branch.seen, number
             batch.teacher_at_BA[b, span] = m + len(branch.words) - 1 + np.arange(branch.size)
         batch.student_at_BA[b, span] = np.arange(branch.start - 1, branch.stop - 1)
         batch.actions_BA[b, span], batch.sampled_BA[b, span], batch.mask_BA[b, span] = action, branch.sampled, True

@@ -1,14 +1,15 @@
-"""Episodes and what is to be learnt from them in, rows out: a row is one token stream of an episode (the trunk) with the branches that
-the teacher reads.
+"""Episodes and what is to be learnt from them in, rows out: a row is one token stream of an episode (the trunk) with
+the branches that the teacher reads.
 
-All branches of a stream share its history; an episode has one stream, unless a chat template's rewriting of earlier turns is followed.
-The student goes once through the trunk, cut after the last branch. The teacher goes once through the same trunk and, for each target,
-through a branch: it leaves the trunk before the target's generation prompt, or where feedback makes the template rewrite what the
-student read, or, with feedback at the start, before the first generation prompt; and it holds the rest of the teacher's context and the
-action. What is learnt without a teacher is a branch without words.
+All branches of a stream share its history; an episode has one stream, unless a chat template's rewriting of earlier
+turns is followed. The student goes once through the trunk, cut after the last branch. The teacher goes once through the
+same trunk and, for each target, through a branch: it leaves the trunk before the target's generation prompt, or where
+feedback makes the template rewrite what the student read, or, with feedback at the start, before the first generation
+prompt; and it holds the rest of the teacher's context and the action. What is learnt without a teacher is a branch
+without words.
 
-Invariants: the same action ids stand under both contexts, and both contexts end with the generation prompt; the student's side is a
-prefix of the stream's tokens, so that no feedback can be in it.
+Invariants: the same action ids stand under both contexts, and both contexts end with the generation prompt; the
+student's side is a prefix of the stream's tokens, so that no feedback can be in it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Branch:
-    """One action. `tokens[start:stop]` of its row is the action; before it the teacher reads `tokens[:seen]` and its own `words`.
+    """One action. `tokens[start:stop]` of its row is the action; before it the teacher reads `tokens[:seen]` and its
+    own `words`.
 
-    step: 1-based, of the episode. words: what follows, up to the generation prompt (with `seen` = 0 the whole context); () where no
-    teacher reads it. sampled: log-probabilities of the action's ids when they were sampled. weight: of the divergence, or of the
-    cross-entropy. advantage: of its tokens in a policy gradient. joined: the teacher reads on where the branch before it ends, instead of
-    `tokens[:seen]`; `seen` is the same then.
+    step: 1-based, of the episode. words: what follows, up to the generation prompt (with `seen` = 0 the whole context);
+    () where no teacher reads it. sampled: log-probabilities of the action's ids when they were sampled. weight: of the
+    divergence, or of the cross-entropy. advantage: of its tokens in a policy gradient. joined: the teacher reads on
+    where the branch before it ends, instead of `tokens[:seen]`; `seen` is the same then.
     """
 
     step: int
@@ -53,7 +55,8 @@ class Branch:
 class Row:
     """Tokens of an episode's stream up to the end of its last branch's action. Token ids.
 
-    episode: its number in the training step; it orders the rows. micro: the micro-step it belongs to (see `packing.pack`).
+    episode: its number in the training step; it orders the rows. micro: the micro-step it belongs to (see
+    `packing.pack`).
     key: raw key (two uint32) of the adapter's dropout. Branches are in the order of their steps.
     """
 
@@ -79,17 +82,21 @@ class Row:
 
     def with_branches(self, branches: Sequence[Branch]) -> Row:
         """The same row for these of its branches, cut after the last."""
-        return dataclasses.replace(self, branches=tuple(branches), tokens=self.tokens[: max(branch.stop for branch in branches)])
+        return dataclasses.replace(
+            self, branches=tuple(branches), tokens=self.tokens[: max(branch.stop for branch in branches)]
+        )
 
 
 def target_branches(episode: Any, targets: Sequence[Any], chat: Any) -> list[Branch]:
     """A branch for each target, its feedback right before the step.
 
     Args:
-      episode: has `streams` with `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `stream`, `start`, `stop` (the
-        action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and `tools_at(step)` are for `chat`.
+      episode: has `streams` with `tokens` (ids), `logprobs` of the sampled ones, and `steps` with `stream`, `start`,
+        `stop` (the action span) and `branch` (where the generation prompt of the step begins); `dialogue(step)` and
+        `tools_at(step)` are for `chat`.
       targets: have `step`, 1-based, and `feedback`, text; different steps.
-      chat: `chat.advised(dialogue, tools, trunk, feedback)` gives the teacher's context: how much of the trunk, and the words after it.
+      chat: `chat.teacher_context(dialogue, tools, trunk, feedback)` gives the teacher's context: how much of the trunk,
+        and the words after it.
     Raises:
       ValueError: the episode has no such step, or the two contexts do not end with the same generation prompt.
     """
@@ -97,8 +104,9 @@ def target_branches(episode: Any, targets: Sequence[Any], chat: Any) -> list[Bra
 
 
 def start_branches(episode: Any, steps: Sequence[int], text: str, chat: Any) -> list[Branch]:
-    """Branches for these steps under one advice that stands at the start, right before the first step: one reading of the episode by the
-    teacher. Arguments and errors as in `target_branches`, and a ValueError for an episode of several streams."""
+    """Branches for these steps under one advice that stands at the start, right before the first step: one reading of
+    the episode by the teacher. Arguments and errors as in `target_branches`, and a ValueError for an episode of several
+    streams."""
     if len(episode.streams) > 1:
         raise ValueError(f"step {min(steps)}: advice at the start needs an episode of one stream")
     tokens, found, end = episode.streams[0].tokens, [], 0
@@ -136,7 +144,9 @@ def alone(row: Row) -> Row:
     def whole(branch: Branch) -> Branch:
         if not branch.words:
             return branch
-        return dataclasses.replace(branch, seen=0, words=branch.words if branch.joined else row.tokens[: branch.seen] + branch.words)
+        return dataclasses.replace(
+            branch, seen=0, words=branch.words if branch.joined else row.tokens[: branch.seen] + branch.words
+        )
 
     return dataclasses.replace(row, branches=tuple(map(whole, row.branches)))
 
@@ -161,8 +171,8 @@ def _advised(episode: Any, number: int, text: str, chat: Any) -> tuple[int, tupl
     """The teacher's context before a step with advice there: how much of the stream, and the words after it."""
     step = _step(episode, number)
     tokens = episode.streams[step.stream].tokens
-    trunk, prompt = tokens[: step.branch], tuple(tokens[step.branch : step.start])
-    seen, words = chat.advised(episode.dialogue(number), episode.tools_at(number), trunk, text)
+    trunk, prompt = tokens[: step.prompt_start], tuple(tokens[step.prompt_start : step.start])
+    seen, words = chat.teacher_context(episode.dialogue(number), episode.tools_at(number), trunk, text)
     if tuple(words[len(words) - len(prompt) :]) != prompt:
         raise ValueError(f"step {number}: the teacher's context does not end with the generation prompt of the rollout")
     return seen, tuple(words)

@@ -1,9 +1,10 @@
-"""What training carries from update to update: what is trained (all weights, or an adapter), its EMA (the teacher's), and the
-optimizer's state. Frozen weights under an adapter are no part of it.
+"""What training carries from update to update: what is trained (all weights, or an adapter), its EMA (the teacher's),
+and the optimizer's state. Frozen weights under an adapter are no part of it.
 
-`create` makes it from loaded weights; `optimizer` and `learning_rate` are rebuilt from the frozen `OptimConfig` wherever they
-are needed, so the state is arrays only and can be saved, sharded and donated as it is. All of it is float32: an EMA in bfloat16
-loses updates smaller than 1/256 of a weight, which at a decay of 0.999 is nearly all of them.
+`create` makes it from loaded weights; `optimizer` and `learning_rate` are rebuilt from the frozen `OptimConfig`
+wherever they are needed, so the state is arrays only and can be saved, sharded and donated as it is. All of it is
+float32: an EMA in bfloat16 loses updates smaller than 1/256 of a weight, which at a decay of 0.999 is nearly all of
+them.
 """
 
 import dataclasses
@@ -23,11 +24,12 @@ SCHEDULES = ("constant", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, its schedule, and the EMA. Hashable: a static argument of the compiled step. Defaults: HINT-SD's released ones.
+    """AdamW, its schedule, and the EMA. Hashable: a static argument of the compiled step. Defaults: HINT-SD's released
+    ones.
 
-    clip_norm: limit of the gradient's global norm; 0 for none. schedule: "constant", or "linear" decay to 0 at `total_steps`;
-    both rise linearly from 0 over `warmup_steps`. Steps are optimizer steps: skipped ones do not count. ema_decay: the share
-    of the teacher that stays in one step.
+    clip_norm: limit of the gradient's global norm; 0 for none. schedule: "constant", or "linear" decay to 0 at
+    `total_steps`; both rise linearly from 0 over `warmup_steps`. Steps are optimizer steps: skipped ones do not count.
+    ema_decay: the share of the teacher that stays in one step.
     """
 
     lr: float = 5e-6
@@ -45,7 +47,9 @@ class OptimConfig:
         if self.schedule not in SCHEDULES:
             raise UserError(f"optim.schedule = {self.schedule!r} is unknown: choose one of {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise UserError(f"optim.warmup_steps = {self.warmup_steps} must be below optim.total_steps = {self.total_steps}")
+            raise UserError(
+                f"optim.warmup_steps = {self.warmup_steps} must be below optim.total_steps = {self.total_steps}"
+            )
         if not 0.0 <= self.ema_decay <= 1.0:
             raise UserError(f"optim.ema_decay = {self.ema_decay} must lie between 0 and 1")
         if self.lr < 0 or self.weight_decay < 0 or self.clip_norm < 0:
@@ -69,29 +73,38 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
         after = optax.constant_schedule(config.lr)
     if config.warmup_steps == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, config.warmup_steps), after], [config.warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, config.lr, config.warmup_steps), after], [config.warmup_steps]
+    )
 
 
 def optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW."""
-    adamw = optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
 def abstract(params: Params, config: OptimConfig) -> TrainState:
     """Shapes, dtypes and layout of the state that `create` makes of these weights (or of their shapes with shardings)."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, params)
-    params = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), params, layout)
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), params, layout
+    )
     moments = jax.eval_shape(optimizer(config).init, params)
     laid = moment_shardings(moments, layout)
-    moments = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), moments, laid)
+    moments = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), moments, laid
+    )
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=_everywhere(layout)), params, params, moments)
 
 
 def create(params: Params, config: OptimConfig) -> TrainState:
     """A fresh state; the teacher starts as the student. Its arrays lie on devices as those of `params` do.
 
-    The weights are copied, once for each of the two: updates donate the state, and an alias would die under its other owner.
+    The weights are copied, once for each of the two: updates donate the state, and an alias would die under its other
+    owner.
     """
 
     def copy(tree: Params) -> Params:
@@ -105,7 +118,9 @@ def create(params: Params, config: OptimConfig) -> TrainState:
 
 
 def moment_shardings(opt_state: optax.OptState, layout: Params) -> optax.OptState:
-    """A tree like `opt_state` of shardings: the moments lie as the parameters that they belong to, counters are everywhere."""
+    """A tree like `opt_state` of shardings: the moments lie as the parameters that they belong to, counters are
+    everywhere.
+    """
     everywhere, structure = _everywhere(layout), jax.tree.structure(layout)
     like_params = lambda node: jax.tree.structure(node) == structure
     return jax.tree.map(lambda node: layout if like_params(node) else everywhere, opt_state, is_leaf=like_params)

@@ -1,11 +1,12 @@
 """One update: batches of rows in, a new train state and metrics out.
 
-`accumulate` adds a micro-batch's gradient of the *summed* loss, and its sums, to an accumulator; `apply` divides once by all
-tokens and steps optimizer and EMA (the mean of micro-batch means was 5 % off the token mean). `update` is the two in a row over
-the batches of a training step. With `frozen` weights the trained ones are an adapter: only it gets gradients, moments and an EMA.
+`accumulate` adds a micro-batch's gradient of the *summed* loss, and its sums, to an accumulator; `apply` divides once
+by all tokens and steps optimizer and EMA (the mean of micro-batch means was 5 % off the token mean). `update` is the
+two in a row over the batches of a training step. With `frozen` weights the trained ones are an adapter: only it gets
+gradients, moments and an EMA.
 
-Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no gradient; without a single target token the
-state stays as it was, bit for bit; one compilation per batch shape.
+Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no gradient; without a single
+target token the state stays as it was, bit for bit; one compilation per batch shape.
 
 Letters: B rows, T tokens of a student's row, M tokens of a teacher's branches, A action tokens of a row, D model.
 """
@@ -19,13 +20,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from hintsd_jax.training.losses import MAXIMA, PER_TAUGHT, LossConfig, Spans, Sums, Tokens, add_sums, span_losses
-from hintsd_jax.training.batching import Batch
-from hintsd_jax.training.state import OptimConfig, Params, TrainState, learning_rate, optimizer
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain_tree, put_rows
+from hintsd_jax.training.batching import Batch
+from hintsd_jax.training.losses import MAXIMA, PER_TAUGHT, LossConfig, Spans, Sums, Tokens, add_sums, span_losses
+from hintsd_jax.training.state import OptimConfig, Params, TrainState, learning_rate, optimizer
 
 
 class Accumulator(flax.struct.PyTreeNode):
@@ -45,8 +46,11 @@ def _at(hidden_BTD: jax.Array, index_BA: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden_BTD, index_BA[:, :, None], axis=1)
 
 
-def batch_losses(params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig) -> tuple[Sums, Tokens]:
-    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`) and token by token.
+def batch_losses(
+    params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: LossConfig
+) -> tuple[Sums, Tokens]:
+    """The loss and everything reported of one batch, as sums over its tokens (`LossConfig.sum_names`) and token by
+    token.
 
     `params` and `teacher` are whole weights, an adapter attached where there is one.
     """
@@ -57,7 +61,7 @@ def batch_losses(params: Params, teacher: Params, batch: Batch, policy: PolicyCo
     if not loss.taught:
         return span_losses(student_BAD, spans, student=student, config=loss)
     teacher = jax.lax.stop_gradient(teacher)
-    branches = Branches(batch.seen_BM, batch.branch_BM)
+    branches = Branches(batch.prefix_length_BM, batch.branch_id_BM)
     stream_BMD = decoder.forward_branches(teacher, policy, batch.trunk_BP, batch.stream_BM, batch.position_BM, branches)
     teacher_BAD = _at(stream_BMD, batch.teacher_at_BA)
     project = functools.partial(decoder.project_split, decoder.split_head(teacher, policy), policy)
@@ -71,9 +75,17 @@ def _axes(frozen: Params | None, policy: PolicyConfig) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("policy", "loss"), donate_argnames=("accumulator",))
 def accumulate(
-    frozen: Params | None, state: TrainState, accumulator: Accumulator, batch: Batch, *, policy: PolicyConfig, loss: LossConfig
+    frozen: Params | None,
+    state: TrainState,
+    accumulator: Accumulator,
+    batch: Batch,
+    *,
+    policy: PolicyConfig,
+    loss: LossConfig,
 ) -> tuple[Accumulator, Tokens]:
-    """Adds one batch; also what there is to say of its tokens, see `span_losses`. The given accumulator is donated: use the returned one."""
+    """Adds one batch; also what there is to say of its tokens, see `span_losses`. The given accumulator is donated: use
+    the returned one.
+    """
     teacher = lora.attach(frozen, state.ema)
 
     def summed(params: Params) -> tuple[jax.Array, tuple[Sums, Tokens]]:
@@ -93,9 +105,9 @@ def apply(
 
     lr_scale: the learning rate of the schedule is multiplied with it.
 
-    Metrics, float32 scalars: tokens; loss, entropy, logprob, mismatch and, with a policy gradient, clipped, per token; mismatch_max; with
-    a teacher, taught (tokens) and per such token divergence and teacher_gap; grad_norm before clipping; lr; skipped, 1 where there was no
-    token and nothing changed (the others are then 0).
+    Metrics, float32 scalars: tokens; loss, entropy, logprob, mismatch and, with a policy gradient, clipped, per token;
+    mismatch_max; with a teacher, taught (tokens) and per such token divergence and teacher_gap; grad_norm before
+    clipping; lr; skipped, 1 where there was no token and nothing changed (the others are then 0).
     """
     sums = accumulator.sums
     tokens = sums["tokens"]
@@ -130,10 +142,14 @@ def update(
     optim: OptimConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, jax.Array], list[Tokens]]:
-    """One training step over any number of batches, none included. The state is donated; metrics as in `apply`, tokens batch by batch."""
+    """One training step over any number of batches, none included. The state is donated; metrics as in `apply`, tokens
+    batch by batch.
+    """
     with jax.set_mesh(mesh):
         accumulator, told = zeros(state.params, loss), []
         for batch in batches:
-            accumulator, tokens = accumulate(frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss)
+            accumulator, tokens = accumulate(
+                frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss
+            )
             told.append(tokens)
         return *apply(state, accumulator, lr_scale, optim=optim), told

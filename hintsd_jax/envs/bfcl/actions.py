@@ -1,8 +1,8 @@
 """The two dialogue formats: the calls that an action's text makes, and the messages that bring their results.
 
-"official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does. The host loop's
-parser is stricter than both, so the text of an action is read again here; a text without `<tool_call>` (another family's style of
-calls) stands as the host loop has read it.
+"official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does.
+The host loop's parser is stricter than both, so the text of an action is read again here; a text without `<tool_call>`
+(another family's style of calls) stands as the host loop has read it.
 
 Invariant: nothing raises, whatever the text, and nothing of it is evaluated.
 """
@@ -84,7 +84,9 @@ def _integer(literal: str) -> int:
 
 
 def _loads(text: str) -> object:
-    """The JSON value, None where there is none; Python's reading, as in both handlers (NaN counts, the last of two equal keys stands)."""
+    """The JSON value, None where there is none; Python's reading, as in both handlers (NaN counts, the last of two
+    equal keys stands).
+    """
     try:
         return json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):  # RecursionError: thousands of brackets

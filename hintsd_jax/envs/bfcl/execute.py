@@ -2,10 +2,11 @@
 
 In: a task's initial state and tool calls. Out: the text of each result, as the benchmark's own executor writes it.
 
-Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class of the task
-and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and whatever it raises becomes
-the result text. Every `World` owns its state: two episodes of one task share nothing. MathAPI's calls, the only ones that can
-hold the interpreter, run in a process that is killed when they take too long; guards refuse most of those before.
+Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class
+of the task and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and
+whatever it raises becomes the result text. Every `World` owns its state: two episodes of one task share nothing.
+MathAPI's calls, the only ones that can hold the interpreter, run in a process that is killed when they take too long;
+guards refuse most of those before.
 """
 
 import copy
@@ -44,14 +45,17 @@ def tool_docs(class_name: str) -> tuple[Mapping[str, Any], ...]:
 class World:
     """The backends of one episode.
 
-    `instances` maps class names to backends, for the checkers. After `copy`s of the initial state they are only changed by `call`.
+    `instances` maps class names to backends, for the checkers. After `copy`s of the initial state they are only changed
+    by `call`.
     """
 
     def __init__(self, initial_config: Mapping[str, Any], class_names: Sequence[str], long_context: bool = False):
         self.instances = {name: _build(name, initial_config.get(name, {}), long_context) for name in class_names}
         # Where two classes share a method name the later class gets it, as in the benchmark's executor.
         self._methods: dict[str, Callable] = {
-            doc["name"]: getattr(instance, doc["name"]) for name, instance in self.instances.items() for doc in tool_docs(name)
+            doc["name"]: getattr(instance, doc["name"])
+            for name, instance in self.instances.items()
+            for doc in tool_docs(name)
         }
         self._math = {doc["name"] for doc in tool_docs("MathAPI")} if "MathAPI" in self.instances else set()
 
@@ -102,7 +106,9 @@ def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> An
 
 
 def _unwritable(arguments: Mapping[str, Any]) -> str | None:
-    """Why the executor could not write these values as Python and read them again: JSON's NaN and Infinity are no Python names."""
+    """Why the executor could not write these values as Python and read them again: JSON's NaN and Infinity are no
+    Python names.
+    """
     pending: list[tuple[Any, int]] = [(arguments, 0)]
     while pending:  # iterative, so that depth itself cannot hurt
         value, depth = pending.pop()

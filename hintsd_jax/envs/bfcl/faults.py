@@ -1,15 +1,16 @@
 """Which steps broke an episode, as well as the ground truth can tell. PRIVILEGED.
 
-In: the calls that were made and those of the ground truth, by user turn, and the first turn that failed. Out: `Finding`s.
+In: the calls that were made and those of the ground truth, by user turn, and the first turn that failed. Out:
+`Finding`s.
 
-The made calls of every turn are aligned with the ground truth's. What does not match becomes edits: another argument, another tool, a
-call too many, a call missing, a call at another place. Then episodes are played again with some of the edits made: a fault is an edit
-without which the failing turn does not come out right. So detours and harmless extra calls are not named where something else
-explains the failure.
+The made calls of every turn are aligned with the ground truth's. What does not match becomes edits: another argument,
+another tool, a call too many, a call missing, a call at another place. Then episodes are played again with some of the
+edits made: a fault is an edit without which the failing turn does not come out right. So detours and harmless extra
+calls are not named where something else explains the failure.
 
-Limits: alignment knows names and values, not meanings, so of another way to the same end the whole way is named; what follows from a
-wrong value that was read back is named beside it; a harmless call that stands alone exactly where another is missing is taken for a
-wrong choice; steps after the first failing turn are not looked at.
+Limits: alignment knows names and values, not meanings, so of another way to the same end the whole way is named; what
+follows from a wrong value that was read back is named beside it; a harmless call that stands alone exactly where
+another is missing is taken for a wrong choice; steps after the first failing turn are not looked at.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Places of one turn's alignment that are put right together; `run` numbers the stretch between matches that they stand in."""
+    """Places of one turn's alignment that are put right together; `run` numbers the stretch between matches that they
+    stand in.
+    """
 
     turn: int
     places: tuple[int, ...]
@@ -72,11 +75,17 @@ class _Edit:
 class Search:
     """Looks for the faults of one failed episode.
 
-    `make_world()` gives the initial state, `turns` are those that have ended, `ground_truth[turn]` holds call expressions, `failing` is
-    the 0-based index of the first turn that the judge found wrong.
+    `make_world()` gives the initial state, `turns` are those that have ended, `ground_truth[turn]` holds call
+    expressions, `failing` is the 0-based index of the first turn that the judge found wrong.
     """
 
-    def __init__(self, make_world: Callable[[], World], turns: Sequence[Ended], ground_truth: Sequence[Sequence[str]], failing: int):
+    def __init__(
+        self,
+        make_world: Callable[[], World],
+        turns: Sequence[Ended],
+        ground_truth: Sequence[Sequence[str]],
+        failing: int,
+    ):
         self._make_world, self._turns, self._ground_truth, self._failing = make_world, turns, ground_truth, failing
         self._replays = 0
         world = make_world()  # only its signatures are asked for
@@ -128,7 +137,13 @@ class Search:
         for place, pair in enumerate(path):
             last = merged[-1] if merged else None
             alone = not _loose(path[place - 2 : place - 1]) and not _loose(path[place + 1 : place + 2])
-            if alone and last and {last.made is None, pair.made is None} == {True, False} and _loose([last]) and _loose([pair]):
+            if (
+                alone
+                and last
+                and {last.made is None, pair.made is None} == {True, False}
+                and _loose([last])
+                and _loose([pair])
+            ):
                 one, other = (last, pair) if pair.made is None else (pair, last)
                 moved = self._made[turn][one.made] in missing or self._wanted[turn][other.wanted] in surplus
                 if not moved:
@@ -138,7 +153,9 @@ class Search:
         return merged
 
     def _edits(self, turn: int) -> list[_Edit]:
-        """The edits of a turn in order. A call that is too many here and missing there was made at the wrong place: one edit."""
+        """The edits of a turn in order. A call that is too many here and missing there was made at the wrong place: one
+        edit.
+        """
         path, edits, moved, run = self._paths[turn], [], set(), 0
         for place, pair in enumerate(path):
             run += pair.equal
@@ -146,7 +163,11 @@ class Search:
                 continue
             places = [place]
             if _loose([pair]):
-                places += [other for other in range(place + 1, len(path)) if other not in moved and self._same(turn, pair, path[other])][:1]
+                places += [
+                    other
+                    for other in range(place + 1, len(path))
+                    if other not in moved and self._same(turn, pair, path[other])
+                ][:1]
                 moved.update(places)
             edits.append(_Edit(turn, tuple(places), run))
         return edits
@@ -159,7 +180,9 @@ class Search:
         return self._made[turn][one.made] == self._wanted[turn][other.wanted]
 
     def _needed(self, edits: list[_Edit]) -> list[_Edit]:
-        """Edits without which the failing turn stays wrong: one alone if there is such, else a set of which none can be left out."""
+        """Edits without which the failing turn stays wrong: one alone if there is such, else a set of which none can be
+        left out.
+        """
         recent = sorted(edits, key=lambda edit: -edit.turn)  # stable: in order within a turn
         for edit in recent:
             if self._mends([edit]):
@@ -167,7 +190,10 @@ class Search:
         if len(edits) < 2 or not self._mends(edits):
             return [edit for edit in edits if edit.turn == self._failing] or edits
         groups = [[edit for edit in edits if edit.turn < self._failing]]
-        groups += [[edit for edit in edits if (edit.turn, edit.run) == key] for key in dict.fromkeys((e.turn, e.run) for e in edits)]
+        groups += [
+            [edit for edit in edits if (edit.turn, edit.run) == key]
+            for key in dict.fromkeys((e.turn, e.run) for e in edits)
+        ]
         extra = [edit for edit in edits if self._is_extra(edit)]
         groups += [[edit] for edit in (*extra, *(edit for edit in edits if edit not in extra))]
         needed = edits
@@ -199,14 +225,18 @@ class Search:
         return None if pair.made is None else self._turns[turn].calls[pair.made].call
 
     def _step(self, edit: _Edit) -> int:
-        """Where it should have gone otherwise: at the call itself; for a missing one, at the next call that is right or stands for one."""
+        """Where it should have gone otherwise: at the call itself; for a missing one, at the next call that is right or
+        stands for one.
+        """
         return min(self._place_step(edit.turn, place) for place in edit.places)
 
     def _place_step(self, turn: int, place: int) -> int:
         path, calls = self._paths[turn], self._turns[turn].calls
         if path[place].made is not None:
             return calls[path[place].made].step
-        following = (calls[pair.made].step for pair in path[place:] if pair.made is not None and pair.wanted is not None)
+        following = (
+            calls[pair.made].step for pair in path[place:] if pair.made is not None and pair.wanted is not None
+        )
         return next(following, self._turns[turn].step)
 
     def _finding(self, step: int, edits: Sequence[_Edit]) -> Finding:
@@ -251,8 +281,12 @@ def _cost(played: Made, made: ToolCall, wanted: ToolCall) -> float:
     if made.name == wanted.name:
         keys = made.arguments.keys() | wanted.arguments.keys()
         differing = sum(made.arguments.get(key, _NOTHING) != wanted.arguments.get(key, _NOTHING) for key in keys)
-        return 1 + 0.5 * differing / len(keys) + 0.2 * _failed(played)  # the attempt that went through is the one that counts
-    if any(value in wanted.arguments.values() for value in made.arguments.values() if not isinstance(value, bool) and value):
+        return (
+            1 + 0.5 * differing / len(keys) + 0.2 * _failed(played)
+        )  # the attempt that went through is the one that counts
+    if any(
+        value in wanted.arguments.values() for value in made.arguments.values() if not isinstance(value, bool) and value
+    ):
         return 1.6
     return 1.8 if _failed(played) else 2.1
 
@@ -262,7 +296,9 @@ def _failed(played: Made) -> bool:
 
 
 def _argument_faults(made: ToolCall, wanted: ToolCall) -> Iterator[str]:
-    if wrong := [key for key, value in wanted.arguments.items() if key in made.arguments and made.arguments[key] != value]:
+    if wrong := [
+        key for key, value in wanted.arguments.items() if key in made.arguments and made.arguments[key] != value
+    ]:
         yield f"with a wrong value for {' and '.join(wrong)}"
     if lacking := [key for key in wanted.arguments if key not in made.arguments]:
         yield f"without {' and '.join(lacking)}"

@@ -1,11 +1,12 @@
-"""MathAPI in a process of its own, because a call to it can hold Python's interpreter lock for hours: a thread could not end it.
+"""MathAPI in a process of its own, because a call to it can hold Python's interpreter lock for hours: a thread could
+not end it.
 
-In: a tool's name and arguments. Out: the text of its result. `MathWorker.call` starts the process when it is first needed, gives it one
-call at a time and kills it when a call takes too long; the next call starts another.
+In: a tool's name and arguments. Out: the text of its result. `MathWorker.call` starts the process when it is first
+needed, gives it one call at a time and kills it when a call takes too long; the next call starts another.
 
-Invariants: the process is this file alone, run by path in a fresh interpreter (never forked; no JAX, nothing of ours but this file, so
-that it starts in a fraction of a second). It ends when its pipe closes, whatever became of us, and by an alarm when that finds it in
-a call. MathAPI keeps no state, so no episode notices that its process was another's.
+Invariants: the process is this file alone, run by path in a fresh interpreter (never forked; no JAX, nothing of ours
+but this file, so that it starts in a fraction of a second). It ends when its pipe closes, whatever became of us, and by
+an alarm when that finds it in a call. MathAPI keeps no state, so no episode notices that its process was another's.
 """
 
 import atexit
@@ -101,7 +102,8 @@ def _serve(pipe: Connection, limit_seconds: float) -> None:
     pipe.send("ready")
     while True:
         name, positional, arguments = pipe.recv()
-        # Its default action ends the process, whatever holds the interpreter: for the case that nobody is left to kill it.
+        # Its default action ends the process, whatever holds the interpreter: for the case that nobody is left to kill
+        # it.
         signal.setitimer(signal.ITIMER_REAL, 2 * limit_seconds)
         try:
             text = as_text(getattr(backend, name)(*positional, **arguments))

@@ -14,10 +14,13 @@ class Options:
     """What `env` options a config can set.
 
     Attributes:
-      split: which way the tasks are divided into train, eval and test; see `tasks.bfcl.bfcl_tasks`, which checks this and the next.
+      split: which way the tasks are divided into train, eval and test; see `tasks.bfcl.bfcl_tasks`, which checks this
+        and the next.
       categories: the benchmark's categories to take; () takes all that the split has.
-      format: "official", the benchmark's own function-calling dialogue for Qwen, or "paper", that of HINT-SD's released code.
-      max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0 keeps all.
+      format: "official", the benchmark's own function-calling dialogue for Qwen, or "paper", that of HINT-SD's released
+        code.
+      max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0
+        keeps all.
       max_observation_chars: longer results are cut, with a note.
       ground_truth_in_report: the privileged report also tells the ground truth's calls and values. Train split only.
     """

@@ -1,9 +1,11 @@
 """The benchmark's verdict on an episode, turn by turn.
 
-In: after each user turn, the episode's backends and the results of its calls. Out: None, or the first `Failure`, which decides.
+In: after each user turn, the episode's backends and the results of its calls. Out: None, or the first `Failure`, which
+decides.
 
-Invariants: the comparison is the benchmark's own (`state_checker`, `response_checker`); only the instances it compares are
-ours. Everything in a `Failure` is text: no live object leaves this module. Ground-truth values stand in `expected` alone.
+Invariants: the comparison is the benchmark's own (`state_checker`, `response_checker`); only the instances it compares
+are ours. Everything in a `Failure` is text: no live object leaves this module. Ground-truth values stand in `expected`
+alone.
 """
 
 import ast
@@ -23,8 +25,8 @@ CLIP_CHARS = 200
 class Failure:
     """Why an episode does not count as solved.
 
-    `turn` is 0-based. `error_type` is the benchmark's word for it. `differences` says what was wrong without the values that
-    the ground truth has; `expected` gives those values and the ground truth's own calls.
+    `turn` is 0-based. `error_type` is the benchmark's word for it. `differences` says what was wrong without the values
+    that the ground truth has; `expected` gives those values and the ground truth's own calls.
     """
 
     turn: int
@@ -52,7 +54,9 @@ class Judge:
         self.valid_turns: list[bool] = []  # whether each turn that has ended would pass on its own
 
     def end_turn(self, world: World, results: Sequence[str]) -> Failure | None:
-        """Judges the turn that just ended, from the results of all calls in it (uncut, in order). None while all is well."""
+        """Judges the turn that just ended, from the results of all calls in it (uncut, in order). None while all is
+        well.
+        """
         turn, calls = self._turn, self._ground_truth[self._turn]
         self._turn += 1
         self._results += results
@@ -71,13 +75,19 @@ class Judge:
         if not verdict["valid"]:
             found = list(itertools.islice(_differences(world.instances, self._world.instances), MAX_DIFFERENCES))
             values = tuple(f"{where}: {value}" for where, _, value in found if value)
-            return Failure(turn, verdict["error_type"], tuple(f"{where} {what}" for where, what, _ in found), calls + values)
+            return Failure(
+                turn, verdict["error_type"], tuple(f"{where} {what}" for where, what, _ in found), calls + values
+            )
         verdict = self._checker.response_checker(self._results, expected, turn)
         if not verdict["valid"]:
             missing = verdict["details"]["missing_items"]
-            tools = dict.fromkeys(parse_call(call)[0] for call, result in zip(self._ground_truth[turn], expected) if result in missing)
+            tools = dict.fromkeys(
+                parse_call(call)[0] for call, result in zip(self._ground_truth[turn], expected) if result in missing
+            )
             differences = tuple(f"a result of {tool} was needed and never seen" for tool in tools)
-            return Failure(turn, verdict["error_type"], differences, calls + tuple(f"the result {_clip(item)}" for item in missing))
+            return Failure(
+                turn, verdict["error_type"], differences, calls + tuple(f"the result {_clip(item)}" for item in missing)
+            )
         return None
 
 
@@ -100,11 +110,14 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator
     for name in theirs:
         for attribute in vars(theirs[name]):
             if not attribute.startswith("_"):
-                yield from _walk(f"{name}.{attribute}", getattr(ours[name], attribute), getattr(theirs[name], attribute))
+                yield from _walk(
+                    f"{name}.{attribute}", getattr(ours[name], attribute), getattr(theirs[name], attribute)
+                )
 
 
 def _walk(where: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str, str]]:
-    # Walks only where both sides have an entry, so the ground truth's (finite) tree bounds it, whatever the episode built.
+    # Walks only where both sides have an entry, so the ground truth's (finite) tree bounds it, whatever the episode
+    # built.
     if ours == theirs:
         return
     mine, other = _entries(ours), _entries(theirs)

@@ -1,11 +1,11 @@
-"""Scripts of BFCL tasks for the scripted policy: a task in, the texts of an episode's actions out: the ground truth, or the ground
-truth with one fault at a known step.
+"""Scripts of BFCL tasks for the scripted policy: a task in, the texts of an episode's actions out: the ground truth, or
+the ground truth with one fault at a known step.
 
-A user turn is its calls, then a text without a call that closes it. A fault is put into the script with one call a step: there, the
-step in which it happens is beyond doubt. It is the first action that differs from the ground truth's.
+A user turn is its calls, then a text without a call that closes it. A fault is put into the script with one call a
+step: there, the step in which it happens is beyond doubt. It is the first action that differs from the ground truth's.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground truth: they
-are for measuring the loop, the scores and hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground
+truth: they are for measuring the loop, the scores and hindsight, never for training.
 """
 
 import ast
@@ -61,14 +61,21 @@ def sites(task: Mapping[str, Any], fault: str) -> list[Site]:
             docs = _first_docs(task)
             return [(turn, call) for turn, call in places if _stand_ins(turns[turn][call], docs)]
         case "wrong_order":
-            return [(turn, call) for turn, call in places if turns[turn][call] != (turns[turn] + [turns[turn][call]])[call + 1]]
+            return [
+                (turn, call)
+                for turn, call in places
+                if turns[turn][call] != (turns[turn] + [turns[turn][call]])[call + 1]
+            ]
         case "early_stop":
             return places[:-1]  # stopping at the last call is to drop it
     raise ValueError(f"no fault {fault!r}: choose one of {', '.join(FAULTS)}")
 
 
-def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None = None, style: str = HERMES) -> Script | None:
-    """The ground truth, one call a step, with one fault: at `site` (one of `sites(task, fault)`), or at one that the seed draws.
+def with_fault(
+    task: Mapping[str, Any], fault: str, seed: int, site: Site | None = None, style: str = HERMES
+) -> Script | None:
+    """The ground truth, one call a step, with one fault: at `site` (one of `sites(task, fault)`), or at one that the
+    seed draws.
 
     None where the task has no place for it. Raises ValueError for another kind or site.
     """
@@ -85,7 +92,9 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None
             calls[call] = _with_other_value(calls[call], turns, rng)
         case "wrong_tool":
             doc = rng.choice(_stand_ins(calls[call], _first_docs(task)))
-            taken = {name: value for name, value in calls[call].arguments.items() if name in doc["parameters"]["properties"]}
+            taken = {
+                name: value for name, value in calls[call].arguments.items() if name in doc["parameters"]["properties"]
+            }
             calls[call] = ToolCall(doc["name"], taken)
         case "wrong_order":
             calls[call : call + 2] = [calls[call + 1], calls[call]]
@@ -105,7 +114,10 @@ def _actions(turns: Sequence[Sequence[ToolCall]], one_call_a_step: bool, style: 
 def _read_call(text: str, class_names: Sequence[str]) -> ToolCall:
     """A ground-truth expression such as "sort('report.pdf')"; literals only."""
     node = ast.parse(text, mode="eval").body
-    positional, named = [ast.literal_eval(item) for item in node.args], {item.arg: ast.literal_eval(item.value) for item in node.keywords}
+    positional, named = (
+        [ast.literal_eval(item) for item in node.args],
+        {item.arg: ast.literal_eval(item.value) for item in node.keywords},
+    )
     names = list(inspect.signature(_method(node.func.id, class_names)).parameters)[1:]  # without self
     return ToolCall(node.func.id, dict(zip(names, positional)) | named)
 
@@ -125,13 +137,17 @@ def _first_docs(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _stand_ins(call: ToolCall, docs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The tools that the call's arguments are enough for, those that take the most of them."""
-    able = [doc for doc in docs if doc["name"] != call.name and set(doc["parameters"]["required"]) <= call.arguments.keys()]
+    able = [
+        doc for doc in docs if doc["name"] != call.name and set(doc["parameters"]["required"]) <= call.arguments.keys()
+    ]
     shared = [len(call.arguments.keys() & doc["parameters"]["properties"].keys()) for doc in able]
     return [doc for doc, count in zip(able, shared, strict=True) if count == max(shared)]
 
 
 def _with_other_value(call: ToolCall, turns: Sequence[Sequence[ToolCall]], rng: random.Random) -> ToolCall:
-    words = {value for calls in turns for other in calls for value in other.arguments.values() if isinstance(value, str)}
+    words = {
+        value for calls in turns for other in calls for value in other.arguments.values() if isinstance(value, str)
+    }
     name = rng.choice(sorted(call.arguments))
     return ToolCall(call.name, call.arguments | {name: _other_value(call.arguments[name], sorted(words), rng)})
 

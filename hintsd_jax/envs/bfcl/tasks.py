@@ -1,15 +1,16 @@
 """BFCL v3 multi-turn task sets, made from the files inside the pinned `bfcl-eval` wheel.
 
-In: the wheel's JSON-lines files. Out: task mappings {"id", "split", "category", "entry", "ground_truth"}; the last two are JSON
-texts, because every domain's state has another shape.
+In: the wheel's JSON-lines files. Out: task mappings {"id", "split", "category", "entry", "ground_truth"}; the last two
+are JSON texts, because every domain's state has another shape.
 
-There are two ways to divide them (builder configs). In "clean" a split is a set of indices: the same index is nearly the same task in
-all four categories, so an index never stands in two splits; each block of 50 indices is one domain, and every split takes the same
-share of each: 400 / 80 / 320 tasks. "paper" is the HINT-SD paper's: base and long_context pooled and shuffled, 200 / 40 / 160; 71 of
-its test tasks have a twin in train. It is there to compare with the paper's numbers.
+There are two ways to divide them (builder configs). In "clean" a split is a set of indices: the same index is nearly
+the same task in all four categories, so an index never stands in two splits; each block of 50 indices is one domain,
+and every split takes the same share of each: 400 / 80 / 320 tasks. "paper" is the HINT-SD paper's: base and
+long_context pooled and shuffled, 200 / 40 / 160; 71 of its test tasks have a twin in train. It is there to compare with
+the paper's numbers.
 
-Invariants: the wheel's version is the data set's version, and no other wheel is accepted (releases differ in about half of their
-tasks). `ground_truth` is for scoring and for privileged reports only.
+Invariants: the wheel's version is the data set's version, and no other wheel is accepted (releases differ in about half
+of their tasks). `ground_truth` is for scoring and for privileged reports only.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.envs.datasets import TaskBuilder, data_source
+from hintsd_jax.errors import UserError
 
 WHEEL_VERSION = "2026.3.23"
 INSTALL = f"run `make bfcl`, or: pip install --no-deps bfcl-eval=={WHEEL_VERSION} && pip install mpmath"
@@ -59,7 +60,9 @@ def read_json_lines(relative_path: str) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass
 class Division(tfds.core.BuilderConfig):
-    """A way to divide the tasks into train, eval and test. `categories`: parts of the wheel's file names after "BFCL_v4_"."""
+    """A way to divide the tasks into train, eval and test. `categories`: parts of the wheel's file names after
+    "BFCL_v4_".
+    """
 
     categories: tuple[str, ...] = ()
 
@@ -90,8 +93,11 @@ class BfclMultiTurn(TaskBuilder):
         return {split: [task | {"split": split} for task in chosen] for split, chosen in divided.items()}
 
 
-def bfcl_tasks(split: str, data_dir: str, division: str = "clean", categories: Sequence[str] = ()) -> Sequence[Mapping[str, str]]:
-    """The tasks of "train", "eval" or "test", built on the first call; of some `categories` only, or of all that the division has.
+def bfcl_tasks(
+    split: str, data_dir: str, division: str = "clean", categories: Sequence[str] = ()
+) -> Sequence[Mapping[str, str]]:
+    """The tasks of "train", "eval" or "test", built on the first call; of some `categories` only, or of all that the
+    division has.
 
     Raises:
       UserError: no such division, category or split, or see `require_wheel` and `tasks.building.data_source`.
@@ -103,7 +109,9 @@ def bfcl_tasks(split: str, data_dir: str, division: str = "clean", categories: S
         raise UserError(f"env.options.categories = {categories!r}: write a list of names")
     known = divisions[division].categories
     if unknown := [name for name in categories if name not in known]:
-        raise UserError(f"env.options.categories: split = {division!r} has no {unknown[0]!r}; it has {', '.join(known)}")
+        raise UserError(
+            f"env.options.categories: split = {division!r} has no {unknown[0]!r}; it has {', '.join(known)}"
+        )
     require_wheel()
     tasks = data_source(BfclMultiTurn, data_dir, split, config=division)
     return [task for task in tasks if task["category"] in categories] if categories else tasks
@@ -115,7 +123,9 @@ def task_index(task_id: str) -> int:
 
 
 def _clean(tasks: Sequence[Mapping[str, str]]) -> Mapping[str, list[Mapping[str, str]]]:
-    """By the index's last digit. Domains and categories take turns, so that the first tasks of a split are an even sample of it."""
+    """By the index's last digit. Domains and categories take turns, so that the first tasks of a split are an even
+    sample of it.
+    """
     in_turns = sorted(tasks, key=lambda task: (task_index(task["id"]) % DOMAIN_SIZE, task_index(task["id"])))
     splits: dict[str, list[Mapping[str, str]]] = {split: [] for split in SPLIT_OF_DIGIT}
     for task in in_turns:
@@ -134,6 +144,11 @@ def _read_category(category: str) -> list[Mapping[str, str]]:
     file_name = f"BFCL_v4_{category}.json"
     answers = {answer["id"]: answer["ground_truth"] for answer in read_json_lines(f"possible_answer/{file_name}")}
     return [
-        {"id": entry["id"], "category": category, "entry": json.dumps(entry), "ground_truth": json.dumps(answers[entry["id"]])}
+        {
+            "id": entry["id"],
+            "category": category,
+            "entry": json.dumps(entry),
+            "ground_truth": json.dumps(answers[entry["id"]]),
+        }
         for entry in read_json_lines(file_name)
     ]

@@ -1,4 +1,6 @@
-"""The embedded environment: an office of files, mail, calendar and contacts, its tasks, its solver and its demonstrations."""
+"""The embedded environment: an office of files, mail, calendar and contacts, its tasks, its solver and its
+demonstrations.
+"""
 
 from hintsd_jax.envs.desk.env import Desk
 

@@ -1,4 +1,5 @@
-"""What to say about a step of Desk: the words of a correct hint, shared by the environment's report and the demonstrations.
+"""What to say about a step of Desk: the words of a correct hint, shared by the environment's report and the
+demonstrations.
 
 Advice names a value and the label that was asked for, never the outcome or the goal state: `Use final "b".`
 """
@@ -26,12 +27,16 @@ def still_to_do(call: list) -> str:
 
 
 def about_surplus(entry: list, request: dict) -> str:
-    """Advice about an effect that nobody asked for: the value that differs from the request's, or else what was asked for."""
+    """Advice about an effect that nobody asked for: the value that differs from the request's, or else what was asked
+    for.
+    """
     tool, arguments = entry
     for wanted_tool, wanted in request["calls"]:
         if wanted_tool == tool:
             for position, (parameter, value) in enumerate(wanted.items()):
                 if arguments[parameter] != value:
-                    return use(value, request["label"] if position == 0 else None)  # the first argument is the chosen one
+                    return use(
+                        value, request["label"] if position == 0 else None
+                    )  # the first argument is the chosen one
             return f"Call {tool} only once."
     return still_to_do(request["calls"][0])

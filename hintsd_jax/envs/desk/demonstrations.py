@@ -1,8 +1,8 @@
 """The scripted demonstrator of Desk: what the embedded policy learned its habits, its obedience and its reviews from.
 
-Unhinted it errs silently, at a rate that differs by kind of request (`ERROR_RATES`): on two kinds the wrong action is its
-*usual* one, so sharpening its distribution makes it worse, not better. With a correct hint it never errs. Its reviews of
-failed episodes are always right. All that is text; `hintsd_jax.tools.desk_policy` makes tokens of it.
+Unhinted it errs silently, at a rate that differs by kind of request (`ERROR_RATES`): on two kinds the wrong action is
+its *usual* one, so sharpening its distribution makes it worse, not better. With a correct hint it never errs. Its
+reviews of failed episodes are always right. All that is text; `hintsd_jax.tools.desk_policy` makes tokens of it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,33 @@ from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.tool_calls import parse_action
 
-ERROR_RATES = {"copy": 0.05, "send": 0.1, "book": 0.1, "cancel": 0.15, "delete": 0.6, "forward": 0.65, "tell": 0.15, "add": 0.0}
+ERROR_RATES = {
+    "copy": 0.05,
+    "send": 0.1,
+    "book": 0.1,
+    "cancel": 0.15,
+    "delete": 0.6,
+    "forward": 0.65,
+    "tell": 0.15,
+    "add": 0.0,
+}
 REPLY = "Done."
 # How a review names what was done; one word each, so that the word leads to the call.
-DEEDS = {"copy": "copied", "send": "sent", "book": "booked", "cancel": "cancelled", "delete": "deleted", "forward": "forwarded"}
+DEEDS = {
+    "copy": "copied",
+    "send": "sent",
+    "book": "booked",
+    "cancel": "cancelled",
+    "delete": "deleted",
+    "forward": "forwarded",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One step of a reference: the right action, the silent mistake that could stand in its place, and the correct hint."""
+    """One step of a reference: the right action, the silent mistake that could stand in its place, and the correct
+    hint.
+    """
 
     right: str
     wrong: str | None = None
@@ -38,7 +56,9 @@ def call_text(tool: str, arguments: dict[str, str]) -> str:
 
 
 def taking(label: str, value: str, call: str) -> str:
-    """A choice is said before it is made: the look-up then takes two short hops, which half a million weights can learn."""
+    """A choice is said before it is made: the look-up then takes two short hops, which half a million weights can
+    learn.
+    """
     return f'Take {label} "{value}".\n{call}'
 
 
@@ -62,9 +82,11 @@ def moves(request: dict) -> list[Move]:
     return [*steps, Move(REPLY)]
 
 
-def demonstrate(task: dict, rng: random.Random, on_step: Callable[[Move, str | None], str], error_scale: float = 1.0) -> None:
-    """Walks the task; `on_step(move, erring_action or None)` is told the move and, if the demonstrator would err, its wrong
-    action, and returns the action that is really taken (a forgetful reply skips the rest of the request)."""
+def demonstrate(
+    task: dict, rng: random.Random, on_step: Callable[[Move, str | None], str], error_scale: float = 1.0
+) -> None:
+    """Walks the task; `on_step(move, erring_action or None)` is told the move and, if the demonstrator would err, its
+    wrong action, and returns the action that is really taken (a forgetful reply skips the rest of the request)."""
     for request in task["requests"]:
         for move in moves(request):
             errs = move.wrong is not None and rng.random() < error_scale * ERROR_RATES[request["kind"]]
@@ -76,8 +98,8 @@ def review(task: dict, actions: Sequence[str]) -> tuple[list[str], tuple]:
     """The right review of any played episode: a short line per step, and the environment's faults.
 
     Returns:
-      (lines, faults): `#2 final "a" copied "b" bad` where something was chosen, `#5 forgot "c" bad` where something was left out,
-      `#3 ok` elsewhere.
+      (lines, faults): `#2 final "a" copied "b" bad` where something was chosen, `#5 forgot "c" bad` where something was
+      left out, `#3 ok` elsewhere.
     """
     desk = Desk()
     desk.reset(task)
@@ -91,7 +113,9 @@ def review(task: dict, actions: Sequence[str]) -> tuple[list[str], tuple]:
         new = desk.world.ledger[entries:]
         if request["kind"] in DECISIONS and new and new[0][1] == request["calls"][0][0]:
             choice = DECISIONS[request["kind"]].choice
-            middle = f'{request["label"]} "{request["calls"][0][1][choice]}" {DEEDS[request["kind"]]} "{new[0][2][choice]}" '
+            middle = (
+                f'{request["label"]} "{request["calls"][0][1][choice]}" {DEEDS[request["kind"]]} "{new[0][2][choice]}" '
+            )
         elif faulty and not new:
             left_out = solver.missing_calls(desk.world, task, hour)[0]
             middle = f'forgot "{next(iter(left_out[1].values()))}" '
@@ -124,7 +148,9 @@ def advice_answer(line: str, step: int, feedback: str) -> str:
 
 
 def judge(task: dict, actions: Sequence[str], step: int) -> str:
-    """The right answer of a judge who sees one step alone, in the method's format: the verdict is the truth, the words only what can be known."""
+    """The right answer of a judge who sees one step alone, in the method's format: the verdict is the truth, the words
+    only what can be known.
+    """
     faults = [fault for fault in review(task, actions)[1] if fault.step == step]
     failures = [{"step": 1, "feedback": advice.without_names(fault.feedback)} for fault in faults]
     return f"#1 {'bad' if faults else 'ok'}\n" + json.dumps({"failures": failures})

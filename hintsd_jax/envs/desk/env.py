@@ -1,15 +1,15 @@
 """Desk: a small simulated office, the embedded default environment.
 
-Action text -> observation. A step with tool calls carries them out; a step without any closes the user's request: the next
-one comes, or the outcome (1 if the final state equals the reference's, else 0). Wrong choices stay silent at their turn. The
-report knows the faulty steps and is privileged.
+Action text -> observation. A step with tool calls carries them out; a step without any closes the user's request: the
+next one comes, or the outcome (1 if the final state equals the reference's, else 0). Wrong choices stay silent at their
+turn. The report knows the faulty steps and is privileged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hintsd_jax.envs.base import Action, Fault, Report, Start, Turn
+from hintsd_jax.envs.base import Action, Fault, Report, Start, StepResult
 from hintsd_jax.envs.desk import advice, solver
 from hintsd_jax.envs.desk.world import CallError, World, tool_docs
 
@@ -21,7 +21,9 @@ class Desk:
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, **options) -> Sequence[Mapping]:
-        """The tasks of `train`, `eval` or `test`. Options: `seed`, `length` (requests a task), `difficulty` (decisions a task)."""
+        """The tasks of `train`, `eval` or `test`. Options: `seed`, `length` (requests a task), `difficulty` (decisions
+        a task).
+        """
         from hintsd_jax.envs.desk.tasks import desk_tasks
 
         return desk_tasks(split, data_dir, **options)
@@ -40,7 +42,7 @@ class Desk:
             tools=tool_docs(),
         )
 
-    def step(self, action: Action) -> Turn:
+    def step(self, action: Action) -> StepResult:
         self._steps += 1
         if action.problem:
             return self._observe([f"Error: {action.problem}."])
@@ -51,8 +53,8 @@ class Desk:
         self._hour_faulty = False
         if self.world.hour == len(self._task["requests"]):
             success = self.world.final_state() == solver.reference_state(self._task)
-            return Turn(messages=(), reward=float(success), terminated=True)
-        return Turn(messages=({"role": "user", "content": self._task["requests"][self.world.hour]["text"]},))
+            return StepResult(messages=(), reward=float(success), terminated=True)
+        return StepResult(messages=({"role": "user", "content": self._task["requests"][self.world.hour]["text"]},))
 
     def report(self) -> Report:
         """PRIVILEGED. The first fault of every request, in order of steps."""
@@ -62,7 +64,11 @@ class Desk:
             missing = solver.possible_calls(self.world, self._task, open_hour)
             if missing:  # the episode was cut: its last step is the last that could have gone on
                 faults.append(Fault(self._steps, advice.still_to_do(missing[0])))
-        summary = "All requests were carried out." if not faults else f"{len(faults)} of {len(self._task['requests'])} requests went wrong."
+        summary = (
+            "All requests were carried out."
+            if not faults
+            else f"{len(faults)} of {len(self._task['requests'])} requests went wrong."
+        )
         return Report(summary=summary, faults=tuple(faults))
 
     def close(self) -> None:
@@ -76,8 +82,8 @@ class Desk:
         self._note_fault(closing=False)
         return observation
 
-    def _observe(self, observations: list[str]) -> Turn:
-        return Turn(messages=tuple({"role": "tool", "content": text} for text in observations))
+    def _observe(self, observations: list[str]) -> StepResult:
+        return StepResult(messages=tuple({"role": "tool", "content": text} for text in observations))
 
     def _note_fault(self, closing: bool) -> None:
         """Records the first step of an hour after which that hour's request cannot be met any more."""

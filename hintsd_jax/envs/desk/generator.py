@@ -1,9 +1,9 @@
 """Seeded generator of Desk tasks: (seed, index, length, difficulty) -> one JSON-able task.
 
-A task is a list of user requests. Six kinds are *decisions*: a look-up shows two labelled candidates, the tool accepts both, the
-request names the label of the right one. `tell` asks for two things, of which the second is easily forgotten. `add` is neutral.
-Kinds do not repeat within a task, so a label is asked for at most once. Where a copy is made before a file is sent, it is
-the copy that is sent: a wrong version travels on unnoticed.
+A task is a list of user requests. Six kinds are *decisions*: a look-up shows two labelled candidates, the tool accepts
+both, the request names the label of the right one. `tell` asks for two things, of which the second is easily forgotten.
+`add` is neutral. Kinds do not repeat within a task, so a label is asked for at most once. Where a copy is made before a
+file is sent, it is the copy that is sent: a wrong version travels on unnoticed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from hintsd_jax.envs.desk.world import EFFECTS, World
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A kind of request with a choice. `request` is filled with label, key (what is looked up) and other (a second name).
+    """A kind of request with a choice. `request` is filled with label, key (what is looked up) and other (a second
+    name).
 
-    The label stands at the request's end and the chosen candidate is the effect's first argument, in every kind alike: half a
-    million weights learn one look-up sooner than six.
+    The label stands at the request's end and the chosen candidate is the effect's first argument, in every kind alike:
+    half a million weights learn one look-up sooner than six.
     """
 
     request: str
@@ -34,12 +35,66 @@ class Decision:
 
 
 DECISIONS: dict[str, Decision] = {
-    "copy": Decision('Copy "{key}" to "{other}", the {label} one.', "find_files", "title", ("draft", "final"), "copy_file", "file", "to", "files"),
-    "delete": Decision('Delete "{key}", the {label} one.', "list_sizes", "title", ("small", "large"), "delete_file", "file", None, "files"),
-    "send": Decision('Send "{other}" to "{key}", the {label} one.', "find_contact", "name", ("home", "work"), "send_file", "to", "file", "contacts"),
-    "forward": Decision('Forward a mail of "{key}" to "{other}", the {label} one.', "search_mail", "sender", ("oldest", "newest"), "forward_mail", "mail", "to", "mails"),
-    "book": Decision('Book a slot of "{key}" for "{other}", the {label} one.', "free_slots", "day", ("early", "late"), "book_slot", "slot", "title", "slots"),
-    "cancel": Decision('Cancel "{key}", the {label} one.', "find_events", "title", ("first", "second"), "cancel_event", "event", None, "events"),
+    "copy": Decision(
+        'Copy "{key}" to "{other}", the {label} one.',
+        "find_files",
+        "title",
+        ("draft", "final"),
+        "copy_file",
+        "file",
+        "to",
+        "files",
+    ),
+    "delete": Decision(
+        'Delete "{key}", the {label} one.',
+        "list_sizes",
+        "title",
+        ("small", "large"),
+        "delete_file",
+        "file",
+        None,
+        "files",
+    ),
+    "send": Decision(
+        'Send "{other}" to "{key}", the {label} one.',
+        "find_contact",
+        "name",
+        ("home", "work"),
+        "send_file",
+        "to",
+        "file",
+        "contacts",
+    ),
+    "forward": Decision(
+        'Forward a mail of "{key}" to "{other}", the {label} one.',
+        "search_mail",
+        "sender",
+        ("oldest", "newest"),
+        "forward_mail",
+        "mail",
+        "to",
+        "mails",
+    ),
+    "book": Decision(
+        'Book a slot of "{key}" for "{other}", the {label} one.',
+        "free_slots",
+        "day",
+        ("early", "late"),
+        "book_slot",
+        "slot",
+        "title",
+        "slots",
+    ),
+    "cancel": Decision(
+        'Cancel "{key}", the {label} one.',
+        "find_events",
+        "title",
+        ("first", "second"),
+        "cancel_event",
+        "event",
+        None,
+        "events",
+    ),
 }
 PLAIN_KINDS = ("tell", "add")
 MAX_LENGTH = len(DECISIONS) + len(PLAIN_KINDS)
@@ -49,8 +104,9 @@ def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3) -
     """One task: `length` requests, `difficulty` of them decisions.
 
     Returns:
-      `{"id", "world", "requests"}`; a request holds `kind, text, lookup, label, wrong, calls`: `lookup` and `calls` are the
-      reference's `[tool, arguments]`, `wrong` the candidate that is shown but not asked for (None without a choice).
+      `{"id", "world", "requests"}`; a request holds `kind, text, lookup, label, wrong, calls`: `lookup` and `calls` are
+      the reference's `[tool, arguments]`, `wrong` the candidate that is shown but not asked for (None without a
+      choice).
 
     Raises:
       ValueError: `difficulty` or `length - difficulty` exceed the kinds that there are.
@@ -73,10 +129,16 @@ def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3) -
         elif kind == "tell":
             mail, person = next(names), next(names)
             world.mails.append(mail)
-            request = _plain(kind, f'Archive "{mail}" and notify "{person}".', [["archive_mail", {"mail": mail}], ["notify", {"name": person}]])
+            request = _plain(
+                kind,
+                f'Archive "{mail}" and notify "{person}".',
+                [["archive_mail", {"mail": mail}], ["notify", {"name": person}]],
+            )
         else:
             person, address = next(names), next(names)
-            request = _plain(kind, f'Add "{person}" with "{address}".', [["add_contact", {"name": person, "address": address}]])
+            request = _plain(
+                kind, f'Add "{person}" with "{address}".', [["add_contact", {"name": person, "address": address}]]
+            )
         requests.append(request)
     return {"id": f"desk-{seed}-{index}", "world": world.to_json(), "requests": requests}
 

@@ -1,11 +1,11 @@
-"""Scripts of Desk tasks for the scripted policy: a task in, the texts of an episode's actions out: the reference, or the reference with
-one fault at a known step.
+"""Scripts of Desk tasks for the scripted policy: a task in, the texts of an episode's actions out: the reference, or
+the reference with one fault at a known step.
 
-The demonstrator's wording throughout, one call a step. After the fault all goes on as the reference has it, so that there is no other;
-where the office no longer allows a later call, it answers with an error, as it would to anyone.
+The demonstrator's wording throughout, one call a step. After the fault all goes on as the reference has it, so that
+there is no other; where the office no longer allows a later call, it answers with an error, as it would to anyone.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground truth: they are
-for measuring hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground
+truth: they are for measuring hindsight, never for training.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _faulty(task: Mapping, fault: str, site: Site, rng: random.Random) -> list[s
         case "forgotten_call":
             return [REPLY] if kind == "tell" and index == 1 else None
         case "dropped_call":
-            return rest if kind != "tell" else None  # its first could still be made after its second; that is the forgotten call
+            return (
+                rest if kind != "tell" else None
+            )  # its first could still be made after its second; that is the forgotten call
         case "wrong_argument":
             changed = _other_arguments(task, site, call)
             return [_with_call(steps[index].right, call[0], rng.choice(changed)), *rest] if changed else None
@@ -106,8 +108,8 @@ def _with_call(text: str, tool: str, arguments: Mapping[str, str]) -> str:
 
 
 def _other_arguments(task: Mapping, site: Site, call: Sequence) -> list[dict[str, str]]:
-    """The call's arguments with one of them, not a candidate that was chosen, replaced by another of the task's names that the office
-    takes there. Unlike a wrong choice, nothing that was shown speaks for it."""
+    """The call's arguments with one of them, not a candidate that was chosen, replaced by another of the task's names
+    that the office takes there. Unlike a wrong choice, nothing that was shown speaks for it."""
     (hour, _), (tool, arguments) = site, call
     kind, world = task["requests"][hour]["kind"], _world_before(task, hour)
     open_names = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].choice]

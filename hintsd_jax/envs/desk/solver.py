@@ -1,8 +1,8 @@
 """The solver of Desk and, by it, the truth about faults.
 
-The solver plays what is still missing, now and in later hours. Because nothing can be undone and every effect carries its hour,
-it succeeds if and only if anything can. The true faulty step of a failed episode is the first step before which the solver
-can still succeed and after which it cannot.
+The solver plays what is still missing, now and in later hours. Because nothing can be undone and every effect carries
+its hour, it succeeds if and only if anything can. The true faulty step of a failed episode is the first step before
+which the solver can still succeed and after which it cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def reference_state(task: dict) -> dict:
 
 
 def can_succeed(world: World, task: dict, hour: int) -> bool:
-    """Whether the goal can still be reached from `world` while request `hour` is open (`hour == len(requests)`: none is)."""
+    """Whether the goal can still be reached from `world` while request `hour` is open (`hour == len(requests)`: none
+    is).
+    """
     world = world.clone()
     for later in range(hour, len(task["requests"])):
         world.hour = later
@@ -61,7 +63,9 @@ def surplus_entries(world: World, task: dict, hour: int) -> list[list]:
 
 
 def possible_calls(world: World, task: dict, hour: int) -> list[list]:
-    """The missing calls that the office would still accept: what an earlier fault made impossible is not this hour's fault."""
+    """The missing calls that the office would still accept: what an earlier fault made impossible is not this hour's
+    fault.
+    """
     possible = []
     for tool, arguments in missing_calls(world, task, hour):
         trial = world.clone()

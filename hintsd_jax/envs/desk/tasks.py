@@ -1,7 +1,7 @@
 """Desk's task sets: generated tasks as a TensorFlow Datasets builder, in three disjoint splits.
 
-The generator's hash stands in the name of the config, so tasks of another generator are never read by mistake. Splits come
-from different seeds of the generator, and a task whose words were seen before (in any split) is left out.
+The generator's hash stands in the name of the config, so tasks of another generator are never read by mistake. Splits
+come from different seeds of the generator, and a task whose words were seen before (in any split) is left out.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
+from hintsd_jax.envs.datasets import TaskBuilder, data_source
 from hintsd_jax.envs.desk import generator, names, world
 from hintsd_jax.errors import UserError
-from hintsd_jax.envs.datasets import TaskBuilder, data_source
 
 SPLITS = {"train": 4000, "eval": 200, "test": 400}
 
@@ -49,7 +49,9 @@ class DeskTasks(TaskBuilder):
             index = made = 0
             while made < count:
                 # Three seeds a task set, far from each other's: no split draws from another's stream.
-                task = generator.generate_task(config.seed * len(SPLITS) + number, index, config.length, config.difficulty)
+                task = generator.generate_task(
+                    config.seed * len(SPLITS) + number, index, config.length, config.difficulty
+                )
                 index += 1
                 words = json.dumps([request["text"] for request in task["requests"]])
                 if words not in seen:
@@ -83,5 +85,7 @@ def desk_tasks(split: str, data_dir: str, seed: int = 0, length: int = 4, diffic
         generator.generate_task(seed, 0, length, difficulty)
     except ValueError as error:
         raise UserError(f"env.options: {error}") from error
-    config = DeskConfig(name=f"s{seed}_l{length}_d{difficulty}_{generator_hash()}", seed=seed, length=length, difficulty=difficulty)
+    config = DeskConfig(
+        name=f"s{seed}_l{length}_d{difficulty}_{generator_hash()}", seed=seed, length=length, difficulty=difficulty
+    )
     return _DeskSource(data_source(DeskTasks, data_dir, split, config=config))

@@ -1,7 +1,8 @@
-"""The embedded policy's tokenizer: a byte-level BPE of 1,024 entries with Qwen's pre-tokeniser and a Qwen-style chat template.
+"""The embedded policy's tokenizer: a byte-level BPE of 1,024 entries with Qwen's pre-tokeniser and a Qwen-style chat
+template.
 
-Scaffold strings (frames, call prefixes, tool docs, fixed words of the prompts) are added tokens, so that an episode of Desk takes
-about 230 tokens. Any other text falls back to the BPE: the tokenizer reads everything, only less densely.
+Scaffold strings (frames, call prefixes, tool docs, fixed words of the prompts) are added tokens, so that an episode of
+Desk takes about 230 tokens. Any other text falls back to the BPE: the tokenizer reads everything, only less densely.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ MAX_STEPS = 20  # step numbers that have a token of their own
 _PRE_TOKENISER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_TOOLS_HEAD = "\n\n# Tools\n\nCall tools like this:\n<tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>\n\n<tools>"
+_TOOLS_HEAD = (
+    '\n\n# Tools\n\nCall tools like this:\n<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>\n\n<tools>'
+)
 _TOOLS_FOOT = "\n</tools>"
 
 CHAT_TEMPLATE = """\
@@ -53,7 +56,8 @@ def build_tokenizer(corpus: Iterable[str], fixed_strings: Sequence[str]) -> PreT
 
     Args:
       corpus: rendered texts of Desk; every name must be frequent enough to become one token (checked).
-      fixed_strings: further constant texts (the system prompt, the words of the analyser's prompts) to hold as one token each.
+      fixed_strings: further constant texts (the system prompt, the words of the analyser's prompts) to hold as one
+        token each.
 
     Raises:
       ValueError: a name did not become one token.
@@ -78,13 +82,22 @@ def build_tokenizer(corpus: Iterable[str], fixed_strings: Sequence[str]) -> PreT
     for name in NAMES:
         if len(tokenizer.encode(f'"{name}"').ids) > 3 or len(tokenizer.encode(f' "{name}"').ids) != 3:
             raise ValueError(f"the name {name!r} is not one token: give the BPE more text or more entries")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=CLOSE, pad_token=PAD, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=CLOSE, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
 
 def _scaffold() -> list[str]:
-    strings = ["system\n", "user\n", "assistant\n", "user\n<tool_response>\n", "\n</tool_response>", "\n<tool_response>\n"]
+    strings = [
+        "system\n",
+        "user\n",
+        "assistant\n",
+        "user\n<tool_response>\n",
+        "\n</tool_response>",
+        "\n<tool_response>\n",
+    ]
     strings += [_TOOLS_HEAD, _TOOLS_FOOT, *("\n" + json.dumps(doc) for doc in tool_docs())]
     strings += ['<tool_call>\n{"name": "', '"}}\n</tool_call>', "</tool_call>"]
     for tool, (first, *others) in PARAMETERS.items():
@@ -94,7 +107,7 @@ def _scaffold() -> list[str]:
     # A label or a deed with the quote behind it: the name that belongs to it is then the very next token.
     labels = [label for decision in DECISIONS.values() for label in decision.labels]
     strings += [f' {word} "' for word in (*labels, *DEEDS.values(), "forgot")] + [f' {label} \\"' for label in labels]
-    return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", " <tool_call>\n{\"name\": \""]
+    return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", ' <tool_call>\n{"name": "']
 
 
 def _without(corpus: Iterable[str], scaffold: Sequence[str]) -> Iterable[str]:

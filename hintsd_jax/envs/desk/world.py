@@ -1,8 +1,8 @@
 """The simulated office: tool calls in, one line of text out, and a JSON-able state that persists over the episode.
 
-Look-ups are harmless and may be repeated. Every other tool leaves an entry in the `ledger` (hour, tool, arguments) and changes
-the state for good: there is no undo, nothing may be done twice, and the office accepts whatever exists. So a wrong choice
-answers "Ok." at its turn and shows only in the final state. The hour is the index of the user's request.
+Look-ups are harmless and may be repeated. Every other tool leaves an entry in the `ledger` (hour, tool, arguments) and
+changes the state for good: there is no undo, nothing may be done twice, and the office accepts whatever exists. So a
+wrong choice answers "Ok." at its turn and shows only in the final state. The hour is the index of the user's request.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class World:
         return state
 
     def call(self, tool: str, arguments: dict[str, Any]) -> str:
-        """Carries out one call and returns the observation. Raises `CallError` (state unchanged) on a call it cannot carry out."""
+        """Carries out one call and returns the observation. Raises `CallError` (state unchanged) on a call it cannot
+        carry out.
+        """
         if tool not in PARAMETERS:
             raise CallError(f"no tool {tool!r}")
         if set(arguments) != set(PARAMETERS[tool]):

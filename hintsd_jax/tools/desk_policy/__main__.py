@@ -12,18 +12,21 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hintsd_jax.envs.desk import demonstrations, tokenizer as desk_tokenizer
+from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
+from hintsd_jax.envs.desk import demonstrations
+from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.env import SYSTEM
 from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A warm-up config, such as configs/desk_warmup.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A warm-up config, such as configs/desk_warmup.py.", lock_config=True
+)
 _OUT = flags.DEFINE_string("out", None, "Directory of the policy, in Hugging Face form.", required=True)
 _START = flags.DEFINE_string("start", None, "Directory of a policy to go on from, with --first.")
 _FIRST = flags.DEFINE_string("first", None, "Name of the phase to go on with; one that starts a fresh optimizer.")
@@ -74,8 +77,12 @@ def main(argv: list[str]) -> None:
 def _optimizer(config, phase, following) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay to a tenth over this phase and the following ones."""
     steps = phase.steps + sum(later.steps for later in following)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, phase.lr, min(config.warmup_steps, steps // 4), steps, phase.lr * 0.1)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, phase.lr, min(config.warmup_steps, steps // 4), steps, phase.lr * 0.1
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+    )
 
 
 def _print_decisions(params, policy, demonstrator, tasks) -> None:

@@ -1,7 +1,8 @@
-"""Rows of the warm-up: scripted Desk episodes, hinted episodes, reviews, advice and drills as token ids with loss weights.
+"""Rows of the warm-up: scripted Desk episodes, hinted episodes, reviews, advice and drills as token ids with loss
+weights.
 
-Every row goes through the same chat format, environment and prompts as a real rollout and a real analysis, so the warm-up
-cannot drift from what the trainer will show the policy.
+Every row goes through the same chat format, environment and prompts as a real rollout and a real analysis, so the
+warm-up cannot drift from what the trainer will show the policy.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from hintsd_jax.envs.desk import advice, demonstrations as demos
+from hintsd_jax.envs.desk import advice
+from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.names import NAMES
-from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
 
 DECIDING = "Take "  # how an action begins that chooses something (see `demos.taking`)
 CONTEXT_WEIGHT = 0.1  # of tokens that the policy only reads: they teach it the language
@@ -78,10 +80,10 @@ class Demonstrator:
     ) -> Row:
         """An episode in which most decisions come right after a correct hint, as the teacher's context has it.
 
-        A teacher is asked to score *failed* actions: it must stay sane after a word that contradicts the hint, or the rest of
-        the span pulls the student into nonsense. So a share of `contradict_rate` of the hinted decisions goes wrong: the word
-        that contradicts the hint is not trained on, what follows from it is. A share of `vague_rate` of the hints has no names in it, as
-        those of a judge of single steps.
+        A teacher is asked to score *failed* actions: it must stay sane after a word that contradicts the hint, or the
+        rest of the span pulls the student into nonsense. So a share of `contradict_rate` of the hinted decisions goes
+        wrong: the word that contradicts the hint is not trained on, what follows from it is. A share of `vague_rate` of
+        the hints has no names in it, as those of a judge of single steps.
         """
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
@@ -89,12 +91,14 @@ class Demonstrator:
         def on_step(move: demos.Move, erring: str | None) -> str:
             nonlocal read
             hinted = self.rng.random() < (hint_rate if move.kind else neutral_rate)
-            contradicted = hinted and move.wrong is not None and contradict_rate > 0 and self.rng.random() < contradict_rate
+            contradicted = (
+                hinted and move.wrong is not None and contradict_rate > 0 and self.rng.random() < contradict_rate
+            )
             text = move.wrong if contradicted else move.right if hinted or erring is None else erring
-            context = episode.tokens[read : episode.branch] if hinted else episode.tokens[read:]
+            context = episode.tokens[read : episode.prompt_start] if hinted else episode.tokens[read:]
             if hinted:
                 vague = vague_rate > 0 and self.rng.random() < vague_rate
-                context = [*context, *self.chat.feedback(advice.without_names(move.hint) if vague else move.hint)]
+                context = [*context, *self.chat.user_turn(advice.without_names(move.hint) if vague else move.hint)]
             action = self.encode_action(text)
             ids.extend([*context, *action])
             weights.extend([CONTEXT_WEIGHT] * len(context) + [1.0] * len(action))
@@ -110,8 +114,8 @@ class Demonstrator:
         return Row(ids, weights)
 
     def started_row(self, task: dict) -> Row:
-        """An episode under advice that stands at its start: a success on the same task, feedback on some of its decisions, or on one. The
-        demonstrator heeds it, and errs as ever where it says nothing."""
+        """An episode under advice that stands at its start: a success on the same task, feedback on some of its
+        decisions, or on one. The demonstrator heeds it, and errs as ever where it says nothing."""
         episode, env = self._begin(task)
         numbered = list(enumerate((move for request in task["requests"] for move in demos.moves(request)), start=1))
         decisions = [number for number, move in numbered if move.kind]
@@ -133,7 +137,9 @@ class Demonstrator:
 
         demos.demonstrate(task, self.rng, on_step)
         first = episode.steps[0]
-        seen, words = self.chat.advised(episode.dialogue(1), episode.tools, episode.tokens[: first.branch], text)
+        seen, words = self.chat.teacher_context(
+            episode.dialogue(1), episode.tools, episode.tokens[: first.prompt_start], text
+        )
         context = [*episode.tokens[:seen], *words]
         after = [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()][first.start :]
         return Row([*context, *episode.tokens[first.start :]], [CONTEXT_WEIGHT] * len(context) + after)
@@ -141,7 +147,11 @@ class Demonstrator:
     def judge_row(self, task: dict, episode: Episode) -> Row:
         """The right verdict on one step, shown alone."""
         deciding = [number for number, step in enumerate(episode.steps, 1) if step.text.startswith(DECIDING)]
-        step = self.rng.choice(deciding) if deciding and self.rng.random() < 0.6 else self.rng.randrange(len(episode.steps)) + 1
+        step = (
+            self.rng.choice(deciding)
+            if deciding and self.rng.random() < 0.6
+            else self.rng.randrange(len(episode.steps)) + 1
+        )
         answer = demos.judge(task, [s.text for s in episode.steps], step)
         return self._answer(prompts.judge_messages(episode.steps[step - 1]), answer)
 
@@ -158,8 +168,12 @@ class Demonstrator:
         return self._answer(prompts.advise_messages(episode, step), demos.advice_answer(line, step, feedback))
 
     def drill_row(self, length: int) -> Row:
-        """Random names, then the same names again from a random point on: copying what followed is all there is to learn."""
-        names = [self._tokenizer.encode(f'"{n}', add_special_tokens=False)[-1] for n in self.rng.choices(NAMES, k=length)]
+        """Random names, then the same names again from a random point on: copying what followed is all there is to
+        learn.
+        """
+        names = [
+            self._tokenizer.encode(f'"{n}', add_special_tokens=False)[-1] for n in self.rng.choices(NAMES, k=length)
+        ]
         first = self.rng.randrange(length // 4, length // 2)
         ids = (names[:first] * (length // first + 1))[:length]
         return Row(ids, [0.0] * first + [0.5] * (length - first))
@@ -173,8 +187,10 @@ class Demonstrator:
             if move.kind:
                 context = episode.tokens
                 if hinted:
-                    context = [*episode.tokens[: episode.branch], *self.chat.feedback(move.hint)]
-                found.append(Decision(list(context), self.encode_action(move.right), self.encode_action(move.wrong), move.kind))
+                    context = [*episode.tokens[: episode.prompt_start], *self.chat.user_turn(move.hint)]
+                found.append(
+                    Decision(list(context), self.encode_action(move.right), self.encode_action(move.wrong), move.kind)
+                )
             self._take(episode, env, move.right)
             return move.right
 
@@ -184,13 +200,17 @@ class Demonstrator:
     def _begin(self, task: dict) -> tuple[Episode, Desk]:
         env = Desk()
         start = env.reset(task)
-        return Episode.begin(task["id"], 0, start.messages, self.chat.prompt(start.messages, start.tools), start.tools), env
+        return Episode.begin(
+            task["id"], 0, start.messages, self.chat.prompt(start.messages, start.tools), start.tools
+        ), env
 
     def _take(self, episode: Episode, env: Desk, text: str) -> None:
         action = self.encode_action(text)
         episode.append_action(action, [0.0] * len(action), text)
         turn = env.step(parse_action(text))
-        episode.append_observation(self.chat.delta(turn.messages) if turn.messages else None, turn.messages, turn.reward)
+        episode.append_observation(
+            self.chat.delta(turn.messages) if turn.messages else None, turn.messages, turn.reward
+        )
         episode.reward, episode.terminated = turn.reward, turn.terminated
         if turn.terminated:
             episode.ended = "terminated"

@@ -36,11 +36,12 @@ def pad_rows(rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2], "started": [B3, T3]}` rows of tokens and weights.
+    """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2], "started": [B3, T3]}` rows of tokens and
+    weights.
 
-    `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from. With
-    `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews are always of
-    episodes with mistakes.
+    `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from.
+    With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
+    are always of episodes with mistakes.
     """
     rng, index = demonstrator.rng, 0
     failures, played = (deque(maxlen=FAILURES_KEPT) for _ in range(2))
@@ -62,14 +63,27 @@ def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[
         play()
     counts = phase.rows
     while True:
-        episodes = [play() for _ in range(counts.plain)] + [demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)]
-        hinted = {"error_scale": 1.0 - phase.clean, "contradict_rate": phase.contradict_rate, "vague_rate": phase.vague_rate}
+        episodes = [play() for _ in range(counts.plain)] + [
+            demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)
+        ]
+        hinted = {
+            "error_scale": 1.0 - phase.clean,
+            "contradict_rate": phase.contradict_rate,
+            "vague_rate": phase.vague_rate,
+        }
         answers = [demonstrator.hinted_row(fresh_task(), **hinted) for _ in range(counts.hinted)]
-        answers += [demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))) for _ in range(counts.review)]
+        answers += [
+            demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3)))
+            for _ in range(counts.review)
+        ]
         answers += [demonstrator.advice_row(*rng.choice(failures)) for _ in range(counts.advice)]
         answers += [demonstrator.judge_row(*rng.choice(played)) for _ in range(counts.judge)]
         started = [demonstrator.started_row(fresh_task()) for _ in range(counts.started)]
-        groups = {"episodes": (episodes, phase.episode_length), "answers": (answers, phase.answer_length), "started": (started, phase.started_length)}
+        groups = {
+            "episodes": (episodes, phase.episode_length),
+            "answers": (answers, phase.answer_length),
+            "started": (started, phase.started_length),
+        }
         yield {name: pad_rows(rows, length) for name, (rows, length) in groups.items() if rows}
 
 
@@ -108,7 +122,9 @@ def prefetched(iterator: Iterator, depth: int = 4) -> Iterator:
 
 
 def _sums(params, config: PolicyConfig, tokens_BT, weights_BT):
-    """Weighted cross-entropy sum, weight sum, and how many full-weight tokens (and whole answers) the argmax gets right."""
+    """Weighted cross-entropy sum, weight sum, and how many full-weight tokens (and whole answers) the argmax gets
+    right.
+    """
     hidden_BTD = decoder.forward(params, config, tokens_BT[:, :-1])
     logits_BTV = decoder.project(params, config, hidden_BTD)
     targets_BT, weights_BT = tokens_BT[:, 1:], weights_BT[:, 1:]
@@ -116,10 +132,14 @@ def _sums(params, config: PolicyConfig, tokens_BT, weights_BT):
     wanted_BT = weights_BT == 1.0
     right_BT = (jnp.argmax(logits_BTV, -1) == targets_BT) | ~wanted_BT
     scored_B = jnp.any(wanted_BT, axis=1)
-    return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT), {
-        "right_tokens": jnp.sum(right_BT & wanted_BT) / jnp.maximum(jnp.sum(wanted_BT), 1),
-        "right_rows": jnp.sum(jnp.all(right_BT, axis=1) & scored_B) / jnp.maximum(jnp.sum(scored_B), 1),
-    }
+    return (
+        jnp.sum(losses_BT * weights_BT),
+        jnp.sum(weights_BT),
+        {
+            "right_tokens": jnp.sum(right_BT & wanted_BT) / jnp.maximum(jnp.sum(wanted_BT), 1),
+            "right_rows": jnp.sum(jnp.all(right_BT, axis=1) & scored_B) / jnp.maximum(jnp.sum(scored_B), 1),
+        },
+    )
 
 
 def make_step(config: PolicyConfig, tx: optax.GradientTransformation) -> Callable:
@@ -149,16 +169,21 @@ def _span_logprobs(params, config: PolicyConfig, tokens_BT, spans_BT):
     return -jnp.sum(losses_BT * spans_BT[:, 1:], axis=1)
 
 
-def decision_probabilities(params, config: PolicyConfig, demonstrator: Demonstrator, tasks, hinted: bool, length: int) -> dict:
+def decision_probabilities(
+    params, config: PolicyConfig, demonstrator: Demonstrator, tasks, hinted: bool, length: int
+) -> dict:
     """What the policy would do at each decision after right steps only.
 
-    Returns, per kind and for "all": `sampled` = mean probability of the whole right action, `greedy` = share of decisions where the
-    right action is likelier than the habitual mistake.
+    Returns, per kind and for "all": `sampled` = mean probability of the whole right action, `greedy` = share of
+    decisions where the right action is likelier than the habitual mistake.
     """
     decisions = [d for task in tasks for d in demonstrator.decisions(task, hinted)]
     scores = []
     for attribute in ("right", "wrong"):
-        rows = [Row(d.context + getattr(d, attribute), [0.0] * len(d.context) + [1.0] * len(getattr(d, attribute))) for d in decisions]
+        rows = [
+            Row(d.context + getattr(d, attribute), [0.0] * len(d.context) + [1.0] * len(getattr(d, attribute)))
+            for d in decisions
+        ]
         parts = [pad_rows(rows[i : i + 64], length) for i in range(0, len(rows), 64)]
         scores.append(np.concatenate([np.asarray(_span_logprobs(params, config, *part)) for part in parts]))
     right, wrong = scores

@@ -1,7 +1,9 @@
-"""Every compiled program of a run from shapes alone: config, policy shape and mesh in, programs to lower and compile out.
+"""Every compiled program of a run from shapes alone: config, policy shape and mesh in, programs to lower and compile
+out.
 
-No weights and no devices are needed: a mesh of a described topology does (see `topology` and `gpu_topology`), so what a pod will hold
-and do can be read off the real compiler's result on any machine. Invariant: these are the functions and layouts that a run uses, not copies of them.
+No weights and no devices are needed: a mesh of a described topology does (see `topology` and `gpu_topology`), so what a
+pod will hold and do can be read off the real compiler's result on any machine. Invariant: these are the functions and
+layouts that a run uses, not copies of them.
 """
 
 from __future__ import annotations
@@ -26,17 +28,18 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from hintsd_jax.tools.planner import hlo
-from hintsd_jax.training import batching as packing, train_step as step
-from hintsd_jax.training.state import abstract
+from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.models.sharding import make_mesh, shardings, spec
 from hintsd_jax.sampling import programs as sampling
 from hintsd_jax.session import engine_config, lora_config, loss_config, optim_config, update_shapes
+from hintsd_jax.tools.planner import hlo
+from hintsd_jax.training import batching as packing
+from hintsd_jax.training import train_step as step
+from hintsd_jax.training.state import abstract
 
 HBM = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}  # GiB that the compiler lets a program have on one chip
 # What XLA's GPU compiler asks of a GPU that is not here. Clock and bandwidth only order its schedules.
@@ -66,7 +69,9 @@ _LIBTPU = Path(__file__).parents[3] / ".cache" / "libtpu" / "libtpu" / "libtpu.s
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """name; lower: traces and lowers it under its mesh; held: bytes of its weights (and of the train state) on one device."""
+    """name; lower: traces and lowers it under its mesh; held: bytes of its weights (and of the train state) on one
+    device.
+    """
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
@@ -75,7 +80,8 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the compiler says of a program. Bytes are those of one device; `alias` is the output that is written over arguments.
+    """What the compiler says of a program. Bytes are those of one device; `alias` is the output that is written over
+    arguments.
 
     flops: of one device, loop bodies counted once. seconds: of lowering and compiling. collectives: inside its loops.
     """
@@ -96,9 +102,11 @@ class Report:
 
 
 def compiled(lowered: jax.stages.Lowered, options: Mapping[str, str] | None = None) -> jax.stages.Compiled:
-    """Without jax's cache of compiled programs: it would take one for a topology in, but cannot give it back. options: the compiler's.
+    """Without jax's cache of compiled programs: it would take one for a topology in, but cannot give it back. options:
+    the compiler's.
 
-    Raises jax.errors.JaxRuntimeError with RESOURCE_EXHAUSTED where the program does not fit the memory of the described chip.
+    Raises jax.errors.JaxRuntimeError with RESOURCE_EXHAUSTED where the program does not fit the memory of the described
+    chip.
     """
     enabled = jax.config.jax_enable_compilation_cache
     try:
@@ -132,34 +140,45 @@ def described_policy(config: ConfigDict, shape: Path, layers: int | None = None,
     dtype = config.policy.compute_dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    policy = PolicyConfig.from_hf(read_json(shape), compute_dtype=dtype, remat=config.policy.remat, lora=lora_config(config))
+    policy = PolicyConfig.from_hf(
+        read_json(shape), compute_dtype=dtype, remat=config.policy.remat, lora=lora_config(config)
+    )
     return dataclasses.replace(policy, num_layers=layers or policy.num_layers)
 
 
 def topology(name: str, **sizes: int) -> Mesh:
-    """A mesh (`make_mesh` with `sizes`) of a TPU topology such as "v5e:2x4" or "v5p:2x2x2", of which no chip is here. "v5e:1x1" and
-    "v5p:1x1x1" are one chip of the smallest topology that the compiler describes.
+    """A mesh (`make_mesh` with `sizes`) of a TPU topology such as "v5e:2x4" or "v5p:2x2x2", of which no chip is here.
+    "v5e:1x1" and "v5p:1x1x1" are one chip of the smallest topology that the compiler describes.
 
-    libtpu, the compiler, is that of the environment variable TPU_LIBRARY_PATH, else an installed one, else the checkout's.
+    libtpu, the compiler, is that of the environment variable TPU_LIBRARY_PATH, else an installed one, else the
+    checkout's.
 
     Raises:
       UserError: there is no libtpu, or it does not know the topology.
     """
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         if not _LIBTPU.exists():
-            raise UserError(f"libtpu, the TPU compiler, is neither installed nor at {_LIBTPU}: run `make libtpu`, or set TPU_LIBRARY_PATH (a plan can do without: plan.compile = False)")
+            raise UserError(
+                f"libtpu, the TPU compiler, is neither installed nor at {_LIBTPU}: run `make libtpu`, or set TPU_LIBRARY_PATH (a plan can do without: plan.compile = False)"
+            )
         os.environ["TPU_LIBRARY_PATH"] = str(_LIBTPU)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of the machine that libtpu believes it is on; any will do
+    os.environ.setdefault(
+        "TPU_ACCELERATOR_TYPE", "v5litepod-8"
+    )  # of the machine that libtpu believes it is on; any will do
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # one process at a time may use a chip, but none is used here
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # one process at a time may use a chip, but none is used here
     os.environ.setdefault("TPU_LOG_DIR", "disabled")
     kind, _, dims = name.partition(":")
     single = set(dims) == {"1", "x"}
     try:
         described = topologies.get_topology_desc(f"{kind}:{_SMALLEST[dims]}" if single else name, "tpu")
     except Exception as error:  # libtpu reports both by RuntimeError or ValueError of several kinds
-        raise UserError(f"TPU topology {name!r} cannot be described ({error}): name one such as v5e:2x4 or v5p:2x2x1") from error
+        raise UserError(
+            f"TPU topology {name!r} cannot be described ({error}): name one such as v5e:2x4 or v5p:2x2x1"
+        ) from error
     return make_mesh(**sizes, devices=described.devices[: 1 if single else None])
 
 
@@ -171,24 +190,34 @@ def gpu_compiler() -> bool:
 
 
 def gpu_topology(kind: str, count: int, memory: int, **sizes: int) -> Mesh:
-    """A mesh (`make_mesh` with `sizes`) of `count` GPUs of a kind in `GPU_TARGETS` in one machine, none of which is here. memory: bytes of one;
-    the compiler's scheduler looks at it. Programs must be compiled with `GPU_OPTIONS`.
+    """A mesh (`make_mesh` with `sizes`) of `count` GPUs of a kind in `GPU_TARGETS` in one machine, none of which is
+    here. memory: bytes of one; the compiler's scheduler looks at it. Programs must be compiled with `GPU_OPTIONS`.
 
     Raises:
       UserError: jax's CUDA plugin does not make one.
     """
     facts = {**_GPU_COMMON, **GPU_TARGETS[kind], "device_memory_size": memory}
-    text = "gpu_device_info {" + " ".join(f"{name}: {value}" for name, value in facts.items()) + '} platform_name: "CUDA" dnn_version_info { major: 9 }'
+    text = (
+        "gpu_device_info {"
+        + " ".join(f"{name}: {value}" for name, value in facts.items())
+        + '} platform_name: "CUDA" dnn_version_info { major: 9 }'
+    )
     text = re.sub(r"cuda_compute_capability: (\d+)\.(\d+)", r"cuda_compute_capability { major: \1 minor: \2 }", text)
     try:
         described = topologies.get_topology_desc(kind, "cuda", target_config=text, topology=f"1x1x{count}")
     except Exception as error:  # the plugin reports by several kinds
-        raise UserError(f"{count} x {kind} cannot be described to XLA ({error}): set plan.compile = False, or install requirements-cuda.txt") from error
+        raise UserError(
+            f"{count} x {kind} cannot be described to XLA ({error}): set plan.compile = False, or install requirements-cuda.txt"
+        ) from error
     return make_mesh(**sizes, devices=described.devices)
 
 
-def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
-    """The engine's programs (rollout, analysis and evaluation are the same three on other weights), then those of the update."""
+def programs(
+    config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)
+) -> Iterator[Program]:
+    """The engine's programs (rollout, analysis and evaluation are the same three on other weights), then those of the
+    update.
+    """
     config = resolved(config)
     engine, B = engine_config(config), config.rollout.slots
     served, cache = abstract_weights(policy, mesh, "serve"), abstract_cache(config, policy, mesh)
@@ -201,8 +230,8 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
     yield Program("copy", _under(mesh, partial(sampling.copy_slots.lower, cache, ids, ids)), 0)
     dtypes = ("int32", "int32", "bool", "int32", "int32", "int32", "float32", "uint32", "float32", "float32", "int32")
     widths = ((), (), (), (), (), (A,), (A,), (2,), (), (), ())
-    lanes = sampling.Lanes(*(everywhere((B, *width), dtype) for dtype, width in zip(dtypes, widths, strict=True)))
-    decode = partial(sampling.decode.lower, served, policy, stop_ids, cache, lanes, everywhere((), "int32"))
+    state = sampling.DecodeState(*(everywhere((B, *width), dtype) for dtype, width in zip(dtypes, widths, strict=True)))
+    decode = partial(sampling.decode.lower, served, policy, stop_ids, cache, state, everywhere((), "int32"))
     yield Program(f"decode {B} slots x {engine.context}", _under(mesh, decode), held(served))
 
     weights = abstract_weights(policy, mesh, "train")
@@ -214,15 +243,22 @@ def programs(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, stop_ids: tup
     size = held(weights) + held(state)
     for length, pair in shapes.all():
         blank = packing.blank_batch(shapes, length, pair)
-        batch = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, mesh, ("batch",) + ("length",) * (leaf.ndim - 1), "train"), blank)
+        batch = jax.tree.map(
+            lambda leaf: _array(leaf.shape, leaf.dtype, mesh, ("batch",) + ("length",) * (leaf.ndim - 1), "train"),
+            blank,
+        )
         lower = partial(step.accumulate.lower, frozen, state, accumulator, batch, policy=policy, loss=loss)
         name = f"update {shapes.rows} x {length} + {shapes.stream_buckets[pair]}"
         yield Program(name, _under(mesh, lower), size)
-    yield Program("apply", _under(mesh, partial(step.apply.lower, state, accumulator, optim=optim_config(config))), size)
+    yield Program(
+        "apply", _under(mesh, partial(step.apply.lower, state, accumulator, optim=optim_config(config))), size
+    )
 
 
 def abstract_weights(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any:
-    """Shapes, dtypes and layouts of all weights: what is trained in float32, what is served or frozen in the compute dtype, but for norms."""
+    """Shapes, dtypes and layouts of all weights: what is trained in float32, what is served or frozen in the compute
+    dtype, but for norms.
+    """
     return dict(_laid_out(policy, mesh, role))
 
 
@@ -241,7 +277,10 @@ def _laid_out(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any
 @functools.cache
 def _shapes(policy: PolicyConfig) -> tuple[Any, Any]:
     """All weights and their logical axes; traced once, because a plan asks for many layouts."""
-    weights, axes = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0)), decoder.logical_axes(policy)
+    weights, axes = (
+        jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0)),
+        decoder.logical_axes(policy),
+    )
     if policy.lora:
         weights["lora"] = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
         axes["lora"] = lora.logical_axes(policy)
@@ -282,6 +321,8 @@ def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _array(shape: tuple[int, ...], dtype: Any, mesh: Mesh, names: tuple[str, ...] | None, role: str = "serve") -> jax.ShapeDtypeStruct:
+def _array(
+    shape: tuple[int, ...], dtype: Any, mesh: Mesh, names: tuple[str, ...] | None, role: str = "serve"
+) -> jax.ShapeDtypeStruct:
     where = PartitionSpec() if names is None else spec(shape, names, mesh, role)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, where))

@@ -1,8 +1,9 @@
-"""What the compiler says of the programs that decide whether a run fits. Config, policy, devices in; their temporaries out.
+"""What the compiler says of the programs that decide whether a run fits. Config, policy, devices in; their temporaries
+out.
 
-Asked are the largest prefill, decode, and the update at its largest length and at another. What it said is kept in a folder, under a key of all
-that decides what is compiled: settings, policy, mesh, versions and this package's own source. Invariant: a refusal for want of memory is an
-answer, with the bytes that the compiler asked for.
+Asked are the largest prefill, decode, and the update at its largest length and at another. What it said is kept in a
+folder, under a key of all that decides what is compiled: settings, policy, mesh, versions and this package's own
+source. Invariant: a refusal for want of memory is an answer, with the bytes that the compiler asked for.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import jaxlib
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hintsd_jax.tools.planner import aot
 from hintsd_jax.config.schema import NOT_OF_A_RUN, flatten
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import resolved
-from hintsd_jax.tools.planner.devices import Devices
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.session import engine_config, update_shapes
+from hintsd_jax.tools.planner import aot
+from hintsd_jax.tools.planner.devices import Devices
 
 _PACKAGE = Path(__file__).parents[2]
 _ASKED = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of|allocate ([\d.]+)([KMGT])iB")
@@ -36,7 +37,9 @@ _MINUTES = {"prefill": "1", "decode": "1 to 3", "update": "2 to 6"}  # of two co
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """kind: "prefill", "decode" or "update". length: of an update's rows, else 0. temp: bytes beside the arguments on one device, refused or not."""
+    """kind: "prefill", "decode" or "update". length: of an update's rows, else 0. temp: bytes beside the arguments on
+    one device, refused or not.
+    """
 
     kind: str
     length: int
@@ -79,7 +82,10 @@ def _wanted(config: ConfigDict, policy: PolicyConfig, mesh: Mesh) -> dict[tuple[
     return {
         ("prefill", 0, 0): f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]}",
         ("decode", 0, 0): f"decode {engine.slots} slots x {engine.context}",
-        **{("update", length, pair): f"update {shapes.rows} x {length} + {shapes.stream_buckets[pair]}" for length in lengths},
+        **{
+            ("update", length, pair): f"update {shapes.rows} x {length} + {shapes.stream_buckets[pair]}"
+            for length in lengths
+        },
     }
 
 
@@ -99,7 +105,17 @@ def _key(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, name: str) -> str
     aside = (*NOT_OF_A_RUN, "env.", "tasks.", "eval.", "checkpoint.", "alarms.", "endpoint.", "policy.path", "seed")
     settings = {key: str(value) for key, value in flatten(config).items() if not key.startswith(aside)}
     device = mesh.devices.flat[0]
-    parts = [name, settings, repr(policy), dict(mesh.shape), device.device_kind, device.client.platform_version, jax.__version__, jaxlib.__version__, _source()]
+    parts = [
+        name,
+        settings,
+        repr(policy),
+        dict(mesh.shape),
+        device.device_kind,
+        device.client.platform_version,
+        jax.__version__,
+        jaxlib.__version__,
+        _source(),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -122,4 +138,6 @@ def _keep(file: Path, kept: dict) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(kept) + "\n")
     except OSError as error:
-        raise UserError(f"plan.cache_dir = {str(file.parent)!r} cannot be written ({error.strerror}): name another, or '' for none") from error
+        raise UserError(
+            f"plan.cache_dir = {str(file.parent)!r} cannot be written ({error.strerror}): name another, or '' for none"
+        ) from error

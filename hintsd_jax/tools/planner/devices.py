@@ -1,8 +1,9 @@
-"""Devices by name, here or not: "v5e-8", "v5p:2x2x1", "h100:8" or "" (this machine) in; their number, kind and memory out.
+"""Devices by name, here or not: "v5e-8", "v5p:2x2x1", "h100:8" or "" (this machine) in; their number, kind and memory
+out.
 
-Sources: TPU memory is what libtpu's compiler lets one program have (it says so when a program is too large); GPU memory is what CUDA
-gives, of which jax takes the share that its allocator is told to take. v5e and v6e are named by chips, v5p by cores, two a chip,
-as Google Cloud does.
+Sources: TPU memory is what libtpu's compiler lets one program have (it says so when a program is too large); GPU memory
+is what CUDA gives, of which jax takes the share that its allocator is told to take. v5e and v6e are named by chips, v5p
+by cores, two a chip, as Google Cloud does.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from hintsd_jax.tools.planner import aot
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.sharding import AXES, make_mesh, mesh_sizes
+from hintsd_jax.tools.planner import aot
 
 # GiB that CUDA reports as the total; a driver's version and ECC move the last digit.
 GPUS = {
@@ -37,15 +38,27 @@ FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION
 
 # Chips -> the topology of such a slice, as Google Cloud makes it.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"}
+_CUBES = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+    1024: "8x8x16",
+}
 _SLICES = {"v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 _CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that a chip counts for in the name of a slice
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note` says of what.
-    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they are this machine's. fraction: the share of a GPU that `memory` is."""
+    """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note`
+    says of what.
+    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they
+    are this machine's. fraction: the share of a GPU that `memory` is."""
 
     kind: str
     platform: str
@@ -58,7 +71,9 @@ class Devices:
 
     @property
     def name(self) -> str:
-        return f"{self.count} x {self.kind}" + (f" ({self.topology})" if self.platform == "tpu" and self.topology else "")
+        return f"{self.count} x {self.kind}" + (
+            f" ({self.topology})" if self.platform == "tpu" and self.topology else ""
+        )
 
     @property
     def compiler(self) -> bool:
@@ -93,7 +108,11 @@ def find(name: str, memory_gib: float = 0.0) -> Devices:
     if found is None:
         known = [*(f"{kind}-8" for kind in _SLICES), *GPUS]
         near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
+        )
         raise UserError(f"plan.devices = {name!r} is unknown: {hint}")
     if memory_gib:
         return dataclasses.replace(found, memory=int(memory_gib * 2**30), memory_note="plan.memory_gib")
@@ -115,7 +134,9 @@ def fraction() -> float:
             try:
                 return float(text)
             except ValueError:
-                raise UserError(f"{variable} = {text!r} is no number: give the share of a GPU's memory that jax may take, such as 0.9") from None
+                raise UserError(
+                    f"{variable} = {text!r} is no number: give the share of a GPU's memory that jax may take, such as 0.9"
+                ) from None
     return FRACTION
 
 
@@ -129,12 +150,16 @@ def _tpus(name: str) -> Devices | None:
         chips = int(number) / _CORES[kind]
         if chips not in slices:
             names = ", ".join(f"{kind}-{chips * _CORES[kind]}" for chips in slices)
-            raise UserError(f"plan.devices = {name!r} is no slice of {kind}: choose one of {names}, or a topology such as {kind}:{slices[8]}")
+            raise UserError(
+                f"plan.devices = {name!r} is no slice of {kind}: choose one of {names}, or a topology such as {kind}:{slices[8]}"
+            )
         topology = slices[chips]
     elif topology.count("x") != slices[8].count("x"):
         raise UserError(f"plan.devices = {name!r}: a topology of {kind} looks like {kind}:{slices[8]}")
     count = math.prod(map(int, topology.split("x")))
-    return Devices(kind, "tpu", count, int(aot.HBM[kind] * 2**30), "what its compiler lets a program have", f"{kind}:{topology}")
+    return Devices(
+        kind, "tpu", count, int(aot.HBM[kind] * 2**30), "what its compiler lets a program have", f"{kind}:{topology}"
+    )
 
 
 def _gpus(name: str) -> Devices | None:
@@ -153,4 +178,6 @@ def _local() -> Devices:
     if first.platform == "cpu":  # they share the machine's memory
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
         return Devices(first.device_kind, "cpu", count, memory, "this machine's memory", here=True)
-    return Devices(first.device_kind, first.platform, count, first.memory_stats()["bytes_limit"], "what jax has of it", here=True)
+    return Devices(
+        first.device_kind, first.platform, count, first.memory_stats()["bytes_limit"], "what jax has of it", here=True
+    )

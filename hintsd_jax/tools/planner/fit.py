@@ -1,7 +1,8 @@
-"""Whether a run fits: config and devices in; phase totals, the longest context, the most slots, and changes that help out.
+"""Whether a run fits: config and devices in; phase totals, the longest context, the most slots, and changes that help
+out.
 
-Everything here asks the same `Planner`: advice is never given that was not tried. Where the compiler has been asked, its figures stand for
-the config as it is, and the arithmetic, scaled to them, for every other (`Planner.scales`).
+Everything here asks the same `Planner`: advice is never given that was not tried. Where the compiler has been asked,
+its figures stand for the config as it is, and the arithmetic, scaled to them, for every other (`Planner.scales`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from typing import Any
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from hintsd_jax.tools.planner import aot
 from hintsd_jax.errors import UserError
 from hintsd_jax.methods import resolved
-from hintsd_jax.tools.planner import temporaries
-from hintsd_jax.tools.planner.devices import Devices, find, larger
-from hintsd_jax.tools.planner.holdings import PHASES, Holding, holdings
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.session import engine_config, update_shapes
+from hintsd_jax.tools.planner import aot, temporaries
+from hintsd_jax.tools.planner.devices import Devices, find, larger
+from hintsd_jax.tools.planner.holdings import PHASES, Holding, holdings
 
 CONTEXT_STEP = 1024  # tokens; TPU's attention kernel takes whole ones
 WORTH = 0.01  # share of a device's memory that a change must save to be named
@@ -34,7 +34,9 @@ MOST = 0.95  # of a GPU: the rest is CUDA's own
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """holdings: what stays. prefill, decode, update: bytes that the largest program of the kind has beside it, on one device."""
+    """holdings: what stays. prefill, decode, update: bytes that the largest program of the kind has beside it, on one
+    device.
+    """
 
     config: ConfigDict
     policy: PolicyConfig
@@ -88,15 +90,17 @@ class Change:
 class Planner:
     """`planner(config, devices)` -> Plan. shape: the policy's config.json.
 
-    scales: program kind -> a function of the update's length (0 for the others) by which the arithmetic is multiplied, so that it
-    meets the compiler where it was asked; {}: the arithmetic alone.
+    scales: program kind -> a function of the update's length (0 for the others) by which the arithmetic is multiplied,
+    so that it meets the compiler where it was asked; {}: the arithmetic alone.
     """
 
     shape: Path
     scales: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, config: ConfigDict, devices: Devices) -> Plan:
-        """Raises UserError where the run itself would refuse these: a mesh that is none, slots that `data` does not divide, ..."""
+        """Raises UserError where the run itself would refuse these: a mesh that is none, slots that `data` does not
+        divide, ...
+        """
         config = resolved(config)
         mesh, platform = devices.layout(**config.mesh), devices.platform
         policy = aot.described_policy(config, self.shape, platform=platform)
@@ -108,7 +112,9 @@ class Planner:
                 f"rollout.context or hindsight.context = {engine.context} exceeds the {policy.max_positions} positions of {self.shape}: lower it"
             )
         scale = lambda kind, length=0: self.scales[kind](length) if kind in self.scales else 1.0
-        update = lambda length, pair: scale("update", length) * temporaries.update(config, policy, mesh, platform, length, pair)
+        update = lambda length, pair: (
+            scale("update", length) * temporaries.update(config, policy, mesh, platform, length, pair)
+        )
         return Plan(
             config,
             policy,
@@ -121,11 +127,15 @@ class Planner:
         )
 
     def changed(self, plan: Plan, settings: Mapping[str, Any]) -> Plan:
-        """The plan with other settings; `plan.devices` among them moves it to other devices, FRACTION gives a GPU's run more of it."""
+        """The plan with other settings; `plan.devices` among them moves it to other devices, FRACTION gives a GPU's run
+        more of it.
+        """
         config, devices = copy.deepcopy(plan.config), plan.devices
         for key, value in settings.items():
             if key == FRACTION:
-                devices = dataclasses.replace(devices, memory=round(devices.memory / devices.fraction * value), fraction=value)
+                devices = dataclasses.replace(
+                    devices, memory=round(devices.memory / devices.fraction * value), fraction=value
+                )
                 continue
             group, _, name = key.rpartition(".")
             config[group][name] = value
@@ -137,7 +147,8 @@ class Planner:
         """The plan with the longest context that fits, a multiple of CONTEXT_STEP; None where none does."""
         at = lambda steps: self.changed(plan, context_settings(plan.config, steps * CONTEXT_STEP))
         first, last = _least(plan.config) // CONTEXT_STEP + 1, plan.policy.max_positions // CONTEXT_STEP
-        # Up to LONG tokens all scores of a row exist at once, so that there a shorter row may take more than a longer one; beyond, never.
+        # Up to LONG tokens all scores of a row exist at once, so that there a shorter row may take more than a longer
+        # one; beyond, never.
         low = max(first, temporaries.LONG // CONTEXT_STEP + 1)
         if low <= last and at(low).fits:
             while low < last:
@@ -153,7 +164,9 @@ class Planner:
         """
         data = plan.mesh.shape["data"]
         cache = functools.partial(_cache, plan)
-        room = max(plan.devices.memory - max(plan.total(phase) for phase in PHASES) + cache(plan.config.rollout.slots), 0)
+        room = max(
+            plan.devices.memory - max(plan.total(phase) for phase in PHASES) + cache(plan.config.rollout.slots), 0
+        )
         evenly = cache(data * plan.mesh.size) / plan.mesh.size  # bytes of `data` slots on one device, at the least
         for slots in range(int(room / evenly) * data, 0, -data):
             if cache(slots) <= room and self.changed(plan, {"rollout.slots": slots}).fits:
@@ -161,7 +174,9 @@ class Planner:
         return 0
 
     def advice(self, plan: Plan) -> list[Change]:
-        """Single changes that help: first those that make it fit, the cheapest first, then the others by what they save."""
+        """Single changes that help: first those that make it fit, the cheapest first, then the others by what they
+        save.
+        """
         found = []
         for price, settings in self._candidates(plan):
             try:
@@ -170,13 +185,19 @@ class Planner:
                 continue
             if plan.share - change.plan.share >= WORTH:
                 found.append(change)
-        found.sort(key=lambda change: (change.price, change.plan.share) if change.plan.fits else (len(Price), change.plan.share))
+        found.sort(
+            key=lambda change: (
+                (change.price, change.plan.share) if change.plan.fits else (len(Price), change.plan.share)
+            )
+        )
         several = [change for change in found if change.price is Price.HARDWARE]
         enough = min(several, key=lambda change: (not change.plan.fits, change.plan.mesh.size), default=None)
         return [change for change in found if change.price is not Price.HARDWARE or change is enough]
 
     def together(self, plan: Plan) -> Change | None:
-        """Several changes at once that make it fit on the same devices, the cheapest first; None where all of them do not."""
+        """Several changes at once that make it fit on the same devices, the cheapest first; None where all of them do
+        not.
+        """
         settings: dict[str, Any] = {}
         while not plan.fits:
             steps = [change for change in self.advice(plan) if change.price is not Price.HARDWARE]
@@ -192,22 +213,33 @@ class Planner:
             yield Price.NOTHING, {"policy.remat": True}
         if config.rollout.prefill_rows > 1:
             yield Price.NOTHING, {"rollout.prefill_rows": 1}
-        if config.distill.rows_per_device > 1:
-            yield Price.NOTHING, {"distill.rows_per_device": 1}
-        if config.distill.chunk > 32:
-            yield Price.NOTHING, {"distill.chunk": 32}
-        if plan.devices.platform == "gpu" and not plan.devices.here and not config.plan.memory_gib and plan.devices.fraction < MOST:
+        if config.batch.rows_per_device > 1:
+            yield Price.NOTHING, {"batch.rows_per_device": 1}
+        if config.loss.chunk_tokens > 32:
+            yield Price.NOTHING, {"loss.chunk_tokens": 32}
+        if (
+            plan.devices.platform == "gpu"
+            and not plan.devices.here
+            and not config.plan.memory_gib
+            and plan.devices.fraction < MOST
+        ):
             yield Price.NOTHING, {FRACTION: MOST}
         yield from ((Price.NOTHING, sizes) for sizes in _meshes(plan))
         slots = self.most_slots(plan) or plan.mesh.shape["data"]
         if slots < config.rollout.slots:
             yield Price.TIME, {"rollout.slots": slots}
-        if len(config.distill.stream_buckets) > 1:
-            yield Price.TARGETS, {key: tuple(config.distill[key.partition(".")[2]][:-1]) for key in ("distill.stream_buckets", "distill.action_buckets")}
+        if len(config.batch.branch_buckets) > 1:
+            yield (
+                Price.TARGETS,
+                {
+                    key: tuple(config.distill[key.partition(".")[2]][:-1])
+                    for key in ("batch.branch_buckets", "batch.action_buckets")
+                },
+            )
         if config.lora.rank == 0:
             yield Price.METHOD, {"lora.rank": 32}
-        if config.hindsight.analyser == "policy_initial":
-            yield Price.METHOD, {"hindsight.analyser": "policy_ema"}
+        if config.hindsight.analyser == "initial_policy":
+            yield Price.METHOD, {"hindsight.analyser": "ema_teacher"}
         longest = self.longest_context(plan)
         shorter = engine_config(longest.config).context if longest else _least(config) + CONTEXT_STEP
         if shorter < context:
@@ -219,15 +251,24 @@ class Planner:
 
 def context_settings(config: ConfigDict, context: int) -> dict[str, Any]:
     """The settings that make episodes and reviews so long, and the update's rows with them."""
-    lengths = (*(length for length in config.distill.length_buckets if length < context), context)
-    settings = {"rollout.context": context, "hindsight.context": context, "distill.length_buckets": lengths}
+    lengths = (*(length for length in config.batch.length_buckets if length < context), context)
+    settings = {"rollout.context": context, "hindsight.context": context, "batch.length_buckets": lengths}
     prefill = tuple(length for length in config.rollout.prefill_buckets if length <= context)
-    return settings if prefill == tuple(config.rollout.prefill_buckets) else settings | {"rollout.prefill_buckets": prefill}
+    return (
+        settings
+        if prefill == tuple(config.rollout.prefill_buckets)
+        else settings | {"rollout.prefill_buckets": prefill}
+    )
 
 
 def _least(config: ConfigDict) -> int:
     """Every context is longer than this: else no prompt is left beside what may be sampled."""
-    needed = max(config.rollout.max_action_tokens, config.hindsight.max_tokens, *config.distill.action_buckets, config.rollout.prefill_buckets[0])
+    needed = max(
+        config.rollout.max_action_tokens,
+        config.hindsight.max_tokens,
+        *config.batch.action_buckets,
+        config.rollout.prefill_buckets[0],
+    )
     return needed // CONTEXT_STEP * CONTEXT_STEP
 
 

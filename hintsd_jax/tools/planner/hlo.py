@@ -1,9 +1,12 @@
-"""What a compiled program does, read off its text (`compiled.as_text()`): collectives inside loops, and arrays laid out anew.
+"""What a compiled program does, read off its text (`compiled.as_text()`): collectives inside loops, and arrays laid out
+anew.
 
-Text of the optimised program flows in, counters of operations with their bytes on one device flow out. A computation belongs to a
-loop where it is a while body or condition, or is called by one through any chain of fusions, conditionals and asynchronous wrappers.
+Text of the optimised program flows in, counters of operations with their bytes on one device flow out. A computation
+belongs to a loop where it is a while body or condition, or is called by one through any chain of fusions, conditionals
+and asynchronous wrappers.
 
-Invariant: what runs in a loop counts once, however often and deeply it is called; an array of an unknown type is an error, not nothing.
+Invariant: what runs in a loop counts once, however often and deeply it is called; an array of an unknown type is an
+error, not nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ BYTES = {"pred": 1, "bf16": 2} | {f"{kind}{bits}": bits / 8 for kind in "suf" fo
 
 _HEADER = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
 _OPERATION = re.compile(r"^\s+(?:ROOT\s+)?%?[\w.\-]+\s*=\s*(.*)$")
-_KIND = re.compile(r"(?<![\w.%\-])([a-z][a-z0-9\-]*)\(")  # the first word before a bracket: layouts are T(8,128), S(1), in capitals
+_KIND = re.compile(
+    r"(?<![\w.%\-])([a-z][a-z0-9\-]*)\("
+)  # the first word before a bracket: layouts are T(8,128), S(1), in capitals
 _LOOP = re.compile(r"\b(?:body|condition)=%?([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLED_MANY = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
@@ -35,7 +40,9 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*)(?:e[0-9]m[0-9]\w*)?\[([0-9,]*)\]")  # f8e
 
 
 class Operation(NamedTuple):
-    """kind: "all-gather", "copy", ...; result: its largest array, such as "bf16[8,2560]"; size: bytes of that array on one device."""
+    """kind: "all-gather", "copy", ...; result: its largest array, such as "bf16[8,2560]"; size: bytes of that array on
+    one device.
+    """
 
     kind: str
     result: str
@@ -43,13 +50,15 @@ class Operation(NamedTuple):
 
 
 def collectives(text: str, inside_loops: bool = True) -> Counter[Operation]:
-    """How many of each there are in the program's text, by default only of those inside loops. A loop's body counts once."""
+    """How many of each there are in the program's text, by default only of those inside loops. A loop's body counts
+    once.
+    """
     return _count(text, (*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)), inside_loops)
 
 
 def relaid(text: str, at_least: int) -> Counter[Operation]:
-    """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program. Asynchronous copies are
-    not among them: they fetch an array as it is into on-chip memory."""
+    """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program.
+    Asynchronous copies are not among them: they fetch an array as it is into on-chip memory."""
     found = _count(text, ("copy", "transpose"), inside_loops=False)
     return Counter({operation: number for operation, number in found.items() if operation.size >= at_least})
 

@@ -1,4 +1,6 @@
-"""A plan as text: what each device holds in every phase, whether it fits, what would be the longest, and what to change."""
+"""A plan as text: what each device holds in every phase, whether it fits, what would be the longest, and what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from typing import Any
 
 import jax
 
+from hintsd_jax.session import engine_config, lora_config, update_shapes
 from hintsd_jax.tools.planner import aot
 from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FRACTION, Change, Plan, Planner, Price
 from hintsd_jax.tools.planner.holdings import PHASES
-from hintsd_jax.session import engine_config, lora_config, update_shapes
 
 _HEADS = ("rolling out", "updating")
 _SHOWN = 8  # pieces of advice
@@ -24,21 +26,37 @@ def gib(size: float) -> str:
 def table(plan: Plan, sources: Mapping[str, str]) -> str:
     """The rows; `sources` says for each of prefill, decode and update where its figure comes from."""
     engine, shapes = engine_config(plan.config), update_shapes(plan.config, plan.mesh)
-    held = [(holding.name, [getattr(holding, phase) for phase in PHASES], f"exact: {holding.note}") for holding in plan.holdings]
+    held = [
+        (holding.name, [getattr(holding, phase) for phase in PHASES], f"exact: {holding.note}")
+        for holding in plan.holdings
+    ]
     rows = [(name, [gib(size) if size else "" for size in sizes], source) for name, sizes, source in held if any(sizes)]
     larger = max(plan.prefill, plan.decode)
-    beside = lambda size: gib(size) if size == larger else f"({gib(size)})"  # one program runs at a time: the larger one counts
+    beside = lambda size: (
+        gib(size) if size == larger else f"({gib(size)})"
+    )  # one program runs at a time: the larger one counts
     largest = f"{shapes.rows} x {shapes.length_buckets[-1]:,} + {shapes.stream_buckets[-1]:,}"
     rows += [
-        (f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]:,}", [beside(plan.prefill), ""], sources["prefill"]),
+        (
+            f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]:,}",
+            [beside(plan.prefill), ""],
+            sources["prefill"],
+        ),
         (f"decode {engine.slots} slots", [beside(plan.decode), ""], sources["decode"]),
         (f"update {largest}", ["", gib(plan.update)], sources["update"]),
         ("total", [gib(plan.total(phase)) for phase in PHASES], ""),
-        ("of the device", [f"{plan.total(phase) / plan.devices.memory:.0%}" for phase in PHASES], f"{gib(plan.devices.memory)} GiB: {plan.devices.memory_note}"),
+        (
+            "of the device",
+            [f"{plan.total(phase) / plan.devices.memory:.0%}" for phase in PHASES],
+            f"{gib(plan.devices.memory)} GiB: {plan.devices.memory_note}",
+        ),
     ]
     first = max(len(name) for name, *_ in rows)
     lines = [f"{'GiB on one device':{first}}  " + "  ".join(f"{head:>11}" for head in _HEADS) + "  from"]
-    lines += [f"{name:{first}}  " + "  ".join(f"{cell:>11}" for cell in cells) + f"  {source}".rstrip() for name, cells, source in rows]
+    lines += [
+        f"{name:{first}}  " + "  ".join(f"{cell:>11}" for cell in cells) + f"  {source}".rstrip()
+        for name, cells, source in rows
+    ]
     lines.insert(-2, "-" * len(lines[0]))
     return "\n".join(lines)
 
@@ -108,4 +126,6 @@ def flags(settings: Mapping[str, Any]) -> str:
         text = str(setting).replace(" ", "")
         return f"'{text}'" if isinstance(setting, tuple) else text
 
-    return " ".join(f"{'' if key == FRACTION else '--config.'}{key}={value(setting)}" for key, setting in settings.items())
+    return " ".join(
+        f"{'' if key == FRACTION else '--config.'}{key}={value(setting)}" for key, setting in settings.items()
+    )

@@ -1,23 +1,28 @@
-"""What a program holds beside its arguments, by arithmetic: config, policy shape, mesh and length in, bytes on one device out.
+"""What a program holds beside its arguments, by arithmetic: config, policy shape, mesh and length in, bytes on one
+device out.
 
-B rows, T tokens, M stream tokens, and D, H, K, C, F, V as everywhere are those of one device: heads, ffn and vocabulary are split by
-`tensor`, rows by `data` and `fsdp`, as `policy.sharding` has it. c: bytes of the compute dtype. N layers.
+B rows, T tokens, M stream tokens, and D, H, K, C, F, V as everywhere are those of one device: heads, ffn and vocabulary
+are split by `tensor`, rows by `data` and `fsdp`, as `policy.sharding` has it. c: bytes of the compute dtype. N layers.
 S: keys that are looked back on at once, 1024 of a cache or trunk of more than 2048.
 
 update     (kept + max(layer, teacher, loss) + gathered + gradients) x gaps
-  kept     N B T D c: the inputs of the layers, for the backward pass (all that a layer makes, N times, where policy.remat is off)
-  layer    B T c (f F + h H C + d D) + scores: one layer made again, and its gradients
-  scores   of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens (chunks of queries
-           under remat), H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a multiple of 1024, from 2048 on)
-  teacher  B (T + M) c (f' F + h' H C + d' D) + B H M max(M, S) s: no gradient, but the stream's scores against itself are all there
-  loss     chunk x V float32 logits, l times: of student and teacher, ranked, and their gradients
+  kept     N B T D c: the inputs of the layers, for the backward pass (all that a layer makes, N times, where
+  policy.remat is off) layer    B T c (f F + h H C + d D) + scores: one layer made again, and its gradients
+  scores   of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens
+           (chunks of queries under remat), H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a
+           multiple of 1024, from 2048 on)
+  teacher  B (T + M) c (f' F + h' H C + d' D) + B H M max(M, S) s: no gradient, but the stream's scores against itself
+  are all there loss     chunk x V float32 logits, l times: of student and teacher, ranked, and their gradients
   gathered with `fsdp` or `data` above 1: one layer's weights twice, and the vocabulary's table
-  gradients where all weights are trained: in float32, on TPU before and after they are summed over devices, and the table's whole
-prefill    the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores of L x max(L, S)
-decode     logits B V and scores B H S in float32, four times; but on TPU, the cache of one layer, which is turned to another layout
+  gradients where all weights are trained: in float32, on TPU before and after they are summed over devices, and the
+  table's whole
+prefill    the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores of L x max(L,
+S) decode     logits B V and scores B H S in float32, four times; but on TPU, the cache of one layer, which is turned to
+another layout
 
-The formulas follow the code and the largest buffers of compiled programs; their factors (`_FACTORS`) are fitted to what the compilers for
-TPU and GPU said. Compilers reorder and reuse as they see fit: `ERROR` says how far off this was, docs/plan.md has every case.
+The formulas follow the code and the largest buffers of compiled programs; their factors (`_FACTORS`) are fitted to what
+the compilers for TPU and GPU said. Compilers reorder and reuse as they see fit: `ERROR` says how far off this was,
+docs/plan.md has every case.
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from hintsd_jax.tools.planner import aot
 from hintsd_jax.models import attention, splash
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import spec
 from hintsd_jax.session import engine_config, loss_config, update_shapes
+from hintsd_jax.tools.planner import aot
 
-# At worst, as a share of what the compiler said, by platform and program. What is not here was not compared, or is no more than rough.
+# At worst, as a share of what the compiler said, by platform and program. What is not here was not compared, or is no
+# more than rough.
 ERROR = {"gpu": {"prefill": 0.05, "decode": 0.05, "update": 0.10}, "tpu": {"update": 0.31}}
 
 LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
@@ -52,9 +58,10 @@ class _Widths(NamedTuple):
 
 
 class _Factors(NamedTuple):
-    """layer, teacher: see `_Widths`. direct, chunked, stream: bytes a score. rows: copies of the caches that prefill reads.
-    gradients, tables: copies in float32 of what is trained on this device, and of the whole table's gradient. gaps: by what the update's
-    memory exceeds what is in it."""
+    """layer, teacher: see `_Widths`. direct, chunked, stream: bytes a score. rows: copies of the caches that prefill
+    reads.
+    gradients, tables: copies in float32 of what is trained on this device, and of the whole table's gradient. gaps: by
+    what the update's memory exceeds what is in it."""
 
     layer: _Widths
     teacher: _Widths
@@ -68,8 +75,12 @@ class _Factors(NamedTuple):
 
 
 _FACTORS = {
-    "tpu": _Factors(_Widths(4, 4, 4), _Widths(4, 4, 4), direct=8, chunked=24, stream=2.5, rows=1.5, gradients=2, tables=2, gaps=1),
-    "gpu": _Factors(_Widths(3, 2, 2), _Widths(0, 4, 2), direct=7, chunked=12, stream=6, rows=1, gradients=1, tables=0, gaps=1.05),
+    "tpu": _Factors(
+        _Widths(4, 4, 4), _Widths(4, 4, 4), direct=8, chunked=24, stream=2.5, rows=1.5, gradients=2, tables=2, gaps=1
+    ),
+    "gpu": _Factors(
+        _Widths(3, 2, 2), _Widths(0, 4, 2), direct=7, chunked=12, stream=6, rows=1, gradients=1, tables=0, gaps=1.05
+    ),
 }
 _LOGITS = 8  # copies of a chunk's logits
 
@@ -89,7 +100,9 @@ class _Layout:
     def width(self, axis: str, number: int) -> int:
         """Of one token in each row: how many of `number` features this device has, times the rows that it has."""
         shape = (self.rows, 1, number)
-        return math.prod(NamedSharding(self.mesh, spec(shape, ("batch", "length", axis), self.mesh, self.role)).shard_shape(shape))
+        return math.prod(
+            NamedSharding(self.mesh, spec(shape, ("batch", "length", axis), self.mesh, self.role)).shard_shape(shape)
+        )
 
     def token(self, widths: _Widths) -> float:
         return widths.ffn * self.ffn + widths.heads * self.heads + widths.model * self.model
@@ -102,10 +115,14 @@ def update(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platfor
     layer = T * c * layout.token(factors.layer) + layout.queries * _scores(policy, mesh, platform, factors, T)
     kept = T * c * layout.model if policy.remat else layer
     trunk = T if shapes.trunk else 0
-    teacher = (trunk + M) * c * layout.token(factors.teacher) + layout.queries * M * max(M, _stretch(trunk)) * factors.stream
-    logits = _LOGITS * 4 * layout.logits * max(1, config.distill.chunk // shapes.rows)
+    teacher = (trunk + M) * c * layout.token(factors.teacher) + layout.queries * M * max(
+        M, _stretch(trunk)
+    ) * factors.stream
+    logits = _LOGITS * 4 * layout.logits * max(1, config.loss.chunk_tokens // shapes.rows)
     beside = max(layer, teacher if loss_config(config).taught else 0, logits)
-    return round(factors.gaps * (policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh, factors)))
+    return round(
+        factors.gaps * (policy.num_layers * kept + beside + _gathered(policy, mesh) + _gradients(policy, mesh, factors))
+    )
 
 
 def prefill(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
@@ -113,7 +130,9 @@ def prefill(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platfo
     engine, factors, c = engine_config(config), _factors(platform), _bytes(policy)
     layout, L = _Layout(policy, mesh, "serve", engine.prefill_rows), engine.prefill_buckets[-1]
     cached = 2 * policy.num_layers * c * layout.keys
-    return round(cached * (factors.rows * engine.context + L) + 4 * 3 * layout.queries * L * max(L, _stretch(engine.context)))
+    return round(
+        cached * (factors.rows * engine.context + L) + 4 * 3 * layout.queries * L * max(L, _stretch(engine.context))
+    )
 
 
 def decode(config: ConfigDict, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:

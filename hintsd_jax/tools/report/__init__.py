@@ -1,1 +1,3 @@
-"""Run folders in, one HTML page out: reading, counting, and the page's own files. Imports no jax: a report is made in about a second."""
+"""Run folders in, one HTML page out: reading, counting, and the page's own files. Imports no jax: a report is made in
+about a second.
+"""

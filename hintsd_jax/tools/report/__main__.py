@@ -1,8 +1,8 @@
 """The report: `python -m hintsd_jax.tools.report WORKDIR [WORKDIR ...] [--out report.html]`.
 
-Folders of runs go in, finished, running or killed; one HTML file comes out that needs nothing else: no network, no server, no fonts. It
-holds the curves of all runs, the last table, where the targets fall while training, and an episode browser down to single tokens.
-What the user can mend ends in one line on stderr and exit status 2.
+Folders of runs go in, finished, running or killed; one HTML file comes out that needs nothing else: no network, no
+server, no fonts. It holds the curves of all runs, the last table, where the targets fall while training, and an episode
+browser down to single tokens. What the user can mend ends in one line on stderr and exit status 2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, episod
     """Writes the report of some runs to `out`; returns its size in bytes.
 
     Args:
-      episodes: at most so many are kept for browsing, whole training steps, evenly over runs and steps. Curves and targets count all.
+      episodes: at most so many are kept for browsing, whole training steps, evenly over runs and steps. Curves and
+        targets count all.
 
     Raises:
       UserError: a folder that is no run, a file of it that cannot be read, a place that cannot be written.
@@ -44,10 +45,14 @@ def report(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, episod
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m hintsd_jax.tools.report", description="One self-contained HTML page about one or several runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hintsd_jax.tools.report", description="One self-contained HTML page about one or several runs."
+    )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the folder of a run, as given to --workdir")
     parser.add_argument("--out", default="report.html", help="the file to write (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes to keep for browsing, in all (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=EPISODES, help="episodes to keep for browsing, in all (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,6 @@
-"""Runs in, the content of a page out: a small overview that is read at once, and chunks of episodes that are read when one is opened."""
+"""Runs in, the content of a page out: a small overview that is read at once, and chunks of episodes that are read when
+one is opened.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CHUNK = 32  # episodes that are unpacked together
 
 @dataclasses.dataclass
 class Content:
-    """overview: plain JSON values. chunks: whole entries of the episodes, in the order of the list, `CHUNK` each, packed."""
+    """overview: plain JSON values. chunks: whole entries of the episodes, in the order of the list, `CHUNK` each,
+    packed.
+    """
 
     overview: dict[str, Any]
     chunks: list[str]
@@ -30,7 +34,9 @@ def gather(runs: Sequence[Run], most: int) -> Content:
     Raises:
       UserError: a file of episodes holds something else.
     """
-    columns: dict[str, list] = {name: [] for name in ("run", "step", "task", "rollout", "success", "turns", "ended", "targets", "trained")}
+    columns: dict[str, list] = {
+        name: [] for name in ("run", "step", "task", "rollout", "success", "turns", "ended", "targets", "trained")
+    }
     names: dict[str, dict[str, int]] = {"task": {}, "ended": {}}
     chunks: list[str] = []
     entries: list[dict[str, Any]] = []
@@ -55,7 +61,9 @@ def gather(runs: Sequence[Run], most: int) -> Content:
                         chunks.append(pack(entries))
                         entries = []
             except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-                raise UserError(f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file") from error
+                raise UserError(
+                    f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file"
+                ) from error
         shown.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
     if entries:
         chunks.append(pack(entries))
@@ -70,7 +78,8 @@ def pack(value: Any) -> str:
 
 
 def choose(sizes: Mapping[int, int], most: int) -> dict[int, int]:
-    """How many episodes of each training step to keep, at most `most` in all: whole steps, evenly spaced, the first and the last among them.
+    """How many episodes of each training step to keep, at most `most` in all: whole steps, evenly spaced, the first and
+    the last among them.
 
     Where not even one step fits whole, the last one's first episodes.
     """
@@ -91,11 +100,13 @@ def overview(run: Run) -> dict[str, Any]:
         "versions": run.versions,
         "steps": run.steps,
         # what knows the ground truth is labelled wherever it shows
-        "privileged": run.config.get("hindsight.select") == "oracle" or any(row.get("hindsight/privileged") for row in run.rows),
+        "privileged": run.config.get("hindsight.select") == "oracle"
+        or any(row.get("hindsight/privileged") for row in run.rows),
         "planned": run.planned,
         "metrics": columns(run.rows),
         "results": results.lines(run.held_out, split),
-        "evaluation": run.evaluation and {
+        "evaluation": run.evaluation
+        and {
             "step": run.evaluation.get("step"),
             "results": results.lines({"after": run.evaluation}, split),
         },
@@ -103,14 +114,16 @@ def overview(run: Run) -> dict[str, Any]:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-    """Metrics by name, None where a row has none, with two more x axes: `wall` (seconds of training steps so far, evaluations left
-    out) and `generated` (tokens sampled so far, in rollouts and by the analyser)."""
-    found = {name: [records.number(row.get(name)) for row in rows] for name in sorted({name for row in rows for name in row})}
+    """Metrics by name, None where a row has none, with two more x axes: `wall` (seconds of training steps so far,
+    evaluations left out) and `generated` (tokens sampled so far, in rollouts and by the analyser)."""
+    found = {
+        name: [records.number(row.get(name)) for row in rows] for name in sorted({name for row in rows for name in row})
+    }
     wall = generated = 0.0
     found["wall"], found["generated"] = [], []
-    if "hindsight/target_step_mean" in found:  # 0 where there was no target
-        pairs = zip(found["hindsight/target_step_mean"], rows, strict=True)
-        found["hindsight/target_step_mean"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
+    if "hindsight/mean_target_step" in found:  # 0 where there was no target
+        pairs = zip(found["hindsight/mean_target_step"], rows, strict=True)
+        found["hindsight/mean_target_step"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
     for row in rows:
         wall += row.get("time/step") or 0.0
         generated += (row.get("rollout/tokens") or 0) + (row.get("hindsight/tokens") or 0)

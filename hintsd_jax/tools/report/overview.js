@@ -4,11 +4,11 @@ const PERCENT = (v) => `${trim(100 * v, Math.abs(v) < 0.1 && v !== 0 ? 1 : 0)} %
 const EXACT = (v) => `${percent(v)} %`;
 const CHARTS = [
   { title: "Success", keys: ["rollout/success", /^eval\/avg@\d+$/], names: ["rollouts", "evaluation"], unit: PERCENT, exact: EXACT, one: true },
-  { title: "Loss", keys: ["distill/loss"], unit: short, zero: true },
-  { title: "Entropy of the policy, nats", keys: ["distill/entropy"], unit: short, zero: true },
-  { title: "Teacher minus student, nats", keys: ["distill/teacher_gap"], unit: short },
+  { title: "Loss", keys: ["train/loss"], unit: short, zero: true },
+  { title: "Entropy of the policy, nats", keys: ["train/entropy"], unit: short, zero: true },
+  { title: "Teacher minus student, nats", keys: ["train/teacher_gap"], unit: short },
   { title: "Targets a step", keys: ["hindsight/targets"], unit: short, zero: true },
-  { title: "Mean step of the targets", keys: ["hindsight/target_step_mean"], unit: short },
+  { title: "Mean step of the targets", keys: ["hindsight/mean_target_step"], unit: short },
   {
     title: "Targets against true faults",
     keys: ["hindsight/precision", "hindsight/recall"],
@@ -18,8 +18,8 @@ const CHARTS = [
     one: true,
   },
   { title: "Tokens an action", keys: ["rollout/action_length"], unit: short, zero: true },
-  { title: "Turns an episode", keys: ["rollout/turns"], unit: short, zero: true },
-  { title: "Gradient norm", keys: ["distill/grad_norm"], unit: short, zero: true },
+  { title: "Turns an episode", keys: ["rollout/steps"], unit: short, zero: true },
+  { title: "Gradient norm", keys: ["train/grad_norm"], unit: short, zero: true },
   { title: "Time of a step", keys: ["time/step"], unit: seconds, zero: true },
   { title: "Peak memory, GiB", keys: ["memory/peak_bytes"], unit: (v) => short(v / 2 ** 30), size: 2 ** 30, zero: true },
 ];
@@ -166,8 +166,8 @@ function drawSpec(spec, runs, axis) {
 
 const PARTS = [
   ["time/rollout", "rollout", "rollout"],
-  ["time/hindsight", "hindsight", "hindsight"],
-  ["time/distill", "distill", "distil"],
+  ["time/analysis", "hindsight", "hindsight"],
+  ["time/update", "distill", "distil"],
 ];
 
 function drawTimes(runs) {

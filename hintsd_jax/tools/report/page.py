@@ -1,7 +1,8 @@
 """The content of a page in, one HTML file out that is safe to open and needs no network.
 
-Texts of episodes are hostile. None becomes markup: the overview is JSON with every `<`, `>` and `&` escaped, chunks are compressed and
-in base64, and the script writes nothing but text nodes. A content security policy allows this style and this script, by their hashes, and nothing
+Texts of episodes are hostile. None becomes markup: the overview is JSON with every `<`, `>` and `&` escaped, chunks are
+compressed and in base64, and the script writes nothing but text nodes. A content security policy allows this style and
+this script, by their hashes, and nothing
 else: no other script, no request, no frame. The same content gives the same bytes.
 """
 
@@ -15,14 +16,26 @@ from typing import Any
 
 from hintsd_jax.tools.report.gather import Content
 
-SCRIPTS = ("text.js", "charts.js", "results.js", "overview.js", "targets.js", "tokens.js", "episode.js", "browser.js", "page.js")
+SCRIPTS = (
+    "text.js",
+    "charts.js",
+    "results.js",
+    "overview.js",
+    "targets.js",
+    "tokens.js",
+    "episode.js",
+    "browser.js",
+    "page.js",
+)
 
 
 def render(content: Content) -> str:
     """The page."""
     style, script = _file("page.css"), f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n'
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    chunks = "\n".join(f'<script type="text/plain" id="chunk-{n}">{chunk}</script>' for n, chunk in enumerate(content.chunks))
+    chunks = "\n".join(
+        f'<script type="text/plain" id="chunk-{n}">{chunk}</script>' for n, chunk in enumerate(content.chunks)
+    )
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "OVERVIEW": embed(content.overview), "CHUNKS": chunks}
     page = _file("page.html")
     before, *rest = page.split("{{")

@@ -1,7 +1,7 @@
 """The folder of a run in, plain data out, whatever state the run is in.
 
-A run may be going on or have been killed: files that are not there yet, and a last line that was not finished, are no errors. `runs/`
-itself is not used, because it imports jax.
+A run may be going on or have been killed: files that are not there yet, and a last line that was not finished, are no
+errors. `runs/` itself is not used, because it imports jax.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _EPISODES = re.compile(r"step_(\d+)\.jsonl")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a workdir holds. name: for people, unique in a report. config: dotted keys. versions: of the last process that ran it.
+    """What a workdir holds. name: for people, unique in a report. config: dotted keys. versions: of the last process
+    that ran it.
 
-    rows: of `metrics.jsonl`. held_out: `{"before", "after"}` or None. evaluation: of `--mode=evaluate` or None. episodes: the file of
-    each training step, by step.
+    rows: of `metrics.jsonl`. held_out: `{"before", "after"}` or None. evaluation: of `--mode=evaluate` or None.
+    episodes: the file of each training step, by step.
     """
 
     name: str
@@ -94,7 +95,8 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with the numbers of their lines; no file, no lines. A last line that a kill tore is left out.
+    """The objects of a JSON-lines file with the numbers of their lines; no file, no lines. A last line that a kill tore
+    is left out.
 
     Raises:
       UserError: another line is no JSON object.

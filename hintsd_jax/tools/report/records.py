@@ -1,7 +1,9 @@
-"""Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the counts of targets.
+"""Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the
+counts of targets.
 
-A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and, in newer runs, "trained". Token ids and the sampler's
-log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four digits, those of tokens to three.
+A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and, in newer runs, "trained". Token
+ids and the sampler's log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four
+digits, those of tokens to three.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "detail": clip(record.get("detail") or ""),
         "prompt_length": record.get("prompt_length") or 0,
         "prompt": [
-            {"role": str(message.get("role", "")), "content": clip(message.get("content"))} for message in record.get("prompt_messages") or ()
+            {"role": str(message.get("role", "")), "content": clip(message.get("content"))}
+            for message in record.get("prompt_messages") or ()
         ],
         "steps": [_step(step) for step in record.get("steps") or ()],
         "faults": [_target(fault) for fault in report.get("faults") or ()],
         "report": clip(report.get("summary") or ""),
-        "hindsight": looked and {
+        "hindsight": looked
+        and {
             **{name: looked.get(name) for name in ("analyser", "privileged", "select", "place", "problem")},
             "answer": clip(looked.get("answer") or ""),
             "targets": [_target(target) for target in looked.get("targets") or ()],
@@ -60,7 +64,11 @@ def entry(record: Mapping[str, Any]) -> dict[str, Any]:
 def clip(text: Any) -> str:
     """A text of at most `LONGEST` characters, and how many were left out."""
     text = "" if text is None else str(text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
+    return (
+        text
+        if len(text) <= LONGEST
+        else f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
+    )
 
 
 def number(value: Any, digits: int = 4) -> float | int | None:
@@ -78,8 +86,9 @@ def plain(value: Any) -> bool:
 class TargetCounts:
     """Where targets fall, by training step: `add` takes the records of a step, `to_json` gives
 
-    `{"steps": [S], "absolute": [S][longest], "relative": [S][BINS], "episodes": [S], "mean": [S]}`: counts by step of the episode (the first
-    column is step 1) and by tenth of the episode, the episodes with a target, and the mean step of the targets.
+    `{"steps": [S], "absolute": [S][longest], "relative": [S][BINS], "episodes": [S], "mean": [S]}`: counts by step of
+    the episode (the first column is step 1) and by tenth of the episode, the episodes with a target, and the mean step
+    of the targets.
     """
 
     def __init__(self):
@@ -120,7 +129,10 @@ def tenth(step: int, length: int) -> int:
 
 def _step(step: Mapping[str, Any]) -> dict[str, Any]:
     found = {"text": clip(step.get("text")), "observation": clip(step.get("observation"))}
-    return found | {"tokens": (step.get("stop") or 0) - (step.get("start") or 0), "reward": number(step.get("reward") or 0.0)}
+    return found | {
+        "tokens": (step.get("stop") or 0) - (step.get("start") or 0),
+        "reward": number(step.get("reward") or 0.0),
+    }
 
 
 def _target(target: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,8 +140,14 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _span(span: Mapping[str, Any]) -> dict[str, Any]:
-    """One trained action span: aligned lists, those of them that the loss has. `teacher_best` is None where it is the sampled token."""
-    found: dict[str, Any] = {"step": span["step"], "tokens": len(span["pieces"]), "pieces": [clip(piece) for piece in span["pieces"][:MOST_TOKENS]]}
+    """One trained action span: aligned lists, those of them that the loss has. `teacher_best` is None where it is the
+    sampled token.
+    """
+    found: dict[str, Any] = {
+        "step": span["step"],
+        "tokens": len(span["pieces"]),
+        "pieces": [clip(piece) for piece in span["pieces"][:MOST_TOKENS]],
+    }
     for name in PER_TOKEN:
         if span.get(name):
             found[name] = [number(value, 3) for value in span[name][:MOST_TOKENS]]

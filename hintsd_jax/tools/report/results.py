@@ -1,7 +1,8 @@
 """Held-out success in, the lines of the last table out: before, after, and the change, with 95 % intervals over tasks.
 
-The same tasks with the same sampling keys are played before and after, so the change is paired by task, and its interval is narrower
-than those of the two ends suggest. Intervals: percentile bootstrap of the mean over tasks with a fixed seed, as the evaluation's own.
+The same tasks with the same sampling keys are played before and after, so the change is paired by task, and its
+interval is narrower than those of the two ends suggest. Intervals: percentile bootstrap of the mean over tasks with a
+fixed seed, as the evaluation's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ RESAMPLES = 10_000
 
 
 def lines(held_out: Mapping[str, Any] | None, split: str) -> list[dict[str, Any]]:
-    """The lines of a run, success in [0, 1]: `{"name", "before", "after", "change"}`, each `{"value", "low", "high"}` or None.
+    """The lines of a run, success in [0, 1]: `{"name", "before", "after", "change"}`, each `{"value", "low", "high"}`
+    or None.
 
     First the split as a whole (Avg@k, Best@k, greedy), then each category. Nothing measured: no lines.
     """
@@ -25,7 +27,14 @@ def lines(held_out: Mapping[str, Any] | None, split: str) -> list[dict[str, Any]
     for name in measured["after"] | measured["before"]:
         before, after = measured["before"].get(name), measured["after"].get(name)
         paired = before is not None and after is not None and before.shape == after.shape
-        found.append({"name": name, "before": mean(before), "after": mean(after), "change": mean(after - before) if paired else None})
+        found.append(
+            {
+                "name": name,
+                "before": mean(before),
+                "after": mean(after),
+                "change": mean(after - before) if paired else None,
+            }
+        )
     return found
 
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hintsd_jax.errors import UserError
+from hintsd_jax.jsonl import read_jsonl
 
 Key = tuple[str | int, ...]
 
@@ -42,9 +41,10 @@ class Journal:
         self._lock = threading.Lock()
         self._answers: dict[Key, Any] = {}
         self._bytes = 0  # of whole lines
-        for line, key, value in _entries(self.path):
+        for line in read_jsonl(self.path, "an answer put down by this program", _answer):
+            key, value = line.value
             self._answers[key] = value
-            self._bytes += len(line)
+            self._bytes = line.end
 
     def get(self, *key: str | int, default: Any = None) -> Any:
         """The JSON value put down under `key`, in this process or an earlier one."""
@@ -73,18 +73,8 @@ class Journal:
             self._answers[key] = json.loads(line)["value"]  # what a resumed run will read: tuples are lists
 
 
-def _entries(path: Path) -> Iterator[tuple[bytes, Key, Any]]:
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            entry = json.loads(line)
-            yield line, tuple(entry["key"]), entry["value"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} line {number} is not an answer put down by this program: mend or remove the file"
-            ) from error
+def _answer(entry: Any) -> tuple[Key, Any]:
+    return tuple(entry["key"]), entry["value"]
 
 
 def _sync_folder(folder: Path) -> None:

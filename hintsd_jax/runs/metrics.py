@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import tensorboardX
 
-from hintsd_jax.errors import UserError
+from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.runs.workdir import atomic_writer
 
 NONFINITE = "metrics/nonfinite"
@@ -90,21 +90,13 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: another line is broken.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError("step is no integer")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} line {number} is not a metrics row: mend or remove the file") from error
-        rows.append(row)
-    return rows
+    return [line.value for line in read_jsonl(path, "a metrics row", _row)]
+
+
+def _row(value: Any) -> dict[str, Any]:
+    if not isinstance(value["step"], int):
+        raise TypeError("step is no integer")
+    return value
 
 
 class Timer:

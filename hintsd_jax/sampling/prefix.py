@@ -1,0 +1,11 @@
+"""What two token sequences begin with in common: two sequences in, a length out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` begin with in common: between 0 and the shorter one's length."""
+    shorter = min(len(a), len(b))
+    return next((n for n in range(shorter) if a[n] != b[n]), shorter)

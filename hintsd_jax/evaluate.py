@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.records import success_results
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session
+from hintsd_jax.statistics import interval
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
-RESAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason. categories:
-    one a task, "" for a task without; () where no task has one."""
+    one a task, "" for a task without; () where no task has one.
+    """
 
     success_NK: np.ndarray
     tokens: int
@@ -55,26 +58,30 @@ class Scores:
     def metrics(self, prefix: str) -> dict[str, float]:
         """`prefix/avg@k` and `prefix/best@k`, and `prefix/<category>/avg@k` and so on."""
         k = self.success_NK.shape[1]
-        found = {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
+        rates = {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
         for name, scores in self.by_category.items():
-            found |= scores.metrics(f"{prefix}/{name}")
-        return found
+            rates |= scores.metrics(f"{prefix}/{name}")
+        return rates
 
     def intervals(self, prefix: str) -> dict[str, float]:
-        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each
-        category.
-        """
-        found = _ends(f"{prefix}/avg", self.success_NK.mean(axis=1))
+        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each category."""
+        bounds = _bounds(f"{prefix}/avg", self.success_NK.mean(axis=1))
         if self.categories:
-            found |= _ends(f"{prefix}/best", self.success_NK.max(axis=1))
+            bounds |= _bounds(f"{prefix}/best", self.success_NK.max(axis=1))
         for name, scores in self.by_category.items():
-            found |= _ends(f"{prefix}/{name}/avg", scores.success_NK.mean(axis=1))
-            found |= _ends(f"{prefix}/{name}/best", scores.success_NK.max(axis=1))
-        return found
+            bounds |= _bounds(f"{prefix}/{name}/avg", scores.success_NK.mean(axis=1))
+            bounds |= _bounds(f"{prefix}/{name}/best", scores.success_NK.max(axis=1))
+        return bounds
 
 
 def score(
-    session: Session, params, tasks: Sequence[Mapping], rollouts: int, greedy: bool = False
+    session: Session,
+    params: dict,
+    tasks: Sequence[Mapping],
+    rollouts: int,
+    *,
+    greedy: bool = False,
+    journal: Journal | None = None,
 ) -> tuple[Scores, list[Episode]]:
     """Plays every task and scores it. A rollout that never began (its environment failed) counts as a failure.
 
@@ -83,22 +90,22 @@ def score(
     """
     if not len(tasks):
         raise UserError("an evaluation without tasks: raise eval.tasks or eval.test_tasks")
-    episodes, dropped, stats = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy)
-    rows = {task["id"]: n for n, task in enumerate(tasks)}
-    success_NK = np.zeros((len(tasks), rollouts))
-    ended: dict[str, int] = dict(dropped)
+    episodes, dropped, stats = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy, journal=journal)
+    row_of = {task["id"]: n for n, task in enumerate(tasks)}
+    success_NK, ended = np.zeros((len(tasks), rollouts)), Counter(dropped)
     for episode in episodes:
-        success_NK[rows[episode.task_id], episode.rollout] = episode.success
-        ended[episode.ended] = ended.get(episode.ended, 0) + 1
+        success_NK[row_of[episode.task_id], episode.rollout] = episode.success
+        ended[episode.ended] += 1
     categories = tuple(str(task.get("category", "")) for task in tasks)
-    return Scores(success_NK, stats.sampled, ended, categories if any(categories) else ()), episodes
+    return Scores(success_NK, stats.sampled_tokens, ended, categories if any(categories) else ()), episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task
-    ([] if off).
-    categories: per task ([] where there are none); benchmark: its version ("" where the environment names none)."""
+    ([] if off). categories: per task ([] where there are none); benchmark: its version ("" where the environment names
+    none).
+    """
 
     metrics: dict[str, float]
     success: list[list[int]]
@@ -112,42 +119,41 @@ class HeldOut:
         return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in optional}
 
 
-def held_out(session: Session, params, split: str, count: int) -> HeldOut:
-    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
-    tasks.
-    """
-    config = session.config
-    tasks = session.tasks(split)
-    tasks = [tasks[n] for n in range(min(count, len(tasks)))]
-    sampled, _ = score(session, params, tasks, config.eval.rollouts)
+def held_out(session: Session, params: dict, split: str, count: int, journal: Journal | None = None) -> HeldOut:
+    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over tasks."""
+    config, tasks = session.config, session.tasks(split, count)
+    sampled, _ = score(session, params, tasks, config.eval.rollouts, journal=journal)
     metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
     metrics |= sampled.intervals(split)
     metrics |= {f"{split}/{name}/tasks": len(scores.success_NK) for name, scores in sampled.by_category.items()}
     greedy: list[int] = []
     if config.eval.greedy:
-        scores, _ = score(session, params, tasks, 1, greedy=True)
+        scores, _ = score(session, params, tasks, 1, greedy=True, journal=journal)
         metrics[f"{split}/greedy"] = scores.avg
         metrics |= {f"{split}/{name}/greedy": part.avg for name, part in scores.by_category.items()}
         greedy = scores.success_NK[:, 0].astype(int).tolist()
-    return HeldOut(
-        metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark
-    )
+    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark)
 
 
-def interval(values_N: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap of the mean over tasks, with a fixed seed."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(values_N, (RESAMPLES, len(values_N))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def held_out_test(session: Session, params: dict, journal: Journal | None = None) -> HeldOut | None:
+    """The result on the test tasks of the config; None where it asks for none."""
+    config = session.config
+    if not config.eval.test_tasks:
+        return None
+    return held_out(session, params, config.tasks.test_split, config.eval.test_tasks, journal)
 
 
-def _ends(name: str, values_N: np.ndarray) -> dict[str, float]:
+def validation(session: Session, params: dict, tasks: Sequence[Mapping], journal: Journal | None) -> dict[str, float]:
+    """The metrics of an evaluation while training."""
+    return score(session, params, tasks, session.config.eval.rollouts, journal=journal)[0].metrics("eval")
+
+
+def _bounds(name: str, values_N: np.ndarray) -> dict[str, float]:
     low, high = interval(values_N)
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
+def evaluate(config: Config, workdir: str) -> dict[str, float]:
     """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test
     split.
 
@@ -155,9 +161,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     prints a table.
     """
     session = Session.open(config)
-    config = session.config
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
-        params, step = restored_params(session, folder.path / "checkpoints")
+        params, step = restored_params(session, folder.path)
         result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
         folder.write_text("evaluation.json", json.dumps({"step": step, **result.to_json()}) + "\n")
     split, benchmark = config.tasks.test_split, f" of {result.benchmark}" if result.benchmark else ""
@@ -172,17 +177,15 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, float]:
     return result.metrics
 
 
-def restored_params(session: Session, directory: Path) -> tuple[dict, int]:
-    """The student's weights in the newest checkpoint of a directory, or the loaded ones, and the number of updates they
+def restored_params(session: Session, workdir: Path) -> tuple[dict, int]:
+    """The student's weights in the newest checkpoint of a workdir, or the loaded ones, and the number of updates they
     have had.
     """
-    step = None
-    if directory.is_dir():
-        checkpoints = Checkpoints(
-            directory, session.config.checkpoint.keep, best=f"eval/avg@{session.config.eval.rollouts}"
-        )
+    step, trained = None, session.trained
+    if (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints.open(workdir, session.config)
         step = checkpoints.latest_step
         if step is not None:
-            session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]
+            trained = session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]
         checkpoints.close()
-    return session.weights(session.trained), step or 0
+    return session.weights(trained), step or 0

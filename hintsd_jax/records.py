@@ -1,94 +1,97 @@
-"""What a step or a run looked like, as numbers, records and a last table. Reads everything, changes nothing."""
+"""A step or a run as numbers, records and a last table. Reads everything, changes nothing."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from hintsd_jax.hindsight import analyser
-from hintsd_jax.hindsight.analyser import Hindsight
-from hintsd_jax.methods import method_of
+from hintsd_jax.algorithms.base import Algorithm
+from hintsd_jax.hindsight import selectors
+from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, privileged
+from hintsd_jax.hindsight.analysis import Hindsight, attribution
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs import progress
-from hintsd_jax.sampling import Stats
-from hintsd_jax.session import Session
-from hintsd_jax.training.batching import Packed
+from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.training.batching import Batches, BatchShapes
 
 
-def rollout_metrics(episodes: Sequence[Episode], dropped: Mapping[str, int], stats: Stats) -> dict[str, float]:
+def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
+    episodes, dropped, stats = rollouts
+    count, steps = max(len(episodes), 1), sum(len(episode.steps) for episode in episodes)
     ended = Counter(episode.ended for episode in episodes)
-    count = max(len(episodes), 1)
     return {
         "rollout/episodes": len(episodes),
         "rollout/success": sum(episode.success for episode in episodes) / count,
-        "rollout/tokens": stats.sampled,
-        "rollout/steps": sum(len(episode.steps) for episode in episodes) / count,
-        "rollout/action_length": sum(len(episode.logprobs) for episode in episodes)
-        / max(sum(len(e.steps) for e in episodes), 1),
-        "rollout/prefill_tokens": stats.prefilled,
+        "rollout/tokens": stats.sampled_tokens,
+        "rollout/steps": steps / count,
+        "rollout/action_length": sum(len(episode.logprobs) for episode in episodes) / max(steps, 1),
+        "rollout/prefill_tokens": stats.prefill_tokens,
         "rollout/decode_steps": stats.decode_steps,
         **{f"rollout/ended/{reason}": number for reason, number in sorted(ended.items())},
         **{f"rollout/dropped/{reason}": number for reason, number in sorted(dropped.items())},
     }
 
 
-def hindsight_metrics(episodes: Sequence[Episode], found: Hindsight, config: ConfigDict) -> dict[str, float]:
-    steps = [target.step for analysis in found.analyses for target in analysis.targets]
-    rewards = [reward for analysis in found.analyses for reward in analysis.rewards]
+def hindsight_metrics(episodes: Sequence[Episode], hindsight: Hindsight, algorithm: Algorithm) -> dict[str, float]:
+    steps = [target.step for analysis in hindsight.analyses for target in analysis.targets]
+    verdicts = [verdict for analysis in hindsight.analyses for verdict in analysis.verdicts]
     return {
         "hindsight/failed_episodes": sum(not episode.success for episode in episodes),
-        "hindsight/questions": found.asked,
-        "hindsight/readable_answers": found.parsed,
+        "hindsight/questions": hindsight.questions,
+        "hindsight/readable_answers": hindsight.readable_answers,
         "hindsight/targets": len(steps),
         "hindsight/mean_target_step": float(np.mean(steps)) if steps else 0.0,
-        "hindsight/tokens": found.tokens,
-        "hindsight/privileged": int(_privileged(config)),
-        **({"hindsight/verdict": float(np.mean(rewards))} if rewards else {}),
-        **analyser.attribution(found.analyses),
-        **{f"hindsight/dropped/{reason}": number for reason, number in sorted(found.dropped.items())},
+        "hindsight/tokens": hindsight.generated_tokens,
+        "hindsight/privileged": int(is_privileged(algorithm)),
+        **({"hindsight/verdict": float(np.mean(verdicts))} if verdicts else {}),
+        **{f"hindsight/{name}": value for name, value in attribution(hindsight.analyses).items()},
+        **{f"hindsight/dropped/{reason}": number for reason, number in sorted(hindsight.dropped.items())},
     }
 
 
-def distill_metrics(distilled: Mapping[str, float], packed: Packed, without: Mapping[str, int]) -> dict[str, float]:
-    """What the update says, the tokens that student and teacher went through, and the share of padding among them;
-    actions that fit no batch and episodes `without` anything to learn from, by reason."""
-    passed = packed.student_tokens + packed.teacher_tokens
-    tokens = {
-        "student_tokens": packed.student_tokens,
-        "teacher_tokens": packed.teacher_tokens,
-        "padding": packed.padding / max(passed, 1),
+def update_metrics(
+    metrics: Mapping[str, float], batches: Batches, without: Mapping[str, int]
+) -> dict[str, float]:
+    """What the update reports, the tokens that student and teacher went through, and the share of padding among them;
+    actions that fit no batch and episodes `without` anything to learn from, by reason.
+    """
+    processed = batches.student_tokens + batches.teacher_tokens
+    dropped = sorted((Counter(batches.dropped) + Counter(without)).items())
+    values = {
+        **metrics,
+        "student_tokens": batches.student_tokens,
+        "teacher_tokens": batches.teacher_tokens,
+        "padding_fraction": batches.padding_tokens / max(processed, 1),
+        **{f"dropped/{reason}": number for reason, number in dropped},
     }
-    dropped = {
-        f"dropped/{reason}": number for reason, number in sorted((Counter(packed.dropped) + Counter(without)).items())
-    }
-    return {f"train/{name}": value for name, value in (distilled | tokens | dropped).items()}
+    return {f"train/{name}": value for name, value in values.items()}
 
 
 def trained_spans(
-    chat: ChatFormat, packed: Packed, tokens: Sequence[Mapping[str, np.ndarray]]
-) -> dict[int, list[dict]]:
+    chat: ChatFormat, batches: Batches, tokens: Sequence[Mapping[str, np.ndarray]]
+) -> dict[int, list[dict[str, Any]]]:
     """What an update did, token by token: for each episode (its number in the step) the actions that were trained on,
     in order.
 
-    tokens: of each batch, arrays [B, A] by name; see `distill.losses.span_losses`.
+    tokens: of each batch, arrays [B, A] by name; see `training.losses.span_losses`.
     """
-    found: dict[int, list[dict]] = {}
-    for place in packed.places:
-        at = (place.row, slice(place.first, place.stop))
-        batch = packed.batches[place.batch]
-        span = {"step": place.step, "pieces": chat.token_texts(batch.actions_BA[at].tolist())}
-        if place.taught:
-            told = tokens[place.batch]
-            span |= {name: _rounded(told[name][at]) for name in ("divergence", "teacher_gap")}
-            span["teacher_best"] = chat.token_texts(told["teacher_best"][at].tolist())
-        if batch.advantage_BA[at].any():
-            span["advantage"] = _rounded(batch.advantage_BA[at])
-        found.setdefault(place.episode, []).append(span)
-    return {episode: sorted(spans, key=lambda span: span["step"]) for episode, spans in found.items()}
+    spans: dict[int, list[dict[str, Any]]] = {}
+    for location in batches.spans:
+        where = (location.row, slice(location.start, location.stop))
+        batch = batches.batches[location.batch]
+        span = {"step": location.step, "pieces": chat.token_texts(batch.actions_BA[where].tolist())}
+        if location.scored:
+            arrays = tokens[location.batch]
+            span |= {name: _rounded(arrays[name][where]) for name in ("divergence", "teacher_gap") if name in arrays}
+            span["teacher_best"] = chat.token_texts(arrays["teacher_best"][where].tolist())
+        if batch.advantage_BA[where].any():
+            span["advantage"] = _rounded(batch.advantage_BA[where])
+        spans.setdefault(location.episode, []).append(span)
+    return {episode: sorted(actions, key=lambda span: span["step"]) for episode, actions in spans.items()}
 
 
 def _rounded(values: np.ndarray) -> list[float]:
@@ -96,74 +99,78 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def _privileged(config: ConfigDict) -> bool:
-    return bool(method_of(config).asks) and analyser.privileged(config.hindsight.select, config.hindsight.analyser)
+def is_privileged(algorithm: Algorithm) -> bool:
+    """Whether the ground truth has a say in what is trained on."""
+    hindsight = algorithm.config.hindsight
+    return algorithm.uses_analyser and privileged(hindsight.select, hindsight.analyser)
 
 
-def shapes_note(session: Session) -> str:
+def shapes_note(session: Session, shapes: BatchShapes) -> str:
     """One line: devices, the lengths that programs are compiled for, and how many programs that makes."""
-    engine, shapes, mesh = session.engine.config, session.shapes, session.mesh
-    pairs = ", ".join(f"{M}/{A}" for M, A in zip(shapes.stream_buckets, shapes.action_buckets, strict=True))
+    engine, mesh = session.engine.config, session.mesh
+    pairs = ", ".join(f"{M}/{A}" for M, A in zip(shapes.branch_buckets, shapes.action_buckets, strict=True))
     programs = len(engine.prefill_buckets) + 2 + len(shapes.all()) + 1  # copy and decode; apply
     return (
         f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}, {session.policy.compute_dtype};"
         f" prefill {engine.prefill_rows} x {', '.join(map(str, engine.prefill_buckets))};"
         f" decode {engine.slots} slots x {engine.context};"
-        f" update {shapes.rows} x {', '.join(map(str, shapes.length_buckets))} with branches/actions {pairs}: {programs} programs"
+        f" update {shapes.batch_size} x {', '.join(map(str, shapes.length_buckets))} with branches/actions {pairs}:"
+        f" {programs} programs"
     )
 
 
-def records(
-    episodes: Sequence[Episode], found: Hindsight, trained: Mapping[int, Sequence[Mapping]], config: ConfigDict
-) -> Iterator[dict]:
+def episode_records(
+    episodes: Sequence[Episode],
+    hindsight: Hindsight,
+    spans: Mapping[int, Sequence[Mapping[str, Any]]],
+    algorithm: Algorithm,
+) -> Iterator[dict[str, Any]]:
     """What `episodes/` keeps of a step: every episode with its text and spans, its targets, the analyser's own words,
-    and what the update did to its actions (`trained_spans`)."""
-    analyses = {id(analysis.episode): analysis for analysis in found.analyses}
+    and what the update did to its actions (`trained_spans`).
+    """
+    analyses = {id(analysis.episode): analysis for analysis in hindsight.analyses}
+    config = algorithm.config.hindsight
     for n, episode in enumerate(episodes):
-        analysis = analyses.get(id(episode))
-        looked = None
+        analysis, record = analyses.get(id(episode)), None
         if analysis is not None:
-            looked = {
-                "analyser": config.hindsight.analyser,
-                "privileged": _privileged(config),
-                "select": config.hindsight.select,
-                "place": config.hindsight.feedback_position,
+            record = {
+                "analyser": config.analyser,
+                "privileged": is_privileged(algorithm),
+                "select": config.select,
+                "feedback_position": config.feedback_position,
                 "answer": analysis.answer,
                 "problem": analysis.problem,
                 "targets": [{"step": target.step, "feedback": target.feedback} for target in analysis.targets],
             }
-            if analysis.rewards:
-                looked["rewards"] = list(analysis.rewards)
-        yield episode.to_json() | {"hindsight": looked, "trained": list(trained.get(n, ()))}
+            if analysis.verdicts:
+                record["verdicts"] = list(analysis.verdicts)
+        yield episode.to_json() | {"hindsight": record, "trained": list(spans.get(n, ()))}
 
 
 def result_tables(
-    config: ConfigDict, counters: Mapping, before: Mapping[str, float], after: Mapping[str, float], benchmark: str = ""
+    session: Session, spent: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]
 ) -> tuple[str, str]:
     """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
-    `counters`: `seconds` and `tokens` (sampled in training). `benchmark`: its version.
+    spent: `seconds` and `tokens` (sampled in training).
     """
-    split, k = config.tasks.test_split, config.eval.rollouts
-    results = success_results(before, after, split, k)
-    asks, hindsight = method_of(config).asks, config.hindsight
-    targets = {"steps": "every step, judged alone", "orphans": "whole episodes, a sibling's success first"}
-    limit = "" if hindsight.select in ("first", "last", "all") else f", at most {hindsight.max_targets} an episode"
+    config, algorithm = session.config, session.algorithm
+    split, k, hindsight = config.tasks.test_split, config.eval.rollouts, config.hindsight
     knows = " (PRIVILEGED: knows the ground truth)"
-    facts = {
-        "method": config.algorithm,
-        "targets": targets.get(asks, f"{hindsight.select}{limit}, feedback at the {hindsight.feedback_position}")
-        + (knows if hindsight.select in analyser.PRIVILEGED_SELECTS else ""),
-        "analyser": hindsight.analyser + (knows if hindsight.analyser in analyser.PRIVILEGED_ANALYSERS else ""),
+    facts = {"algorithm": config.algorithm}
+    if algorithm.uses_analyser:
+        by_oracle = hindsight.select in selectors.PRIVILEGED_SELECTORS
+        facts["targets"] = algorithm.describe_targets() + (knows if by_oracle else "")
+        facts["analyser"] = hindsight.analyser + (knows if hindsight.analyser in PRIVILEGED_ANALYSERS else "")
+    facts |= {
         "tasks": f"{after.get(f'{split}/tasks', 0)} x {k} rollouts, seed {config.seed}",
-        "wall time": progress.format_seconds(counters["seconds"]),
-        "tokens": f"{counters['tokens']:,} sampled in training",
+        "wall time": progress.format_seconds(spent["seconds"]),
+        "tokens": f"{spent['tokens']:,} sampled in training",
     }
-    if not asks:
-        del facts["targets"], facts["analyser"]
-    if benchmark:
-        facts["benchmark"] = benchmark
+    if session.benchmark:
+        facts["benchmark"] = session.benchmark
+    results = success_results(before, after, split, k)
     return progress.plain_table(results, facts), progress.markdown_table(results, facts)
 
 
@@ -177,16 +184,15 @@ def success_results(
     parts = [key.removesuffix(tail) for key in after if key.startswith(f"{split}/") and key.endswith(tail)]
     parts = [split, *(part for part in parts if part != split)]
 
-    def ends(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
-        found = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        return None if len(parts) == 1 or None in found else found
+    def bounds(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        return None if len(parts) == 1 or low is None or high is None else (low, high)
 
     results = []
     for part in parts:
         for key, label in {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}.items():
             name = f"{part}/{key.partition('@')[0]}"
             values = before.get(f"{part}/{key}"), after.get(f"{part}/{key}")
-            results.append(
-                progress.Result(f"{part.replace('/', ' ')} {label}", *values, ends(before, name), ends(after, name))
-            )
+            line = f"{part.replace('/', ' ')} {label}"
+            results.append(progress.Result(line, *values, bounds(before, name), bounds(after, name)))
     return results

@@ -32,7 +32,7 @@ class Parsed:
 def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int | None = None) -> Parsed:
     """Targets of an episode of `num_steps` steps. Never raises, whatever the text.
 
-    `only_step`: the step that was asked about (`advise_messages`); any other then counts as "bad_step".
+    `only_step`: the step that was asked about (`step_feedback_messages`); any other then counts as "bad_step".
     """
     try:
         entries = _read_entries(text)

@@ -2,7 +2,7 @@
 
 The analyser reads the task, the bare outcome and the steps; nothing else. Invariant 2 from its other side: no
 report, no ground truth and no other rollout is read here, so the answer can only come from the episode itself.
-(`solution` is no
+(`solution_hint` is no
 question: it is what SDPO's teacher reads of a successful sibling.)
 
 The fixed wording is short and constant, each piece exported and listed in `FIXED_STRINGS`, so that a small tokenizer
@@ -63,7 +63,7 @@ def review_messages(episode: Episode, max_targets: int, clip_chars: int = 12000)
     return [{"role": "user", "content": f"{render_trajectory(episode, clip_chars)}{REVIEW}{limit}"}]
 
 
-def advise_messages(episode: Episode, step: int, clip_chars: int = 12000) -> list[Message]:
+def step_feedback_messages(episode: Episode, step: int, clip_chars: int = 12000) -> list[Message]:
     """Asks for feedback on one given step (1-based); the answer has the same JSON form as a review's."""
     if not 1 <= step <= len(episode.steps):
         raise ValueError(f"step {step} of an episode of {len(episode.steps)} steps")
@@ -77,13 +77,13 @@ def judge_messages(step: Step) -> list[Message]:
     return [{"role": "user", "content": f"{STEPS.lstrip()}{_render_step(1, step)}{REVIEW}{ONLY_FIRST}{IF_OK}"}]
 
 
-def solution(episode: Episode) -> str:
-    """A success as advice for another attempt: what was done, step by step."""
+def solution_hint(episode: Episode) -> str:
+    """What another attempt is told of a success: what was done, step by step."""
     return "\n".join([WORKED, *(f"{STEP}{number} {step.text}" for number, step in enumerate(episode.steps, 1))])
 
 
-def whole_advice(targets: Sequence[Target]) -> str:
-    """Feedback on several steps as one advice."""
+def combined_feedback(targets: Sequence[Target]) -> str:
+    """Feedback on several steps as one message."""
     return "\n".join([FIXED, *(f"{STEP}{target.step} {target.feedback}" for target in targets)])
 
 

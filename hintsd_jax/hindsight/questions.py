@@ -1,4 +1,4 @@
-"""What is between those who ask an analyser and those who answer: questions in, texts out.
+"""What lies between those who ask a language model and those who answer: questions in, texts out.
 
 An asker is a function of questions: `policy_asker` makes one of the engine and any weights, `endpoint.Endpoint.ask` is
 another.

@@ -1,191 +1,193 @@
-"""Rows in, fixed-shape batches out.
+"""Examples in, batches of a few fixed shapes out.
 
-Invariants: the batches do not depend on the order of the rows; at most len(length_buckets) x len(stream_buckets) shapes
-occur; what does not fit is dropped whole and counted, never cut.
+Invariants: the batches do not depend on the order of the examples; at most len(length_buckets) x len(branch_buckets)
+shapes occur; what does not fit is dropped whole and counted, never cut.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hintsd_jax.training.examples import Branch, Row, groups
+from hintsd_jax.training.examples import Branch, Example, reading_groups
+from hintsd_jax.training.losses import Loss
 
 DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
 
 
 class Batch(NamedTuple):
-    """A micro-batch (a pytree of NumPy arrays): B rows, padded on the right with 0.
+    """A micro-batch (a pytree of NumPy arrays): B examples, padded on the right with 0.
 
-    student_BT: int32, the rows' tokens. key_B2: uint32 dropout keys. student_at_BA: int32, for each action token the
-    index in T whose hidden state predicts it. trunk_BP: int32, what teacher branches look back on: the same tokens, or
-    P = 0 where no branch does.
-    stream_BM: int32, the branches one behind the other; position_BM: their positions; prefix_length_BM, branch_id_BM:
-    see `policy.attention.Branches`.
-    teacher_at_BA: int32, as student_at_BA, in M. actions_BA: int32; sampled_BA: float32 log-probs; mask_BA: bool, True
-    on real tokens; weight_BA: float32, a token's weight in the divergence or cross-entropy; advantage_BA: float32.
+    student_BT: int32, the examples' tokens. dropout_key_B2: uint32. student_at_BA: int32, for each action token the
+    index in T whose hidden state predicts it. trunk_BP: int32, the prefix that teacher branches share: the same tokens,
+    or P = 0 where none is shared. branch_BM: int32, the branches one behind the other; position_BM: their positions;
+    prefix_length_BM, branch_id_BM: see `models.attention.Branches`. teacher_at_BA: int32, as student_at_BA, in M.
+    The rest: see `losses.Spans`; its last letter counts the parts of the loss.
     """
 
     student_BT: np.ndarray
-    key_B2: np.ndarray
+    dropout_key_B2: np.ndarray
     student_at_BA: np.ndarray
     trunk_BP: np.ndarray
-    stream_BM: np.ndarray
+    branch_BM: np.ndarray
     position_BM: np.ndarray
     prefix_length_BM: np.ndarray
     branch_id_BM: np.ndarray
     teacher_at_BA: np.ndarray
     actions_BA: np.ndarray
-    sampled_BA: np.ndarray
+    sampler_logprob_BA: np.ndarray
     mask_BA: np.ndarray
-    weight_BA: np.ndarray
+    scored_BA: np.ndarray
+    weight_BAP: np.ndarray
     advantage_BA: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The shapes of batches. A row takes the first length that holds its tokens, and the first pair of stream and
-    action tokens that holds its branches: `stream_buckets[i]` goes with `action_buckets[i]`, so that the programs are
+class BatchShapes:
+    """The shapes of batches. An example takes the first length that holds its tokens, and the first pair of branch and
+    action tokens that holds its branches: `branch_buckets[i]` goes with `action_buckets[i]`, so that the programs are
     lengths x pairs.
 
-    rows: B. trunk: whether branches look back on a trunk (P = T) or stand alone (P = 0). Without a teacher: no trunk,
-    and streams of 0.
+    batch_size: B. parts: of the loss. trunk: whether branches share a trunk (P = T) or stand alone (P = 0). Without a
+    teacher: no trunk, and branch buckets of 0.
     """
 
     length_buckets: tuple[int, ...]
-    stream_buckets: tuple[int, ...]
+    branch_buckets: tuple[int, ...]
     action_buckets: tuple[int, ...]
-    rows: int
+    batch_size: int
+    parts: int = 1
     trunk: bool = True
 
     def all(self) -> list[tuple[int, int]]:
         """Every (length, number of the pair), in order."""
-        return [(length, pair) for length in self.length_buckets for pair in range(len(self.stream_buckets))]
+        return [(length, pair) for length in self.length_buckets for pair in range(len(self.branch_buckets))]
 
 
-def blank_batch(shapes: Shapes, length: int, pair: int) -> Batch:
+def blank_batch(shapes: BatchShapes, length: int, pair: int) -> Batch:
     """A batch of padding only. It contributes nothing: for filling, and for compiling a shape before it is needed."""
-    B, M, A = shapes.rows, shapes.stream_buckets[pair], shapes.action_buckets[pair]
+    B, M, A = shapes.batch_size, shapes.branch_buckets[pair], shapes.action_buckets[pair]
     ids = lambda *shape: np.zeros(shape, np.int32)
     return Batch(
         student_BT=ids(B, length),
-        key_B2=np.zeros((B, 2), np.uint32),
+        dropout_key_B2=np.zeros((B, 2), np.uint32),
         student_at_BA=ids(B, A),
         trunk_BP=ids(B, length if shapes.trunk else 0),
-        stream_BM=ids(B, M),
+        branch_BM=ids(B, M),
         position_BM=ids(B, M),
         prefix_length_BM=ids(B, M),
         branch_id_BM=np.full((B, M), -1, np.int32),
         teacher_at_BA=ids(B, A),
         actions_BA=ids(B, A),
-        sampled_BA=np.zeros((B, A), np.float32),
+        sampler_logprob_BA=np.zeros((B, A), np.float32),
         mask_BA=np.zeros((B, A), bool),
-        weight_BA=np.zeros((B, A), np.float32),
+        scored_BA=np.zeros((B, A), bool),
+        weight_BAP=np.zeros((B, A, shapes.parts), np.float32),
         advantage_BA=np.zeros((B, A), np.float32),
     )
 
 
-class Place(NamedTuple):
-    """Where an action stands: its tokens are [row, first:stop] of a batch's arrays of [B, A]. `taught`: a teacher has
-    scored it.
-    """
+class SpanLocation(NamedTuple):
+    """Where an action stands: its tokens are [row, start:stop] of a batch's arrays of [B, A]. scored: by a teacher."""
 
     episode: int
     step: int
     batch: int
     row: int
-    first: int
+    start: int
     stop: int
-    taught: bool
+    scored: bool
 
 
-class Packed(NamedTuple):
-    """batches; dropped: actions by reason (every reason of `DROP_REASONS` is a key); student_tokens, teacher_tokens:
-    what either goes through, padding included; padding: how many of both mean nothing; places: of the actions, in the
-    order of the batches."""
+class Batches(NamedTuple):
+    """dropped: actions by reason (every reason of `DROP_REASONS` is a key). student_tokens, teacher_tokens: what either
+    goes through, padding included; padding_tokens: those of both that mean nothing. spans: of the actions, in the order
+    of the batches.
+    """
 
     batches: list[Batch]
     dropped: dict[str, int]
     student_tokens: int
     teacher_tokens: int
-    padding: int
-    places: list[Place]
+    padding_tokens: int
+    spans: list[SpanLocation]
 
 
-def pack(
-    rows: Sequence[Row], shapes: Shapes, *, mean_of_micro_means: bool = False, policy_weight: float | None = None
-) -> Packed:
-    """Sorts rows into batches of a few fixed shapes.
+def make_batches(
+    examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *, mean_of_micro_means: bool = False
+) -> Batches:
+    """Sorts examples into batches of a few fixed shapes.
 
-    Rows are sorted by size and cut into batches, and a batch takes the buckets of its largest row: at most one batch is
-    not full. A row whose branches together exceed the largest stream becomes several.
+    Examples are sorted by size and cut into batches, and a batch takes the buckets of its largest example: at most one
+    batch is not full. An example whose branches together exceed the largest branch bucket becomes several.
+
+    The update divides the summed loss once, by all action tokens. Weights are scaled here so that this gives, for each
+    part of the loss, its coefficient x its mean over its own tokens.
 
     Args:
-      rows: in any order; the result is the same.
-      mean_of_micro_means: weigh the tokens so that dividing once by all of them gives the mean over micro-steps
-        (`Row.micro`, those with tokens) of their token means, as the released HINT-SD code has it. Otherwise every
-        token weighs the same.
-      policy_weight: for a sum of two losses: weigh the tokens so that dividing once by all of them gives the mean
-        divergence over those that a teacher reads plus this times the mean surrogate over those with an advantage.
-        None: nothing is weighed.
+      examples: in any order; the result is the same.
+      mean_of_micro_means: weigh the tokens so that the division gives the mean over micro-steps (`Example.micro_step`,
+        those with tokens) of their token means, as the released HINT-SD code has it. Otherwise all weigh the same.
     """
     dropped = dict.fromkeys(DROP_REASONS, 0)
-    fitting: list[Row] = []
-    micro_tokens: dict[int, int] = defaultdict(int)
-    for row in sorted(rows):
-        for part in _fit(row, shapes, dropped):
-            fitting.append(part)
-            micro_tokens[row.micro] += sum(branch.size for branch in part.branches)
-
-    fitting.sort(
-        key=lambda row: (_pair(row.branches, shapes), len(row.tokens))
-    )  # stable: ties stay in the order of episodes
-    tokens = sum(micro_tokens.values())
-    scale = {
-        micro: tokens / len(micro_tokens) / own if mean_of_micro_means else 1.0 for micro, own in micro_tokens.items()
-    }
-    taught, reinforced = _shares(fitting, tokens, policy_weight)
-    batches, places, real = [], [], 0
-    for first in range(0, len(fitting), shapes.rows):
-        members = fitting[first : first + shapes.rows]
-        length = max(_bucket(len(row.tokens), shapes.length_buckets) for row in members)
-        batch = blank_batch(shapes, length, max(_pair(row.branches, shapes) for row in members))
-        for b, row in enumerate(members):
-            spans = _write(batch, b, row, scale[row.micro] * taught, scale[row.micro] * reinforced)
-            for branch, span in zip(row.branches, spans, strict=True):
-                places.append(Place(row.episode, branch.step, len(batches), b, *span, bool(branch.words)))
-            real += len(row.tokens) * (2 if shapes.trunk else 1) + sum(branch.read for branch in row.branches)
+    fitting: list[Example] = []
+    for example in sorted(examples, key=_order):
+        fitting += _fit(example, shapes, dropped)
+    fitting.sort(key=lambda example: (_pair(example.branches, shapes), len(example.tokens)))  # stable: ties stay sorted
+    part_scale = _part_scales(fitting, loss)
+    micro_scale = _micro_scales(fitting) if mean_of_micro_means else defaultdict(lambda: 1.0)
+    batches, spans, real = [], [], 0
+    for start in range(0, len(fitting), shapes.batch_size):
+        members = fitting[start : start + shapes.batch_size]
+        length = max(_bucket(len(example.tokens), shapes.length_buckets) for example in members)
+        batch = blank_batch(shapes, length, max(_pair(example.branches, shapes) for example in members))
+        for b, example in enumerate(members):
+            scale = {name: value * micro_scale[example.micro_step] for name, value in part_scale.items()}
+            for branch, span in zip(example.branches, _write(batch, b, example, scale), strict=True):
+                spans.append(
+                    SpanLocation(example.episode, branch.step, len(batches), b, *span, scored=bool(branch.context))
+                )
+            passes = 2 if shapes.trunk else 1
+            real += len(example.tokens) * passes + sum(branch.branch_tokens for branch in example.branches)
         batches.append(batch)
     student = sum(batch.student_BT.size for batch in batches)
-    teacher = sum(batch.trunk_BP.size + batch.stream_BM.size for batch in batches)
-    return Packed(batches, dropped, student, teacher, student + teacher - real, places)
+    teacher = sum(batch.trunk_BP.size + batch.branch_BM.size for batch in batches)
+    return Batches(batches, dropped, student, teacher, student + teacher - real, spans)
 
 
-def _shares(rows: Sequence[Row], tokens: int, policy_weight: float | None) -> tuple[float, float]:
-    """What weights and advantages are multiplied with, before the whole is divided by `tokens`; see `pack`."""
-    if policy_weight is None:
-        return 1.0, 1.0
-    branches = [branch for row in rows for branch in row.branches]
-    taught, reinforced = (
-        sum(branch.size for branch in branches if getattr(branch, name)) for name in ("words", "advantage")
-    )
-    return tokens / max(taught, 1), policy_weight * tokens / max(reinforced, 1)
+def _order(example: Example) -> tuple[int, int]:
+    return example.episode, example.branches[0].step
 
 
-def _fit(row: Row, shapes: Shapes, dropped: dict[str, int]) -> list[Row]:
-    """Rows that fit the buckets, in the order of their steps; branches that fit none are counted in `dropped`."""
+def _part_scales(examples: Sequence[Example], loss: Loss) -> dict[str, float]:
+    """Part -> its coefficient x all action tokens / its own, in the order of the parts."""
+    branches = [branch for example in examples for branch in example.branches]
+    tokens = sum(branch.action_tokens for branch in branches)
+    own = {part.name: sum(b.action_tokens for b in branches if b.weights.get(part.name)) for part in loss.parts}
+    return {part.name: part.coefficient * (tokens / max(own[part.name], 1)) for part in loss.parts}
+
+
+def _micro_scales(examples: Sequence[Example]) -> dict[int, float]:
+    """Micro-step -> all action tokens / (micro-steps x its own)."""
+    tokens: dict[int, int] = defaultdict(int)
+    for example in examples:
+        tokens[example.micro_step] += sum(branch.action_tokens for branch in example.branches)
+    return {micro: sum(tokens.values()) / len(tokens) / own for micro, own in tokens.items()}
+
+
+def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list[Example]:
+    """Examples that fit the buckets, in the order of their steps; branches that fit none are counted in `dropped`."""
     parts: list[list[Branch]] = []
-    for group in groups(row.branches):
-        if group[0].seen and not shapes.trunk:
-            raise ValueError(
-                f"episode {row.episode}, step {group[0].step}: a branch looks back on a trunk, and these shapes have none"
-            )
+    for group in reading_groups(example.branches):
+        if group[0].prefix_length and not shapes.trunk:
+            where = f"episode {example.episode}, step {group[0].step}"
+            raise ValueError(f"{where}: a branch leaves a trunk, and these shapes have none")
         kept: list[Branch] = []
-        for branch in group:  # joined ones need those before them
+        for branch in group:  # those that read on need those before them
             too_long = (
-                branch.size > shapes.action_buckets[-1],
+                branch.action_tokens > shapes.action_buckets[-1],
                 branch.stop > shapes.length_buckets[-1],
                 len(kept) < group.index(branch) or _pair([*kept, branch], shapes) is None,
             )
@@ -199,42 +201,45 @@ def _fit(row: Row, shapes: Shapes, dropped: dict[str, int]) -> list[Row]:
             parts[-1] += kept
         else:
             parts.append(kept)
-    return [row.with_branches(part) for part in parts]
+    return [example.with_branches(part) for part in parts]
 
 
-def _pair(branches: Sequence[Branch], shapes: Shapes) -> int | None:
-    """The number of the first stream and action bucket that hold these branches."""
-    actions, stream = sum(branch.size for branch in branches), sum(branch.read for branch in branches)
-    pairs = enumerate(zip(shapes.stream_buckets, shapes.action_buckets, strict=True))
-    return next((n for n, (M, A) in pairs if stream <= M and actions <= A), None)
+def _pair(branches: Sequence[Branch], shapes: BatchShapes) -> int | None:
+    """The number of the first branch and action bucket that hold these branches."""
+    actions = sum(branch.action_tokens for branch in branches)
+    read = sum(branch.branch_tokens for branch in branches)
+    pairs = enumerate(zip(shapes.branch_buckets, shapes.action_buckets, strict=True))
+    return next((n for n, (M, A) in pairs if read <= M and actions <= A), None)
 
 
 def _bucket(size: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if size <= bucket)
 
 
-def _write(batch: Batch, b: int, row: Row, taught: float, reinforced: float) -> list[tuple[int, int]]:
-    """Writes a row, weights and advantages multiplied with these; where its actions stand now, in A."""
-    batch.student_BT[b, : len(row.tokens)] = row.tokens
+def _write(batch: Batch, b: int, example: Example, scale: Mapping[str, float]) -> list[tuple[int, int]]:
+    """Writes an example, the weights of each part times its `scale`; where its actions stand now, in A."""
+    batch.student_BT[b, : len(example.tokens)] = example.tokens
     if batch.trunk_BP.shape[1]:
-        batch.trunk_BP[b, : len(row.tokens)] = row.tokens
-    batch.key_B2[b] = row.key
+        batch.trunk_BP[b, : len(example.tokens)] = example.tokens
+    batch.dropout_key_B2[b] = example.key
     m = a = first = 0
     number, spans = -1, []
-    for branch in row.branches:
-        action = row.tokens[branch.start : branch.stop]
-        if not branch.joined:
+    for branch in example.branches:
+        action = example.tokens[branch.start : branch.stop]
+        if not branch.continues:
             number, first = number + 1, m
-        stream = slice(m, m + branch.read)
-        span = slice(a, a + branch.size)
-        if branch.words:
-            batch.stream_BM[b, stream] = branch.words + action
-            batch.position_BM[b, stream] = branch.seen + np.arange(m - first, stream.stop - first)
-            batch.prefix_length_BM[b, stream], batch.branch_id_BM[b, stream] = branch.seen, number
-            batch.teacher_at_BA[b, span] = m + len(branch.words) - 1 + np.arange(branch.size)
+        read = slice(m, m + branch.branch_tokens)
+        span = slice(a, a + branch.action_tokens)
+        if branch.context:
+            batch.branch_BM[b, read] = branch.context + action
+            batch.position_BM[b, read] = branch.prefix_length + np.arange(m - first, read.stop - first)
+            batch.prefix_length_BM[b, read], batch.branch_id_BM[b, read] = branch.prefix_length, number
+            batch.teacher_at_BA[b, span] = m + len(branch.context) - 1 + np.arange(branch.action_tokens)
+            batch.scored_BA[b, span] = True
         batch.student_at_BA[b, span] = np.arange(branch.start - 1, branch.stop - 1)
-        batch.actions_BA[b, span], batch.sampled_BA[b, span], batch.mask_BA[b, span] = action, branch.sampled, True
-        batch.weight_BA[b, span], batch.advantage_BA[b, span] = branch.weight * taught, branch.advantage * reinforced
+        batch.actions_BA[b, span], batch.sampler_logprob_BA[b, span] = action, branch.logprobs
+        batch.mask_BA[b, span], batch.advantage_BA[b, span] = True, branch.advantage
+        batch.weight_BAP[b, span] = [branch.weights.get(name, 0.0) * value for name, value in scale.items()]
         spans.append((span.start, span.stop))
-        m, a = stream.stop, span.stop
+        m, a = read.stop, span.stop
     return spans

@@ -1,0 +1,131 @@
+"""The interface of all algorithms: the episodes of a training step go in, training examples and a loss come out.
+
+The trainer knows no algorithm by name. It asks, in this order: `loss_parts` (once), `analyse` (who is asked about which
+episodes), `branches` (which actions of an episode are trained on, what the teacher reads before each, and with which
+weight each part of the loss acts on it).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from jax.sharding import AbstractMesh, Mesh
+
+from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.config.schema import Config
+from hintsd_jax.hindsight.analyser import Analyser
+from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.training.batching import BatchShapes
+from hintsd_jax.training.examples import Branch, Example
+from hintsd_jax.training.loss_parts import Divergence, LossPart, PolicyGradient
+from hintsd_jax.training.losses import Loss
+
+# Keys that every algorithm must decide, because a config leaves them open: HINT-SD's settings.
+DEFAULTS: Mapping[str, Any] = {
+    "hindsight.select": "hindsight",
+    "hindsight.max_targets": 3,
+    "hindsight.feedback_position": "target",
+    "loss.divergence": "reverse_kl",
+    "loss.importance_clip": 0.0,
+    "optim.ema_decay": 0.999,
+}
+
+
+class Algorithm:
+    """One algorithm with the settings of a run. A subclass says what differs.
+
+    defaults: config keys that the algorithm decides unless the config says otherwise. uses_analyser: whether `analyse`
+    asks anybody. trains_whole_episodes: whether examples hold all actions of an episode, which takes other shapes.
+    nothing_to_learn: the reason under which an episode without examples is counted; "" where that is no loss.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
+    uses_analyser: ClassVar[bool] = True
+    trains_whole_episodes: ClassVar[bool] = False
+    nothing_to_learn: ClassVar[str] = ""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.loss = Loss(self.loss_parts(), config.loss.chunk_tokens)
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """What this algorithm refuses about a config, a line each."""
+        return []
+
+    def loss_parts(self) -> tuple[LossPart, ...]:
+        """The parts that the loss is the sum of."""
+        raise NotImplementedError(f"algorithm {type(self).__name__} must give loss_parts")
+
+    def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
+        """Looks back on the episodes that need it; by default on none."""
+        return Hindsight()
+
+    def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
+        """The actions of an episode that are trained on, in the order of their steps."""
+        raise NotImplementedError(f"algorithm {type(self).__name__} must give branches")
+
+    def describe_targets(self) -> str:
+        """What is trained on, for the result's table; "" where no analyser is asked."""
+        return ""
+
+    def batch_shapes(self, mesh: Mesh | AbstractMesh) -> BatchShapes:
+        """The shapes of the update's batches: so many examples for each part of the mesh that a batch is split over."""
+        batch, hindsight, teacher = self.config.batch, self.config.hindsight, self.loss.needs_teacher
+        at_start = hindsight.feedback_position == "start"  # then there is no trunk that it could share with the student
+        branches, actions = batch.branch_buckets, batch.action_buckets
+        if self.trains_whole_episodes or (teacher and (at_start or hindsight.select == "all")):
+            branches, actions = batch.whole_episode_buckets[:1], batch.whole_episode_buckets[1:]
+        return BatchShapes(
+            length_buckets=batch.length_buckets,
+            branch_buckets=branches if teacher else (0,) * len(branches),
+            action_buckets=actions,
+            batch_size=batch.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
+            parts=len(self.loss.parts),
+            trunk=teacher and batch.layout == "branches" and not at_start,
+        )
+
+    def examples(self, experience: Experience) -> tuple[list[Example], Counter[str]]:
+        """The training examples of a step, and how many episodes gave none, by reason.
+
+        One example per episode, or per stream of it where chat.history = template; one per action where
+        batch.layout = separate.
+        """
+        examples: list[Example] = []
+        without: Counter[str] = Counter()
+        for number, episode in enumerate(experience.episodes):
+            branches = self.branches(episode, experience)
+            if self.nothing_to_learn and not branches:
+                without[self.nothing_to_learn] += 1
+            for example in experience.examples_of(episode, number, branches):
+                examples += self._laid_out(example)
+        return examples, without
+
+    def divergence(self) -> Divergence:
+        """The divergence of teacher and student as the config has it."""
+        loss = self.config.loss
+        return Divergence(
+            kind=loss.divergence,
+            support=loss.support,
+            top_k=loss.top_k,
+            alpha=loss.alpha,
+            importance_clip=loss.importance_clip,
+        )
+
+    def policy_gradient(self, *, coefficient: float = 1.0, teacher_advantage: float = 0.0) -> PolicyGradient:
+        """The clipped policy gradient with the config's clip range."""
+        loss = self.config.loss
+        return PolicyGradient(
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            coefficient=coefficient,
+            teacher_advantage=teacher_advantage,
+        )
+
+    def _laid_out(self, example: Example) -> list[Example]:
+        if self.config.batch.layout == "separate" and any(branch.context for branch in example.branches):
+            return example.separated()
+        return [example.without_trunk() if self.config.hindsight.feedback_position == "start" else example]

@@ -1,0 +1,38 @@
+"""HINT-SD + GRPO: targets are distilled, and all actions have GRPO's policy gradient.
+
+The loss is mean divergence over the targets' tokens + loss.policy_gradient_weight x mean policy-gradient loss over the
+tokens of episodes that have an advantage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hintsd_jax.algorithms.branching import all_steps, without_teacher
+from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.algorithms.hint_sd import HintSD
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.training.examples import Branch
+from hintsd_jax.training.loss_parts import LossPart
+
+
+class HintSDWithGRPO(HintSD):
+    """Both signals on one episode: a target has both weights, every other action the policy gradient alone."""
+
+    trains_whole_episodes = True
+    nothing_to_learn = "no_advantage"
+
+    def loss_parts(self) -> tuple[LossPart, ...]:
+        return self.divergence(), self.policy_gradient(coefficient=self.config.loss.policy_gradient_weight)
+
+    def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
+        advantage = experience.advantage(episode)
+        reinforced = {"policy_gradient": 1.0} if advantage else {}
+        branches = {branch.step: branch for branch in super().branches(episode, experience)}
+        if advantage:
+            for branch in without_teacher(episode, all_steps(episode), {}):
+                branches.setdefault(branch.step, branch)
+        return [
+            dataclasses.replace(branch, weights={**branch.weights, **reinforced}, advantage=advantage)
+            for _, branch in sorted(branches.items())
+        ]

@@ -1,0 +1,63 @@
+"""OpenClaw-RL as the HINT-SD paper ran it: dense feedback, a judge on every step of every episode.
+
+The judge sees one action and the observation after it, never the whole episode, never the outcome. It gives a verdict
+in {1, -1, 0} and, for a wrong step, a hint. The advantage of an action's tokens is
+
+    A = verdict + (log pi_teacher - log pi_sampler)        the second term on hinted steps alone
+
+where the teacher has read the hint right before the step, in the clipped surrogate of `loss_parts.PolicyGradient`. No
+KL, no entropy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hintsd_jax.algorithms.base import DEFAULTS, Algorithm
+from hintsd_jax.algorithms.branching import feedback_at_target, without_teacher
+from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.config.schema import Config
+from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser
+from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.training.examples import Branch
+from hintsd_jax.training.loss_parts import LossPart
+
+
+class OpenClawRL(Algorithm):
+    """An action without a verdict and without a hint is not trained on."""
+
+    defaults = {**DEFAULTS, "hindsight.select": "all"}
+    trains_whole_episodes = True
+    nothing_to_learn = "no_advantage"
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        hindsight = config.hindsight
+        if hindsight.select == "all" and hindsight.feedback_position == "target":
+            if hindsight.analyser not in PRIVILEGED_ANALYSERS:
+                return []
+        return [
+            f"algorithm = {config.algorithm} judges all steps, each where it stands: leave hindsight.select and"
+            " hindsight.feedback_position, and choose another analyser than environment"
+        ]
+
+    def loss_parts(self) -> tuple[LossPart, ...]:
+        return (self.policy_gradient(teacher_advantage=1.0),)
+
+    def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
+        return analyser.judge_steps(episodes)
+
+    def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
+        analysis, weights = experience.analysis(episode), {"policy_gradient": 1.0}
+        hinted = {b.step: b for b in feedback_at_target(episode, analysis.targets, experience.chat, weights)}
+        branches = []
+        for step, verdict in enumerate(analysis.verdicts, 1):
+            if step in hinted or verdict:
+                branch = hinted.get(step) or without_teacher(episode, [step], weights)[0]
+                branches.append(dataclasses.replace(branch, advantage=verdict))
+        return branches
+
+    def describe_targets(self) -> str:
+        return "every step, judged alone"

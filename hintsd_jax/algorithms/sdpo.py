@@ -1,0 +1,68 @@
+"""SDPO (arXiv 2601.20802): distil whole episodes from a teacher that has read a solution, or feedback, at their start.
+
+Before the first step the teacher reads a successful rollout of the same task (never the episode itself); where none
+succeeded, what the analyser says of the episode. All actions are trained on, with the generalised Jensen-Shannon
+divergence of `divergences.divergence` and importance weights clipped at `loss.importance_clip`. Episodes with neither
+are left out and counted.
+
+The paper's fallback is the environment's feedback; here it is the policy's own review, because what our environments
+report knows the ground truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hintsd_jax.algorithms.base import DEFAULTS, Algorithm
+from hintsd_jax.algorithms.branching import all_steps, feedback_at_start
+from hintsd_jax.algorithms.experience import Experience, successful_siblings
+from hintsd_jax.config.schema import Config
+from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.analyser import Analyser
+from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.training.examples import Branch
+from hintsd_jax.training.loss_parts import LossPart
+
+
+class SDPO(Algorithm):
+    """Failed episodes without a successful sibling are analysed."""
+
+    defaults = {
+        **DEFAULTS,
+        "hindsight.feedback_position": "start",
+        "loss.divergence": "jsd",
+        "loss.importance_clip": 2.0,
+        "optim.ema_decay": 0.95,
+    }
+    trains_whole_episodes = True
+    nothing_to_learn = "no_feedback"
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        if config.hindsight.select == "hindsight" and config.hindsight.feedback_position == "start":
+            return []
+        return [
+            f"algorithm = {config.algorithm} reads about whole episodes at their start: leave hindsight.select and"
+            " hindsight.feedback_position"
+        ]
+
+    def loss_parts(self) -> tuple[LossPart, ...]:
+        return (self.divergence(),)
+
+    def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
+        failed = [episode for episode in episodes if not episode.success]
+        return analyser.review([episode for episode in failed if not successful_siblings(episodes, episode)])
+
+    def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
+        siblings, targets = experience.successful_siblings(episode), experience.analysis(episode).targets
+        if siblings:
+            text = prompts.solution_hint(siblings[0])
+        elif targets:
+            text = prompts.combined_feedback(targets)
+        else:
+            return []
+        return feedback_at_start(episode, all_steps(episode), text, experience.chat, {"divergence": 1.0})
+
+    def describe_targets(self) -> str:
+        return "whole episodes, a sibling's success first"

@@ -1,0 +1,65 @@
+"""Which steps of an episode feedback is asked for: an episode goes in, step numbers come out.
+
+In the method the analyser itself names the steps ("hindsight"). The others are the controls for *where*: they give the
+steps, and the analyser is asked only how those should have gone.
+
+A selector of one's own is a function with the signature of `Selector`, named in the config as "package.module:name".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from hintsd_jax.plugins import load
+from hintsd_jax.rollout.episode import Episode
+
+# (episode, raw key of its questions, most targets of an episode) -> steps, 1-based, ascending, different.
+Selector = Callable[[Episode, np.ndarray, int], list[int]]
+
+
+def first(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+    return [1]
+
+
+def last(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+    return [len(episode.steps)]
+
+
+def random_steps(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+    """`max_targets` different steps (all where there are fewer), which follow from the key."""
+    steps = range(1, len(episode.steps) + 1)
+    return sorted(random.Random(key.tobytes()).sample(steps, min(max_targets, len(steps))))
+
+
+def all_steps(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+    return list(range(1, len(episode.steps) + 1))
+
+
+def oracle(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+    """PRIVILEGED: the steps that the environment knows to be wrong, earliest first; none where it does not say."""
+    faults = () if episode.report is None else episode.report.faults or ()
+    return sorted({fault.step for fault in faults})[:max_targets]
+
+
+HINDSIGHT = "hindsight"  # the analyser names the steps: no selector
+SELECTORS: dict[str, Selector] = {
+    "first": first,
+    "last": last,
+    "random": random_steps,
+    "all": all_steps,
+    "oracle": oracle,
+}
+PRIVILEGED_SELECTORS = ("oracle",)
+
+
+def find(name: str) -> Selector | None:
+    """The selector of a name, or at a path "package.module:function"; None where the analyser names the steps.
+
+    Raises UserError for an unknown name, and for a path that leads to no function.
+    """
+    if name == HINDSIGHT:
+        return None
+    return SELECTORS.get(name) or load(name, "selector", (HINDSIGHT, *SELECTORS))

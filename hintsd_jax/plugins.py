@@ -1,0 +1,39 @@
+"""Parts that a config names: a registered name or a path "package.module:name" goes in, the object comes out.
+
+Environments, algorithms and selectors of one's own all come in through here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from hintsd_jax.errors import UserError
+
+
+def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
+    """The object at a path "package.module:name".
+
+    Args:
+      kind: what it is to be, for messages: "algorithm".
+      known: the registered names, for a hint.
+    Raises:
+      UserError: the text is no such path and no known name, the module cannot be imported, or it has no such name.
+    """
+    module_name, colon, name = path.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(path, known := sorted(known), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+        raise UserError(f"{kind} {path!r} is unknown: {hint} Or give your own as 'package.module:name'")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise UserError(f"{kind} {path!r}: write it as 'package.module:name'")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way at import
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{kind} {path!r}: cannot import {module_name!r} ({reason})") from error
+    if not hasattr(module, name):
+        raise UserError(f"{kind} {path!r}: module {module_name!r} has no {name!r}")
+    return getattr(module, name)

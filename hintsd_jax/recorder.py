@@ -1,0 +1,231 @@
+"""What a training run writes down around its loop: metrics, episodes, checkpoints, alarms, progress, the last table.
+
+The loop hands over the outcome of every step. Nothing here changes what is learnt, but for two things that alarms may
+do: halve the learning rate, and stop the run.
+
+Invariants: the row of a step is written before the checkpoint that stands for it; weights that are not finite never
+become a checkpoint; what a continued run needs (`Counters`) travels with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hintsd_jax import records
+from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.errors import UserError
+from hintsd_jax.evaluate import HeldOut
+from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.runs import metrics as run_metrics
+from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
+from hintsd_jax.runs.journal import Journal
+from hintsd_jax.runs.progress import Progress
+from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.training.batching import Batches, BatchShapes
+from hintsd_jax.training.state import TrainState
+
+# A run may continue on other devices, with another server of the same model, and with other alarms.
+MAY_DIFFER = ("mesh.", "alarms.", "endpoint.url", "endpoint.key_env", "endpoint.concurrency", "endpoint.timeout_s")
+MAY_DIFFER += ("endpoint.retries", "endpoint.backoff_s", "endpoint.max_calls", "endpoint.max_tokens")
+MAY_DIFFER += ("endpoint.max_failures",)
+
+
+@dataclasses.dataclass
+class Counters:
+    """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
+    before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint:
+    what these two remember.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    before: dict[str, Any] | None = None
+    lr_scale: float = 1.0
+    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
+    endpoint: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOutcome:
+    """One training step. without: episodes that gave no example, by reason. metrics, tokens: of the update, see
+    `training.train_step.update`. evaluated: metrics of an evaluation after it; {} where there was none.
+    """
+
+    rollouts: Rollouts
+    hindsight: Hindsight
+    batches: Batches
+    without: Mapping[str, int]
+    metrics: Mapping[str, float]
+    tokens: Sequence[Mapping[str, np.ndarray]]
+    evaluated: Mapping[str, float]
+
+
+class Recorder:
+    """A context manager around the loop; open it with `Recorder.open`.
+
+    Attributes:
+      timer: adds up seconds by name for the next row.
+      continues: whether the workdir holds a checkpoint to continue from.
+    """
+
+    def __init__(self, session: Session, folder: Workdir, checkpoints: Checkpoints):
+        self._session, self._folder, self._checkpoints = session, folder, checkpoints
+        self._config = session.config
+        self._counters = Counters()
+        self._began = time.monotonic()
+        self.timer = run_metrics.Timer()
+        self._resume_step = checkpoints.latest_step
+        self.continues = self._resume_step is not None
+        self._alarms = Alarms(AlarmConfig(**self._config.alarms.to_dict()))
+        folder.discard_after(self._resume_step)
+        self._writer = run_metrics.MetricsWriter(folder.path, self._resume_step)
+        self._progress = Progress(self._config.optim.steps, start=self._resume_step or 0)
+
+    @classmethod
+    def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:
+        """Opens and locks the workdir. Raises UserError as `Workdir.open` and `MetricsWriter` do."""
+        folder = Workdir.open(workdir, session.config, may_differ=MAY_DIFFER, benchmark=session.benchmark)
+        try:
+            recorder = cls(session, folder, Checkpoints.open(folder.path, session.config))
+        except BaseException:
+            folder.close()
+            raise
+        recorder.note(records.shapes_note(session, shapes))
+        if session.chat.deviation:
+            recorder.note(f"chat.history = keep departs from the chat template: {session.chat.deviation}")
+        return recorder
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._folder.close()
+
+    @property
+    def completed_steps(self) -> int:
+        return self._counters.step
+
+    @property
+    def lr_scale(self) -> float:
+        """What the learning rate of the schedule is multiplied with."""
+        return self._counters.lr_scale
+
+    def restore(self, shape: TrainState) -> TrainState:
+        """The state of the newest checkpoint, laid out as `shape`. Raises UserError where it cannot be read."""
+        state, counters = self._checkpoints.restore(self._resume_step, shape)
+        self._counters = Counters(**counters)
+        self._began = time.monotonic() - self._counters.seconds
+        self._alarms = Alarms(self._alarms.config, self._counters.alarms)
+        if self._session.endpoint:
+            self._session.endpoint.used |= self._counters.endpoint
+        return state
+
+    def note(self, text: str) -> None:
+        """One line for whoever watches."""
+        self._progress.note(text)
+
+    def journal(self, kind: str, step: int) -> Journal:
+        """See `Workdir.journal`."""
+        return self._folder.journal(kind, step)
+
+    def is_evaluation_step(self, step: int) -> bool:
+        every = self._config.eval.every
+        return step == self._config.optim.steps or bool(every and step % every == 0)
+
+    def before_training(self, before: HeldOut | None, evaluated: Mapping[str, float]) -> None:
+        """Keeps the starting policy's results: those on held-out tasks for the last table, the others as row 0."""
+        self._counters.before = before and before.to_json()
+        self._writer.write(0, {**evaluated, **self._host_metrics()})
+
+    def after_step(self, step: int, state: TrainState, outcome: StepOutcome) -> None:
+        """Writes down a step (counted from 1).
+
+        Raises:
+          UserError: an alarm stops the run; everything is saved by then.
+        """
+        row, alarms = self._write_row(step, outcome)
+        self._count(step, outcome)
+        stop = self._act_on(alarms)
+        self._save(step, state, row, alarms)
+        self._progress.update(step, row)
+        for alarm in alarms:
+            self.note(f"step {step}: ALARM {alarm.name}: {alarm.text}")
+        if stop:
+            self._checkpoints.wait()
+            latest = self._checkpoints.latest_step
+            raise UserError(
+                f"stopped at step {step} by alarm {stop}; {'nothing' if latest is None else f'step {latest}'} is saved."
+                " Change alarms.* or mend the cause; the same command continues the run"
+            )
+        if dropped := outcome.rollouts.dropped:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            self.note(f"step {step}: rollouts that never began: {counts}")
+
+    def finish(self, after: HeldOut | None) -> dict[str, float]:
+        """Writes `held_out.json` and `result.md`, prints the last table, and returns the held-out metrics after."""
+        self._checkpoints.wait()
+        self._progress.close()
+        before, result = self._counters.before, after and after.to_json()
+        metrics = [(held_out or {}).get("metrics", {}) for held_out in (before, result)]
+        spent = {"seconds": self._counters.seconds, "tokens": self._counters.tokens}
+        table, markdown = records.result_tables(self._session, spent, *metrics)
+        self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
+        self._folder.write_text("result.md", markdown)
+        print(table)
+        self._writer.close()
+        self._checkpoints.close()
+        return metrics[1]
+
+    def _write_row(self, step: int, outcome: StepOutcome) -> tuple[dict[str, Any], list[Alarm]]:
+        """Writes the step's metrics and episodes; the row as written, and its alarms."""
+        episodes = outcome.rollouts.episodes
+        row = records.rollout_metrics(outcome.rollouts)
+        row |= records.hindsight_metrics(episodes, outcome.hindsight, self._session.algorithm)
+        row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without) | outcome.evaluated
+        alarms = self._alarms.check(row)
+        row |= {f"alarm/{alarm.name}": 1 for alarm in alarms} | self._endpoint_metrics()
+        spans = records.trained_spans(self._session.chat, outcome.batches, outcome.tokens)
+        episode_records = records.episode_records(episodes, outcome.hindsight, spans, self._session.algorithm)
+        self._folder.write_episodes(step, episode_records)
+        return self._writer.write(step, row | self._host_metrics()), alarms
+
+    def _count(self, step: int, outcome: StepOutcome) -> None:
+        counters = self._counters
+        counters.step, counters.seconds = step, time.monotonic() - self._began
+        counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens
+        counters.alarms = self._alarms.state
+        counters.endpoint = dict(self._session.endpoint.used) if self._session.endpoint else {}
+
+    def _act_on(self, alarms: Sequence[Alarm]) -> str:
+        """Does what the config says about alarms: why the run stops, or "".
+
+        Weights that are not finite are past halving the learning rate.
+        """
+        action, broken = self._config.alarms.action, [alarm for alarm in alarms if alarm.name == NOT_FINITE]
+        if action == "halve_lr" and alarms and not broken:
+            self._counters.lr_scale *= 0.5
+        stopping = {"warn": [], "stop": alarms, "halve_lr": broken}[action]
+        return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)
+
+    def _save(self, step: int, state: TrainState, row: Mapping[str, Any], alarms: Sequence[Alarm]) -> None:
+        """Saves when it is due, and after an alarm; of weights that are not finite the last good checkpoint stays."""
+        config = self._config
+        is_due = bool(alarms) or step == config.optim.steps or step % config.checkpoint.every == 0
+        if is_due and all(alarm.name != NOT_FINITE for alarm in alarms):
+            self._checkpoints.save(step, state, dataclasses.asdict(self._counters), row)
+
+    def _endpoint_metrics(self) -> dict[str, int]:
+        used = self._session.endpoint.used if self._session.endpoint else {}
+        return {f"endpoint/{name}": used[name] for name in ("calls", "tokens") if name in used}
+
+    def _host_metrics(self) -> dict[str, float]:
+        compiled, peak = run_metrics.compile_count(), run_metrics.peak_bytes()
+        return self.timer.take() | {"compile/count": compiled, "memory/peak_bytes": peak}

@@ -7,7 +7,7 @@ import random
 import re
 
 CONFIG = {
-    "method": "hint_sd",
+    "algorithm": "hint_sd",
     "seed": 3,
     "env": {"name": "desk", "options": {}},
     "hindsight": {"analyser": "ema_teacher", "select": "hindsight", "max_targets": 3},
@@ -17,7 +17,7 @@ CONFIG = {
 }
 
 
-def record(task="train-1", rollout=0, success=False, targets=(), turns=4, trained=True, **more):
+def record(task="train-1", rollout=0, success=False, targets=(), length=4, trained=True, **more):
     """One line of `episodes/step_*.jsonl`; `targets` are steps, and with `trained` each has a trained span of three
     tokens.
     """
@@ -25,26 +25,26 @@ def record(task="train-1", rollout=0, success=False, targets=(), turns=4, traine
         {
             "start": 10 * n,
             "stop": 10 * n + 3,
-            "branch": 0,
+            "prompt_start": 0,
             "text": f"say {n}",
             "reward": 0.0,
             "stream": 0,
             "observation": "Ok.\nuser: Next.",
         }
-        for n in range(1, turns + 1)
+        for n in range(1, length + 1)
     ]
-    looked = None
+    hindsight = None
     if not success:
-        looked = {
+        hindsight = {
             "analyser": "ema_teacher",
             "privileged": False,
             "select": "hindsight",
-            "place": "target",
+            "feedback_position": "target",
             "answer": "{}",
             "problem": None,
             "targets": [{"step": step, "feedback": f"Use the other one at {step}."} for step in targets],
         }
-    found = {
+    record = {
         "task_id": task,
         "rollout": rollout,
         "prompt_length": 9,
@@ -58,11 +58,11 @@ def record(task="train-1", rollout=0, success=False, targets=(), turns=4, traine
         "steps": steps,
         "report": {"summary": "1 of 2 went wrong.", "faults": [{"step": 2, "feedback": "Truth."}], "valid_turns": []},
         "success": success,
-        "hindsight": looked,
+        "hindsight": hindsight,
     }
     if trained:
-        found["trained"] = [span(step) for step in targets]
-    return found | more
+        record["trained"] = [span(step) for step in targets]
+    return record | more
 
 
 def span(step, tokens=3, seed=0):
@@ -105,8 +105,8 @@ def overview_of(page):
 
 def entries_of(page):
     """All episodes that a page holds, in the order of its list."""
-    found = re.findall(r'<script type="text/plain" id="chunk-\d+">(.*?)</script>', page, re.DOTALL)
-    return [entry for text in found for entry in unpack(text)]
+    chunks = re.findall(r'<script type="text/plain" id="chunk-\d+">(.*?)</script>', page, re.DOTALL)
+    return [entry for text in chunks for entry in unpack(text)]
 
 
 def unpack(chunk):

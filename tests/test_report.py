@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.tools.report.__main__ import report
+from hintsd_jax.tools.report import command as report
 from tests.report_helpers import entries_of, overview_of, record, write_run
 
 REPO = Path(__file__).parents[1]
@@ -22,7 +22,8 @@ def run(*args):
 
 def test_the_command_writes_one_file_and_imports_no_jax(tmp_path):
     workdir = write_run(tmp_path / "run", {1: [record(targets=(2,))]})
-    code = "import sys, hintsd_jax.tools.report.__main__ as r; s = r.main(sys.argv[1:]); print([m for m in ('jax', 'flax') if m in sys.modules], s)"
+    code = "import sys, hintsd_jax.tools.report.command as r; s = r.main(sys.argv[1:]);"
+    code += " print([m for m in ('jax', 'flax') if m in sys.modules], s)"
     out = tmp_path / "new" / "report.html"
     done = subprocess.run([sys.executable, "-c", code, workdir, "--out", out], cwd=REPO, capture_output=True, text=True)
     assert done.stdout.splitlines()[1:] == ["[] 0"], done.stderr
@@ -82,5 +83,5 @@ def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
 
 def test_a_broken_record_is_named(tmp_path):
     workdir = write_run(tmp_path / "run", {1: [record(), {"task_id": "x", "steps": 5}]})
-    with pytest.raises(UserError, match="step_000001.jsonl holds a line that is no episode"):
+    with pytest.raises(UserError, match=r"step_000001\.jsonl holds a line that is no episode"):
         report.report([workdir], tmp_path / "r.html")

@@ -17,12 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.tools.report import command as report
 from hintsd_jax.tools.report import page
-from hintsd_jax.tools.report.__main__ import report
 from hintsd_jax.tools.report.gather import Content
 from tests.report_helpers import entries_of, overview_of, record, span, write_run
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--<script> {{SCRIPT}} ]]> & \u2028 \ud800 \U0001f600 \u202e \x00 \\"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--<script> {{SCRIPT}} ]]>"
+    " & \u2028 \ud800 \U0001f600 \u202e \x00 \\"
+)
 FILES = resources.files("hintsd_jax.tools.report")
 
 
@@ -71,7 +74,7 @@ def hostile(tmp_path_factory):
 
 
 def test_no_hostile_text_becomes_markup(hostile, tmp_path):
-    text, one = hostile
+    text, _ = hostile
     report.report([write_run(tmp_path / "tame", {1: [record(), record(success=True)]})], tmp_path / "r.html")
     tame = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert Elements(text).found == Elements(tame).found
@@ -81,7 +84,7 @@ def test_no_hostile_text_becomes_markup(hostile, tmp_path):
 
 
 def test_hostile_text_arrives_whole(hostile):
-    text, one = hostile
+    text, _ = hostile
     overview, entry = overview_of(text), entries_of(text)[0]
     assert overview["names"]["task"][0] == HOSTILE and overview["names"]["ended"][0] == HOSTILE
     assert overview["runs"][0]["config"] == {f"{HOSTILE}.{HOSTILE}": HOSTILE}
@@ -140,6 +143,14 @@ def test_the_files_of_the_page_travel_with_the_package():
     assert all(any(Path(name).match(pattern) for pattern in patterns) for name in there)
 
 
+def test_every_metric_that_the_page_draws_is_one_that_a_run_writes():
+    """docs/metrics.md has all of them: tests/test_docs.py."""
+    drawn = re.findall(r'"((?:rollout|train|hindsight|time|memory)/\w+)"', FILES.joinpath("overview.js").read_text())
+    known = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    assert "`time/<phase>`" in known and len(drawn) > 10
+    assert [name for name in drawn if f"`{name.removeprefix('time/')}`" not in known] == []
+
+
 def test_scripts_cannot_end_their_element_early():
     for name in page.SCRIPTS:
         text = FILES.joinpath(name).read_text()
@@ -172,8 +183,10 @@ def test_numbers_and_texts_of_the_page():
     const assert = require("assert");
     assert.deepStrictEqual([0, 0.03125, 4.5678, 128.25, 12345, 1.2e6, -3e9, 0.00002, null, NaN].map(short),
       ["0", "0.0313", "4.57", "128.3", "12,345", "1.2M", "\u22123B", "2.0e\u22125", "\u2013", "\u2013"]);
-    assert.deepStrictEqual([0.3225, 0.3235, 0.741, 1, -0.12, 0].map((v) => percent(v)), ["32.2", "32.4", "74.1", "100.0", "\u221212.0", "0.0"]);
-    assert.deepStrictEqual([0.5, 8.04, 119, 3600, 9000].map(seconds), ["500 ms", "8 s", "119 s", "60 min", "2 h 30 min"]);
+    assert.deepStrictEqual([0.3225, 0.3235, 0.741, 1, -0.12, 0].map((v) => percent(v)),
+      ["32.2", "32.4", "74.1", "100.0", "\u221212.0", "0.0"]);
+    assert.deepStrictEqual([0.5, 8.04, 119, 3600, 9000].map(seconds),
+      ["500 ms", "8 s", "119 s", "60 min", "2 h 30 min"]);
     assert.deepStrictEqual(ticks(0, 12, 3), [0, 5, 10]);
     assert.deepStrictEqual(ticks(0.06, 0.08, 2), [0.06, 0.07, 0.08]);
     assert.deepStrictEqual(ticks(3, 3, 4), [3]);
@@ -183,7 +196,8 @@ def test_numbers_and_texts_of_the_page():
       [{ think: "hm" }, { say: "<tool_call>{broken</tool_call>" }]);
     const odd = actionParts('<tool_call>{"name": 3}</tool_call><tool_call>null</tool_call>');
     assert.deepStrictEqual(odd.map((p) => Object.keys(p)[0]), ["say", "say"]);
-    assert.deepStrictEqual(observationParts("Ok.\nuser: Go on.\nuser: Now."), { tool: "Ok.", user: "Go on.\nuser: Now." });
+    assert.deepStrictEqual(observationParts("Ok.\nuser: Go on.\nuser: Now."),
+      { tool: "Ok.", user: "Go on.\nuser: Now." });
     assert.deepStrictEqual(observationParts("user: Go."), { tool: "", user: "Go." });
     assert.deepStrictEqual(observationParts("a superuser: x"), { tool: "a superuser: x", user: "" });
     """

@@ -11,10 +11,16 @@ from tests.report_helpers import record, span
 
 
 def test_a_row_and_an_entry():
-    whole = record("t", 2, targets=(2, 4), turns=5)
+    whole = record("t", 2, targets=(2, 4), length=5)
     assert records.row(whole) == {
-        "task": "t", "rollout": 2, "success": 0, "turns": 5, "ended": "terminated", "targets": [2, 4], "trained": [2, 4],
-    }  # fmt: skip
+        "task": "t",
+        "rollout": 2,
+        "success": 0,
+        "steps": 5,
+        "ended": "terminated",
+        "targets": [2, 4],
+        "trained": [2, 4],
+    }
     entry = records.entry(whole)
     assert [t["feedback"] for t in entry["hindsight"]["targets"]] == [
         "Use the other one at 2.",
@@ -35,12 +41,10 @@ def test_a_row_and_an_entry():
     assert "streams" not in entry and "logprobs" not in entry  # token ids stay in the folder
 
 
-def test_records_from_before_trained_and_without_hindsight():
+def test_records_without_hindsight():
     entry = records.entry(record(success=True, trained=False))
     assert entry["trained"] == [] and entry["hindsight"] is None
-    old = record(report=None)
-    del old["hindsight"]["select"], old["hindsight"]["place"]
-    assert records.entry(old)["hindsight"]["place"] is None and records.entry(old)["faults"] == []
+    assert records.entry(record(report=None))["faults"] == []
 
 
 def test_a_loss_without_a_teacher_has_advantages_only():
@@ -78,8 +82,8 @@ def test_target_counts_equal_a_plain_count(steps):
     plain = Counter()
     for number, episodes in enumerate(steps, 1):
         found = [
-            record(targets=[t for t in targets if t <= turns], turns=turns, trained=False)
-            for turns, targets in episodes
+            record(targets=[t for t in targets if t <= length], length=length, trained=False)
+            for length, targets in episodes
         ]
         counts.add(number, found)
         plain.update((number, t["step"]) for r in found for t in r["hindsight"]["targets"])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hintsd_jax.evaluate import Scores, interval
+from hintsd_jax.evaluate import Scores
+from hintsd_jax.statistics import interval
 from hintsd_jax.tools.report import results
 
 RNG = np.random.default_rng(1)

@@ -12,7 +12,7 @@ function lineOf(n) {
     task: data.names.task[e.task[n]],
     rollout: e.rollout[n],
     success: e.success[n],
-    turns: e.turns[n],
+    steps: e.steps[n],
     ended: data.names.ended[e.ended[n]],
     targets: e.targets[n],
     trained: e.trained[n],
@@ -74,8 +74,8 @@ function drawBrowser(main) {
     step: make(
       "select",
       { "aria-label": "Training step", onchange: filter },
-      option("", "all steps"),
-      steps.map((s) => option(s, `step ${s}`)),
+      option("", "all training steps"),
+      steps.map((s) => option(s, `training step ${s}`)),
     ),
     outcome: make(
       "select",
@@ -160,7 +160,7 @@ function drawRows() {
 
 function drawRow(n, i) {
   const line = lineOf(n);
-  const facts = [data.runs.length > 1 ? data.runs[line.run].name : null, `step ${line.step}`, `rollout ${line.rollout}`, plural(line.turns, "turn")]
+  const facts = [data.runs.length > 1 ? data.runs[line.run].name : null, `training step ${line.step}`, `rollout ${line.rollout}`, plural(line.steps, "step")]
     .filter(Boolean)
     .join(" \u00b7 ");
   const row = make(

@@ -5,7 +5,7 @@ function drawEpisode(line, entry, siblings) {
   const targets = new Map((entry.hindsight?.targets || []).map((t) => [t.step, t.feedback]));
   const trained = new Map(entry.trained.map((span) => [span.step, span]));
   const faults = new Map(entry.faults.map((f) => [f.step, f.feedback]));
-  const facts = [plural(line.turns, "turn"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
+  const facts = [plural(line.steps, "step"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
   if (targets.size) facts.push(plural(targets.size, "target"));
   const rollouts =
     siblings.length > 1
@@ -52,7 +52,7 @@ function drawEpisode(line, entry, siblings) {
     ),
     drawHindsight(line, entry),
     entry.trained.length ? tokenLegend(entry.trained) || "" : "",
-    make("ol.turns", null, drawPrompt(entry), steps),
+    make("ol.dialogue", null, drawPrompt(entry), steps),
   ];
 }
 
@@ -70,7 +70,7 @@ function goTo(n) {
 
 function drawStrip(line, targets, trained, faults) {
   const cells = [];
-  for (let n = 1; n <= line.turns; n++) {
+  for (let n = 1; n <= line.steps; n++) {
     const kinds = [targets.has(n) && "a target", trained.has(n) && "trained on", faults.has(n) && "a true fault"].filter(Boolean);
     const name = ["cell", targets.has(n) && "hit", trained.has(n) && "fed", faults.has(n) && "fault"].filter(Boolean).join(".");
     cells.push(
@@ -85,13 +85,13 @@ function drawStrip(line, targets, trained, faults) {
 }
 
 function drawHindsight(line, entry) {
-  const looked = entry.hindsight,
-    box = make("div.looked");
-  if (looked) {
+  const hindsight = entry.hindsight,
+    box = make("div.hindsight-note");
+  if (hindsight) {
     const how = [
-      looked.analyser && `analyser ${looked.analyser}`,
-      looked.select && looked.select !== "hindsight" && `steps chosen: ${looked.select}`,
-      looked.place === "start" && "feedback placed at the start",
+      hindsight.analyser && `analyser ${hindsight.analyser}`,
+      hindsight.select && hindsight.select !== "hindsight" && `steps chosen: ${hindsight.select}`,
+      hindsight.feedback_position === "start" && "feedback placed at the start",
     ]
       .filter(Boolean)
       .join(" \u00b7 ");
@@ -100,17 +100,17 @@ function drawHindsight(line, entry) {
         "p",
         null,
         make("b", null, "Hindsight "),
-        looked.privileged ? make("span.warn", null, "privileged: knows the ground truth") : "",
+        hindsight.privileged ? make("span.warn", null, "privileged: knows the ground truth") : "",
         make("span.soft", null, ` ${how}`),
       ),
     );
-    if (looked.problem) box.append(make("p", null, `Its answer could not be used: ${looked.problem}`));
-    else if (looked.targets.length)
+    if (hindsight.problem) box.append(make("p", null, `Its answer could not be used: ${hindsight.problem}`));
+    else if (hindsight.targets.length)
       box.append(
         make(
           "ul.named",
           null,
-          looked.targets.map((t) =>
+          hindsight.targets.map((t) =>
             make(
               "li",
               null,
@@ -120,9 +120,9 @@ function drawHindsight(line, entry) {
           ),
         ),
       );
-    else if (!looked.targets.length) box.append(make("p", null, "It named no step."));
-    if (looked.answer)
-      box.append(make("details", null, make("summary", null, "The analyser's answer"), make("pre", null, longText(looked.answer, 4000))));
+    else if (!hindsight.targets.length) box.append(make("p", null, "It named no step."));
+    if (hindsight.answer)
+      box.append(make("details", null, make("summary", null, "The analyser's answer"), make("pre", null, longText(hindsight.answer, 4000))));
   }
   if (entry.faults.length || entry.report) {
     box.append(
@@ -149,7 +149,7 @@ function drawPrompt(entry) {
     if (message.role === "user") return saying("user", message.content);
     const first = message.content.split("\n")[0];
     return make(
-      "li.turn.system",
+      "li.message.system",
       null,
       make("div.who", null, message.role),
       message.content.length > 160
@@ -160,7 +160,7 @@ function drawPrompt(entry) {
 }
 
 function saying(who, text) {
-  return make(`li.turn.${who}`, null, make("div.who", null, who), make("div.words", null, longText(text)));
+  return make(`li.message.${who}`, null, make("div.who", null, who), make("div.words", null, longText(text)));
 }
 
 function drawStep(step, n, line, targets, trained, faults) {
@@ -187,7 +187,7 @@ function drawStep(step, n, line, targets, trained, faults) {
     );
   if (span) body.append(drawSpan(span));
   const action = make(
-    `li.turn.action${hit ? ".hit" : ""}`,
+    `li.message.action${hit ? ".hit" : ""}`,
     { id: `step-${n}`, tabindex: -1 },
     make("div.who", null, make("a.number", { href: linkOf(line.n, n), "aria-label": `step ${n}` }, String(n)), "agent"),
     body,
@@ -195,7 +195,7 @@ function drawStep(step, n, line, targets, trained, faults) {
   const { tool, user } = observationParts(step.observation);
   return [
     action,
-    tool ? make("li.turn.tool", null, make("div.who", null, "tools"), make("pre.words", null, longText(tool, 900))) : null,
+    tool ? make("li.message.tool", null, make("div.who", null, "tools"), make("pre.words", null, longText(tool, 900))) : null,
     user ? saying("user", user) : null,
   ];
 }

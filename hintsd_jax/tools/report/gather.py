@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.tools.report import records, results
-from hintsd_jax.tools.report.reading import Run, count_lines, lines
+from hintsd_jax.tools.report.reading import Run, count_lines
 
 CHUNK = 32  # episodes that are unpacked together
+COLUMNS = ("run", "step", "task", "rollout", "success", "steps", "ended", "targets", "trained")  # of the list
 
 
 @dataclasses.dataclass
@@ -34,25 +36,23 @@ def gather(runs: Sequence[Run], most: int) -> Content:
     Raises:
       UserError: a file of episodes holds something else.
     """
-    columns: dict[str, list] = {
-        name: [] for name in ("run", "step", "task", "rollout", "success", "turns", "ended", "targets", "trained")
-    }
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
     names: dict[str, dict[str, int]] = {"task": {}, "ended": {}}
     chunks: list[str] = []
     entries: list[dict[str, Any]] = []
-    shown = []
+    overviews = []
     for n, run in enumerate(runs):
         counts, kept, total = records.TargetCounts(), 0, 0
         chosen = choose({step: count_lines(file) for step, file in run.episodes.items()}, most // len(runs))
         for step, file in run.episodes.items():
-            found = [record for _, record in lines(file)]
-            total += len(found)
+            episodes = [line.value for line in read_jsonl(file, "an episode")]
+            total += len(episodes)
             try:
-                counts.add(step, found)
-                for record in found[: chosen[step]]:
-                    line = records.row(record) | {"run": n, "step": step}
-                    for name, known in names.items():
-                        line[name] = known.setdefault(line[name], len(known))
+                counts.add(step, episodes)
+                for record in episodes[: chosen[step]]:
+                    line: dict[str, Any] = records.row(record) | {"run": n, "step": step}
+                    for name, numbers in names.items():
+                        line[name] = numbers.setdefault(line[name], len(numbers))
                     for name, column in columns.items():
                         column.append(line[name])
                     entries.append(records.entry(record))
@@ -64,11 +64,11 @@ def gather(runs: Sequence[Run], most: int) -> Content:
                 raise UserError(
                     f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file"
                 ) from error
-        shown.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
+        overviews.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
     if entries:
         chunks.append(pack(entries))
-    tables = {name: list(known) for name, known in names.items()}
-    return Content({"runs": shown, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
+    tables = {name: list(numbers) for name, numbers in names.items()}
+    return Content({"runs": overviews, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
 
 
 def pack(value: Any) -> str:
@@ -116,17 +116,16 @@ def overview(run: Run) -> dict[str, Any]:
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     """Metrics by name, None where a row has none, with two more x axes: `wall` (seconds of training steps so far,
     evaluations left out) and `generated` (tokens sampled so far, in rollouts and by the analyser)."""
-    found = {
-        name: [records.number(row.get(name)) for row in rows] for name in sorted({name for row in rows for name in row})
-    }
+    names = sorted({name for row in rows for name in row})
+    metrics = {name: [records.number(row.get(name)) for row in rows] for name in names}
     wall = generated = 0.0
-    found["wall"], found["generated"] = [], []
-    if "hindsight/mean_target_step" in found:  # 0 where there was no target
-        pairs = zip(found["hindsight/mean_target_step"], rows, strict=True)
-        found["hindsight/mean_target_step"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
+    metrics["wall"], metrics["generated"] = [], []
+    if "hindsight/mean_target_step" in metrics:  # 0 where there was no target
+        pairs = zip(metrics["hindsight/mean_target_step"], rows, strict=True)
+        metrics["hindsight/mean_target_step"] = [mean if row.get("hindsight/targets") else None for mean, row in pairs]
     for row in rows:
         wall += row.get("time/step") or 0.0
         generated += (row.get("rollout/tokens") or 0) + (row.get("hindsight/tokens") or 0)
-        found["wall"].append(round(wall, 3))
-        found["generated"].append(int(generated))
-    return found
+        metrics["wall"].append(round(wall, 3))
+        metrics["generated"].append(int(generated))
+    return metrics

@@ -7,7 +7,7 @@ const CHARTS = [
   { title: "Loss", keys: ["train/loss"], unit: short, zero: true },
   { title: "Entropy of the policy, nats", keys: ["train/entropy"], unit: short, zero: true },
   { title: "Teacher minus student, nats", keys: ["train/teacher_gap"], unit: short },
-  { title: "Targets a step", keys: ["hindsight/targets"], unit: short, zero: true },
+  { title: "Targets of a training step", keys: ["hindsight/targets"], unit: short, zero: true },
   { title: "Mean step of the targets", keys: ["hindsight/mean_target_step"], unit: short },
   {
     title: "Targets against true faults",
@@ -18,9 +18,9 @@ const CHARTS = [
     one: true,
   },
   { title: "Tokens an action", keys: ["rollout/action_length"], unit: short, zero: true },
-  { title: "Turns an episode", keys: ["rollout/steps"], unit: short, zero: true },
+  { title: "Steps an episode", keys: ["rollout/steps"], unit: short, zero: true },
   { title: "Gradient norm", keys: ["train/grad_norm"], unit: short, zero: true },
-  { title: "Time of a step", keys: ["time/step"], unit: seconds, zero: true },
+  { title: "Time of a training step", keys: ["time/step"], unit: seconds, zero: true },
   { title: "Peak memory, GiB", keys: ["memory/peak_bytes"], unit: (v) => short(v / 2 ** 30), size: 2 ** 30, zero: true },
 ];
 const AXES = {
@@ -139,9 +139,9 @@ function alarmNotes(runs) {
 
 // The charts of one entry: with one run all its keys together, with several one chart a key.
 function drawSpec(spec, runs, axis) {
-  const found = (run, key) => (typeof key === "string" ? key : Object.keys(run.metrics).find((name) => key.test(name)));
+  const nameOf = (run, key) => (typeof key === "string" ? key : Object.keys(run.metrics).find((name) => key.test(name)));
   const line = (run, key, n, name, label) => {
-    const real = found(run, key),
+    const real = nameOf(run, key),
       ys = real && run.metrics[real];
     return ys ? [{ name, n, short: label, points: ys.map((y, i) => [run.metrics[axis.key][i], y]) }] : [];
   };
@@ -166,8 +166,8 @@ function drawSpec(spec, runs, axis) {
 
 const PARTS = [
   ["time/rollout", "rollout", "rollout"],
-  ["time/analysis", "hindsight", "hindsight"],
-  ["time/update", "distill", "distil"],
+  ["time/analysis", "analysis", "analysis"],
+  ["time/update", "update", "update"],
 ];
 
 function drawTimes(runs) {
@@ -187,7 +187,7 @@ function drawTimes(runs) {
       make(
         "div.line",
         null,
-        make("span", null, runs.length > 1 ? run.name : "a step, on average"),
+        make("span", null, runs.length > 1 ? run.name : "a training step, on average"),
         make("b", null, total ? seconds(total) : "\u2013"),
       ),
       make(
@@ -203,7 +203,7 @@ function drawTimes(runs) {
   return make(
     "section.times",
     { "aria-labelledby": "h-times" },
-    make("h2", { id: "h-times" }, "What a step takes"),
+    make("h2", { id: "h-times" }, "What a training step takes"),
     make("div.keys", null, keys),
     bars,
   );

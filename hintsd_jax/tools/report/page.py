@@ -2,8 +2,8 @@
 
 Texts of episodes are hostile. None becomes markup: the overview is JSON with every `<`, `>` and `&` escaped, chunks are
 compressed and in base64, and the script writes nothing but text nodes. A content security policy allows this style and
-this script, by their hashes, and nothing
-else: no other script, no request, no frame. The same content gives the same bytes.
+this script, by their hashes, and nothing else: no other script, no request, no frame. The same content gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ SCRIPTS = (
 def render(content: Content) -> str:
     """The page."""
     style, script = _file("page.css"), f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n'
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     chunks = "\n".join(
         f'<script type="text/plain" id="chunk-{n}">{chunk}</script>' for n, chunk in enumerate(content.chunks)
     )
@@ -53,7 +54,7 @@ def embed(value: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("hintsd_jax.tools.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

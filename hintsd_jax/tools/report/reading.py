@@ -10,11 +10,12 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.jsonl import json_object, read_jsonl
 
 _EPISODES = re.compile(r"step_(\d+)\.jsonl")
 
@@ -74,56 +75,30 @@ def read_run(path: Path, name: str) -> Run:
         raise UserError(f"{path} holds no run (there is no config.json): give the --workdir of a run")
     if not isinstance(stored.get("config"), dict):
         raise UserError(f"{path / 'config.json'} was not written by a run: give the --workdir of a run")
-    rows = []
-    for number, row in lines(path / "metrics.jsonl"):
-        if not isinstance(row.get("step"), int):
-            raise UserError(f"{path / 'metrics.jsonl'} line {number} is not a metrics row: mend or remove the file")
-        rows.append(row)
-    found = ((_EPISODES.fullmatch(file.name), file) for file in (path / "episodes").glob("*.jsonl"))
-    episodes = {int(match[1]): file for match, file in found if match}
-    versions = stored.get("versions") or [{}]
+    matches = ((_EPISODES.fullmatch(file.name), file) for file in (path / "episodes").glob("*.jsonl"))
+    episodes = {int(match[1]): file for match, file in matches if match}
     return Run(
-        name,
-        path,
-        _flat(stored["config"]),
-        versions[-1],
-        rows,
-        _object(path / "held_out.json"),
-        _object(path / "evaluation.json"),
-        dict(sorted(episodes.items())),
+        name=name,
+        path=path,
+        config=_flat(stored["config"]),
+        versions=(stored.get("versions") or [{}])[-1],
+        rows=[line.value for line in read_jsonl(path / "metrics.jsonl", "a metrics row", _metrics_row)],
+        held_out=_object(path / "held_out.json"),
+        evaluation=_object(path / "evaluation.json"),
+        episodes=dict(sorted(episodes.items())),
     )
-
-
-def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with the numbers of their lines; no file, no lines. A last line that a kill tore
-    is left out.
-
-    Raises:
-      UserError: another line is no JSON object.
-    """
-    try:
-        file = open(path, encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ValueError("no object")
-            except ValueError as error:
-                raise UserError(f"{path} line {number} is not a JSON object: mend or remove the file") from error
-            yield number, value
 
 
 def count_lines(path: Path) -> int:
     """The whole lines of a file, quickly."""
     with open(path, "rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _metrics_row(value: Any) -> dict[str, Any]:
+    if not isinstance(json_object(value).get("step"), int):
+        raise ValueError("no step")
+    return value
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -141,16 +116,16 @@ def _object(path: Path) -> dict[str, Any] | None:
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"optim.lr": 1e-4, ...}` of nested groups."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths, in whole folders, that differ from each other."""
-    for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+    parts, names = 1, [path.name for path in paths]
+    while len(set(names)) < len(names):  # ends at the latest with the whole paths, which differ
+        parts += 1
         names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
     return names

@@ -1,8 +1,8 @@
 """Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the
 counts of targets.
 
-A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and, in newer runs, "trained". Token
-ids and the sampler's log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four
+A record is a line of `episodes/step_*.jsonl`: `Episode.to_json` with "hindsight" and "trained". Token ids and the
+sampler's log-probs stay behind; texts beyond a limit are cut and say so; numbers are rounded to four
 digits, those of tokens to three.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 LONGEST = 20_000  # characters of one text
 MOST_TOKENS = 4_000  # tokens of one action span
-PER_TOKEN = ("divergence", "teacher_gap", "advantage")
+PER_TOKEN = ("divergence", "teacher_gap", "advantage")  # those of them that the loss has
 BINS = 10  # of an episode's length, for relative positions
 
 
@@ -24,7 +24,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
         "task": str(record.get("task_id", "")),
         "rollout": int(record.get("rollout") or 0),
         "success": int(bool(record.get("success"))),
-        "turns": len(record.get("steps") or ()),
+        "steps": len(record.get("steps") or ()),
         "ended": str(record.get("ended") or ""),
         "targets": targets(record),
         "trained": [span["step"] for span in record.get("trained") or ()],
@@ -39,7 +39,8 @@ def targets(record: Mapping[str, Any]) -> list[int]:
 def entry(record: Mapping[str, Any]) -> dict[str, Any]:
     """All that the page shows of an episode once it is opened."""
     report = record.get("report") or {}
-    looked = record.get("hindsight")
+    hindsight = record.get("hindsight")
+    facts = ("analyser", "privileged", "select", "feedback_position", "problem")
     return {
         "reward": number(record.get("reward") or 0.0),
         "detail": clip(record.get("detail") or ""),
@@ -51,11 +52,11 @@ def entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "steps": [_step(step) for step in record.get("steps") or ()],
         "faults": [_target(fault) for fault in report.get("faults") or ()],
         "report": clip(report.get("summary") or ""),
-        "hindsight": looked
+        "hindsight": hindsight
         and {
-            **{name: looked.get(name) for name in ("analyser", "privileged", "select", "place", "problem")},
-            "answer": clip(looked.get("answer") or ""),
-            "targets": [_target(target) for target in looked.get("targets") or ()],
+            **{name: hindsight.get(name) for name in facts},
+            "answer": clip(hindsight.get("answer") or ""),
+            "targets": [_target(target) for target in hindsight.get("targets") or ()],
         },
         "trained": [_span(span) for span in record.get("trained") or ()],
     }
@@ -64,11 +65,9 @@ def entry(record: Mapping[str, Any]) -> dict[str, Any]:
 def clip(text: Any) -> str:
     """A text of at most `LONGEST` characters, and how many were left out."""
     text = "" if text is None else str(text)
-    return (
-        text
-        if len(text) <= LONGEST
-        else f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
-    )
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}\n[{len(text) - LONGEST:,} more characters are in the run's folder]"
 
 
 def number(value: Any, digits: int = 4) -> float | int | None:
@@ -92,29 +91,30 @@ class TargetCounts:
     """
 
     def __init__(self):
-        self._found: dict[int, list[tuple[int, int]]] = {}
+        self._targets: dict[int, list[tuple[int, int]]] = {}  # training step -> (step, length of the episode)
         self._episodes: dict[int, int] = {}
 
     def add(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Counts the targets of one training step's episodes."""
-        found = [(number, len(record.get("steps") or ())) for record in records for number in targets(record)]
-        self._found.setdefault(step, []).extend(found)
-        self._episodes[step] = self._episodes.get(step, 0) + sum(bool(targets(record)) for record in records)
+        for record in records:
+            named = targets(record)
+            self._targets.setdefault(step, []).extend((target, len(record.get("steps") or ())) for target in named)
+            self._episodes[step] = self._episodes.get(step, 0) + bool(named)
 
     def to_json(self) -> dict[str, Any] | None:
         """The counts; None where no episode has a target."""
-        longest = max((number for found in self._found.values() for number, _ in found), default=0)
+        longest = max((target for pairs in self._targets.values() for target, _ in pairs), default=0)
         if not longest:
             return None
-        absolute = [[0] * longest for _ in self._found]
-        relative = [[0] * BINS for _ in self._found]
-        for n, found in enumerate(self._found.values()):
-            for number_, length in found:
-                absolute[n][number_ - 1] += 1
-                relative[n][tenth(number_, length)] += 1
-        means = [sum(n for n, _ in found) / len(found) if found else None for found in self._found.values()]
+        absolute = [[0] * longest for _ in self._targets]
+        relative = [[0] * BINS for _ in self._targets]
+        for n, pairs in enumerate(self._targets.values()):
+            for target, length in pairs:
+                absolute[n][target - 1] += 1
+                relative[n][tenth(target, length)] += 1
+        means = [sum(n for n, _ in pairs) / len(pairs) if pairs else None for pairs in self._targets.values()]
         return {
-            "steps": list(self._found),
+            "steps": list(self._targets),
             "absolute": absolute,
             "relative": relative,
             "episodes": list(self._episodes.values()),
@@ -128,8 +128,9 @@ def tenth(step: int, length: int) -> int:
 
 
 def _step(step: Mapping[str, Any]) -> dict[str, Any]:
-    found = {"text": clip(step.get("text")), "observation": clip(step.get("observation"))}
-    return found | {
+    return {
+        "text": clip(step.get("text")),
+        "observation": clip(step.get("observation")),
         "tokens": (step.get("stop") or 0) - (step.get("start") or 0),
         "reward": number(step.get("reward") or 0.0),
     }
@@ -140,18 +141,16 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _span(span: Mapping[str, Any]) -> dict[str, Any]:
-    """One trained action span: aligned lists, those of them that the loss has. `teacher_best` is None where it is the
-    sampled token.
-    """
-    found: dict[str, Any] = {
+    """One trained action span: aligned lists. `teacher_best` is None where it is the sampled token."""
+    kept: dict[str, Any] = {
         "step": span["step"],
         "tokens": len(span["pieces"]),
         "pieces": [clip(piece) for piece in span["pieces"][:MOST_TOKENS]],
     }
     for name in PER_TOKEN:
         if span.get(name):
-            found[name] = [number(value, 3) for value in span[name][:MOST_TOKENS]]
+            kept[name] = [number(value, 3) for value in span[name][:MOST_TOKENS]]
     if span.get("teacher_best"):
         pairs = zip(span["teacher_best"], span["pieces"][:MOST_TOKENS], strict=False)
-        found["teacher_best"] = [None if best == piece else clip(best) for best, piece in pairs]
-    return found
+        kept["teacher_best"] = [None if best == piece else clip(best) for best, piece in pairs]
+    return kept

@@ -2,7 +2,7 @@
 
 function heading(runs) {
   const one = runs.length === 1 ? runs[0] : null;
-  const state = (run) => (run.planned && run.steps < run.planned ? `at step ${run.steps} of ${run.planned}` : plural(run.steps, "step"));
+  const state = (run) => (run.planned && run.steps < run.planned ? `at training step ${run.steps} of ${run.planned}` : plural(run.steps, "training step"));
   const facts = one
     ? runFacts(one)
     : [
@@ -46,7 +46,7 @@ function headline(runs) {
 function runFacts(run) {
   const c = run.config;
   return [
-    ["method", c.method],
+    ["algorithm", c.algorithm],
     ["environment", c["env.name"]],
     ["analyser", c["hindsight.analyser"] && c["hindsight.analyser"] + (run.privileged ? " (privileged: knows the ground truth)" : "")],
     ["targets", c["hindsight.select"] && `${c["hindsight.select"]}, at most ${c["hindsight.max_targets"]}`],

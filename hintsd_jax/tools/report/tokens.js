@@ -1,7 +1,7 @@
 // One trained action span: every token shaded by its divergence, underlined by how the teacher would change it, the teacher's own word above.
 
 const FULL = 4; // nats at which the shades are full; they grow with the square root, so that small values show
-const SEEN = 0.1; // nats from which a change is underlined
+const UNDERLINED = 0.1; // nats from which a change is underlined
 const shade = (v) => Math.sqrt(Math.min(1, Math.abs(v) / FULL));
 
 function visible(piece) {
@@ -10,19 +10,19 @@ function visible(piece) {
 }
 
 function drawSpan(span) {
-  const taught = Boolean(span.divergence),
+  const scored = Boolean(span.divergence),
     body = make("div.tokens", {
       role: "group",
-      "aria-label": `${plural(span.tokens, "token")} of the action, shaded by ${taught ? "divergence" : "advantage"}`,
+      "aria-label": `${plural(span.tokens, "token")} of the action, shaded by ${scored ? "divergence" : "advantage"}`,
     });
   span.pieces.forEach((piece, n) => {
     const classes = ["tok"],
       style = { "data-n": n };
-    const heat = taught ? span.divergence[n] : span.advantage?.[n];
+    const heat = scored ? span.divergence[n] : span.advantage?.[n];
     if (heat !== null && heat !== undefined) style["--t"] = shade(heat).toFixed(3);
-    if (!taught && heat > 0) classes.push("good");
+    if (!scored && heat > 0) classes.push("good");
     const gap = span.teacher_gap?.[n];
-    if (Math.abs(gap) >= SEEN) {
+    if (Math.abs(gap) >= UNDERLINED) {
       style["--g"] = shade(gap).toFixed(3);
       classes.push(gap > 0 ? "up" : "down");
     }
@@ -115,17 +115,17 @@ function tokenTable(span) {
 
 // What the colours of tokens mean.
 function tokenLegend(spans) {
-  const taught = spans.some((span) => span.divergence),
+  const scored = spans.some((span) => span.divergence),
     changed = spans.some((span) => span.teacher_best);
-  const signed = !taught && spans.some((span) => span.advantage);
-  if (!taught && !signed) return null;
+  const signed = !scored && spans.some((span) => span.advantage);
+  if (!scored && !signed) return null;
   return make(
     "div.token-legend",
     null,
-    taught ? make("span.key", null, make("span.ramp", { "aria-hidden": "true" }), `divergence, 0 to ${FULL}+ nats`) : null,
+    scored ? make("span.key", null, make("span.ramp", { "aria-hidden": "true" }), `divergence, 0 to ${FULL}+ nats`) : null,
     signed ? make("span.key", null, make("span.ramp.both", { "aria-hidden": "true" }), "advantage, below and above 0") : null,
-    taught ? make("span.key", null, make("i.mark-down", { "aria-hidden": "true" }), "teacher lowers") : null,
-    taught ? make("span.key", null, make("i.mark-up", { "aria-hidden": "true" }), "teacher raises") : null,
+    scored ? make("span.key", null, make("i.mark-down", { "aria-hidden": "true" }), "teacher lowers") : null,
+    scored ? make("span.key", null, make("i.mark-up", { "aria-hidden": "true" }), "teacher raises") : null,
     changed ? make("span.key", null, make("ruby", null, make("span.tok", null, "word"), make("rt", null, "above")), "teacher's word") : null,
   );
 }

@@ -9,18 +9,18 @@ from hintsd_jax.config.validation import validate
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.hindsight.targets import Target
-from tests.rows_helpers import Chat, make_episode
+from tests.examples_helpers import FakeChat, make_episode
 
 
-class Keeping(Chat):
+class Keeping(FakeChat):
     """Remembers what advice was worded."""
 
     def __init__(self):
         self.said = []
 
-    def feedback(self, text):
+    def user_turn(self, text):
         self.said.append(text)
-        return super().feedback(text)
+        return super().user_turn(text)
 
 
 def episodes():
@@ -75,7 +75,7 @@ def test_hint_sd_with_feedback_at_the_start_reads_each_on_its_own():
     for branch, text in zip(row.branches, said, strict=True):
         assert branch.words == (
             *made[1].tokens[: first.prompt_start],
-            *Chat().user_turn(text),
+            *FakeChat().user_turn(text),
             *made[1].tokens[first.start : branch.start],
         )
 
@@ -134,7 +134,7 @@ def test_hint_sd_with_grpo_has_both():
 
 def test_sdpo_reads_a_siblings_success_or_else_the_feedback():
     made, found_rows, without, said = make_rows("sdpo", [(2, [(1, "z"), (3, "y")], ())])
-    assert said == [prompts.solution(made[0]), prompts.whole_advice([Target(1, "z"), Target(3, "y")])]
+    assert said == [prompts.solution_hint(made[0]), prompts.combined_feedback([Target(1, "z"), Target(3, "y")])]
     assert [(row.episode, [b.step for b in row.branches], [b.joined for b in row.branches]) for row in found_rows] == [
         (1, [1, 2, 3], [False, True, True]), (2, [1, 2, 3], [False, True, True])
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
-from tests.rows_helpers import trunk_rows
+from tests.examples_helpers import target_examples
 
 CHAT = ChatFormat(make_tokenizer())
 POLICY = PolicyConfig(
@@ -276,7 +276,7 @@ def test_a_template_that_keeps_everything_gives_the_same_under_both(closing):
     assert sum(len(e.steps) for e in kept) > 20 and all(len(e.streams) == 1 for e in followed)
     for one, other in zip(kept, followed, strict=True):
         targets = [Target(number, "No.") for number in range(1, len(one.steps) + 1)]
-        assert trunk_rows(one, targets, CHAT) == trunk_rows(other, targets, chat)
+        assert target_examples(one, targets, CHAT) == target_examples(other, targets, chat)
 
 
 @pytest.mark.parametrize("template", [ABSENT_MINDED, QWEN3_TEMPLATE], ids=["absent-minded", "qwen3 not thinking"])
@@ -330,7 +330,7 @@ def test_rows_of_a_followed_episode_are_the_templates_own_text(closing):
     chat, episodes, *_ = play_closing(closing, ABSENT_MINDED, "template")
     shared = 0
     for episode in episodes:
-        rows = trunk_rows(
+        rows = target_examples(
             episode, [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)], chat
         )
         assert len(rows) == len(episode.streams) == len({step.stream for step in episode.steps})
@@ -430,7 +430,7 @@ def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
             )
             assert tokenizer.decode(episode.streams[step.stream].tokens[: step.start]) == truth
             assert (truth.count('"name": "cat"') == 1) == (number > 2)
-            (row,) = trunk_rows(episode, [Target(number, "No.")], chat)
+            (row,) = target_examples(episode, [Target(number, "No.")], chat)
             (branch,) = row.branches
             advised = tokenizer.apply_chat_template(
                 [*texts, {"role": "user", "content": "No."}],

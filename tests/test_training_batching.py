@@ -15,7 +15,7 @@ from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.training import batching as packing
 from hintsd_jax.training.batching import DROP_REASONS, Shapes, blank_batch, pack
 from hintsd_jax.training.examples import Branch, Row, plain_branches, rows, single, start_branches
-from tests.rows_helpers import FEEDBACK, Chat, Rewriting, make_episode, trunk_rows
+from tests.examples_helpers import FEEDBACK, FakeChat, RewritingChat, make_episode, target_examples
 
 SHAPES = Shapes((16, 36), (14, 30), (3, 5), rows=3)
 ALONE = Shapes((16, 36), (40, 52), (3, 5), rows=3, trunk=False)
@@ -38,11 +38,11 @@ def steps_of_training(draw):
     ]
 
 
-def make_rows(chosen, chat=Chat()):
+def make_rows(chosen, chat=FakeChat()):
     return [
         row
         for n, (episode, targets) in enumerate(chosen)
-        for row in trunk_rows(episode, targets, chat, index=n, micro=n // 2, key=(n, 7))
+        for row in target_examples(episode, targets, chat, index=n, micro=n // 2, key=(n, 7))
     ]
 
 
@@ -101,7 +101,7 @@ def shape(batch):
     st.integers(1, 4),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([Chat(), Rewriting()]),
+    st.sampled_from([FakeChat(), RewritingChat()]),
 )
 @settings(max_examples=80, deadline=None)
 def test_batches_say_of_every_target_what_the_episodes_say(
@@ -265,7 +265,7 @@ def test_the_teacher_reads_on_through_joined_branches():
     """Advice at the start: one reading of the episode, each action under the advice and all that came before it."""
     episode = make_episode(seed=3)
     shapes = Shapes((60,), (80,), (20,), rows=1, trunk=False)
-    (row,) = rows(episode, start_branches(episode, [1, 2, 4], "hm", Chat()))
+    (row,) = rows(episode, start_branches(episode, [1, 2, 4], "hm", FakeChat()))
     for part in (row, *single(row)):
         whole = dataclasses.replace(shapes, trunk=part.branches[0].seen > 0)
         (batch,), (*_, places) = pack([part], whole).batches, pack([part], whole)
@@ -273,7 +273,7 @@ def test_the_teacher_reads_on_through_joined_branches():
             batch.branch_id_BM[batch.branch_id_BM >= 0].tolist()
         ) == {0}
         first = episode.steps[0]
-        advised = [*episode.tokens[: first.branch], *Chat().user_turn("hm"), *episode.tokens[first.start :]]
+        advised = [*episode.tokens[: first.branch], *FakeChat().user_turn("hm"), *episode.tokens[first.start :]]
         told = list(told_by(batch))
         for place in places:
             step = episode.steps[place.step - 1]
@@ -287,7 +287,7 @@ def test_the_teacher_reads_on_through_joined_branches():
 
 def test_joined_branches_stand_or_fall_with_those_before_them():
     episode = make_episode(seed=3, longest=3)
-    (row,) = rows(episode, start_branches(episode, [1, 2, 3], "hm", Chat()))
+    (row,) = rows(episode, start_branches(episode, [1, 2, 3], "hm", FakeChat()))
     reads = [branch.read for branch in row.branches]
     for room, kept in ((sum(reads), [1, 2, 3]), (sum(reads) - 1, [1, 2]), (reads[0], [1])):
         packed = pack([row], Shapes((60,), (room,), (20,), rows=1))

@@ -19,13 +19,13 @@ from tests.helpers import (
     make_llama_tokenizer,
     make_tokenizer,
 )
-from tests.rows_helpers import PROMPT, Chat, make_episode, trunk_row, trunk_rows
+from tests.examples_helpers import PROMPT, FakeChat, make_episode, target_example, target_examples
 
 
 def test_a_row_leaves_its_trunk_before_the_generation_prompt():
     episode = make_episode()
     second, third = episode.steps[1:3]
-    row = trunk_row(episode, [Target(3, "hm"), Target(2, "no")], index=5, micro=2, key=(3, 4))
+    row = target_example(episode, [Target(3, "hm"), Target(2, "no")], index=5, micro=2, key=(3, 4))
     assert (row.episode, row.micro, row.key) == (5, 2, (3, 4))
     assert row.tokens == tuple(episode.tokens[: third.stop])
     for branch, step, number, text in zip(row.branches, (second, third), (2, 3), ("no", "hm"), strict=True):
@@ -35,7 +35,7 @@ def test_a_row_leaves_its_trunk_before_the_generation_prompt():
             step.stop,
             step.prompt_start,
         )
-        assert branch.words == Chat().user_turn(text)
+        assert branch.words == FakeChat().user_turn(text)
         assert row.tokens[branch.seen : branch.start] == PROMPT == branch.words[-3:]
     sizes = [step.stop - step.start for step in episode.steps]
     assert row.branches[1].sampled == tuple(episode.logprobs[sum(sizes[:2]) : sum(sizes[:3])])
@@ -46,7 +46,7 @@ def test_every_stream_with_targets_has_a_row():
     streams = [step.stream for step in episode.steps]
     assert len(set(streams)) >= 3 and len(streams) > len(set(streams))
     steps = [1, *(n for n in range(2, 7) if streams[n - 1] > 0)]
-    made = trunk_rows(episode, [Target(step, "hm") for step in reversed(steps)], Chat(), index=5, micro=2, key=(3, 4))
+    made = target_examples(episode, [Target(step, "hm") for step in reversed(steps)], FakeChat(), index=5, micro=2, key=(3, 4))
     assert [branch.step for row in made for branch in row.branches] == steps
     assert [len({streams[branch.step - 1] for branch in row.branches}) for row in made] == [1] * len(set(streams))
     for row in made:
@@ -64,7 +64,7 @@ def test_every_stream_with_targets_has_a_row():
         last.tokens == tuple(episode.tokens[: episode.steps[-1].stop])
         and last.branches[0].start == episode.steps[-1].start
     )
-    assert trunk_rows(episode, [], Chat()) == []
+    assert target_examples(episode, [], FakeChat()) == []
 
 
 TEMPLATES = {
@@ -106,7 +106,7 @@ def test_where_a_template_is_followed_both_contexts_are_its_own_text(name, turns
     )
     episode = played(tokenizer, chat, turns, opened)
     steps = data.draw(st.lists(st.integers(1, len(turns)), min_size=1, unique=True))
-    made = trunk_rows(episode, [Target(step, f"Not {step}.") for step in steps], chat)
+    made = target_examples(episode, [Target(step, f"Not {step}.") for step in steps], chat)
     assert sorted(branch.step for row in made for branch in row.branches) == sorted(steps)
     for row, branch in ((row, branch) for row in made for branch in row.branches):
         dialogue = list(HISTORY)
@@ -135,7 +135,7 @@ def test_keep_shares_one_trunk_whatever_the_template_drops():
         [("hm", "Done.", False), ("why", "Done.", True), ("so", "Done.", False)],
     )
     episode = played(tokenizer, chat, turns, "")
-    (row,) = trunk_rows(episode, [Target(step, "No.") for step in (1, 2, 3)], chat)
+    (row,) = target_examples(episode, [Target(step, "No.") for step in (1, 2, 3)], chat)
     assert row.tokens == tuple(episode.tokens[: episode.steps[-1].stop]) and len(episode.streams) == 1
     for branch, step in zip(row.branches, episode.steps, strict=True):
         assert (branch.seen, branch.words) == (step.prompt_start, chat.user_turn("No."))
@@ -144,7 +144,7 @@ def test_keep_shares_one_trunk_whatever_the_template_drops():
 def test_what_no_teacher_reads_has_no_words():
     branches = plain_branches(make_episode(), [3])
     (row,) = rows(make_episode(), branches, index=5, micro=2, key=(3, 4))
-    hinted = trunk_row(make_episode(), [Target(3, "hm")], index=5, micro=2, key=(3, 4))
+    hinted = target_example(make_episode(), [Target(3, "hm")], index=5, micro=2, key=(3, 4))
     (branch,) = row.branches
     assert (branch.seen, branch.words, branch.read) == (0, (), 0)
     assert dataclasses.replace(row, branches=hinted.branches) == hinted
@@ -182,11 +182,11 @@ def test_advice_at_the_start_reads_as_the_template_would_write_it(template):
 
 def test_advice_at_the_start_needs_one_stream():
     with pytest.raises(ValueError, match="step 2: .* one stream"):
-        start_branches(make_episode(seed=8, steps=6, rewrites=True), [2, 5], "hm", Chat())
+        start_branches(make_episode(seed=8, steps=6, rewrites=True), [2, 5], "hm", FakeChat())
 
 
 def test_single_gives_every_target_a_row_of_its_own():
-    row = trunk_row(make_episode(), [Target(step, "hm") for step in (1, 3)], index=1, micro=2, key=(3, 4))
+    row = target_example(make_episode(), [Target(step, "hm") for step in (1, 3)], index=1, micro=2, key=(3, 4))
     first, second = single(row)
     for part, branch in ((first, row.branches[0]), (second, row.branches[1])):
         (own,) = part.branches
@@ -197,7 +197,7 @@ def test_single_gives_every_target_a_row_of_its_own():
 @pytest.mark.parametrize("step", [0, -1, 5])
 @pytest.mark.parametrize(
     "make",
-    [lambda step: trunk_row(make_episode(), [Target(step, "x")]), lambda step: plain_branches(make_episode(), [step])],
+    [lambda step: target_example(make_episode(), [Target(step, "x")]), lambda step: plain_branches(make_episode(), [step])],
 )
 def test_a_step_that_does_not_exist_is_an_error(make, step):
     with pytest.raises(ValueError, match=f"step {step} of an episode with 4 steps"):
@@ -207,7 +207,7 @@ def test_a_step_that_does_not_exist_is_an_error(make, step):
 @pytest.mark.parametrize("words", [(900, 7, 8, 8), (8, 9), ()])
 def test_another_generation_prompt_is_an_error(words):
     with pytest.raises(ValueError, match="step 2: .* generation prompt"):
-        trunk_row(
+        target_example(
             make_episode(), [Target(2, "x")], SimpleNamespace(advised=lambda dialogue, tools, trunk, text: (0, words))
         )
 

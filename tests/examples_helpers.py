@@ -1,46 +1,46 @@
-"""Shared by the tests of rows and of packing: episodes of random ids, and stand-ins for the chat format."""
+"""Shared by the tests of examples and of batching: episodes of random ids, and stand-ins for the chat format."""
 
 import numpy as np
 
+from hintsd_jax.algorithms.branching import examples, feedback_at_target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.training.examples import rows, target_branches
 
 PROMPT = (7, 8, 9)  # a generation prompt
 FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding only
 
 
-class Chat:
+class FakeChat:
     """Stands in for ChatFormat: the feedback message is ids that occur nowhere else, then the generation prompt."""
 
-    def feedback(self, text):
+    def user_turn(self, text):
         return (*(FEEDBACK + ord(c) % 32 for c in text), *PROMPT)
 
     def teacher_context(self, dialogue, tools, trunk, text):
-        return len(trunk), self.feedback(text)
+        return len(trunk), self.user_turn(text)
 
 
-class Rewriting(Chat):
+class RewritingChat(FakeChat):
     """Its template rewrites the second half of what the student read, in one token more."""
 
     def teacher_context(self, dialogue, tools, trunk, text):
-        seen = len(trunk) // 2
-        return seen, (*(300 + id for id in trunk[seen:]), 300, *self.feedback(text))
+        prefix_length = len(trunk) // 2
+        return prefix_length, (*(300 + id for id in trunk[prefix_length:]), 300, *self.user_turn(text))
 
 
-def trunk_rows(episode, targets, chat, **place):
-    """The rows of all targets of an episode, feedback right before each."""
-    return rows(episode, target_branches(episode, targets, chat), **place)
+def target_examples(episode, targets, chat=FakeChat(), number=0, weights={"divergence": 1.0}, **options):
+    """The examples of all targets of an episode, feedback right before each; one for each of its streams that has any."""
+    return examples(episode, feedback_at_target(episode, targets, chat, weights), number, **options)
 
 
-def trunk_row(episode, targets, chat=Chat(), **place):
-    """The row of an episode with one stream."""
-    (row,) = trunk_rows(episode, targets, chat, **place)
-    return row
+def target_example(episode, targets, chat=FakeChat(), **options):
+    """The example of an episode with one stream."""
+    (example,) = target_examples(episode, targets, chat, **options)
+    return example
 
 
 def make_episode(seed=0, steps=4, longest=5, rewrites=False):
-    """With `rewrites`, some answers begin a new stream."""
+    """With `rewrites`, some observations begin a new stream."""
     rng = np.random.default_rng(seed)
     ids = lambda n: tuple(int(i) for i in rng.integers(10, 200, n))
     delta = lambda n, new_stream=False: Delta(ids(n) + PROMPT, n, new_stream)

@@ -1,218 +1,345 @@
-"""The schema of every config: `base()` gives all keys with their defaults. `hintsd_jax.validation` refuses what cannot
-work.
+"""Every setting of a run: one frozen dataclass a section, one `key` a setting.
 
-Keys that a method decides (`hintsd_jax.methods`) are None unless a config or an override says something else.
-
-A config file has a `get_config()` that starts from `base()` and overrides. Defaults are the paper's released settings
-for BFCL where it states them. Everything but `env.options` and `template_kwargs` is locked: a misspelt key is an error,
-not a new key. No jax here, so that a wrong config is refused at once.
+This is the only list. From it come the ConfigDict that config files start from (`edge.base`), the checks
+(`validation`), the flags' help and docs/config.md (`reference`). Defaults are the paper's released settings for BFCL
+where it states them. No jax here, so that a wrong config is refused at once.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from hintsd_jax.config.fields import key
+
+# Groups whose keys change no run: they may differ from what a workdir was made with.
+NOT_OF_A_RUN = ("export.", "plan.")
+# Groups that take any key.
+FREE = ("env.options", "chat.template_kwargs")
 
 
-def base() -> ConfigDict:
-    """All keys, with the released settings as defaults; locked but for those of `FREE`."""
-    config = ConfigDict(
-        {
-            "seed": 42,
-            "method": "hint_sd",  # or hint_sd_single, hint_sd+grpo, dense, sdpo, grpo, sft, and the control sharpen
-            # keep: the sampled tokens stand, also where the chat template would rewrite earlier turns. template: the
-            # template is followed; then the teacher's branches bring what it rewrites, and batch.branch_buckets must
-            # hold that.
-            "history": "keep",
-            "enable_thinking": True,  # for templates that know it; True is their own default
-            "template_kwargs": {},  # further variables of the chat template, such as date_string
-            "policy": {
-                "path": "",  # a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template
-                # of activations and served weights: bfloat16 on TPU and GPU, float32 on CPU; or either by name
-                "compute_dtype": "auto",
-                "remat": True,  # layers are computed again in the backward pass instead of kept
-            },
-            "lora": {
-                "rank": 32,  # 0: train all weights
-                "alpha": 64.0,
-                "dropout": 0.05,  # of the student's adapter inputs in the update
-                "targets": ("q_proj", "v_proj"),
-                "path": "",  # a folder in PEFT's format to start from; "": a fresh adapter
-            },
-            "mesh": {  # devices = data x fsdp x tensor; one of them may be -1: all that are left
-                "data": 1,  # replicas
-                "fsdp": -1,  # parts that weights, optimizer and batches are scattered over
-                "tensor": 1,  # parts that heads, ffn and vocabulary are split into
-            },
-            "env": {
-                "name": "bfcl",  # a registered name, or package.module:Class
-                "options": {},  # what the environment's constructor and `tasks` take
-                "data_dir": "data",  # where task data sets are built
-                "call_timeout_s": 60.0,  # wall clock, one environment call
-            },
-            "tasks": {
-                "train_split": "train",
-                "eval_split": "eval",
-                "test_split": "test",
-                "tasks_per_step": 2,  # the released 1 task a micro-step x 2 micro-steps
-                "rollouts": 4,  # of each task
-            },
-            "rollout": {
-                "slots": 8,  # episodes that are decoded at the same time
-                "context": 24_576,  # tokens of a whole episode
-                "max_steps": 20,
-                "max_action_tokens": 1024,
-                "temperature": 0.6,
-                "top_p": 1.0,
-                "top_k": 0,  # 0: off
-                "prefill_buckets": (64, 256, 1024),  # longer prompts go in several chunks
-                "prefill_rows": 1,  # rows that are prefilled at the same time
-                "refill": 0.25,  # share of the active slots that must have stopped before the decode loop returns
-                "overlap": True,  # environment steps run beside decoding
-            },
-            "hindsight": {
-                # hindsight: the analyser names the steps. first, last, random, all: it is asked for feedback on these.
-                # oracle: on those that the environment knows to be wrong (PRIVILEGED)
-                "select": placeholder(str),
-                # or "policy", "initial_policy", "endpoint", "environment" (PRIVILEGED: knows the ground truth)
-                "analyser": "ema_teacher",
-                "max_targets": placeholder(int),  # of an episode; of select = random the number of steps
-                "place": placeholder(str),  # where the teacher reads feedback: target (right before the step) or start
-                "temperature": 0.6,
-                "top_p": 0.95,
-                "max_tokens": 512,
-                "context": 24_576,  # tokens of the analyser's prompt and answer
-                "clip_chars": 12_000,  # the list of steps is clipped to its last characters
-            },
-            "endpoint": {  # of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions
-                "url": "",  # such as http://127.0.0.1:8000/v1
-                "model": "",
-                # the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is put down
-                # nowhere
-                "key_env": "",
-                "concurrency": 8,  # requests at the same time
-                "timeout_s": 60.0,  # of a whole request
-                "retries": 4,
-                "backoff_s": 1.0,  # before the first retry; doubled each time
-                "max_calls": 0,  # requests in the whole run; 0: no limit
-                "max_tokens": 0,  # prompts and answers in the whole run; 0: no limit
-                "max_failures": 64,  # so many questions in a row without an answer end the run
-            },
-            "distill": {
-                "divergence": placeholder(str),  # reverse_kl, forward_kl or jsd
-                "support": "student_topk",  # or "teacher_topk", "full"
-                "top_k": 100,
-                "alpha": 0.5,  # jsd only: 0 is forward KL, 1 reverse KL
-                "importance_clip": placeholder(
-                    float
-                ),  # a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not
-                "clip_low": 0.2,  # a policy gradient counts while p_student / p_sampler lies between 1 - clip_low
-                "clip_high": 0.28,  # and 1 + clip_high
-                "policy_weight": 1.0,  # of the policy gradient in hint_sd+grpo
-                "chunk": 128,  # span tokens that are projected to the vocabulary at once
-                # one pass for all targets of an episode; or "rows": one row per target, the plain reference
-                "form": "branches",
-                "length_buckets": (4096, 8192, 16_384, 24_576),  # tokens of an episode
-                "stream_buckets": (
-                    768,
-                    3072,
-                ),  # tokens that the teacher reads beyond it: feedback and actions of all its targets
-                "action_buckets": (256, 1536),  # action tokens; the n-th goes with the n-th of stream_buckets
-                # the same two where all steps of an episode are trained on, or the teacher reads whole episodes
-                "episode_pair": (26_624, 8192),
-                "rows_per_device": 1,  # episodes in a batch on each of the mesh's data x fsdp parts
-                "mean_of_micro_means": False,  # True: the released code's average, which weighs tokens unevenly
-            },
-            "optim": {
-                "lr": 5e-6,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,
-                "clip_norm": 1.0,  # 0: off
-                "schedule": "linear",  # decay to 0; or "constant"
-                "warmup_steps": 0,
-                "ema_decay": placeholder(float),  # of the teacher, a step
-                "steps": 1500,  # 15 epochs over 200 tasks
-            },
-            "eval": {
-                "every": 100,  # optimizer steps; 0: only before and after
-                "tasks": 40,
-                "rollouts": 4,
-                "test_tasks": 160,  # before and after; 0: none
-                "greedy": True,  # also one greedy rollout a task, before and after
-            },
-            "alarms": {  # a collapse, as these thresholds have it; 0 turns one off
-                # what an alarm does beside the note: "note" nothing, "stop" saves and ends the run, "halve_lr" for the
-                # rest of it
-                "action": "note",
-                "patience": 3,  # steps in a row
-                "min_entropy": 0.0,  # nats a token
-                "max_divergence": 0.0,  # nats a token
-                "max_action_length": 0.0,  # tokens, mean
-                "min_success": 0.0,  # share of a step's rollouts
-                "max_success_drop": 0.0,  # of the mean success over `patience` steps, below the best so far
-            },
-            "checkpoint": {
-                "every": 50,  # optimizer steps; the last step is always saved
-                "keep": 2,  # the latest ones; the best by evaluation stays as well
-            },
-            "export": {  # --mode=export
-                "checkpoint": "latest",  # or "best" by evaluation, or a step
-                "weights": (
-                    "student",
-                ),  # as whole directories; also "ema". Adapters are written of both, where one was trained
-                "dtype": "auto",  # of the whole directories: as policy.path stores it; or float32, bfloat16, float16
-                "path": "",  # where to; "": export/step_<n> in the workdir
-            },
-            "plan": {  # of --mode=plan alone, which says whether a run fits
-                "devices": "",  # "v5e-8", "v5p-64", "v5e:2x4", "h100", "h200:8", ...; "": the devices of this machine
-                "memory_gib": 0.0,  # of one device, for this program; 0: what the device is known to give
-                # ask the compiler where there is one for the devices (minutes); False: arithmetic alone
-                "compile": True,
-                "cache_dir": ".cache/plan",  # what the compiler said is kept here; "": nowhere
-            },
-        }
+class Section:
+    """Base of all sections."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, tuples as they are."""
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType] - every subclass is a dataclass
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSection(Section):
+    """How messages become tokens."""
+
+    history: str = key(
+        "keep",
+        "keep: the sampled tokens stand, also where the chat template would rewrite earlier messages; template: it is"
+        " followed, and batch.branch_buckets must hold what it rewrites",
+        choices=("keep", "template"),
     )
-    config.lock()
-    config.env.options.unlock()
-    config.chat.template_kwargs.unlock()
-    return config
+    enable_thinking: bool = key(True, "for templates that know it; true is their own default")
+    template_kwargs: dict[str, Any] = key({}, "further variables of the chat template, such as date_string")
 
 
-NOT_OF_A_RUN = (
-    "export.",
-    "plan.",
-)  # what these groups say changes no run: it may differ from what a workdir was made with
-FREE = ("env.options", "template_kwargs")  # groups that take any key
+@dataclasses.dataclass(frozen=True)
+class PolicySection(Section):
+    """The model."""
+
+    path: str = key(
+        "",
+        "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; assets/... is also found"
+        " in the installed package",
+    )
+    compute_dtype: str = key(
+        "auto",
+        "of activations and served weights; auto: bfloat16 on TPU and GPU, float32 on CPU",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    remat: bool = key(True, "layers are computed again in the backward pass instead of kept")
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping | ConfigDict) and len(value):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+@dataclasses.dataclass(frozen=True)
+class LoraSection(Section):
+    """The adapter that is trained."""
+
+    rank: int = key(32, "0: train all weights", "[0, 65536]")
+    alpha: float = key(64.0, "the adapter's output is scaled by alpha / rank", "[0, inf)")
+    dropout: float = key(0.05, "of the student's adapter inputs in the update", "[0, 1)")
+    targets: tuple[str, ...] = key(("q_proj", "v_proj"), "the projections that have an adapter")
+    path: str = key("", "a folder in PEFT's format to start from; empty: a new adapter")
 
 
-def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
-    """One line about a dotted key that the schema lacks, with the nearest that it has; None for a key that it has.
+@dataclasses.dataclass(frozen=True)
+class MeshSection(Section):
+    """How the devices are used: devices = data x fsdp x tensor; one of them may be -1: all that are left."""
 
-    `known` are the dotted keys to compare with, those of `base()` by default; any key under those of `FREE` passes.
-    """
-    known = list(flatten(base()) if known is None else known)
-    groups = {name.rsplit(".", 1)[0] for name in known}
-    if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
-        return None
+    data: int = key(1, "replicas", "[-1, 1048576]")
+    fsdp: int = key(-1, "parts that weights, optimizer and batches are scattered over", "[-1, 1048576]")
+    tensor: int = key(1, "parts that heads, ffn and vocabulary are split into", "[-1, 1048576]")
 
-    def closeness(name: str) -> tuple[bool, float]:
-        """A key cut short comes first, then likeness as a whole and of the last part."""
-        pairs = ((key, name), (key.rpartition(".")[2], name.rpartition(".")[2]))
-        return name.startswith(key), sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    return f"unknown config key {key}: did you mean {max(known, key=closeness)}?"
+@dataclasses.dataclass(frozen=True)
+class EnvSection(Section):
+    """The environment."""
+
+    name: str = key("bfcl", "a registered name, or package.module:Class")
+    options: dict[str, Any] = key({}, "what the environment's constructor and `tasks` take")
+    data_dir: str = key("data", "where task data sets are built")
+    call_timeout_s: float = key(60.0, "limit of one environment call, wall clock", "(0, 1000000]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksSection(Section):
+    """What is played in training and evaluation."""
+
+    train_split: str = key("train", "the split that is trained on")
+    eval_split: str = key("eval", "the split that is evaluated while training")
+    test_split: str = key("test", "the split that is evaluated before and after")
+    tasks_per_step: int = key(
+        2, "tasks of a training step; released: 1 task a micro-step x 2 micro-steps", "[1, 1048576]"
+    )
+    rollouts: int = key(4, "episodes of each task", "[1, 65536]")
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection(Section):
+    """How episodes are sampled."""
+
+    slots: int = key(8, "episodes that are decoded at the same time", "[1, 1048576]")
+    context: int = key(24_576, "tokens of a whole episode", "[2, 16777216]")
+    max_steps: int = key(20, "steps of an episode", "[1, 1048576]")
+    max_action_tokens: int = key(1024, "tokens of an action", "[1, 16777216]")
+    temperature: float = key(0.6, "0: greedy", "[0, 1000]")
+    top_p: float = key(1.0, "smallest set of likeliest tokens with this mass; 1: all", "(0, 1]")
+    top_k: int = key(0, "likeliest tokens that are sampled from; 0: all", "[0, 16777216]")
+    prefill_buckets: tuple[int, ...] = key(
+        (64, 256, 1024), "chunk lengths of prefill, growing; longer prompts go in several chunks", "[1, 16777216]"
+    )
+    prefill_rows: int = key(1, "rows that are prefilled at the same time", "[1, 65536]")
+    refill_fraction: float = key(
+        0.25, "share of the active slots that must have stopped before decoding returns to the host", "(0, 1]"
+    )
+    overlap_env: bool = key(True, "environment steps run beside decoding")
+
+
+@dataclasses.dataclass(frozen=True)
+class HindsightSection(Section):
+    """Who looks back on episodes, and what is asked."""
+
+    select: str = key(
+        None,
+        "who names the steps: the analyser (hindsight), or it is asked for feedback on given ones; oracle: those that"
+        " the environment knows to be wrong, PRIVILEGED; or a function of your own, package.module:name",
+        choices=("hindsight", "first", "last", "random", "all", "oracle"),
+        by_algorithm=True,
+        open=True,
+    )
+    analyser: str = key(
+        "ema_teacher",
+        "who writes feedback: the policy with its EMA, its current or its initial weights, a server, or the"
+        " environment's report, which knows the ground truth: PRIVILEGED",
+        choices=("ema_teacher", "student", "initial_policy", "endpoint", "environment"),
+    )
+    max_targets: int = key(
+        None, "targets of an episode; of select = random the number of steps", "[1, 65536]", by_algorithm=True
+    )
+    feedback_position: str = key(
+        None,
+        "where the teacher reads feedback: right before the step, or at the start of the episode",
+        choices=("target", "start"),
+        by_algorithm=True,
+    )
+    temperature: float = key(0.6, "of the analyser's answers", "[0, 1000]")
+    top_p: float = key(0.95, "of the analyser's answers", "(0, 1]")
+    max_tokens: int = key(512, "of the analyser's answers", "[1, 16777216]")
+    context: int = key(24_576, "tokens of the analyser's prompt and answer", "[2, 16777216]")
+    max_trajectory_chars: int = key(12_000, "the list of steps is cut to its last characters", "[1, 1073741824]")
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSection(Section):
+    """Of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions."""
+
+    url: str = key("", "such as http://127.0.0.1:8000/v1")
+    model: str = key("", "as the server names it")
+    key_env: str = key("", "the environment variable that holds the key, such as OPENAI_API_KEY; never the key itself")
+    concurrency: int = key(8, "requests at the same time", "[1, 4096]")
+    timeout_s: float = key(60.0, "limit of a whole request", "(0, 1000000]")
+    retries: int = key(4, "of a question, after its first request", "[0, 1000]")
+    backoff_s: float = key(1.0, "wait before the first retry; doubled each time", "[0, 1000000]")
+    max_calls: int = key(0, "requests in the whole run; 0: no limit", "[0, inf)")
+    max_tokens: int = key(0, "tokens of prompts and answers in the whole run; 0: no limit", "[0, inf)")
+    max_failures: int = key(64, "questions in a row without an answer that end the run", "[1, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSection(Section):
+    """What is minimised on the action tokens; which parts there are is the algorithm's affair."""
+
+    divergence: str = key(
+        None, "of teacher and student", choices=("reverse_kl", "forward_kl", "jsd"), by_algorithm=True
+    )
+    support: str = key(
+        "student_topk",
+        "entries that the divergence compares: the likeliest of one side and one tail, or the full vocabulary",
+        choices=("student_topk", "teacher_topk", "full"),
+    )
+    top_k: int = key(100, "entries of a top-k support", "[1, 16777216]")
+    alpha: float = key(0.5, "of jsd: 0 is forward KL, 1 reverse KL", "[0, 1]")
+    importance_clip: float = key(
+        None,
+        "a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not",
+        "[0, inf)",
+        by_algorithm=True,
+    )
+    clip_low: float = key(0.2, "a policy gradient counts while p_student / p_sampler is above 1 - this", "[0, 1]")
+    clip_high: float = key(0.28, "and below 1 + this", "[0, inf)")
+    policy_gradient_weight: float = key(1.0, "of the policy gradient in hint_sd+grpo", "[0, inf)")
+    chunk_tokens: int = key(128, "action tokens that are projected to the vocabulary at once", "[1, 16777216]")
+    mean_of_micro_means: bool = key(False, "the released code's average, which weighs tokens unevenly")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSection(Section):
+    """The shapes of the update's batches."""
+
+    layout: str = key(
+        "branches",
+        "branches: one pass for all targets of an episode; separate: one example per target, the plain reference",
+        choices=("branches", "separate"),
+    )
+    length_buckets: tuple[int, ...] = key(
+        (4096, 8192, 16_384, 24_576), "tokens of an episode, growing", "[1, 16777216]"
+    )
+    branch_buckets: tuple[int, ...] = key(
+        (768, 3072),
+        "tokens that the teacher reads beyond it, feedback and actions of all its targets, growing",
+        "[1, 16777216]",
+    )
+    action_buckets: tuple[int, ...] = key(
+        (256, 1536), "action tokens, growing; the n-th goes with the n-th of branch_buckets", "[1, 16777216]"
+    )
+    whole_episode_buckets: tuple[int, ...] = key(
+        (26_624, 8192),
+        "the same two where all actions of an episode are trained on, or the teacher reads whole episodes",
+        "[1, 16777216]",
+    )
+    rows_per_device: int = key(1, "examples of a batch on each of the mesh's data x fsdp parts", "[1, 65536]")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimSection(Section):
+    """AdamW, its schedule, and the teacher's EMA."""
+
+    lr: float = key(5e-6, "peak learning rate", "[0, inf)")
+    b1: float = key(0.9, "decay of the first moment", "[0, 1)")
+    b2: float = key(0.999, "decay of the second moment", "[0, 1)")
+    eps: float = key(1e-8, "added to the root of the second moment", "(0, inf)")
+    weight_decay: float = key(0.0, "decoupled", "[0, inf)")
+    clip_norm: float = key(1.0, "limit of the gradient's global norm; 0: off", "[0, inf)")
+    schedule: str = key("linear", "linear: decay to 0", choices=("constant", "linear"))
+    warmup_steps: int = key(0, "the rate rises linearly from 0", "[0, inf)")
+    ema_decay: float = key(None, "of the teacher, a step", "[0, 1]", by_algorithm=True)
+    steps: int = key(1500, "optimizer steps of the run; released: 15 epochs over 200 tasks", "[1, 1073741824]")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSection(Section):
+    """Evaluation."""
+
+    every: int = key(100, "optimizer steps; 0: only before and after", "[0, inf)")
+    tasks: int = key(40, "of the eval split", "[1, inf)")
+    rollouts: int = key(4, "episodes of each task", "[1, 65536]")
+    test_tasks: int = key(160, "of the test split, before and after; 0: none", "[0, inf)")
+    greedy: bool = key(True, "also one greedy episode a task, before and after")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmsSection(Section):
+    """Thresholds of a collapse; 0 turns one off."""
+
+    action: str = key(
+        "warn",
+        "what an alarm does beside the warning: stop saves and ends the run, halve_lr halves the learning rate",
+        choices=("warn", "stop", "halve_lr"),
+    )
+    patience: int = key(3, "steps in a row beyond a threshold that make an alarm", "[1, 1048576]")
+    min_entropy: float = key(0.0, "nats a token", "[0, inf)")
+    max_divergence: float = key(0.0, "nats a token", "[0, inf)")
+    max_action_length: float = key(0.0, "tokens, mean", "[0, inf)")
+    min_success: float = key(0.0, "share of a step's episodes", "[0, 1]")
+    max_success_drop: float = key(0.0, "of the mean success over `patience` steps, below the best so far", "[0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSection(Section):
+    """Checkpoints."""
+
+    every: int = key(50, "optimizer steps; the last step is always saved", "[1, 1073741824]")
+    keep: int = key(2, "the latest ones; the best by evaluation stays as well", "[1, 1048576]")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSection(Section):
+    """Of export; changes no run."""
+
+    checkpoint: str = key("latest", "latest, best by evaluation, or a step")
+    weights: tuple[str, ...] = key(
+        ("student",), "student, ema: written as whole directories. Adapters are written of both, where one was trained"
+    )
+    dtype: str = key(
+        "auto",
+        "of the whole directories; auto: as policy.path stores it",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    path: str = key("", "where to; empty: export/step_<n> in the workdir")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSection(Section):
+    """Of plan, which says whether a run fits; changes no run."""
+
+    devices: str = key("", "v5e-8, v5p-64, v5e:2x4, h100, h200:8, ...; empty: the devices of this machine")
+    memory_gib: float = key(0.0, "of one device, for this program; 0: what the device is known to give", "[0, 1000000]")
+    compile: bool = key(True, "ask the compiler where there is one for the devices (minutes); false: arithmetic alone")
+    cache_dir: str = key(".cache/plan", "what the compiler said is kept here; empty: nowhere")
+
+
+def _section(cls: type[Section]) -> Any:
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """The settings of one run, checked and with everything decided (`build.build` makes it)."""
+
+    seed: int = key(42, "everything random follows from it", "[0, 4294967295]")
+    algorithm: str = key("hint_sd", "a name of docs/algorithms.md, or package.module:Class")
+    chat: ChatSection = _section(ChatSection)
+    policy: PolicySection = _section(PolicySection)
+    lora: LoraSection = _section(LoraSection)
+    mesh: MeshSection = _section(MeshSection)
+    env: EnvSection = _section(EnvSection)
+    tasks: TasksSection = _section(TasksSection)
+    rollout: RolloutSection = _section(RolloutSection)
+    hindsight: HindsightSection = _section(HindsightSection)
+    endpoint: EndpointSection = _section(EndpointSection)
+    loss: LossSection = _section(LossSection)
+    batch: BatchSection = _section(BatchSection)
+    optim: OptimSection = _section(OptimSection)
+    eval: EvalSection = _section(EvalSection)
+    alarms: AlarmsSection = _section(AlarmsSection)
+    checkpoint: CheckpointSection = _section(CheckpointSection)
+    export: ExportSection = _section(ExportSection)
+    plan: PlanSection = _section(PlanSection)
+
+    def replaced(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with other values of some dotted keys; nothing is checked."""
+        config = self
+        for name, value in changes.items():
+            group, _, last = name.rpartition(".")
+            change = {last: value}
+            config = dataclasses.replace(
+                config, **({group: dataclasses.replace(getattr(config, group), **change)} if group else change)
+            )
+        return config

@@ -1,252 +1,185 @@
-"""What a config must be: choices, ranges and what goes together. No jax here, so that a wrong config is refused at
-once.
+"""What a config must be: types, choices, ranges and what goes together. A flat config goes in, problems come out, a line
+each. No jax here, so that a wrong config is refused at once.
+
+What only one algorithm refuses stands with that algorithm (`Algorithm.problems`).
 """
 
+from __future__ import annotations
+
 import difflib
+import numbers
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
 
-from ml_collections import ConfigDict
-
-from hintsd_jax.config.schema import FREE, base, flatten, unknown_key
-from hintsd_jax.errors import UserError
-from hintsd_jax.methods import METHODS, resolved
+from hintsd_jax.config.edge import RENAMED_VALUES, Setting, settings, unknown_key
+from hintsd_jax.config.fields import inside
+from hintsd_jax.config.schema import FREE, Config
 
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
-    *(
-        "history",
-        "enable_thinking",
-        "stop_ids",
-        "tokenizer",
-        "conversation",
-        "messages",
-        "tools",
-        "chat_template",
-        "add_generation_prompt",
-    ),
-    *(
-        "continue_final_message",
-        "tokenize",
-        "sanitize_control_tokens",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-    ),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template"),
+    *("add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
-
-_CHOICES = {
-    "method": tuple(METHODS),
-    "history": ("keep", "template"),
-    "policy.compute_dtype": ("auto", "float32", "bfloat16"),
-    "hindsight.select": ("hindsight", "first", "last", "random", "all", "oracle"),
-    "hindsight.analyser": ("ema_teacher", "policy", "initial_policy", "endpoint", "environment"),
-    "hindsight.feedback_position": ("target", "start"),
-    "alarms.action": ("note", "stop", "halve_lr"),
-    "batch.layout": ("branches", "rows"),
-    "loss.divergence": ("reverse_kl", "forward_kl", "jsd"),
-    "loss.support": ("student_topk", "teacher_topk", "full"),
-    "optim.schedule": ("constant", "linear"),
-    "export.dtype": ("auto", "float32", "bfloat16", "float16"),
-}
-# Interval notation; "inf" bounds are open.
-_RANGES = {
-    "seed": "[0, 4294967295]",
-    "lora.rank": "[0, inf)",
-    "lora.alpha": "[0, inf)",
-    "lora.dropout": "[0, 1)",
-    "env.call_timeout_s": "(0, inf)",
-    "tasks.tasks_per_step": "[1, inf)",
-    "tasks.rollouts": "[1, inf)",
-    "rollout.slots": "[1, inf)",
-    "rollout.context": "[2, inf)",
-    "rollout.max_steps": "[1, inf)",
-    "rollout.max_action_tokens": "[1, inf)",
-    "rollout.temperature": "[0, inf)",
-    "rollout.top_p": "(0, 1]",
-    "rollout.top_k": "[0, inf)",
-    "rollout.prefill_rows": "[1, inf)",
-    "rollout.refill_fraction": "(0, 1]",
-    "hindsight.max_targets": "[1, inf)",
-    "hindsight.temperature": "[0, inf)",
-    "hindsight.top_p": "(0, 1]",
-    "hindsight.max_tokens": "[1, inf)",
-    "hindsight.context": "[2, inf)",
-    "hindsight.max_trajectory_chars": "[1, inf)",
-    "loss.top_k": "[1, inf)",
-    "loss.alpha": "[0, 1]",
-    "loss.importance_clip": "[0, inf)",
-    "loss.clip_low": "[0, 1]",
-    "loss.clip_high": "[0, inf)",
-    "loss.policy_gradient_weight": "[0, inf)",
-    "loss.chunk_tokens": "[1, inf)",
-    "batch.rows_per_device": "[1, inf)",
-    "optim.lr": "[0, inf)",
-    "optim.b1": "[0, 1)",
-    "optim.b2": "[0, 1)",
-    "optim.eps": "(0, inf)",
-    "optim.weight_decay": "[0, inf)",
-    "optim.clip_norm": "[0, inf)",
-    "optim.warmup_steps": "[0, inf)",
-    "optim.ema_decay": "[0, 1]",
-    "optim.steps": "[1, inf)",
-    "endpoint.concurrency": "[1, inf)",
-    "endpoint.timeout_s": "(0, inf)",
-    "endpoint.retries": "[0, inf)",
-    "endpoint.backoff_s": "[0, inf)",
-    "endpoint.max_calls": "[0, inf)",
-    "endpoint.max_tokens": "[0, inf)",
-    "endpoint.max_failures": "[1, inf)",
-    "alarms.patience": "[1, inf)",
-    "alarms.min_entropy": "[0, inf)",
-    "alarms.max_divergence": "[0, inf)",
-    "alarms.max_action_length": "[0, inf)",
-    "alarms.min_success": "[0, 1]",
-    "alarms.max_success_drop": "[0, 1]",
-    "eval.every": "[0, inf)",
-    "eval.tasks": "[1, inf)",
-    "eval.rollouts": "[1, inf)",
-    "eval.test_tasks": "[0, inf)",
-    "checkpoint.every": "[1, inf)",
-    "checkpoint.keep": "[1, inf)",
-    "plan.memory_gib": "[0, inf)",
-}
-_BUCKETS = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buckets", "batch.action_buckets")
+_GROWING = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buckets", "batch.action_buckets")
 
 
-def validate(config: ConfigDict) -> ConfigDict:
-    """Refuses an impossible config; gives a possible one back with what its method decides filled in.
-
-    Raises:
-      UserError: one line that lists every problem, not only the first.
-    """
-    problems = _schema_problems(config)
-    if not problems:
-        config = resolved(config)
-        problems = _value_problems(config) + _relation_problems(config)
-    if problems:
-        raise UserError(f"impossible config: {'; '.join(problems)}")
-    return config
+def schema_problems(values: Mapping[str, Any]) -> list[str]:
+    """Keys that the schema lacks, or that a config lacks; `values` by dotted key."""
+    known = settings()
+    problems = [problem for name in values if (problem := unknown_key(name, known))]
+    inside_free = tuple(f"{group}." for group in FREE)
+    missing = [name for name in known if name not in values and name not in FREE]
+    missing = [name for name in missing if not name.startswith(inside_free)]
+    return problems + [f"config key {name} is missing: start from hintsd_jax.config.base()" for name in missing]
 
 
-def _schema_problems(config: ConfigDict) -> list[str]:
-    keys, known = flatten(config), flatten(base())
-    problems = [problem for key in keys if (problem := unknown_key(key, known))]
-    missing = [key for key in known if key not in keys and key not in FREE]
-    return problems + [f"config key {key} is missing: start from hintsd_jax.config.base()" for key in missing]
+def value_problems(values: Mapping[str, Any]) -> list[str]:
+    """Values of a wrong type, outside of their range or choices. None is open where the algorithm decides."""
+    problems = []
+    for name, setting in settings().items():
+        if name in values and not (values[name] is None and setting.key.by_algorithm):
+            problem = _value_problem(setting, values[name])
+            problems += [problem] if problem else []
+    return problems
 
 
-def _value_problems(config: ConfigDict) -> list[str]:
-    values, problems = flatten(config), []
-    for key, choices in _CHOICES.items():
-        if values[key] is not None and values[key] not in choices:
-            near = difflib.get_close_matches(str(values[key]), choices, 1, 0.6)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
-            problems.append(f"{key} = {values[key]!r} is unknown, {hint}")
-    for key, interval in _RANGES.items():
-        if values[key] is not None and not _inside(values[key], interval):  # None: of an unknown method
-            problems.append(f"{key} = {values[key]!r} must lie in {interval}")
-    for key in _BUCKETS:
-        buckets = tuple(values[key])
-        if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
-            problems.append(f"{key} = {buckets!r} must be growing positive lengths")
-    named = {
+def relation_problems(config: Config) -> list[str]:
+    """What does not go together, in a config whose every value is possible by itself."""
+    return [*_named(config), *_lengths(config), *_schedules(config), *_template(config)]
+
+
+def _value_problem(setting: Setting, value: Any) -> str | None:
+    name, key, kind = setting.name, setting.key, setting.kind
+    if get_origin(kind) is dict:
+        return None if isinstance(value, Mapping) else f"{name} = {value!r} must be a mapping"
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list) or not all(_is(item, get_args(kind)[0]) for item in value):
+            return f"{name} = {value!r} must be a list, each entry {_NAMES[get_args(kind)[0]]}"
+        if key.interval and not (value and all(inside(item, key.interval) for item in value)):
+            return f"{name} = {tuple(value)!r} must hold numbers in {key.interval}"
+        if name in _GROWING and any(a >= b for a, b in zip(value, value[1:], strict=False)):
+            return f"{name} = {tuple(value)!r} must be growing lengths"
+        return None
+    if not _is(value, kind):
+        return f"{name} = {value!r} must be {_NAMES[kind]}"
+    if key.interval and not inside(value, key.interval):
+        return f"{name} = {value!r} must lie in {key.interval}"
+    if (name, value) in RENAMED_VALUES:
+        return f"{name} = {value!r} is now called {RENAMED_VALUES[name, value]!r}"
+    if key.choices and value not in key.choices and not (key.open and ":" in value):
+        near = difflib.get_close_matches(value.lower(), key.choices, 1, 0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(key.choices)}"
+        return f"{name} = {value!r} is unknown, {hint}"
+    return None
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a type; a whole number is a number too, true and false are not."""
+    if kind is bool:
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, {int: numbers.Integral, float: numbers.Real}.get(kind, kind))
+
+
+def _named(config: Config) -> list[str]:
+    """What has to be named, and names that cannot be."""
+    needed = {
         "policy.path": "the folder of a Hugging Face policy",
         "env.name": "an environment",
         "env.data_dir": "a folder",
     }
-    if values["hindsight.analyser"] == "endpoint":
-        named |= {
+    if config.hindsight.analyser == "endpoint":
+        needed |= {
             "endpoint.url": "the server, such as http://127.0.0.1:8000/v1",
-            "endpoint.model": "the model that it serves",
+            "endpoint.model": "the model it serves",
         }
-    for key, what in named.items():
-        if not values[key]:
-            problems.append(f"{key} is empty: name {what}")
-    weights = tuple(values["export.weights"])
-    if set(weights) - {"student", "ema"}:
-        problems.append(f"export.weights = {weights!r}: name some of 'student' and 'ema', or none")
-    checkpoint = str(values["export.checkpoint"])
+    problems = []
+    for name, what in needed.items():
+        group, _, last = name.partition(".")
+        if not getattr(getattr(config, group), last):
+            problems.append(f"{name} is empty: name {what}")
+    if set(config.export.weights) - {"student", "ema"}:
+        problems.append(f"export.weights = {config.export.weights!r}: name some of 'student' and 'ema', or none")
+    checkpoint = config.export.checkpoint
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
-    for key in sorted(set(_RESERVED) & set(config.chat.template_kwargs)):
-        problems.append(
-            f"template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)"
-        )
+    tasks = config.tasks
+    for name in ("eval_split", "test_split"):
+        if getattr(tasks, name).partition("[")[0] == tasks.train_split.partition("[")[0]:
+            problems.append(f"tasks.{name} = {getattr(tasks, name)!r} is of the split that is trained on")
+    if config.lora.path and not config.lora.rank:
+        problems.append("lora.path is given, but lora.rank = 0 trains all weights: give the adapter's rank, or no path")
     return problems
 
 
-def _relation_problems(config: ConfigDict) -> list[str]:
-    tasks, rollout, hindsight, distill, optim = (
-        config.tasks,
-        config.rollout,
-        config.hindsight,
-        config.distill,
-        config.optim,
-    )
-    episodes = tasks.tasks_per_step * tasks.rollouts
-    prefill, actions, lengths = (
-        max(buckets, default=0) for buckets in (rollout.prefill_buckets, batch.action_buckets, batch.length_buckets)
-    )
-    streams = tuple(batch.branch_buckets)
+def _lengths(config: Config) -> list[str]:
+    rollout, hindsight, batch = config.rollout, config.hindsight, config.batch
+    episodes = config.tasks.tasks_per_step * config.tasks.rollouts
     problems = []
     if rollout.slots > episodes:
         problems.append(
-            f"rollout.slots = {rollout.slots} exceeds the {episodes} episodes of a step (tasks.tasks_per_step x tasks.rollouts)"
-        )
-    if rollout.temperature == 0 and tasks.rollouts > 1:
-        problems.append(
-            f"rollout.temperature = 0 makes the tasks.rollouts = {tasks.rollouts} rollouts of a task all the same"
+            f"rollout.slots = {rollout.slots} exceeds the {episodes} episodes of a step"
+            " (tasks.tasks_per_step x tasks.rollouts)"
         )
     if rollout.max_action_tokens >= rollout.context:
         problems.append(
-            f"rollout.max_action_tokens = {rollout.max_action_tokens} leaves no prompt in rollout.context = {rollout.context}"
+            f"rollout.max_action_tokens = {rollout.max_action_tokens} leaves no prompt in"
+            f" rollout.context = {rollout.context}"
         )
-    if prefill > rollout.context:
-        problems.append(f"rollout.prefill_buckets ends at {prefill}, beyond rollout.context = {rollout.context}")
+    if rollout.prefill_buckets[-1] > rollout.context:
+        problems.append(
+            f"rollout.prefill_buckets ends at {rollout.prefill_buckets[-1]}, beyond rollout.context = {rollout.context}"
+        )
     if hindsight.max_tokens >= hindsight.context:
         problems.append(
             f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}"
         )
-    if actions >= lengths:
+    actions, branches, lengths = batch.action_buckets, batch.branch_buckets, batch.length_buckets
+    if actions[-1] >= lengths[-1]:
         problems.append(
-            f"batch.action_buckets ends at {actions}, which leaves no history in batch.length_buckets up to {lengths}"
+            f"batch.action_buckets ends at {actions[-1]}, which leaves no history in batch.length_buckets up to"
+            f" {lengths[-1]}"
         )
-    if len(streams) != len(batch.action_buckets) or any(a >= m for a, m in zip(batch.action_buckets, streams)):
+    if len(branches) != len(actions) or any(a >= m for a, m in zip(actions, branches, strict=False)):
         problems.append(
-            f"batch.action_buckets = {tuple(batch.action_buckets)} must hold one length for each of batch.branch_buckets = {streams}, below it"
+            f"batch.action_buckets = {actions} must hold one length for each of batch.branch_buckets = {branches},"
+            " below it"
         )
-    pair = tuple(batch.whole_episode_buckets)
-    if len(pair) != 2 or not 0 < pair[1] < pair[0]:
+    whole = batch.whole_episode_buckets
+    if len(whole) != 2 or whole[1] >= whole[0]:
         problems.append(
-            f"batch.whole_episode_buckets = {pair} must be two lengths: what the teacher reads of an episode, and its action tokens, below that"
+            f"batch.whole_episode_buckets = {whole} must be two lengths: what the teacher reads of an episode, and its"
+            " action tokens, below that"
         )
-    if hindsight.feedback_position == "start" and config.chat.history != "keep":
-        problems.append(
-            "hindsight.feedback_position = start needs history = keep: under a rewriting template there is no one reading of an episode"
-        )
-    asks = METHODS[config.algorithm].asks if config.algorithm in METHODS else ""
-    if asks == "steps" and (
-        hindsight.select != "all" or hindsight.feedback_position != "target" or hindsight.analyser == "environment"
-    ):
-        problems.append(
-            f"method = {config.algorithm} judges all steps, each where it stands: leave hindsight.select and place, and choose another analyser than environment"
-        )
-    if asks == "orphans" and (hindsight.select != "hindsight" or hindsight.feedback_position != "start"):
-        problems.append(
-            f"method = {config.algorithm} reads about whole episodes at their start: leave hindsight.select and hindsight.feedback_position"
-        )
-    if optim.warmup_steps >= optim.steps:
-        problems.append(f"optim.warmup_steps = {optim.warmup_steps} must stay below optim.steps = {optim.steps}")
-    for key in ("eval_split", "test_split"):
-        if tasks[key] == tasks.train_split:
-            problems.append(f"tasks.{key} = {tasks.train_split!r} is the split that is trained on")
     return problems
 
 
-def _inside(value: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as "(0, 1]"; NaN lies in none."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below
+def _schedules(config: Config) -> list[str]:
+    problems = []
+    if config.rollout.temperature == 0 and config.tasks.rollouts > 1:
+        rollouts = config.tasks.rollouts
+        problems.append(
+            f"rollout.temperature = 0 makes the tasks.rollouts = {rollouts} rollouts of a task all the same"
+        )
+    if config.hindsight.feedback_position == "start" and config.chat.history != "keep":
+        problems.append(
+            "hindsight.feedback_position = start needs chat.history = keep: under a rewriting template there is no one"
+            " reading of an episode"
+        )
+    if config.optim.warmup_steps >= config.optim.steps:
+        problems.append(
+            f"optim.warmup_steps = {config.optim.warmup_steps} must stay below optim.steps = {config.optim.steps}"
+        )
+    return problems
+
+
+def _template(config: Config) -> list[str]:
+    return [
+        f"chat.template_kwargs.{name} is no variable of a chat template: remove it (chat.history and"
+        " chat.enable_thinking are keys of their own)"
+        for name in sorted(set(_RESERVED) & set(config.chat.template_kwargs))
+    ]

@@ -1,0 +1,126 @@
+"""A ConfigDict goes in, once; the typed config of a run comes out, and from it the configs of the rooms.
+
+Whatever needs a part of the settings (engine, optimizer, adapter, ...) gets it from here, with or without a run around
+it: planner and export need no session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_origin, get_type_hints
+
+import jax
+from ml_collections import ConfigDict
+
+from hintsd_jax import algorithms
+from hintsd_jax.algorithms.base import Algorithm
+from hintsd_jax.config import validation
+from hintsd_jax.config.edge import RENAMED_VALUES, flatten
+from hintsd_jax.config.schema import Config, Section
+from hintsd_jax.errors import UserError
+from hintsd_jax.models.config import LoraConfig
+from hintsd_jax.rollout.collector import RolloutConfig
+from hintsd_jax.sampling import EngineConfig, Sampling
+from hintsd_jax.training.state import OptimConfig
+
+
+def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
+    """Checks a config and decides what it leaves to the algorithm.
+
+    Raises:
+      UserError: one line that lists every problem, not only the first.
+    """
+    if isinstance(edge, ConfigDict):
+        edge = edge.copy_and_resolve_references().to_dict()
+    values = flatten(edge)
+    problems = validation.schema_problems(values) or validation.value_problems(values)
+    _refuse(problems)
+    name = edge["algorithm"]
+    if ("algorithm", name) in RENAMED_VALUES:
+        _refuse([f"algorithm = {name!r} is now called {RENAMED_VALUES['algorithm', name]!r}"])
+    algorithm = algorithms.find(name)
+    config = _typed(Config, edge)
+    config = config.replaced({key: value for key, value in algorithm.defaults.items() if values[key] is None})
+    still_open = [key for key, value in flatten(config.to_dict()).items() if value is None]
+    _refuse([f"{key} is left open by algorithm {name!r}: its defaults must decide it" for key in still_open])
+    _refuse(validation.relation_problems(config) + algorithm.problems(config))
+    return config
+
+
+def algorithm(config: Config) -> Algorithm:
+    """The config's algorithm, with its loss and the shapes of its batches."""
+    return algorithms.find(config.algorithm)(config)
+
+
+def engine_config(config: Config) -> EngineConfig:
+    """One engine serves rollouts, analysis and evaluation."""
+    rollout, hindsight = config.rollout, config.hindsight
+    return EngineConfig(
+        slots=rollout.slots,
+        context=max(rollout.context, hindsight.context),
+        max_tokens=max(rollout.max_action_tokens, hindsight.max_tokens),
+        prefill_buckets=rollout.prefill_buckets,
+        prefill_rows=rollout.prefill_rows,
+        refill_fraction=rollout.refill_fraction,
+        overlap_env=rollout.overlap_env,
+    )
+
+
+def rollout_config(config: Config, *, greedy: bool = False) -> RolloutConfig:
+    """How episodes are sampled: as configured, or greedily."""
+    rollout = config.rollout
+    temperature = 0.0 if greedy else rollout.temperature
+    sampling = Sampling(temperature, rollout.top_p, rollout.top_k, rollout.max_action_tokens)
+    return RolloutConfig(max_steps=rollout.max_steps, context=rollout.context, sampling=sampling)
+
+
+def answer_sampling(config: Config) -> Sampling:
+    """How an analyser's answers are sampled."""
+    hindsight = config.hindsight
+    return Sampling(hindsight.temperature, hindsight.top_p, 0, hindsight.max_tokens)
+
+
+def optimizer_config(config: Config) -> OptimConfig:
+    """AdamW, its schedule and the teacher's EMA."""
+    options = config.optim.to_dict()
+    return OptimConfig(total_steps=options.pop("steps"), **options)
+
+
+def lora_config(config: Config) -> LoraConfig | None:
+    """The adapter that is trained; None where all weights are."""
+    adapter = config.lora
+    return LoraConfig(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets) if adapter.rank else None
+
+
+def compute_dtype(config: Config, platform: str | None = None) -> str:
+    """What `policy.compute_dtype` means on a platform ("cpu", "gpu", "tpu"), by default this machine's.
+
+    A CPU has no bfloat16 units: its caches in bfloat16 are about 50 times slower.
+    """
+    if config.policy.compute_dtype != "auto":
+        return config.policy.compute_dtype
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError(f"impossible config: {'; '.join(problems)}")
+
+
+def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A section with these values: lists as tuples, whole numbers as the numbers that they stand for."""
+    kinds = get_type_hints(cls)
+
+    def typed(value: Any, kind: Any) -> Any:
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return _typed(kind, value)
+        if value is None:
+            return None
+        if get_origin(kind) is tuple:
+            return tuple(value)
+        if get_origin(kind) is dict:
+            return dict(value)
+        return kind(value)
+
+    return cls(**{field.name: typed(values[field.name], kinds[field.name]) for field in dataclasses.fields(cls)})

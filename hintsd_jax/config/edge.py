@@ -1,0 +1,138 @@
+"""The edge of the schema: a ConfigDict with every key for config files and flags, and one line about a key that the
+schema lacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_type_hints
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from hintsd_jax.config.fields import Key
+from hintsd_jax.config.schema import FREE, Config, Section
+
+# Keys of earlier versions -> what they are called now.
+RENAMED = {
+    "method": "algorithm",
+    "history": "chat.history",
+    "enable_thinking": "chat.enable_thinking",
+    "template_kwargs": "chat.template_kwargs",
+    "rollout.refill": "rollout.refill_fraction",
+    "rollout.overlap": "rollout.overlap_env",
+    "hindsight.place": "hindsight.feedback_position",
+    "hindsight.clip_chars": "hindsight.max_trajectory_chars",
+    "distill.policy_weight": "loss.policy_gradient_weight",
+    "distill.chunk": "loss.chunk_tokens",
+    "distill.form": "batch.layout",
+    "distill.stream_buckets": "batch.branch_buckets",
+    "distill.episode_pair": "batch.whole_episode_buckets",
+    **{f"distill.{name}": f"batch.{name}" for name in ("length_buckets", "action_buckets", "rows_per_device")},
+    **{f"distill.{name}": f"loss.{name}" for name in ("divergence", "support", "top_k", "alpha", "importance_clip")},
+    **{f"distill.{name}": f"loss.{name}" for name in ("clip_low", "clip_high", "mean_of_micro_means")},
+}
+# (key, value) of earlier versions -> the value now.
+RENAMED_VALUES = {
+    ("algorithm", "dense"): "openclaw_rl",
+    ("algorithm", "sft"): "rejection_sampling",
+    ("algorithm", "sharpen"): "self_training",
+    ("hindsight.analyser", "policy_ema"): "ema_teacher",
+    ("hindsight.analyser", "policy"): "student",
+    ("hindsight.analyser", "policy_initial"): "initial_policy",
+    ("batch.layout", "rows"): "separate",
+    ("alarms.action", "note"): "warn",
+}
+
+
+class Setting:
+    """One key of the schema: its dotted name, its type ("int", "float", "bool", "str", "tuple[int, ...]", ...), its
+    default (None where the algorithm decides) and its `Key`.
+    """
+
+    def __init__(self, name: str, kind: Any, default: Any, key: Key):
+        self.name, self.kind, self.default, self.key = name, kind, default, key
+
+
+@functools.cache
+def settings() -> dict[str, Setting]:
+    """Every key of the schema by its dotted name, in order."""
+    return {setting.name: setting for setting in _settings(Config, "")}
+
+
+def sections() -> dict[str, str]:
+    """Section -> what it is about, in order; "" for the keys that stand in none."""
+    docs = {"": "The run."}
+    for field in dataclasses.fields(Config):
+        if "key" not in field.metadata:
+            docs[field.name] = " ".join((field.default_factory.__doc__ or "").split())  # pyright: ignore - a Section class
+    return docs
+
+
+def _settings(cls: type[Section], prefix: str) -> Iterator[Setting]:
+    kinds = get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType] - every section is a dataclass
+        if "key" in field.metadata:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            yield Setting(prefix + field.name, kinds[field.name], default, field.metadata["key"])
+        else:
+            yield from _settings(kinds[field.name], f"{prefix}{field.name}.")
+
+
+def base() -> ConfigDict:
+    """All keys with their defaults, for config files; None where the algorithm decides. Locked but for `FREE`."""
+    config = ConfigDict()
+    for setting in settings().values():
+        group, _, last = setting.name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        node = config[group] if group else config
+        if isinstance(setting.default, dict):
+            node[last] = ConfigDict(setting.default)
+        else:
+            node[last] = placeholder(setting.kind) if setting.key.by_algorithm else setting.default
+    config.lock()
+    for name in FREE:
+        group, _, last = name.rpartition(".")
+        config[group][last].unlock()
+    return config
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
+    """One line about a dotted key that the schema lacks, with its new or the nearest name; None for a key that it has.
+
+    `known` are the dotted keys to compare with, the schema's by default; any key under those of `FREE` passes.
+    """
+    known = list(settings() if known is None else known)
+    groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
+        return None
+    if key in RENAMED:
+        return f"config key {key} is now called {RENAMED[key]}"
+    if key == "distill":
+        return "the config keys under distill are now under loss and batch: see docs/config.md"
+
+    def closeness(name: str) -> tuple[bool, float]:
+        """A key cut short comes first, then likeness as a whole and of the last part."""
+        low, other = key.lower(), name.lower()
+        pairs = ((low, other), (low.rpartition(".")[2], other.rpartition(".")[2]))
+        return other.startswith(low), sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    nearest = max(known, key=closeness)
+    if closeness(nearest)[1] < 1.0:
+        return f"unknown config key {key}: `hintsd-jax --help` lists all"
+    return f"unknown config key {key}: did you mean {nearest}?"

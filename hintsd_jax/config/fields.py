@@ -1,0 +1,39 @@
+"""One key of the schema: its default, type, meaning and what it may be. Checks, messages and the reference page read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """meaning: one line. interval: "[0, 1)" of a number ("inf" bounds are open), or of each number of a tuple.
+    choices: of a text. by_algorithm: None in a config means "as the algorithm decides". open: may also be a path
+    "package.module:name".
+    """
+
+    meaning: str
+    interval: str = ""
+    choices: tuple[str, ...] = ()
+    by_algorithm: bool = False
+    open: bool = False
+
+
+def key(default: Any, meaning: str, interval: str = "", **more: Any) -> Any:
+    """A field of a section."""
+    spec = Key(meaning, interval, **more)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"key": spec})
+    return dataclasses.field(default=default, metadata={"key": spec})
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "(0, 1]"; NaN lies in none."""
+    if math.isnan(value):
+        return False
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below

@@ -13,7 +13,7 @@ Every setting that the paper releases is a default of `hintsd_jax.config.base`: 
 an episode.
 """
 
-from hintsd_jax.config.schema import base
+from hintsd_jax.config import base
 
 
 def get_config():

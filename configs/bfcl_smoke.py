@@ -10,7 +10,7 @@ The embedded tokenizer was made for another office and spends 10,400-10,600 toke
 and 3 of 20 eval tasks, the run prints how many were left out), and the context holds such a prompt and a short episode.
 """
 
-from hintsd_jax.config.schema import base
+from hintsd_jax.config import base
 
 
 def get_config():

@@ -10,7 +10,7 @@ Other methods and controls are overrides: --config.algorithm=grpo, --config.hind
 docs/methods.md.
 """
 
-from hintsd_jax.config.schema import base
+from hintsd_jax.config import base
 
 
 def get_config():

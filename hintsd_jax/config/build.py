@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import jax
@@ -16,13 +17,14 @@ from ml_collections import ConfigDict
 from hintsd_jax import algorithms
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.config import validation
-from hintsd_jax.config.edge import RENAMED_VALUES, flatten
+from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.schema import Config, Section
-from hintsd_jax.errors import UserError
 from hintsd_jax.models.config import LoraConfig
 from hintsd_jax.rollout.collector import RolloutConfig
 from hintsd_jax.sampling import EngineConfig, Sampling
 from hintsd_jax.training.state import OptimConfig
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
@@ -33,19 +35,21 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
     """
     if isinstance(edge, ConfigDict):
         edge = edge.copy_and_resolve_references().to_dict()
-    values = flatten(edge)
-    problems = validation.schema_problems(values) or validation.value_problems(values)
-    _refuse(problems)
-    name = edge["algorithm"]
-    if ("algorithm", name) in RENAMED_VALUES:
-        _refuse([f"algorithm = {name!r} is now called {RENAMED_VALUES['algorithm', name]!r}"])
+    values = validation.check(edge)
+    name = values["algorithm"]
     algorithm = algorithms.find(name)
     config = _typed(Config, edge)
     config = config.replaced({key: value for key, value in algorithm.defaults.items() if values[key] is None})
     still_open = [key for key, value in flatten(config.to_dict()).items() if value is None]
-    _refuse([f"{key} is left open by algorithm {name!r}: its defaults must decide it" for key in still_open])
-    _refuse(validation.relation_problems(config) + algorithm.problems(config))
-    return config
+    validation.refuse([f"{key} is left open by algorithm {name!r}: its defaults must decide it" for key in still_open])
+    validation.refuse(validation.relation_problems(config) + algorithm.problems(config))
+    return config.replaced({"policy.path": _found(config.policy.path)})
+
+
+def _found(path: str) -> str:
+    """`assets/...` where the current folder has no such thing: of the installed package."""
+    packaged = _PACKAGE / path
+    return str(packaged) if path.startswith("assets/") and not Path(path).exists() and packaged.exists() else path
 
 
 def algorithm(config: Config) -> Algorithm:
@@ -101,11 +105,6 @@ def compute_dtype(config: Config, platform: str | None = None) -> str:
     if config.policy.compute_dtype != "auto":
         return config.policy.compute_dtype
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise UserError(f"impossible config: {'; '.join(problems)}")
 
 
 def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:

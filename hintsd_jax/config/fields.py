@@ -1,4 +1,4 @@
-"""One key of the schema: its default, type, meaning and what it may be. Checks, messages and the reference page read it."""
+"""One key of the schema: its default, its meaning and what it may be; checks, messages and the reference read it."""
 
 from __future__ import annotations
 

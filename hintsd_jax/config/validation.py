@@ -1,5 +1,5 @@
-"""What a config must be: types, choices, ranges and what goes together. A flat config goes in, problems come out, a line
-each. No jax here, so that a wrong config is refused at once.
+"""What a config must be: types, choices, ranges and what goes together. A config goes in, problems come out, a
+line each. No jax here, so that a wrong config is refused at once.
 
 What only one algorithm refuses stands with that algorithm (`Algorithm.problems`).
 """
@@ -7,13 +7,17 @@ What only one algorithm refuses stands with that algorithm (`Algorithm.problems`
 from __future__ import annotations
 
 import difflib
+import itertools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from hintsd_jax.config.edge import RENAMED_VALUES, Setting, settings, unknown_key
+from ml_collections import ConfigDict
+
+from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, settings, unknown_key
 from hintsd_jax.config.fields import inside
 from hintsd_jax.config.schema import FREE, Config
+from hintsd_jax.errors import UserError
 
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
     *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template"),
@@ -21,6 +25,25 @@ _RESERVED = (  # not variables of a template: keys of this schema, and what says
     *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
 _GROWING = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buckets", "batch.action_buckets")
+
+
+def check(edge: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by dotted key, each possible by itself.
+
+    Raises:
+      UserError: one line that lists every problem, not only the first.
+    """
+    if isinstance(edge, ConfigDict):
+        edge = edge.copy_and_resolve_references().to_dict()
+    values = flatten(edge)
+    refuse(schema_problems(values) or value_problems(values))
+    return values
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises UserError with all problems in one line, where there are any."""
+    if problems:
+        raise UserError(f"impossible config: {'; '.join(problems)}")
 
 
 def schema_problems(values: Mapping[str, Any]) -> list[str]:
@@ -57,14 +80,14 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
             return f"{name} = {value!r} must be a list, each entry {_NAMES[get_args(kind)[0]]}"
         if key.interval and not (value and all(inside(item, key.interval) for item in value)):
             return f"{name} = {tuple(value)!r} must hold numbers in {key.interval}"
-        if name in _GROWING and any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if name in _GROWING and any(a >= b for a, b in itertools.pairwise(value)):
             return f"{name} = {tuple(value)!r} must be growing lengths"
         return None
     if not _is(value, kind):
         return f"{name} = {value!r} must be {_NAMES[kind]}"
     if key.interval and not inside(value, key.interval):
         return f"{name} = {value!r} must lie in {key.interval}"
-    if (name, value) in RENAMED_VALUES:
+    if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
         return f"{name} = {value!r} is now called {RENAMED_VALUES[name, value]!r}"
     if key.choices and value not in key.choices and not (key.open and ":" in value):
         near = difflib.get_close_matches(value.lower(), key.choices, 1, 0.6)

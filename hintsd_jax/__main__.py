@@ -1,0 +1,5 @@
+"""`python -m hintsd_jax`: the same as the command `hintsd-jax`."""
+
+from hintsd_jax.main import cli
+
+cli()

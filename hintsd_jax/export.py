@@ -17,24 +17,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from hintsd_jax.checkpoints.huggingface import layers, open_checkpoint, read_config, write_like
 from hintsd_jax.checkpoints.naming import leaves
 from hintsd_jax.checkpoints.peft import save_adapter
 from hintsd_jax.checkpoints.safetensors import Tensors
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.config.build import lora_config
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.methods import resolved
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import lora_config
 
 _TREES = {"student": "params", "ema": "ema"}  # as the config names them -> in the train state
 
 
-def export(config: ConfigDict, workdir: str) -> list[Path]:
+def export(config: Config, workdir: str) -> list[Path]:
     """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`,
     `ema_adapter/`, those asked for.
 
@@ -45,14 +44,11 @@ def export(config: ConfigDict, workdir: str) -> list[Path]:
     """
     if not Path(workdir, "checkpoints").is_dir():
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
-    config = resolved(config)
     policy = read_config(config.policy.path, lora=lora_config(config))
     source = open_checkpoint(Path(config.policy.path), policy)
     # the base may lie elsewhere than it did while training
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
-        checkpoints = Checkpoints(
-            folder.path / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}"
-        )
+        checkpoints = Checkpoints.open(folder.path, config)
         step = _chosen(checkpoints, config.export.checkpoint, folder.path)
         out = (
             Path(config.export.path).expanduser() if config.export.path else folder.path / "export" / f"step_{step:06d}"

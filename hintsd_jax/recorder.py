@@ -153,7 +153,7 @@ class Recorder:
         """
         row, alarms = self._write_row(step, outcome)
         self._count(step, outcome)
-        stop = self._act_on(alarms)
+        stop = react(alarms, self._config.alarms.action, self._counters)
         self._save(step, state, row, alarms)
         self._progress.update(step, row)
         for alarm in alarms:
@@ -204,17 +204,6 @@ class Recorder:
         counters.alarms = self._alarms.state
         counters.endpoint = dict(self._session.endpoint.used) if self._session.endpoint else {}
 
-    def _act_on(self, alarms: Sequence[Alarm]) -> str:
-        """Does what the config says about alarms: why the run stops, or "".
-
-        Weights that are not finite are past halving the learning rate.
-        """
-        action, broken = self._config.alarms.action, [alarm for alarm in alarms if alarm.name == NOT_FINITE]
-        if action == "halve_lr" and alarms and not broken:
-            self._counters.lr_scale *= 0.5
-        stopping = {"warn": [], "stop": alarms, "halve_lr": broken}[action]
-        return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)
-
     def _save(self, step: int, state: TrainState, row: Mapping[str, Any], alarms: Sequence[Alarm]) -> None:
         """Saves when it is due, and after an alarm; of weights that are not finite the last good checkpoint stays."""
         config = self._config
@@ -229,3 +218,15 @@ class Recorder:
     def _host_metrics(self) -> dict[str, float]:
         compiled, peak = run_metrics.compile_count(), run_metrics.peak_bytes()
         return self.timer.take() | {"compile/count": compiled, "memory/peak_bytes": peak}
+
+
+def react(alarms: Sequence[Alarm], action: str, counters: Counters) -> str:
+    """Does what the config says about alarms: why the run stops, or "".
+
+    Weights that are not finite are past halving the learning rate.
+    """
+    broken = [alarm for alarm in alarms if alarm.name == NOT_FINITE]
+    if action == "halve_lr" and alarms and not broken:
+        counters.lr_scale *= 0.5
+    stopping = {"warn": [], "stop": alarms, "halve_lr": broken}[action]
+    return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)

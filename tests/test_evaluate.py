@@ -4,18 +4,19 @@ policy.
 
 import json
 import os
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from hintsd_jax import evaluate
-from hintsd_jax.config.schema import base
+from hintsd_jax import evaluate, records
+from hintsd_jax.config import build
 from hintsd_jax.errors import UserError
-from hintsd_jax.evaluate import Scores, interval
+from hintsd_jax.evaluate import Scores
 from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.sampling import Stats
-from hintsd_jax.session import Session
+from hintsd_jax.sampling import SamplingStats
+from hintsd_jax.session import Rollouts, Session
+from tests.configs import smoke_config
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 
@@ -24,17 +25,6 @@ def test_avg_and_best_by_hand():
     scores = Scores(np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), tokens=5, ended={})
     assert scores.avg == pytest.approx(5 / 12) and scores.best == pytest.approx(2 / 3)
     assert scores.metrics("eval") == {"eval/avg@4": pytest.approx(5 / 12), "eval/best@4": pytest.approx(2 / 3)}
-
-
-def test_the_interval_is_that_of_the_normal_approximation():
-    values_N = np.random.default_rng(0).random(400)
-    low, high = interval(values_N)
-    half = 1.96 * values_N.std() / np.sqrt(400)
-    assert (low, high) == (
-        pytest.approx(values_N.mean() - half, abs=0.004),
-        pytest.approx(values_N.mean() + half, abs=0.004),
-    )
-    assert interval(np.ones(10)) == (1.0, 1.0)
 
 
 class Quiz:
@@ -54,26 +44,26 @@ def answers_of(tasks, rollouts, greedy):
 def quiz_session(config, tasks, env_class=Quiz):
     """A session whose episodes end as `answers_of` says, in reversed order."""
 
-    def play(params, tasks, rollouts, *, step, greedy):
+    def play(params, tasks, rollouts, *, step, greedy, journal):
         success = answers_of(tasks, rollouts, greedy)
         episodes = [
             Episode(task["id"], rollout, (), terminated=True, reward=float(success[n, rollout]), ended="terminated")
             for n, task in enumerate(tasks)
             for rollout in range(rollouts)
         ]
-        return episodes[::-1], {}, Stats(sampled=7)
+        return Rollouts(episodes[::-1], Counter(), SamplingStats(sampled_tokens=7))
 
-    session = Session(config, None, None, None, None, None, None, env_class)
-    session.play, session.tasks = play, lambda split: tasks
+    session = Session(config, build.algorithm(config), None, None, None, None, None, None, env_class)
+    session.play, session.tasks = play, lambda split, limit: tasks[:limit]
     return session
 
 
 TASKS = [{"id": f"t{n}", "category": "easy" if n % 3 else "hard"} for n in range(60)]
 
 
-def test_categories_are_scored_apart_with_intervals():
-    config = base()
-    result = evaluate.held_out(quiz_session(config, TASKS), None, "test", 50)
+def test_categories_are_scored_apart_with_intervals(tmp_path):
+    session = quiz_session(smoke_config(tmp_path, {"eval.greedy": True}), TASKS)
+    result = evaluate.held_out(session, None, "test", 50)
     success_NK, greedy_N = answers_of(TASKS[:50], 4, False), answers_of(TASKS[:50], 1, True)[:, 0]
     assert result.success == success_NK.tolist() and result.greedy == greedy_N.tolist()
     hard_N = np.arange(50) % 3 == 0
@@ -94,7 +84,7 @@ def test_categories_are_scored_apart_with_intervals():
             assert result.metrics[f"{name}/{kind}_low"] < result.metrics[f"{name}/{kind}_high"]
     record = json.loads(json.dumps(result.to_json()))
     assert record["categories"] == [task["category"] for task in TASKS[:50]] and record["benchmark"] == "quiz 7"
-    lines = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics, "quiz 7")[1].splitlines()
+    lines = records.result_tables(session, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1].splitlines()
     best, low, high = (100 * result.metrics[f"test/hard/best{end}"] for end in ("@4", "_low", "_high"))
     assert f"| test hard Best@4 | - | {best:.1f} ({low:.1f} to {high:.1f}) |  |" in lines
     names = [
@@ -104,32 +94,32 @@ def test_categories_are_scored_apart_with_intervals():
     assert "- benchmark: quiz 7" in lines
 
 
-def test_without_categories_and_version_nothing_is_added():
-    config = base()
-    result = evaluate.held_out(
-        quiz_session(config, [{"id": task["id"]} for task in TASKS], env_class=object), None, "test", 60
-    )
+def test_without_categories_and_version_nothing_is_added(tmp_path):
+    config = smoke_config(tmp_path, {"eval.greedy": True})
+    session = quiz_session(config, [{"id": task["id"]} for task in TASKS], env_class=object)
+    result = evaluate.held_out(session, None, "test", 60)
     assert sorted(result.metrics) == sorted(
         f"test/{name}" for name in ("avg@4", "best@4", "tokens", "tasks", "avg_low", "avg_high", "greedy")
     )
     assert sorted(result.to_json()) == ["greedy", "metrics", "success"]
-    text = records.result_tables(config, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1]
+    text = records.result_tables(session, {"seconds": 1.0, "tokens": 1}, {}, result.metrics)[1]
     assert " to " not in text and "benchmark" not in text and text.count("| test ") == 3
 
 
 def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_path, monkeypatch, capsys):
-    config = base()
-    config.policy.path, config.eval.test_tasks = "checkpoints/p", 60
+    config = smoke_config(
+        tmp_path / "data", {"policy.path": "checkpoints/p", "eval.test_tasks": 60, "eval.greedy": True}
+    )
     monkeypatch.setattr(Session, "open", lambda config: quiz_session(config, TASKS))
-    monkeypatch.setattr(evaluate, "restored_params", lambda session, directory: (None, 3))
-    metrics = evaluate.evaluate(config, str(tmp_path))
-    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    monkeypatch.setattr(evaluate, "restored_params", lambda session, workdir: (None, 3))
+    metrics = evaluate.evaluate(config, str(tmp_path / "run"))
+    stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (
         stored["metrics"] == metrics
         and stored["benchmark"] == "quiz 7"
         and stored["categories"] == [task["category"] for task in TASKS]
     )
-    assert json.loads((tmp_path / "config.json").read_text())["versions"][0]["benchmark"] == "quiz 7"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["versions"][0]["benchmark"] == "quiz 7"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "checkpoints/p after 3 updates, test split of quiz 7:" and not any(
         "test/easy" in line for line in lines
@@ -140,14 +130,9 @@ def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_pa
     ]
 
 
-def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[1])
-    namespace = {}
-    exec(Path("configs/desk_smoke.py").read_text(), namespace)
-    config = namespace["get_config"]()
-    config.env.data_dir = str(tmp_path / "data")
-    config.tasks.tasks_per_step, config.tasks.rollouts, config.rollout.slots = 3, 2, 6
-    config.eval.rollouts, config.eval.test_tasks, config.eval.greedy = 2, 6, True
+def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_path, capsys):
+    overrides = {"rollout.slots": 6, "eval.rollouts": 2, "eval.test_tasks": 6, "eval.greedy": True}
+    config = smoke_config(tmp_path / "data", overrides)
     first = evaluate.evaluate(config, str(tmp_path / "run"))
     stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert stored["step"] == 0 and np.shape(stored["success"]) == (6, 2) and len(stored["greedy"]) == 6
@@ -155,6 +140,5 @@ def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_pat
     assert first == evaluate.evaluate(config, str(tmp_path / "run"))  # the same keys, the same result
     assert "test/avg@2" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path / "run"))[:1] != ["checkpoints"]
-    config.optim.lr = 1.0
     with pytest.raises(UserError, match="belongs to another config: optim.lr"):
-        evaluate.evaluate(config, str(tmp_path / "run"))
+        evaluate.evaluate(smoke_config(tmp_path / "data", {**overrides, "optim.lr": 1.0}), str(tmp_path / "run"))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,19 +11,13 @@ from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.errors import UserError
 from hintsd_jax.session import Session, step_tasks
+from tests.configs import POLICY, smoke_config
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 
-POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
-
 
 def desk_config(tmp_path, **overrides):
-    namespace = {}
-    exec((POLICY.parents[1] / "configs" / "desk_smoke.py").read_text(), namespace)
-    config = namespace["get_config"]()
-    config.policy.path, config.env.data_dir = str(POLICY), str(tmp_path / "data")
-    config.update_from_flattened_dict(overrides)
-    return config
+    return smoke_config(tmp_path / "data", overrides)
 
 
 def test_task_order_is_epochs_of_shuffles_without_a_gap():
@@ -58,8 +51,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, overrides, message):
 
 
 def test_unknown_options_and_impossible_tasks_are_refused(tmp_path):
-    config = desk_config(tmp_path)
-    config.env.options = {"sead": 0}
+    config = desk_config(tmp_path, **{"env.options": {"sead": 0}})
     with pytest.raises(UserError, match="env.options do not fit environment 'desk'.*sead"):
         Session.open(config).tasks("train")
 
@@ -87,9 +79,13 @@ def test_the_chat_follows_checkpoint_and_config(tmp_path):
             "'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n' ~ (enable_thinking, mood) }}"
         )
     )
-    changes = {"policy.path": str(folder), "enable_thinking": False, "history": "template"}
+    changes = {
+        "policy.path": str(folder),
+        "chat.enable_thinking": False,
+        "chat.history": "template",
+        "chat.template_kwargs": {"mood": "calm"},
+    }
     config = desk_config(tmp_path, **changes)
-    config.chat.template_kwargs.mood = "calm"
     chat = Session.open(config).chat
     assert chat.stop_ids == (ids["<|im_end|>"], ids["<|endoftext|>"]) and chat.deviation is None
     prompt = chat.prompt([{"role": "user", "content": "Go."}])
@@ -106,12 +102,12 @@ def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
     changes = {
         "lora.rank": rank,
         "mesh.data": 1,
-        "batch.layout": "rows" if rank else "branches",
+        "batch.layout": "separate" if rank else "branches",
         "batch.rows_per_device": 5,
     }
     session = Session.open(desk_config(tmp_path, **changes))
-    whole = session.weights(session.trained)
-    assert session.shapes.rows == 5 and session.shapes.trunk == (rank == 0)
+    whole, shapes = session.weights(session.trained), session.algorithm.batch_shapes(session.mesh)
+    assert shapes.batch_size == 5 and shapes.trunk == (rank == 0)
     if rank == 0:
         assert session.frozen is None and session.policy.lora is None and whole is session.trained
     else:
@@ -122,6 +118,5 @@ def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
 
 def test_prompts_that_never_fit_end_the_run_with_a_clear_line(tmp_path):
     session = Session.open(desk_config(tmp_path, **{"rollout.context": 20}))
-    tasks = session.tasks("eval")
     with pytest.raises(UserError, match="longer than rollout.context = 20"):
-        session.play(session.weights(session.trained), [tasks[0]], 2, step=0)
+        session.play(session.weights(session.trained), session.tasks("eval", 1), 2, step=0)

@@ -18,44 +18,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from hintsd_jax import train as training
 from hintsd_jax.errors import UserError
-from hintsd_jax.runs.alarms import NOT_FINITE, Alarm
 from hintsd_jax.runs.metrics import read_metrics
+from hintsd_jax.train import train
 from tests.chat_server import serving
+from tests.configs import TINY, tiny_config
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 REPO = Path(__file__).parents[1]
-CONFIG = """
-from hintsd_jax.configs import desk_smoke
-
-def get_config():
-    config = desk_smoke.get_config()
-    config.env.data_dir = {data!r}
-    config.tasks.tasks_per_step, config.tasks.rollouts, config.rollout.slots = 3, 2, 6
-    config.eval.every, config.eval.tasks, config.eval.rollouts, config.eval.test_tasks = 2, 3, 2, 4
-    config.optim.steps, config.checkpoint.every = 4, 1
-    return config
-"""
-KEYS = [
-    "rollout/success",
-    "rollout/tokens",
-    "rollout/steps",
-    "hindsight/failed_episodes",
-    "hindsight/readable_answers",
-    "hindsight/targets",
-    "hindsight/mean_target_step",
-    "train/loss",
-    "train/tokens",
-    "train/entropy",
-    "train/grad_norm",
-    "time/rollout",
-    "time/analysis",
-    "time/update",
-    "time/step",
-    "compile/count",
-    "memory/peak_bytes",
-]
 
 
 def comparable(path):
@@ -71,30 +41,17 @@ def weights(path):
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
-    (folder / "tiny.py").write_text(CONFIG.format(data=str(folder / "data")))
-    return folder / "tiny.py"
+def read_episodes(path, step):
+    return [json.loads(line) for line in (path / "episodes" / f"step_{step:06d}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def config(config_file):
-    namespace = {}
-    exec(config_file.read_text(), namespace)
-    return namespace["get_config"]()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_the_repository():
-    before = os.getcwd()
-    os.chdir(REPO)  # configs name the policy by a relative path
-    yield
-    os.chdir(before)
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(data_dir, tmp_path_factory):
     """A run from beginning to end; others are compared with it. What it printed, and what jax compiled, stands beside
     it.
     """
@@ -106,17 +63,16 @@ def finished(config, tmp_path_factory):
     logger.addHandler(listener)
     jax.clear_caches()  # of this process: another file may have had the same programs
     with jax.log_compiles(), contextlib.redirect_stderr(printed):
-        training.train(config, str(path))
+        train(tiny_config(data_dir), str(path))
     logger.removeHandler(listener)
     (path / "compiled.json").write_text(json.dumps(compiled))
     (path / "printed.txt").write_text(printed.getvalue())
     return path
 
 
-def test_a_run_leaves_its_record(finished, config):
+def test_a_run_leaves_its_record(finished):
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert all(key in row for row in rows[1:] for key in KEYS)
     assert [row["step"] for row in rows if "eval/avg@2" in row] == [0, 2, 4]
     assert any("hindsight/precision" in row and "hindsight/recall" in row for row in rows[1:])
     assert sum(row["hindsight/targets"] for row in rows[1:]) > 0 and sum(row["train/tokens"] for row in rows[1:]) > 0
@@ -126,6 +82,24 @@ def test_a_run_leaves_its_record(finished, config):
     assert np.shape(held_out["before"]["success"]) == np.shape(held_out["after"]["success"]) == (4, 2)
     assert "test Avg@2" in (finished / "result.md").read_text()
     assert list((finished / "tensorboard").iterdir())
+
+
+def glossary_patterns():
+    """The metric names of docs/metrics.md; a <word> stands for one of its own."""
+    names = re.findall(r"`([a-z@<>_]+/[a-z@<>_/]+)`", (REPO / "docs" / "metrics.md").read_text())
+    return [
+        re.compile(re.sub(r"<\w+>", r"[\\w ]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")))
+        for name in names
+    ]
+
+
+def test_every_metric_is_explained(finished, arms):
+    rows = [row for path in (finished, *arms.values()) for row in read_metrics(path / "metrics.jsonl")]
+    held_out = json.loads((finished / "held_out.json").read_text())["after"]["metrics"]
+    written = {name for row in (*rows, held_out) for name in row} - {"step"}
+    patterns = glossary_patterns()
+    assert len(written) > 60
+    assert [name for name in sorted(written) if not any(pattern.fullmatch(name) for pattern in patterns)] == []
 
 
 def test_the_programs_are_as_many_as_it_said(finished):
@@ -145,154 +119,143 @@ def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
     """Invariant 2 on the real thing: what the analyser and the environment know stands in no episode's tokens."""
     targets = 0
     for step in range(1, 5):
-        records = [
-            json.loads(line) for line in (finished / "episodes" / f"step_{step:06d}.jsonl").read_text().splitlines()
-        ]
-        assert len(records) == 6
-        for record in records:
-            assert len(record["logprobs"]) == sum(s["stop"] - s["start"] for s in record["steps"])
-            assert record["success"] == (record["terminated"] and record["reward"] >= 1)
-            assert (record["hindsight"] is None) == record["success"]
-            seen = " ".join(
-                [m["content"] for m in record["prompt_messages"]] + [s["observation"] for s in record["steps"]]
-            )
-            assert "Use " not in seen and "Call notify" not in seen
-            targets += len(record["hindsight"]["targets"]) if record["hindsight"] else 0
-            assert [span["step"] for span in record["trained"]] == [
-                t["step"] for t in (record["hindsight"] or {"targets": []})["targets"]
-            ]
-            for span in record["trained"]:
-                action = record["steps"][span["step"] - 1]
+        episodes = read_episodes(finished, step)
+        assert len(episodes) == 6
+        for episode in episodes:
+            assert len(episode["logprobs"]) == sum(s["stop"] - s["start"] for s in episode["steps"])
+            assert episode["success"] == (episode["terminated"] and episode["reward"] >= 1)
+            assert (episode["hindsight"] is None) == episode["success"]
+            texts = [m["content"] for m in episode["prompt_messages"]] + [s["observation"] for s in episode["steps"]]
+            assert "Use " not in " ".join(texts) and "Call notify" not in " ".join(texts)
+            named = (episode["hindsight"] or {"targets": []})["targets"]
+            targets += len(named)
+            assert [span["step"] for span in episode["trained"]] == [target["step"] for target in named]
+            for span in episode["trained"]:
+                action = episode["steps"][span["step"] - 1]
                 lengths = {len(span[name]) for name in ("pieces", "divergence", "teacher_gap", "teacher_best")}
-                assert lengths == {action["stop"] - action["start"]} and "".join(span["pieces"]).startswith(
-                    action["text"]
-                )
+                assert lengths == {action["stop"] - action["start"]}
+                assert "".join(span["pieces"]).startswith(action["text"])
                 assert min(span["divergence"]) >= 0 and "advantage" not in span
     assert targets == sum(row["hindsight/targets"] for row in read_metrics(finished / "metrics.jsonl")[1:])
 
 
-def test_a_killed_run_continues_as_if_it_had_not_been(finished, config, config_file, tmp_path):
+def test_a_killed_run_continues_as_if_it_had_not_been(finished, data_dir, tmp_path):
     """Killed in the middle of an update, the save of the step before still unfinished; benchmarks/resume.py has nine
     moments more.
     """
-    command = [
-        sys.executable,
-        "benchmarks/resume.py",
-        "--die=commit",
-        "--",
-        f"--config={config_file}",
-        f"--workdir={tmp_path / 'killed'}",
-    ]
+    settings = {**TINY, "env.data_dir": data_dir}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "benchmarks/resume.py", "--die=commit", "--", "--config=desk_smoke", *flags]
+    command.append(f"--workdir={tmp_path / 'killed'}")
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     first = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
     assert first.returncode == -signal.SIGKILL, first.stderr
     left = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
     assert "1" in left and any("tmp" in name for name in left) and "4" not in left
-    training.train(config, str(tmp_path / "killed"))
+    # As the process before resolved it from the repository.
+    train(tiny_config(data_dir, {"policy.path": stored_policy_path(tmp_path / "killed")}), str(tmp_path / "killed"))
     assert comparable(tmp_path / "killed") == comparable(finished)
     assert weights(tmp_path / "killed") == weights(finished)
     for file in (finished / "episodes").iterdir():
         assert (tmp_path / "killed" / "episodes" / file.name).read_bytes() == file.read_bytes()
     assert not (finished / "journal").exists() and not (tmp_path / "killed" / "journal").exists()  # nothing timed out
-    assert json.loads((tmp_path / "killed" / "held_out.json").read_text()) == json.loads(
-        (finished / "held_out.json").read_text()
-    )
+    held_out = [json.loads((path / "held_out.json").read_text()) for path in (tmp_path / "killed", finished)]
+    assert held_out[0] == held_out[1]
 
 
-def arm(config, path, overrides):
-    """One update with these overrides: its row, its records, its table."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides})
-    training.train(config, str(path))
-    row = read_metrics(path / "metrics.jsonl")[-1]
-    records = [json.loads(line) for line in (path / "episodes" / "step_000001.jsonl").read_text().splitlines()]
-    return row, records, (path / "result.md").read_text()
+def stored_policy_path(workdir):
+    return json.loads((workdir / "config.json").read_text())["config"]["policy"]["path"]
 
 
 MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6}  # six rollouts of one task, which do not all end alike
+ARMS = {
+    "openclaw_rl": {"algorithm": "openclaw_rl", "hindsight.max_tokens": 64},
+    "sdpo": {"algorithm": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},
+    "hint_sd+grpo": {
+        "algorithm": "hint_sd+grpo",
+        "hindsight.select": "random",
+        "hindsight.max_targets": 1,
+        "hindsight.analyser": "student",
+        **MIXED,
+    },
+    "grpo": {"algorithm": "grpo", **MIXED},
+    "rejection_sampling": {"algorithm": "rejection_sampling", **MIXED},
+    # the environment's report, read at the start, with a learning rate of 0
+    "privileged": {
+        "hindsight.analyser": "environment",
+        "hindsight.feedback_position": "start",
+        "optim.lr": 0.0,
+        "loss.mean_of_micro_means": True,
+    },
+}
 
 
-def trained(records):
-    """(record, span) of all actions that were trained on."""
-    return [(record, span) for record in records for span in record["trained"]]
+@pytest.fixture(scope="module")
+def arms(data_dir, tmp_path_factory):
+    """One update of each algorithm, by its name: the workdir."""
+    root = tmp_path_factory.mktemp("arms")
+    for name, overrides in ARMS.items():
+        one_update = {"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides}
+        train(tiny_config(data_dir, one_update), str(root / name))
+    return {name: root / name for name in ARMS}
 
 
-def test_dense_judges_every_step_and_its_advantage_has_the_judges_reward(config, tmp_path):
-    row, records, table = arm(config, tmp_path / "dense", {"method": "dense", "hindsight.max_tokens": 64})
-    assert (
-        row["hindsight/questions"]
-        == sum(len(record["steps"]) for record in records)
-        == row["rollout/episodes"] * row["rollout/steps"]
-    )
-    for record in records:
-        rewards = record["hindsight"]["rewards"]
-        assert len(rewards) == len(record["steps"]) and set(rewards) <= {-1.0, 0.0, 1.0}
-        assert [span["step"] for span in record["trained"]] == [n for n, reward in enumerate(rewards, 1) if reward]
-    for record, span in trained(records):
-        assert set(span["advantage"]) == {record["hindsight"]["rewards"][span["step"] - 1]}
-    assert "every step, judged alone" in table
+def results(path):
+    """The row, the episodes and the table of a run of one update."""
+    return read_metrics(path / "metrics.jsonl")[-1], read_episodes(path, 1), (path / "result.md").read_text()
 
 
-def test_sdpo_trains_whole_episodes_under_one_advice(config, tmp_path):
-    row, records, _ = arm(
-        config,
-        tmp_path / "sdpo",
-        {"method": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},
-    )
+def test_openclaw_rl_judges_every_step_and_its_advantage_has_the_verdict(arms):
+    row, episodes, table = results(arms["openclaw_rl"])
+    steps = sum(len(episode["steps"]) for episode in episodes)
+    assert row["hindsight/questions"] == steps == row["rollout/episodes"] * row["rollout/steps"]
+    for episode in episodes:
+        verdicts = episode["hindsight"]["verdicts"]
+        assert len(verdicts) == len(episode["steps"]) and set(verdicts) <= {-1.0, 0.0, 1.0}
+        assert [span["step"] for span in episode["trained"]] == [n for n, verdict in enumerate(verdicts, 1) if verdict]
+        for span in episode["trained"]:
+            assert set(span["advantage"]) == {verdicts[span["step"] - 1]}
+    assert "every step, judged alone" in table and "train/divergence" not in row
+
+
+def test_sdpo_trains_whole_episodes_under_one_message(arms):
+    row, episodes, _ = results(arms["sdpo"])
     assert row["train/teacher_scored_tokens"] == row["train/tokens"] > 0 and row["train/divergence"] > 0
-    assert sum(bool(record["trained"]) for record in records) == 6 - row.get("train/dropped/no_advice", 0)
-    for record in records:
-        assert [span["step"] for span in record["trained"]] in ([], list(range(1, len(record["steps"]) + 1)))
+    assert sum(bool(episode["trained"]) for episode in episodes) == 6 - row.get("train/dropped/no_feedback", 0)
+    for episode in episodes:
+        assert [span["step"] for span in episode["trained"]] in ([], list(range(1, len(episode["steps"]) + 1)))
     assert row["hindsight/failed_episodes"] >= row["hindsight/questions"]
 
 
-def test_grpo_and_hint_sd_add_up(config, tmp_path):
-    overrides = {"method": "hint_sd+grpo", "hindsight.select": "random", "hindsight.max_targets": 1} | MIXED
-    row, records, _ = arm(config, tmp_path / "both", overrides)
-    assert (
-        0 < row["train/teacher_scored_tokens"] < row["train/tokens"]
-        and row["hindsight/questions"] == row["hindsight/failed_episodes"]
-    )
-    by_task = {}
-    for record in records:
-        by_task.setdefault(record["task_id"], []).append(record)
-    for rollouts in by_task.values():
-        mixed = len({record["success"] for record in rollouts}) == 2
-        for record in rollouts:
-            reinforced = [span for span in record["trained"] if "advantage" in span]
-            assert len(reinforced) == (len(record["steps"]) if mixed else 0)
-            assert all((span["advantage"][0] > 0) == record["success"] for span in reinforced)
+def test_grpo_and_hint_sd_add_up(arms):
+    row, episodes, _ = results(arms["hint_sd+grpo"])
+    assert 0 < row["train/teacher_scored_tokens"] < row["train/tokens"]
+    assert row["hindsight/questions"] == row["hindsight/failed_episodes"]
+    assert len({episode["success"] for episode in episodes}) == 2
+    for episode in episodes:
+        reinforced = [span for span in episode["trained"] if "advantage" in span]
+        assert len(reinforced) == len(episode["steps"])
+        assert all((span["advantage"][0] > 0) == episode["success"] for span in reinforced)
 
 
-def test_grpo_needs_no_teacher(config, tmp_path):
-    row, _, table = arm(config, tmp_path / "grpo", {"method": "grpo"} | MIXED)
-    assert row["train/teacher_tokens"] == row["hindsight/questions"] == row["hindsight/privileged"] == 0
-    assert row["train/tokens"] > 0 and row["train/clip_fraction"] == 0 and "analyser" not in table
+def test_what_learns_from_outcomes_alone_needs_no_teacher(arms):
+    for name in ("grpo", "rejection_sampling"):
+        row, episodes, table = results(arms[name])
+        assert row["train/teacher_tokens"] == row["hindsight/questions"] == row["hindsight/privileged"] == 0
+        assert row["train/tokens"] > 0 and "analyser" not in table
+        trained = {bool(episode["trained"]) for episode in episodes if not episode["success"]}
+        assert trained == {name == "grpo"}
+    assert results(arms["grpo"])[0]["train/clip_fraction"] == 0
 
 
-def test_the_environment_with_feedback_at_the_start_is_privileged(config, tmp_path):
-    row, _, table = arm(
-        config, tmp_path / "env", {"hindsight.analyser": "environment", "hindsight.feedback_position": "start"}
-    )
+def test_the_environments_report_is_privileged_and_without_a_learning_rate_nothing_changes(arms):
+    row, _, table = results(arms["privileged"])
     assert row["hindsight/privileged"] == 1 and row["hindsight/precision"] == 1.0 and row["train/tokens"] > 0
     assert "PRIVILEGED" in table and "feedback at the start" in table
+    assert row["eval/avg@2"] == read_metrics(arms["privileged"] / "metrics.jsonl")[0]["eval/avg@2"]
 
 
-def test_without_a_learning_rate_nothing_changes(config, tmp_path):
-    overrides = {
-        "hindsight.analyser": "policy",
-        "hindsight.select": "oracle",
-        "optim.lr": 0.0,
-        "loss.mean_of_micro_means": True,
-    }
-    row, _, table = arm(config, tmp_path / "still", overrides)
-    assert row["eval/avg@2"] == read_metrics(tmp_path / "still" / "metrics.jsonl")[0]["eval/avg@2"]
-    assert (
-        row["hindsight/privileged"] == 1 and "oracle, at most 3 an episode, feedback at the target (PRIVILEGED" in table
-    )
-
-
-def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(config, tmp_path):
+def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(data_dir, tmp_path):
     """The same command goes on, and asks the server nothing that it has answered before."""
     path, answers = tmp_path / "asked", iter(range(10**6))
 
@@ -306,23 +269,16 @@ def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(config, 
             "endpoint.url": server.url,
             "endpoint.model": "m",
             "endpoint.concurrency": 1,
+            "alarms.action": "stop",
+            "alarms.patience": 1,
+            "alarms.min_success": 1.0,
         }
-        options |= {"alarms.action": "stop", "alarms.patience": 1, "alarms.min_success": 1.0}
+        config = tiny_config(data_dir, {"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **options})
         with pytest.raises(UserError, match=r"stopped at step 1 by alarm min_success \(.*; step 1 is saved"):
-            arm(config, path, options)
+            train(config, str(path))
         first, asked = read_metrics(path / "metrics.jsonl")[-1], len(server.requests)
         assert first["alarm/min_success"] == 1 and first["endpoint/calls"] == asked == first["hindsight/questions"] > 1
         assert first["hindsight/dropped/unparsable"] == (asked + 1) // 2
         assert server.requests[0].body["temperature"] == 0.6 and "Find the steps" in server.requests[0].question
-        arm(config, path, options)  # nothing is left to do but the last table
+        train(config, str(path))  # nothing is left to do but the last table
         assert len(server.requests) == asked
-
-
-def test_what_alarms_do():
-    low, broken = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
-    for action, raised, says, scale in (
-        ("note", [low, broken], "", 1.0), ("stop", [low], "min_entropy (low)", 1.0), ("halve_lr", [low], "", 0.5),
-        ("halve_lr", [low, broken], "not_finite (nan)", 1.0), ("halve_lr", [], "", 1.0), ("stop", [], "", 1.0),
-    ):  # fmt: skip
-        counters = {"lr_scale": 1.0}
-        assert (training.heed(raised, action, counters), counters["lr_scale"]) == (says, scale)

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 
 PyTree = Any
@@ -51,6 +52,11 @@ class Checkpoints:
         steps = self._manager.all_steps()
         for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
             self._manager.delete(step)
+
+    @classmethod
+    def open(cls, workdir: Path, config: Config) -> "Checkpoints":
+        """The checkpoints of a run's workdir, kept as its config says."""
+        return cls(workdir / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
 
     def save(
         self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None

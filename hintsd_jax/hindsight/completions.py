@@ -37,8 +37,8 @@ class Reply:
     """What came of one request.
 
     text: the answer; None: there is none, `reason` is one of the four above and `detail` one line for people.
-    again: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before that.
-    stop: where set, the line that ends the run: nothing will work until somebody mends it.
+    retryable: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before that.
+    stop: where set, the line that ends the run: nothing will work until somebody repairs it.
     prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does
     not.
     """
@@ -46,7 +46,7 @@ class Reply:
     text: str | None = None
     reason: str = ""
     detail: str = ""
-    again: bool = False
+    retryable: bool = False
     wait_s: float = 0.0
     stop: str = ""
     prompt_tokens: int = 0
@@ -107,12 +107,12 @@ class ChatServer:
             error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
         )
         if isinstance(cause, TimeoutError):
-            return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", again=True)
+            return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", retryable=True)
         detail = f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ssl.SSLCertVerificationError):
             stop = f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend endpoint.url"
             return Reply(reason=ERROR, detail=detail, stop=stop)
-        return Reply(reason=ERROR, detail=detail, again=True)
+        return Reply(reason=ERROR, detail=detail, retryable=True)
 
     def _read(self, status: int, headers: Mapping[str, str], content: bytes, messages: Sequence[Message]) -> Reply:
         if 200 <= status < 300:
@@ -120,7 +120,7 @@ class ChatServer:
         detail = f"HTTP {status}: {_said(content)}"
         if status >= 500 or status in _AGAIN:
             reason = ERROR if status >= 500 else REFUSED
-            return Reply(reason=reason, detail=detail, again=True, wait_s=_retry_after(headers.get("Retry-After", "")))
+            return Reply(reason=reason, detail=detail, retryable=True, wait_s=_retry_after(headers.get("Retry-After", "")))
         return Reply(
             reason=REFUSED if status >= 400 else ERROR, detail=detail, stop=self._stop(status, headers, detail)
         )
@@ -162,11 +162,11 @@ def _checked(url: str) -> tuple[str, str]:
 def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
     """The text of a reply with status 2xx, or why there is none. A garbled one may be followed by a better one."""
     if len(content) > MAX_BYTES:
-        return Reply(reason=GARBAGE, detail=f"an answer of more than {MAX_BYTES} bytes", again=True)
+        return Reply(reason=GARBAGE, detail=f"an answer of more than {MAX_BYTES} bytes", retryable=True)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        return Reply(reason=GARBAGE, detail=f"not JSON ({type(error).__name__}): {_said(content)}", again=True)
+        return Reply(reason=GARBAGE, detail=f"not JSON ({type(error).__name__}): {_said(content)}", retryable=True)
     usage = value.get("usage") if isinstance(value, dict) else None
     prompt, completion = (
         _count(usage.get(name) if isinstance(usage, dict) else None) for name in ("prompt_tokens", "completion_tokens")
@@ -178,7 +178,7 @@ def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
     if not isinstance(text, str):
         detail = f"no text in choices[0].message.content: {_said(content)}"
         return Reply(
-            reason=GARBAGE, detail=detail, again=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0
+            reason=GARBAGE, detail=detail, retryable=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0
         )
     text = text.encode(
         "utf-8", "replace"

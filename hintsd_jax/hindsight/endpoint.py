@@ -7,7 +7,7 @@ line: a key or a path that no request can do without, and `max_failures` questio
 Invariants: an outcome is in the journal before it is used, and a step that is done again reads it there and sends
 nothing. Outcomes are taken in the order of the questions, and a question goes out only when the one `concurrency`
 places before it is settled: so budgets and failures in a row follow from the outcomes, not from who was quicker. What
-ends the run is not put down: the same command, when the server is back, asks that question again.
+ends the run is not written down: the same command, when the server is back, asks that question again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Outcome:
 
 
 @dataclasses.dataclass
-class _Asked:
+class _Pending:
     """A question under way. calls: the most requests that it may send. outcome: from the journal or from the server,
     once it is there.
     """
@@ -104,15 +104,15 @@ class Endpoint:
         if len({question.name for question in questions}) < len(questions):
             raise ValueError("two questions have the same name")
         answers = Answers([], Counter())
-        window: collections.deque[_Asked] = collections.deque()  # asked and not settled, in order
+        window: collections.deque[_Pending] = collections.deque()  # pending and not settled, in order
         arrivals: queue.SimpleQueue = queue.SimpleQueue()
         stop = threading.Event()
 
         def settle() -> None:
-            asked = window.popleft()
-            while asked.outcome is None:
+            pending = window.popleft()
+            while pending.outcome is None:
                 _take(arrivals.get())
-            self._settle(asked, answers, journal)
+            self._settle(pending, answers, journal)
 
         try:
             for question in questions:
@@ -125,74 +125,74 @@ class Endpoint:
                 if known is None:
                     window.append(self._begin(question, calls, arrivals, stop))
                 else:  # in the same way, but for the sending: what is asked after it is decided as it was
-                    window.append(_Asked(question, max(calls, known["calls"]), _Outcome(**known), journalled=True))
+                    window.append(_Pending(question, max(calls, known["calls"]), _Outcome(**known), journalled=True))
             while window:
                 settle()
         finally:
             stop.set()  # after an exception nobody waits for the others: they send no more
         return answers
 
-    def _calls_left(self, window: Sequence[_Asked]) -> int:
+    def _calls_left(self, window: Sequence[_Pending]) -> int:
         """The requests that the next question may send, when those under way send all that they may."""
         wanted = 1 + self.config.retries
         if not self.config.max_calls:
             return wanted
-        return max(0, min(wanted, self.config.max_calls - self.used["calls"] - sum(asked.calls for asked in window)))
+        return max(0, min(wanted, self.config.max_calls - self.used["calls"] - sum(pending.calls for pending in window)))
 
-    def _begin(self, question: Question, calls: int, arrivals: queue.SimpleQueue, stop: threading.Event) -> _Asked:
+    def _begin(self, question: Question, calls: int, arrivals: queue.SimpleQueue, stop: threading.Event) -> _Pending:
         for name, limit, spent in (
             ("calls", self.config.max_calls, not calls),
             ("tokens", self.config.max_tokens, self.used["tokens"] >= self.config.max_tokens),
         ):
             if limit and spent:
                 detail = f"endpoint.max_{name} = {limit} are used up"
-                return _Asked(question, 0, _Outcome(None, OVER_BUDGET, detail, 0, 0, 0))
-        asked = _Asked(question, calls)
+                return _Pending(question, 0, _Outcome(None, OVER_BUDGET, detail, 0, 0, 0))
+        pending = _Pending(question, calls)
 
         def work() -> None:
             try:
-                arrivals.put((asked, *self._attempt(question, calls, stop)))
+                arrivals.put((pending, *self._attempt(question, calls, stop)))
             except BaseException as error:  # a bug: raised again where the outcome is waited for
-                arrivals.put((asked, None, error))
+                arrivals.put((pending, None, error))
 
         threading.Thread(target=work, name="endpoint", daemon=True).start()
-        return asked
+        return pending
 
     def _attempt(self, question: Question, calls: int, stop: threading.Event) -> tuple[_Outcome, str]:
         """The outcome, and the line that ends the run ("" where it goes on)."""
-        made = prompt_tokens = completion_tokens = 0
+        sent = prompt_tokens = completion_tokens = 0
         while True:
             reply = self._server.ask(question.messages)
-            made += 1
+            sent += 1
             prompt_tokens, completion_tokens = (
                 prompt_tokens + reply.prompt_tokens,
                 completion_tokens + reply.completion_tokens,
             )
-            if not reply.again or made == calls or stop.wait(self._wait_s(question.name, made, reply)):
+            if not reply.retryable or sent == calls or stop.wait(self._wait_s(question.name, sent, reply)):
                 return _Outcome(
-                    reply.text, reply.reason, reply.detail, made, prompt_tokens, completion_tokens
+                    reply.text, reply.reason, reply.detail, sent, prompt_tokens, completion_tokens
                 ), reply.stop
 
-    def _wait_s(self, name: str, made: int, reply: Reply) -> float:
+    def _wait_s(self, name: str, sent: int, reply: Reply) -> float:
         """Seconds before the next request: doubled each time, at least what the server asks for, and, so that questions
         that failed together do not come back together, up to half less; by how much follows from the question."""
-        draw = int.from_bytes(hashlib.sha256(f"{name} {made}".encode("utf-8", "replace")).digest()[:4]) / 2**32
-        backoff = self.config.backoff_s * 2.0 ** min(made - 1, 30) * (1.0 - draw / 2)
+        draw = int.from_bytes(hashlib.sha256(f"{name} {sent}".encode("utf-8", "replace")).digest()[:4]) / 2**32
+        backoff = self.config.backoff_s * 2.0 ** min(sent - 1, 30) * (1.0 - draw / 2)
         return min(max(backoff, reply.wait_s), LONGEST_WAIT_S)
 
-    def _settle(self, asked: _Asked, answers: Answers, journal: Journal | None) -> None:
+    def _settle(self, pending: _Pending, answers: Answers, journal: Journal | None) -> None:
         """Counts an outcome, puts it down, and only then gives it away."""
-        outcome = asked.outcome
+        outcome = pending.outcome
         failures = self.used["failures_in_a_row"]
         if outcome.reason != OVER_BUDGET:
             failures = 0 if outcome.text is not None else failures + 1
         if failures >= self.config.max_failures:
             raise UserError(
                 f"{failures} questions in a row got no answer from {self._server.shown} (the last: {outcome.detail}):"
-                " see to the server and start again, or raise endpoint.max_failures"
+                " check the server and start again, or raise endpoint.max_failures"
             )
-        if journal is not None and not asked.journalled:
-            journal.put(*_key(asked.question), value=dataclasses.asdict(outcome))
+        if journal is not None and not pending.journalled:
+            journal.put(*_key(pending.question), value=dataclasses.asdict(outcome))
         self.used = {
             "calls": self.used["calls"] + outcome.calls,
             "tokens": self.used["tokens"] + outcome.prompt_tokens + outcome.completion_tokens,
@@ -206,12 +206,12 @@ class Endpoint:
 
 def _take(arrival: tuple) -> None:
     """Gives an arrived outcome to its question; what ends the run ends it now, whoever else is still waited for."""
-    asked, outcome, end = arrival
+    pending, outcome, end = arrival
     if isinstance(end, BaseException):
         raise end
     if end:
         raise UserError(end)
-    asked.outcome = outcome
+    pending.outcome = outcome
 
 
 def _key(question: Question) -> tuple[str, str, str]:

@@ -39,7 +39,7 @@ def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int |
     except (ValueError, RecursionError) as error:
         return Parsed((), f"{type(error).__name__}: {error}", {"unparsable": 1})
     allowed = range(1, num_steps + 1) if only_step is None else (only_step,)
-    found: dict[int, Target] = {}
+    by_step: dict[int, Target] = {}
     dropped: Counter[str] = Counter()
     for entry in entries:
         entry = entry if isinstance(entry, dict) else {}
@@ -48,11 +48,11 @@ def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int |
             dropped["bad_step"] += 1
         elif not isinstance(feedback, str) or not feedback.strip():
             dropped["empty_feedback"] += 1
-        elif step in found:
+        elif step in by_step:
             dropped["repeated_step"] += 1
         else:
-            found[step] = Target(step, _encodable(feedback.strip()))
-    targets = sorted(found.values())
+            by_step[step] = Target(step, _encodable(feedback.strip()))
+    targets = sorted(by_step.values())
     if len(targets) > max_targets:
         dropped["over_limit"] = len(targets) - max_targets
     return Parsed(tuple(targets[:max_targets]), None, dict(dropped))

@@ -67,7 +67,7 @@ def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, c
             prompt = chat.prompt(question.messages).ids
             if len(prompt) + sampling.max_tokens <= context:
                 jobs[n] = _Generation(prompt, question.key, sampling, context)
-        tokens = engine.run(params, list(jobs.values())).sampled
+        tokens = engine.run(params, list(jobs.values())).sampled_tokens
         texts = [chat.decode(jobs[n].ids) if n in jobs else None for n in range(len(questions))]
         missing = len(questions) - len(jobs)
         return Answers(texts, Counter({"prompt_too_long": missing} if missing else {}), tokens)

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import ml_collections
-
 import hintsd_jax
-from hintsd_jax.config.schema import NOT_OF_A_RUN, flatten
+from hintsd_jax.config.edge import flatten
+from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.journal import Journal
 
@@ -75,7 +74,7 @@ class Workdir:
     def open(
         cls,
         path: str | os.PathLike,
-        config: ml_collections.ConfigDict,
+        config: Config,
         *,
         may_differ: tuple[str, ...] = (),
         benchmark: str = "",
@@ -168,7 +167,7 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def _settle_config(path: Path, config: ml_collections.ConfigDict, may_differ: tuple[str, ...], benchmark: str) -> bool:
+def _settle_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> bool:
     """Writes or compares `config.json`; returns whether it was there already."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
     stored = None

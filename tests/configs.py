@@ -1,0 +1,35 @@
+"""Typed configs for tests: the shortest run on Desk, with overrides by dotted key."""
+
+from pathlib import Path
+from typing import Any
+
+from hintsd_jax.config.build import build
+from hintsd_jax.config.schema import Config
+from hintsd_jax.configs import desk_smoke
+
+POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
+
+
+def smoke_config(data_dir: Path, overrides: dict[str, Any] | None = None) -> Config:
+    """`configs/desk_smoke.py`; task sets are kept in `data_dir`."""
+    config = desk_smoke.get_config()
+    config.policy.path, config.env.data_dir = str(POLICY), str(data_dir)
+    config.update_from_flattened_dict(overrides or {})
+    return build(config)
+
+
+TINY = {  # four updates on six episodes each
+    "tasks.tasks_per_step": 3,
+    "tasks.rollouts": 2,
+    "rollout.slots": 6,
+    "eval.every": 2,
+    "eval.tasks": 3,
+    "eval.rollouts": 2,
+    "eval.test_tasks": 4,
+    "optim.steps": 4,
+    "checkpoint.every": 1,
+}
+
+
+def tiny_config(data_dir: Path, overrides: dict[str, Any] | None = None) -> Config:
+    return smoke_config(data_dir, TINY | (overrides or {}))

@@ -115,7 +115,7 @@ MOMENTS = {
 }  # fmt: skip
 PHASES = {
     "rollout": "hintsd_jax.session:Session.play",
-    "analysis": "hintsd_jax.train:look_back",
+    "analysis": "hintsd_jax.hindsight.analyser:ModelAnalyser.review",
     "update": "hintsd_jax.train:update",
 }
 

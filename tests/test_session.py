@@ -117,6 +117,10 @@ def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
 
 
 def test_prompts_that_never_fit_end_the_run_with_a_clear_line(tmp_path):
-    session = Session.open(desk_config(tmp_path, **{"rollout.context": 20}))
+    session = Session.open(
+        desk_config(
+            tmp_path, **{"rollout.context": 20, "rollout.max_action_tokens": 8, "rollout.prefill_buckets": (16,)}
+        )
+    )
     with pytest.raises(UserError, match="longer than rollout.context = 20"):
         session.play(session.weights(session.trained), session.tasks("eval", 1), 2, step=0)

@@ -98,7 +98,7 @@ def test_every_metric_is_explained(finished, arms):
     held_out = json.loads((finished / "held_out.json").read_text())["after"]["metrics"]
     written = {name for row in (*rows, held_out) for name in row} - {"step"}
     patterns = glossary_patterns()
-    assert len(written) > 60
+    assert len(written) > 50
     assert [name for name in sorted(written) if not any(pattern.fullmatch(name) for pattern in patterns)] == []
 
 

@@ -1,13 +1,13 @@
 """HINT-SD on BFCL v3 with the paper's released settings: Qwen3-4B-Instruct-2507, LoRA, non-thinking, its split and
 dialogue format.
 
-Command:  make bfcl && python -m hintsd_jax.main --config=configs/bfcl_qwen3_4b.py --workdir=runs/bfcl_qwen3_4b
-          --mode=train --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
+Command:  make bfcl && hintsd-jax train --config=bfcl_qwen3_4b --workdir=runs/bfcl_qwen3_4b
+          --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
 Hardware: one accelerator of 80 GB, or a v5e-8 and larger; docs/tpu.md has what the compiler says of every program on
-          TPU, and --mode=plan what your devices would hold.
+          TPU, and `hintsd-jax plan` what your devices would hold.
 Expect:   not run yet: no weights were at hand. The paper reports, on the same 160 test tasks, Avg@4 from 25.9 % to 41.9
           % and Best@4 from 36.3 % to 48.8 %; 71 of those tasks have a twin in its training split (docs/bfcl.md), so use
-          configs/bfcl_qwen3_4b_clean.py to learn how well the method does.
+          bfcl_qwen3_4b_clean to learn how well the method does.
 
 Every setting that the paper releases is a default of `hintsd_jax.config.base`: 200 tasks, 2 a step, 15 epochs, 20 steps
 an episode.

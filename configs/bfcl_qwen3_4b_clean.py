@@ -1,12 +1,12 @@
-"""The same method as configs/bfcl_qwen3_4b.py on all four categories of BFCL v3 multi-turn, with splits that share no
-task, in the benchmark's own dialogue format and with its own limits.
+"""The same method as bfcl_qwen3_4b on all four categories of BFCL v3 multi-turn, with splits that share no task, in the
+benchmark's own dialogue format and with its own limits.
 
-Command:  make bfcl && python -m hintsd_jax.main --config=configs/bfcl_qwen3_4b_clean.py
-          --workdir=runs/bfcl_qwen3_4b_clean --mode=train --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
-Hardware: as configs/bfcl_qwen3_4b.py: the shapes of its programs are the same.
+Command:  make bfcl && hintsd-jax train --config=bfcl_qwen3_4b_clean --workdir=runs/bfcl_qwen3_4b_clean
+          --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
+Hardware: as bfcl_qwen3_4b: the shapes of its programs are the same.
 Expect:   not run yet: no weights were at hand. There is nothing to compare it with either: the paper reports no
-          leak-free split. The result has Avg@4 and Best@4 on 320 test tasks, as a whole and for each category, with 95
-          % intervals.
+          leak-free split. The result has Avg@4 and Best@4 on 320 test tasks, as a whole and for each category, with
+          95 % intervals.
 
 One category alone: --config.env.options.categories="('multi_turn_miss_func',)"
 """

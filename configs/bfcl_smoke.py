@@ -1,6 +1,6 @@
 """First contact with BFCL v3: two updates on real multi_turn_base tasks, with the embedded policy.
 
-Command:  make bfcl && python -m hintsd_jax.main --config=configs/bfcl_smoke.py --workdir=runs/bfcl_smoke --mode=train
+Command:  make bfcl && hintsd-jax train --config=bfcl_smoke --workdir=runs/bfcl_smoke
 Hardware: 2 CPU cores.
 Expect:   a success of zero or next to it: the embedded policy has never seen these tools. What it shows is that the
           same loop runs on the real tasks, with the benchmark's own scores.

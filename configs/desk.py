@@ -1,13 +1,12 @@
 """The main job: the embedded policy learns the Desk office by targeted hindsight self-distillation.
 
-Command:  python -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train   (or: make demo)
+Command:  hintsd-jax train --config=desk --workdir=runs/desk   (or: make demo)
 Hardware: 2 CPU cores, no accelerator.
-Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see
-benchmarks/results/compare_methods.md.
+Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see docs/desk.md.
 
-Other methods and controls are overrides: --config.algorithm=grpo, --config.hindsight.select=random, --config.optim.lr=0
-(nothing may rise), --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the ceiling); see
-docs/methods.md.
+Other algorithms and controls are overrides: --config.algorithm=grpo, --config.hindsight.select=random,
+--config.optim.lr=0 (nothing may rise), --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the
+ceiling); see docs/algorithms.md.
 """
 
 from hintsd_jax.config import base

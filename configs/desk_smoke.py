@@ -1,7 +1,6 @@
 """The shortest whole run: three updates on a handful of Desk tasks, to see that everything works.
 
-Command:  python -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train   (or: make
-smoke)
+Command:  hintsd-jax train --config=desk_smoke --workdir=runs/desk_smoke   (or: make smoke)
 Hardware: 2 CPU cores, under a minute.
 Expect:   three lines of progress and a last table; three updates on 16 episodes each are too few for a rise.
 """

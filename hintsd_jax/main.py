@@ -65,15 +65,17 @@ def parse(argv: Sequence[str]) -> Command:
     words, named = _take_config(words)
     _refuse_unknown_keys(words)
     config = None if named is None else files.load(named)
-    if config is not None:
-        config_flags.DEFINE_config_dict(
-            "config", config, FLAGS["config"], flag_values=values, sys_argv=["hintsd-jax", *words]
-        )
     try:
+        if config is not None:
+            config_flags.DEFINE_config_dict(
+                "config", config, FLAGS["config"], flag_values=values, sys_argv=["hintsd-jax", *words]
+            )
         rest = values(["hintsd-jax", *words])[1:]
     except flags.Error as error:
         raise UserError(str(error).strip().splitlines()[-1]) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections about an override
+    except (AttributeError, KeyError) as error:  # only groups that take any key come so far
+        raise UserError(f"unknown config key, to be given in the config file first: {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
         raise UserError(f"a --config. flag cannot be read: {error}") from error
     if rest and values["mode"].value != "report":
         known = f"; modes are {', '.join(MODES)}" if mode is None else ""

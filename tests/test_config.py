@@ -1,68 +1,81 @@
-"""The schema: sound defaults, locked keys, and every impossible setting named at once."""
+"""The schema: sound defaults, locked keys, every impossible setting named at once, and a page that says the same."""
 
-import importlib.util
 import math
 from pathlib import Path
 
 import ml_collections
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hintsd_jax.config import schema as schema
-from hintsd_jax.config.validation import validate
+from hintsd_jax.algorithms import ALGORITHMS
+from hintsd_jax.config import base, edge, files, reference
+from hintsd_jax.config.build import build
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.selectors import HINDSIGHT, SELECTORS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def sound():
-    config = schema.base()
+def edge_config(changes=()):
+    config = base()
     config.policy.path = "somewhere"
+    for key, value in dict(changes).items():
+        group, _, name = key.rpartition(".")
+        (config[group] if group else config)[name] = value
     return config
-
-
-def put(config, key, value):
-    group, _, name = key.rpartition(".")
-    (config[group] if group else config)[name] = value
 
 
 def problem(config) -> str:
     with pytest.raises(UserError) as caught:
-        validate(config)
+        build(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_defaults_need_only_a_policy():
-    assert problem(schema.base()) == "impossible config: policy.path is empty: name the folder of a Hugging Face policy"
-    validate(sound())
+    assert problem(base()) == "impossible config: policy.path is empty: name the folder of a Hugging Face policy"
+    build(edge_config())
 
 
 def test_defaults_are_the_released_settings():
-    flat = schema.flatten(validate(sound()))
+    flat = edge.flatten(build(edge_config()).to_dict())
     released = {
-        "optim.lr": 5e-6, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8, "optim.weight_decay": 0.0, "optim.clip_norm": 1.0,
-        "optim.schedule": "linear", "optim.warmup_steps": 0, "optim.ema_decay": 0.999, "rollout.temperature": 0.6, "rollout.top_p": 1.0,
-        "rollout.max_action_tokens": 1024, "rollout.context": 24576, "rollout.max_steps": 20, "hindsight.temperature": 0.6,
-        "hindsight.top_p": 0.95, "hindsight.max_tokens": 512, "hindsight.max_targets": 3, "hindsight.max_trajectory_chars": 12000,
-        "hindsight.analyser": "ema_teacher", "loss.top_k": 100, "loss.divergence": "reverse_kl", "tasks.rollouts": 4, "seed": 42,
+        "optim.lr": 5e-6, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8, "optim.weight_decay": 0.0,
+        "optim.clip_norm": 1.0, "optim.schedule": "linear", "optim.warmup_steps": 0, "optim.ema_decay": 0.999,
+        "rollout.temperature": 0.6, "rollout.top_p": 1.0, "rollout.max_action_tokens": 1024, "rollout.context": 24576,
+        "rollout.max_steps": 20, "hindsight.temperature": 0.6, "hindsight.top_p": 0.95, "hindsight.max_tokens": 512,
+        "hindsight.max_targets": 3, "hindsight.max_trajectory_chars": 12000, "hindsight.analyser": "ema_teacher",
+        "loss.top_k": 100, "loss.divergence": "reverse_kl", "tasks.rollouts": 4, "seed": 42, "lora.rank": 32,
+        "lora.alpha": 64.0, "lora.dropout": 0.05, "lora.targets": ("q_proj", "v_proj"),
     }  # fmt: skip
     assert {key: flat[key] for key in released} == released
 
 
-def test_every_problem_is_listed_at_once():
-    config = sound()
+def test_a_typed_config_has_the_types_of_its_schema():
+    config = build(edge_config({"optim.lr": 1, "batch.action_buckets": [256, 1536], "env.options": {"length": 4}}))
+    assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
+    assert config.batch.action_buckets == (256, 1536)
+    assert config.env.options == {"length": 4} and type(config.env.options) is dict
+    with pytest.raises(AttributeError):
+        config.optim.lr = 2.0
+    changed = config.replaced({"optim.lr": 2.0, "seed": 1})
+    assert (changed.optim.lr, changed.seed, config.optim.lr) == (2.0, 1, 1.0)
+    assert build(ml_collections.ConfigDict(config.to_dict())) == config  # nothing is left to decide
+
+
+def test_every_problem_of_a_kind_is_listed_at_once():
     wrong = {
-        "method": "hint-sd", "history": "templat", "hindsight.analyser": "policy_emma", "rollout.top_p": 0.0, "rollout.refill_fraction": 1.5,
-        "rollout.slots": 9, "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "batch.action_buckets": (), "checkpoint.keep": 0,
-        "batch.branch_buckets": (0, 768), "batch.layout": "branch", "batch.rows_per_device": 0, "policy.compute_dtype": "bf16",
-        "lora.rank": -1, "lora.alpha": -1.0, "lora.dropout": 1.0,
+        "chat.history": "templat", "hindsight.analyser": "ema_techer", "rollout.top_p": 0.0,
+        "rollout.refill_fraction": 1.5,
+        "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "batch.action_buckets": (),
+        "checkpoint.keep": 0, "batch.branch_buckets": (0, 768), "batch.layout": "branch", "batch.rows_per_device": 0,
+        "policy.compute_dtype": "bf16", "lora.rank": -1, "lora.alpha": -1.0, "lora.dropout": 1.0,
     }  # fmt: skip
-    for key, value in wrong.items():
-        put(config, key, value)
-    text = problem(config)
+    text = problem(edge_config(wrong))
     for key in wrong:
         assert f"{key} = " in text, key
-    for meant in ("ema_teacher", "hint_sd", "branches", "template"):
+    for meant in ("ema_teacher", "branches", "template"):
         assert f"did you mean '{meant}'?" in text
 
 
@@ -75,62 +88,103 @@ def test_every_problem_is_listed_at_once():
         ({"rollout.prefill_buckets": (64, 32768)}, "beyond rollout.context"),
         ({"hindsight.max_tokens": 24576}, "leaves no prompt in hindsight.context"),
         ({"batch.action_buckets": (64, 25600)}, "leaves no history"),
-        (
-            {"batch.action_buckets": (256,)},
-            "batch.action_buckets = (256,) must hold one length for each of batch.branch_buckets",
-        ),
+        ({"batch.action_buckets": (256,)}, "batch.action_buckets = (256,) must hold one length for each of"),
         ({"batch.action_buckets": (256, 3072)}, "for each of batch.branch_buckets = (768, 3072), below it"),
+        ({"batch.whole_episode_buckets": (64, 64)}, "must be two lengths"),
         ({"optim.warmup_steps": 1500}, "optim.warmup_steps = 1500 must stay below"),
-        ({"tasks.test_split": "train"}, "tasks.test_split = 'train' is the split that is trained on"),
+        ({"tasks.test_split": "train"}, "tasks.test_split = 'train' is of the split that is trained on"),
+        ({"tasks.eval_split": "train[:5]"}, "tasks.eval_split = 'train[:5]' is of the split that is trained on"),
+        ({"lora.path": "adapter", "lora.rank": 0}, "lora.path is given, but lora.rank = 0"),
+        ({"hindsight.analyser": "endpoint"}, "endpoint.url is empty"),
+        ({"export.weights": ("teacher",)}, "export.weights = ('teacher',)"),
+        ({"export.checkpoint": "newest"}, "must be 'latest', 'best' or a step"),
+        ({"hindsight.feedback_position": "start", "chat.history": "template"}, "needs chat.history = keep"),
     ],
 )
-def test_relations(changes, says):
-    config = sound()
-    for key, value in changes.items():
-        put(config, key, value)
-    assert says in problem(config)
+def test_what_does_not_go_together(changes, says):
+    assert says in problem(edge_config(changes))
 
 
-def test_controls_are_possible():
-    for key, value in {
-        "history": "template",
-        "enable_thinking": False,
-        "template_kwargs": {"date_string": "01 Jan 2025"},
-        "optim.lr": 0.0,
-        "lora.rank": 0,
-        "lora.alpha": 0.0,
-        "batch.layout": "rows",
-        "optim.ema_decay": 1.0,
-        "optim.clip_norm": 0.0,
-        "eval.every": 0,
-        "method": "sharpen",
-    }.items():
-        config = sound()
-        put(config, key, value)
-        validate(config)
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("chat.history", "template"), ("chat.enable_thinking", False),
+        ("chat.template_kwargs", {"date_string": "1 Jan"}),
+        ("optim.lr", 0.0), ("lora.rank", 0), ("lora.alpha", 0.0),
+        ("batch.layout", "separate"), ("optim.ema_decay", 1.0),
+        ("optim.clip_norm", 0.0), ("eval.every", 0), ("algorithm", "self_training"), ("hindsight.select", "a.b:c"),
+    ],
+)  # fmt: skip
+def test_controls_are_possible(key, value):
+    build(edge_config({key: value}))
 
 
-def test_keys_are_locked_but_the_environments_options():
-    config = schema.base()
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("loss.top_k", 10**30, "must lie in [1, 16777216]"),
+        ("env.call_timeout_s", 1e10, "must lie in (0, 1000000]"),
+        ("rollout.prefill_rows", 10**9, "must lie in [1, 65536]"),
+        ("rollout.top_p", math.inf, "must lie in (0, 1]"),
+        ("batch.length_buckets", (1.5, 288), "must be a list, each entry a whole number"),
+        ("batch.length_buckets", (True, 288), "must be a list, each entry a whole number"),
+        ("lora.targets", (1, 2), "must be a list, each entry text"),
+        ("hindsight.select", "Hindsight", "did you mean 'hindsight'?"),
+    ],
+)
+def test_types_and_sane_ranges(key, value, says):
+    assert says in problem(edge_config({key: value}))
+
+
+def test_wrong_types_in_a_config_that_was_not_made_from_base():
+    wrong = {
+        "optim.lr": "fast",
+        "seed": 1.5,
+        "policy.remat": 1,
+        "policy.path": 3,
+        "env.options": 7,
+        "lora.targets": "q",
+    }
+    values = edge_config().to_dict()
+    for key, value in wrong.items():
+        group, _, name = key.rpartition(".")
+        (values[group] if group else values)[name] = value
+    text = problem(values)
+    for key in wrong:
+        assert f"{key} = " in text, key
+
+
+@pytest.mark.parametrize("old, new", [*edge.RENAMED.items(), ("distill", "loss and batch")])
+def test_old_keys_are_refused_with_the_new_name(old, new):
+    assert new in edge.unknown_key(old)
+    assert new == "loss and batch" or new in edge.settings() or new == "chat.template_kwargs"
+
+
+@pytest.mark.parametrize("old, new", edge.RENAMED_VALUES.items())
+def test_old_values_are_refused_with_the_new_one(old, new):
+    assert f"is now called {new!r}" in problem(edge_config([old]))
+
+
+def test_keys_are_locked_but_free_groups():
+    config = base()
     with pytest.raises(AttributeError, match="tasks_per_step"):
         config.tasks.tasks_per_stp = 1
     config.env.options.anything = 3
     config.env.options = {"length": 4}
+    config.chat.template_kwargs.date_string = "today"
     assert config.env.options.length == 4
 
 
 @pytest.mark.parametrize("key", ["enable_thinking", "tools", "tokenize"])
 def test_template_kwargs_are_variables_of_the_template_only(key):
-    config = sound()
-    config.chat.template_kwargs.date_string = "01 Jan 2025"
-    config.chat.template_kwargs[key] = False
-    assert problem(config) == (
-        f"impossible config: template_kwargs.{key} is no variable of a chat template: remove it (history, enable_thinking are keys of their own)"
+    text = problem(edge_config({"chat.template_kwargs": {"date_string": "01 Jan 2025", key: False}}))
+    assert text.startswith(
+        f"impossible config: chat.template_kwargs.{key} is no variable of a chat template: remove it"
     )
 
 
 def test_a_config_not_made_from_base_is_named_by_its_keys():
-    config = ml_collections.ConfigDict({**sound().to_dict(), "sed": 1})
+    config = ml_collections.ConfigDict({**edge_config().to_dict(), "sed": 1})
     del config.optim["lr"]
     text = problem(config)
     assert "unknown config key sed: did you mean seed?" in text and "config key optim.lr is missing" in text
@@ -143,29 +197,55 @@ def test_a_config_not_made_from_base_is_named_by_its_keys():
         ("optimm.lr", "optim.lr"),
         ("temprature", "rollout.temperature"),
         ("rollout.temp", "rollout.temperature"),
+        ("Optim.LR", "optim.lr"),
     ],
 )
 def test_nearest_key(key, nearest):
-    assert schema.unknown_key(key) == f"unknown config key {key}: did you mean {nearest}?"
+    assert edge.unknown_key(key) == f"unknown config key {key}: did you mean {nearest}?"
 
 
 @pytest.mark.parametrize(
-    "key", ["optim.lr", "seed", "env.options.whatever", "env.options", "optim", "template_kwargs.whatever"]
+    "key", ["optim.lr", "seed", "env.options.any", "env.options", "optim", "chat.template_kwargs.any"]
 )
 def test_known_key(key):
-    assert schema.unknown_key(key) is None
+    assert edge.unknown_key(key) is None
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_committed_training_configs_are_sound(path):
-    spec = importlib.util.spec_from_file_location("a_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not set(module.get_config()) >= set(schema.base()):
-        pytest.skip("a config of another program (the warm-up)")
-    validate(module.get_config())
-    assert f"--config=configs/{path.name}" in module.__doc__
+def test_a_key_like_no_other_has_no_nearest():
+    assert "did you mean" not in edge.unknown_key("xyzzy")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(edge.settings())),
+    st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.lists(st.integers())),
+)
+def test_any_value_is_taken_or_refused_in_one_line(key, value):
+    values = edge_config().to_dict()
+    group, _, name = key.rpartition(".")
+    (values[group] if group else values)[name] = value
+    try:
+        build(values)
+    except UserError as error:
+        assert str(error) and len(str(error)) < 100_000
+
+
+def test_choices_are_those_of_the_registries():
+    assert set(edge.settings()["hindsight.select"].key.choices) == {HINDSIGHT, *SELECTORS}
+    page = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
+    assert all(f"`{name}`" in page for name in ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", files.shipped())
+def test_shipped_configs_are_sound(name):
+    config = files.load(name)
+    build(config)
+    assert f"--config={name}" in (CONFIGS / f"{name}.py").read_text()
+
+
+def test_the_reference_page_is_that_of_the_schema():
+    assert reference.PAGE.read_text() == reference.page(), "python -m hintsd_jax.config.reference writes it"
 
 
 def test_flatten():
-    assert schema.flatten({"a": {"b": 1, "c": {}}, "d": (1, 2)}) == {"a.b": 1, "a.c": {}, "d": (1, 2)}
+    assert edge.flatten({"a": {"b": 1, "c": {}}, "d": (1, 2)}) == {"a.b": 1, "a.c": {}, "d": (1, 2)}

@@ -17,7 +17,7 @@ POLICY = PolicyConfig(
     rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=128, remat=False,
 )  # fmt: skip
 STOP = 0
-SHAPE = EngineConfig(slots=4, context=96, max_tokens=12, prefill_buckets=(4, 16), prefill_rows=2, refill=0.5)
+SHAPE = EngineConfig(slots=4, context=96, max_tokens=12, prefill_buckets=(4, 16), prefill_rows=2, refill_fraction=0.5)
 GREEDY, WARM = Sampling(0.0, 1.0, 0, 12), Sampling(1.0, 1.0, 0, 12)
 
 
@@ -86,7 +86,7 @@ def engine(**changes):
 def test_log_probs_are_those_of_one_full_forward_pass(params):
     jobs = dialogues(9)
     stats = engine().run(params, jobs)
-    assert stats.sampled == sum(len(job.logprobs) for job in jobs)
+    assert stats.sampled_tokens == sum(len(job.logprobs) for job in jobs)
     for job in jobs:
         logprobs_TV = teacher_forced(params, job.tokens)
         expected = [logprobs_TV[t - 1, job.tokens[t]] for start, stop in job.spans for t in range(start, stop)]
@@ -130,7 +130,7 @@ def test_a_job_is_bit_equal_alone_among_others_and_in_another_slot(params):
         assert job.logprobs == alone.logprobs  # exactly
 
 
-@pytest.mark.parametrize("changes", [{"refill": 1.0}, {"refill": 0.01}, {"overlap": True}])
+@pytest.mark.parametrize("changes", [{"refill_fraction": 1.0}, {"refill_fraction": 0.01}, {"overlap_env": True}])
 def test_the_schedule_changes_nothing(params, changes):
     plain, other = dialogues(9, seed=4), dialogues(9, seed=4)
     engine().run(params, plain)
@@ -143,8 +143,8 @@ def test_rollouts_of_a_task_share_one_prefill_of_its_prompt(params):
     prompt = list(range(1, 21))
     group = [Dialogue(prompt, key=n) for n in range(7)]  # more than slots: later ones copy from rows of ended jobs
     stats = engine().run(params, group)
-    assert stats.prefilled == len(prompt) - 1
-    assert stats.copied >= 3 * (len(prompt) - 1)
+    assert stats.prefill_tokens == len(prompt) - 1
+    assert stats.copied_tokens >= 3 * (len(prompt) - 1)
     for n, job in enumerate(group):
         alone = Dialogue(prompt, key=n)
         engine().run(params, [alone])
@@ -174,7 +174,7 @@ def test_only_new_tokens_are_prefilled(params):
     job = Dialogue([5] * 10, [[3, 4, 5], [7, 8]], key=1)
     stats = engine().run(params, [job])
     # All but the last token of the prompt; then, per answer, the span's last token and the answer but its last.
-    assert stats.prefilled == 9 + 3 + 2
+    assert stats.prefill_tokens == 9 + 3 + 2
 
 
 def test_nothing_compiles_after_compile(params):
@@ -235,7 +235,7 @@ def test_a_rewrite_is_a_fresh_job_with_that_context(params, name):
 
     held = before[:-1]  # the last sampled token never entered the cache
     common = next((n for n, (a, b) in enumerate(zip(held, context)) if a != b), min(len(held), len(context) - 1))
-    assert stats.prefilled == 11 + (len(context) - 1 - common) + 2
+    assert stats.prefill_tokens == 11 + (len(context) - 1 - common) + 2
     assert (common == 0) == (name in ("everything", "one token"))
 
 
@@ -274,7 +274,7 @@ def test_rewritten_jobs_are_bit_equal_alone_among_others_and_under_any_schedule(
     served = engine()
     served.compile(params)
     before = [program._cache_size() for program in (programs.prefill, programs.copy_slots, programs.decode)]
-    for position, others, changes in ((0, 7, {}), (3, 3, {"overlap": True}), (6, 6, {"refill": 1.0})):
+    for position, others, changes in ((0, 7, {}), (3, 3, {"overlap_env": True}), (6, 6, {"refill_fraction": 1.0})):
         job, crowd = target(), rewriting(others, seed=position + 10)
         (engine(**changes) if changes else served).run(params, [*crowd[:position], job, *crowd[position:]])
         assert (job.tokens, job.logprobs, job.contexts) == (alone.tokens, alone.logprobs, alone.contexts)  # exactly
@@ -294,7 +294,7 @@ def test_a_prompt_that_a_rewrite_has_broken_is_no_source_for_others(params):
             alone = dialogue(n)
             served.run(params, [alone])
             assert (job.tokens, job.logprobs, job.contexts) == (alone.tokens, alone.logprobs, alone.contexts)
-        assert stats.copied > 0 or slots == 1
+        assert stats.copied_tokens > 0 or slots == 1
 
 
 def test_a_rewrite_without_room_is_refused(params):

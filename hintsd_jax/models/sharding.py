@@ -93,7 +93,7 @@ def spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh | AbstractMesh, 
     return PartitionSpec(*(part or None for part in parts))
 
 
-def shardings(abstract: Any, axes: Any, mesh: Mesh, role: str) -> Any:
+def shardings(abstract: Any, axes: Any, mesh: Mesh | AbstractMesh, role: str) -> Any:
     """The tree of NamedShardings for a tree of arrays (or their shapes) and the tree of their logical PartitionSpecs."""
     return jax.tree.map(lambda leaf, names: NamedSharding(mesh, spec(leaf.shape, names, mesh, role)), abstract, axes)
 

@@ -1,5 +1,6 @@
 """The sampling engine: weights and prompt tokens in, sampled tokens out. Usable without the trainer."""
 
-from hintsd_jax.sampling.engine import Engine, EngineConfig, Job, Rewrite, Sampling, Stats
+from hintsd_jax.sampling.engine import Engine, EngineConfig, SamplingStats
+from hintsd_jax.sampling.jobs import Job, Rewrite, Sampling
 
-__all__ = ["Engine", "EngineConfig", "Job", "Rewrite", "Sampling", "Stats"]
+__all__ = ["Engine", "EngineConfig", "Job", "Rewrite", "Sampling", "SamplingStats"]

@@ -15,7 +15,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.sampling import programs
+from hintsd_jax.sampling.jobs import Job, Rewrite
+from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.serving import ServingLayout
 
 
@@ -35,8 +37,8 @@ class EngineConfig:
 
     slots: jobs that run at once. context: positions a slot can hold. max_tokens: longest generation of any job.
     prefill_buckets: chunk lengths of prefill, ascending. prefill_rows: rows prefilled at once.
-    refill: the share of running slots that must have stopped before the decode loop hands back to the host.
-    overlap: answers are fetched one decode call later, so that environments work beside decoding.
+    refill_fraction: the share of running slots that must have stopped before the decode loop hands back to the host.
+    overlap_env: answers are fetched one decode call later, so that environments work beside decoding.
     """
 
     slots: int
@@ -44,84 +46,51 @@ class EngineConfig:
     max_tokens: int
     prefill_buckets: tuple[int, ...] = (16, 64, 256, 1024)
     prefill_rows: int = 8
-    refill: float = 0.25
-    overlap: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a job samples: temperature (0 = greedy), top_p (1 = all), top_k (0 = all), and the most tokens of one
-    generation.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Rewrite:
-    """A job's new context, in place of all that it had. Sampling folds a key with the position, and positions come
-    again: so there is a new key for what is sampled from here on."""
-
-    tokens: Sequence[int]
-    key: np.ndarray
-
-
-class Job(Protocol):
-    """A dialogue. The engine samples after `prompt`, hands the span to `submit`, and goes on with what `collect` gives."""
-
-    prompt: Sequence[int]
-    context: int  # most tokens that the dialogue may have, sampled ones included; at most the engine's
-    key: np.ndarray  # uint32 [2]: raw data of a threefry key, this job's own
-    sampling: Sampling
-
-    def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
-        """Takes a sampled span (its stop token included; `stopped` False if it was cut). Must not block."""
-
-    def collect(self) -> Sequence[int] | Rewrite | None:
-        """The tokens that answer the span, a whole new context, or None when the job is over. May block."""
+    refill_fraction: float = 0.25
+    overlap_env: bool = False
 
 
 @dataclasses.dataclass
-class Stats:
-    """What a run cost. Tokens and decode steps; `wasted` are prefilled padding tokens."""
+class SamplingStats:
+    """What a run cost. copied_tokens: prompt tokens whose keys and values came from another slot, without a prefill."""
 
-    sampled: int = 0
-    prefilled: int = 0
-    wasted: int = 0
-    copied: int = 0
+    sampled_tokens: int = 0
+    prefill_tokens: int = 0
+    copied_tokens: int = 0
     decode_steps: int = 0
-    decode_calls: int = 0
 
 
 @dataclasses.dataclass
 class _Slot:
-    job: Job | None = None
-    prompt: tuple[
-        int, ...
-    ] = ()  # all of it but the last token stands in the cache or is `fresh`; kept after the job ended
-    uncached: Sequence[int] = ()  # known tokens that are not in the cache yet
-    held: list[int] = dataclasses.field(default_factory=list)  # tokens in the cache, from position 0 on
-    pending: int = 0  # the last known token when its generation began
-    waiting: bool = False  # submitted, not collected
+    """prompt: all but its last token are in the cache or about to be; kept after the job has ended, for others to copy.
+    uncached: known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on.
+    pending: the last known token when the generation began. waiting: submitted, not collected.
+    """
 
-    @property
-    def length(self) -> int:
-        return len(self.held)
+    job: Job | None = None
+    prompt: tuple[int, ...] = ()
+    uncached: Sequence[int] = ()
+    cached: list[int] = dataclasses.field(default_factory=list)
+    pending: int = 0
+    waiting: bool = False
 
     def rewrite(self, tokens: Sequence[int]) -> None:
         """Keeps of the cache what `tokens` begin with; the rest is uncached, at least the last token, which is to be
         pending.
         """
-        common = next(
-            (n for n, (a, b) in enumerate(zip(self.held, tokens)) if a != b), min(len(self.held), len(tokens) - 1)
-        )
-        del self.held[common:]
+        common = common_prefix_length(self.cached, tokens[:-1])
+        del self.cached[common:]
         self.uncached = tokens[common:]
         if common < len(self.prompt) - 1:
-            self.prompt = ()  # no more there for others
+            self.prompt = ()  # the slot no longer has it for others to copy
+
+
+class _Chunk(NamedTuple):
+    """Tokens that one row of a prefill writes into a slot, from position `start` on."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
 
 
 class Engine:
@@ -144,7 +113,7 @@ class Engine:
         with jax.set_mesh(self.mesh):
             self._cache = jax.jit(partial(decoder.init_cache, policy, config.slots, config.context))()
 
-    def run(self, params, jobs: Iterable[Job]) -> Stats:
+    def run(self, params: decoder.Params, jobs: Iterable[Job]) -> SamplingStats:
         """Runs all jobs to their end, in their order as slots come free.
 
         Raises:
@@ -153,17 +122,17 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return self._run(self._layout(params), deque(jobs))
 
-    def compile(self, params) -> None:
+    def compile(self, params: decoder.Params) -> None:
         """Compiles every program that `run` may need, by calling each on empty slots: later, nothing compiles."""
         with jax.set_mesh(self.mesh):
             params = self._layout(params)
             for bucket in self.config.prefill_buckets:
-                self._prefill_bucket(params, bucket, [], Stats())
+                self._prefill_bucket(params, bucket, [], SamplingStats())
             self._copy_part([])
-            self._decode(params, self._idle_state(), Stats())
+            self._decode(params, self._idle_state(), SamplingStats())
 
-    def _run(self, params, queue: deque) -> Stats:
-        stats = Stats()
+    def _run(self, params: decoder.Params, queue: deque[Job]) -> SamplingStats:
+        stats = SamplingStats()
         slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
         state = self._idle_state()
         while True:
@@ -177,7 +146,7 @@ class Engine:
                 return stats
             state = self._decode(params, state, stats)
             self._submit(slots, state, stats)
-            if not self.config.overlap:
+            if not self.config.overlap_env:
                 self._collect(slots, state)
 
     def _idle_state(self) -> programs.DecodeState:
@@ -199,7 +168,7 @@ class Engine:
     def _collect(self, slots: list[_Slot], state: programs.DecodeState) -> None:
         """Fetches answers in slot order. Called at a decode boundary, so timing cannot change anything but the time."""
         for index, slot in enumerate(slots):
-            if not slot.waiting:
+            if slot.job is None or not slot.waiting:
                 continue
             slot.waiting = False
             answer = slot.job.collect()
@@ -212,42 +181,48 @@ class Engine:
             else:
                 slot.uncached = [int(state.pending_B[index]), *answer]
 
-    def _fill(self, params, slots, state, queue: deque, stats: Stats) -> None:
-        """Gives free slots the next jobs; prompts that stand in some slot already are copied from there."""
-        holders = {slot.prompt: index for index, slot in enumerate(slots) if slot.prompt}
-        copies: list[tuple[int, int]] = []
-        late: list[tuple[int, int]] = []  # copies of prompts that are prefilled just now
+    def _fill(
+        self,
+        params: decoder.Params,
+        slots: list[_Slot],
+        state: programs.DecodeState,
+        queue: deque[Job],
+        stats: SamplingStats,
+    ) -> None:
+        """Gives free slots the next jobs; a prompt that a slot has in its cache already is copied from there."""
+        slot_of = {slot.prompt: index for index, slot in enumerate(slots) if slot.prompt}
+        copies: list[tuple[int, int]] = []  # (source slot, target slot)
+        copies_after_prefill: list[tuple[int, int]] = []  # of prompts that this call prefills
         for index, slot in enumerate(slots):
             if slot.job is not None or not queue:
                 continue
             job = queue.popleft()
             prompt = self._checked(job.prompt, job, "prompt")
-            source = holders.get(prompt)
-            fresh_source = source is not None and slots[source].length < len(prompt) - 1
-            if slot.prompt and holders.get(slot.prompt) == index:
-                del holders[slot.prompt]  # its row is overwritten from here on
-            if source is None or source == index:
-                same = source == index
-                slots[index] = _Slot(
-                    job, prompt, uncached=prompt[-1:] if same else prompt, held=list(prompt[:-1]) if same else []
-                )
+            source = slot_of.get(prompt)
+            if slot.prompt and slot_of.get(slot.prompt) == index:
+                del slot_of[slot.prompt]  # its row is overwritten from here on
+            if source is None:
+                slots[index] = _Slot(job, prompt, uncached=prompt)
             else:
-                (late if fresh_source else copies).append((source, index))
-                slots[index] = _Slot(job, prompt, uncached=prompt[-1:], held=list(prompt[:-1]))
-                stats.copied += len(prompt) - 1
-            holders.setdefault(prompt, index)
+                if source != index:
+                    is_cached = len(slots[source].cached) >= len(prompt) - 1
+                    (copies if is_cached else copies_after_prefill).append((source, index))
+                    stats.copied_tokens += len(prompt) - 1
+                slots[index] = _Slot(job, prompt, uncached=prompt[-1:], cached=list(prompt[:-1]))
+            slot_of.setdefault(prompt, index)
             self._set_state(state, index, job)
         # A row that is copied from must still be whole: old rows are copied before any prefill, new ones after it.
         self._copy(copies)
-        if late:
+        if copies_after_prefill:
             self._prefill(params, slots, state, stats)
-            self._copy(late)
+            self._copy(copies_after_prefill)
 
     def _checked(self, tokens: Sequence[int], job: Job, what: str) -> tuple[int, ...]:
         """A whole context, with room for a sampled token."""
         if not 1 <= len(tokens) < min(job.context, self.config.context):
             raise UserError(
-                f"a {what} of {len(tokens)} tokens leaves no room in a context of {job.context}: raise it, or shorten the prompt"
+                f"a {what} of {len(tokens)} tokens leaves no room in a context of {job.context}: "
+                "raise it, or shorten the prompt"
             )
         return tuple(int(t) for t in tokens)
 
@@ -277,64 +252,65 @@ class Engine:
             source_R[r], target_R[r] = source, target
         self._cache = programs.copy_slots(self._cache, source_R, target_R)
 
-    def _prefill(self, params, slots: list[_Slot], state: programs.DecodeState, stats: Stats) -> None:
+    def _prefill(
+        self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats
+    ) -> None:
         """Writes every slot's uncached tokens but the last, which becomes pending, and starts its next generation."""
-        chunks: dict[int, list[tuple[int, int, Sequence[int]]]] = {}
-        rounds: list[dict] = []
+        rounds: list[dict[int, list[_Chunk]]] = []  # in each: bucket -> chunks
         largest = self.config.prefill_buckets[-1]
         for index, slot in enumerate(slots):
-            if not slot.uncached:
+            if slot.job is None or not slot.uncached:
                 continue
             tokens, pending = slot.uncached[:-1], slot.uncached[-1]
-            for nth, offset in enumerate(range(0, len(tokens), largest)):
-                chunk = tokens[offset : offset + largest]
-                bucket = next(b for b in self.config.prefill_buckets if b >= len(chunk))
-                while len(rounds) <= nth:
+            for number, offset in enumerate(range(0, len(tokens), largest)):
+                chunk = _Chunk(index, len(slot.cached) + offset, tokens[offset : offset + largest])
+                bucket = next(b for b in self.config.prefill_buckets if b >= len(chunk.tokens))
+                if number == len(rounds):
                     rounds.append({})
-                rounds[nth].setdefault(bucket, []).append((index, slot.length + offset, chunk))
-            slot.held.extend(tokens)
+                rounds[number].setdefault(bucket, []).append(chunk)
+            slot.cached.extend(tokens)
             slot.uncached = ()
-            self._start(state, index, slot, pending)
+            self._start(state, index, slot, slot.job, pending)
         for chunks in rounds:  # a row's later chunks attend to its earlier ones
             for bucket in sorted(chunks):
                 self._prefill_bucket(params, bucket, chunks[bucket], stats)
 
-    def _prefill_bucket(self, params, bucket: int, rows: list, stats: Stats) -> None:
+    def _prefill_bucket(self, params: decoder.Params, bucket: int, chunks: list[_Chunk], stats: SamplingStats) -> None:
+        """Prefills chunks of at most `bucket` tokens, `prefill_rows` at once; without any chunk, one empty call."""
         R = self.config.prefill_rows
-        for start in range(0, max(len(rows), 1), R):
-            part = rows[start : start + R]
+        for first in range(0, max(len(chunks), 1), R):
             tokens_RL = np.zeros((R, bucket), np.int32)
             start_R, slots_R = np.zeros(R, np.int32), np.full(R, self.config.slots, np.int32)
-            for r, (index, offset, chunk) in enumerate(part):
-                tokens_RL[r, : len(chunk)] = chunk
-                start_R[r], slots_R[r] = offset, index
-                stats.prefilled += len(chunk)
-            stats.wasted += R * bucket - sum(len(chunk) for _, _, chunk in part)
+            for r, chunk in enumerate(chunks[first : first + R]):
+                tokens_RL[r, : len(chunk.tokens)] = chunk.tokens
+                start_R[r], slots_R[r] = chunk.start, chunk.slot
+                stats.prefill_tokens += len(chunk.tokens)
             self._cache = programs.prefill(params, self.policy, self._cache, tokens_RL, start_R, slots_R)
 
-    def _start(self, state: programs.DecodeState, index: int, slot: _Slot, pending: int) -> None:
-        room = min(slot.job.context, self.config.context) - 1 - slot.length  # after the pending token
+    def _start(self, state: programs.DecodeState, index: int, slot: _Slot, job: Job, pending: int) -> None:
+        room = min(job.context, self.config.context) - 1 - len(slot.cached)  # after the pending token
         slot.pending = pending
-        state.pending_B[index], state.position_B[index] = pending, slot.length
+        state.pending_B[index], state.position_B[index] = pending, len(slot.cached)
         state.count_B[index], state.active_B[index] = 0, True
-        state.limit_B[index] = min(slot.job.sampling.max_tokens, self.config.max_tokens, room)
+        state.limit_B[index] = min(job.sampling.max_tokens, self.config.max_tokens, room)
 
-    def _decode(self, params, state: programs.DecodeState, stats: Stats) -> programs.DecodeState:
-        quota = max(1, int(np.ceil(self.config.refill * state.active_B.sum())))
+    def _decode(
+        self, params: decoder.Params, state: programs.DecodeState, stats: SamplingStats
+    ) -> programs.DecodeState:
+        quota = max(1, int(np.ceil(self.config.refill_fraction * state.active_B.sum())))
         self._cache, state, steps = programs.decode(
             params, self.policy, self._stop_ids, self._cache, state, np.int32(quota)
         )
         stats.decode_steps += int(steps)
-        stats.decode_calls += 1
         return programs.DecodeState(*(np.array(x) for x in state))
 
-    def _submit(self, slots: list[_Slot], state: programs.DecodeState, stats: Stats) -> None:
+    def _submit(self, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats) -> None:
         for index, slot in enumerate(slots):
             if slot.job is None or slot.waiting or state.active_B[index]:
                 continue
             count = int(state.count_B[index])
             ids = [int(t) for t in state.tokens_BA[index, :count]]
-            slot.held += [slot.pending, *ids[:-1]]
+            slot.cached += [slot.pending, *ids[:-1]]
             slot.waiting = True
-            stats.sampled += count
+            stats.sampled_tokens += count
             slot.job.submit(ids, [float(x) for x in state.logprobs_BA[index, :count]], ids[-1] in self._stop_ids)

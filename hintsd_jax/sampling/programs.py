@@ -10,7 +10,7 @@ attends to it.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,29 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
+Array = Any  # NumPy on the host between decode calls, where the engine writes into it; jax's inside the program
+
 
 class DecodeState(NamedTuple):
-    """What every slot is doing; NumPy on the host between decode calls (B slots, A = most tokens of one generation)."""
+    """What every slot is doing; B slots, A = most tokens of one generation.
 
-    pending_B: jax.Array  # int32: the last known token
-    position_B: jax.Array  # int32: its position
-    active_B: jax.Array  # bool: is sampling
-    count_B: jax.Array  # int32: tokens sampled in this generation
-    limit_B: jax.Array  # int32: tokens it may have
-    tokens_BA: jax.Array  # int32
-    logprobs_BA: jax.Array  # float32
-    key_B2: jax.Array  # uint32: raw key data of the slot's job
-    temperature_B: jax.Array
-    top_p_B: jax.Array
-    top_k_B: jax.Array
+    pending_B: int32, the last known token. position_B: int32, its position. active_B: bool, is sampling.
+    count_B: int32, tokens sampled in this generation. limit_B: int32, the most that it may have.
+    tokens_BA: int32 and logprobs_BA: float32, what was sampled. key_B2: uint32, raw data of the job's key.
+    temperature_B, top_p_B: float32 and top_k_B: int32, of the job's sampling.
+    """
+
+    pending_B: Array
+    position_B: Array
+    active_B: Array
+    count_B: Array
+    limit_B: Array
+    tokens_BA: Array
+    logprobs_BA: Array
+    key_B2: Array
+    temperature_B: Array
+    top_p_B: Array
+    top_k_B: Array
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
@@ -44,8 +52,8 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
     Rows shorter than L are padded on the right: the padding lands beyond the slot's length, where it does no harm.
     """
     # Only what is read is copied out, as one array for the scan over layers; only the new tokens are written back.
-    rows = tuple(jnp.stack([x.at[slots_R].get(mode="clip") for x in layers]) for layers in zip(*cache, strict=True))
-    new = decoder.extend(params, config, tokens_RL, start_R, rows)
+    keys, values = (jnp.stack([x.at[slots_R].get(mode="clip") for x in layers]) for layers in zip(*cache, strict=True))
+    new = decoder.extend(params, config, tokens_RL, start_R, (keys, values))
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
     return [
         tuple(old.at[slots_R[:, None], positions_RL].set(x[n], mode="drop") for old, x in zip(layer, new, strict=True))

@@ -4,10 +4,12 @@ Invariant: a checkpoint is there whole or not at all. Orbax writes into a tempor
 disk; what a kill left behind, half written or half deleted, is ignored and removed at the next start.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,6 +18,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hintsd_jax.config.schema import Config
 
 PyTree = Any
 
@@ -57,6 +62,11 @@ class Checkpoints:
     def open(cls, workdir: Path, config: Config) -> "Checkpoints":
         """The checkpoints of a run's workdir, kept as its config says."""
         return cls(workdir / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
+
+    @classmethod
+    def open(cls, workdir: str | os.PathLike, config: Config) -> Checkpoints:
+        """Those of the run in `workdir`; the best is the one with the highest Avg@k of the evaluations while training."""
+        return cls(Path(workdir) / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
 
     def save(
         self, step: int, state: PyTree, extra: Mapping[str, Any], metrics: Mapping[str, Any] | None = None

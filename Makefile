@@ -4,33 +4,52 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
 LIBTPU := .cache/libtpu
+CODE   := hintsd_jax tests benchmarks configs
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test test-tpu tpu-table libtpu bfcl smoke desk-policy clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl desk-policy clean
 
 help:
+	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
 	@echo "make demo         train the embedded agent on the Desk environment and print the result"
-	@echo "make test         run the tests"
+	@echo "make smoke        the shortest whole run (under a minute)"
+	@echo "make test         run the checks and the tests"
+	@echo "make lint         run the checks alone: format, lint, types, directions of imports"
+	@echo "make pages        write the generated pages of docs/ again"
+	@echo "make bfcl         install the BFCL tasks and tools"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
-	@echo "make bfcl         install the BFCL tasks and tools"
-	@echo "make smoke        the shortest whole run (under a minute)"
 	@echo "make desk-policy  make assets/desk-policy again"
 	@echo "make clean        remove the virtual environment and the caches"
 
-demo: $(VENV)/.installed
-	$(PY) -m hintsd_jax.main --config=configs/desk.py --workdir=runs/desk --mode=train
+install: $(VENV)/.installed
 
-# The real BFCL tasks and tools, for configs/bfcl_smoke.py and the tests.
+demo: $(VENV)/.installed
+	$(PY) -m hintsd_jax train --config=desk --workdir=runs/desk
+
+smoke: $(VENV)/.installed
+	$(PY) -m hintsd_jax train --config=desk_smoke --workdir=runs/desk_smoke
+
+# The real BFCL tasks and tools, for bfcl_smoke and the tests.
 bfcl: $(VENV)/.installed-bfcl
 
-test: $(VENV)/.installed-dev $(VENV)/.installed-bfcl $(LIBTPU)/.installed
+test: lint $(VENV)/.installed-bfcl $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff format --check --quiet $(CODE)
+	$(PY) -m ruff check --quiet $(CODE)
+	$(PY) -m pyright
+	$(VENV)/bin/lint-imports --no-cache
+
+pages: $(VENV)/.installed-dev
+	$(PY) -m hintsd_jax.config.reference
+	$(PY) docs/write_architecture.py
+
 test-tpu: $(VENV)/.installed-dev $(LIBTPU)/.installed
-	$(PY) -m pytest -q -m tpu tests/test_aot.py
+	$(PY) -m pytest -q -m tpu tests/test_planner_programs.py
 
 tpu-table: $(VENV)/.installed $(LIBTPU)/.installed
 	$(PY) -m benchmarks.tpu_programs
@@ -38,14 +57,11 @@ tpu-table: $(VENV)/.installed $(LIBTPU)/.installed
 # The TPU compiler, which needs no TPU.
 libtpu: $(LIBTPU)/.installed
 
-smoke: $(VENV)/.installed
-	$(PY) -m hintsd_jax.main --config=configs/desk_smoke.py --workdir=runs/desk_smoke --mode=train
-
 desk-policy: $(VENV)/.installed
 	$(PY) -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build *.egg-info
 
 # Stamps: an environment is made once, and installed into again only when a requirements file is newer.
 $(VENV)/.made:
@@ -56,14 +72,15 @@ $(VENV)/.made:
 		{ echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	@touch $@
 
-$(VENV)/.installed: requirements.txt $(VENV)/.made
+# The package itself is installed in place: its command is there, and the code that runs is the checkout's.
+$(VENV)/.installed: requirements.txt pyproject.toml $(VENV)/.made
 	@echo "installing requirements.txt (a few minutes the first time)"
-	@$(PIP) -r requirements.txt
+	@$(PIP) -r requirements.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	@echo "installing requirements-dev.txt"
-	@$(PIP) -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-bench.txt $(VENV)/.installed
+	@echo "installing requirements-dev.txt and requirements-bench.txt"
+	@$(PIP) -r requirements-dev.txt -r requirements-bench.txt
 	@touch $@
 
 # bfcl-eval without what it depends on: the tasks and their tools need none of it but mpmath.

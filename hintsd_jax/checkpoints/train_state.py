@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from hintsd_jax.config.schema import Config
 
 PyTree = Any
 
@@ -57,11 +54,6 @@ class Checkpoints:
         steps = self._manager.all_steps()
         for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
             self._manager.delete(step)
-
-    @classmethod
-    def open(cls, workdir: Path, config: Config) -> "Checkpoints":
-        """The checkpoints of a run's workdir, kept as its config says."""
-        return cls(workdir / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
 
     @classmethod
     def open(cls, workdir: str | os.PathLike, config: Config) -> Checkpoints:

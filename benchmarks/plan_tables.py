@@ -1,8 +1,8 @@
 """What --mode=plan says of Qwen3 policies on GPUs and TPUs, and how far its arithmetic is from the compilers.
 
-  python -m benchmarks.plan_tables                      docs/plan.md from the results and from the plans, compiling what
-  is not kept python -m benchmarks.plan_tables --calibrate          first every case of CASES that has no result yet
-  (minutes each) python -m benchmarks.plan_tables --calibrate h100     of these, those whose devices begin so
+  python -m benchmarks.plan_tables                   docs/plan.md from the results and the plans
+  python -m benchmarks.plan_tables --calibrate       first every case of CASES that has no result yet (minutes each)
+  python -m benchmarks.plan_tables --calibrate h100  of these, those whose devices begin so
 
 TPU cases need libtpu (`make libtpu`), GPU cases jax's CUDA plugin (requirements-cuda.txt); neither needs the devices.
 Every finished case is a line of benchmarks/results/plan_programs.jsonl. The TPU programs of
@@ -26,46 +26,48 @@ from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax: a TPU that is here is not needed, and not taken
 
-from ml_collections import ConfigDict
-
+from benchmarks.pages import REPO, fill, markdown_table
+from hintsd_jax.config import build
+from hintsd_jax.config.schema import Config
 from hintsd_jax.configs import bfcl_qwen3_4b
-from hintsd_jax.tools.planner import aot, devices, plan
+from hintsd_jax.tools.planner import devices, plan, topologies
+from hintsd_jax.tools.planner.compiler import temporary_bytes
 from hintsd_jax.tools.planner.fit import Planner
+from hintsd_jax.tools.planner.programs import described_policy, programs
 
-REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "plan_programs.jsonl"
 TPU_RESULTS = REPO / "benchmarks" / "results" / "tpu_programs.jsonl"
 PAGE = REPO / "docs" / "plan.md"
 # GiB that a described device is given in a case: more than any has, so that want of memory changes no schedule
 ROOM = 186.0
-ACTIONS = {768: 256, 3072: 1536}  # tokens of the stream -> action tokens, as in the config
+ACTIONS = {768: 256, 3072: 1536}  # branch tokens -> action tokens, as in the config
 
 
 class Case(NamedTuple):
     """devices: as in plan.devices. policy: a file of assets/shapes. program: how its name begins. settings: config
-    keys; the update's one length and stream are `length` and `stream`."""
+    keys; the update's one length and its branch tokens are `length` and `branches`.
+    """
 
     devices: str
     policy: str
     program: str
     length: int
-    stream: int
+    branches: int
     settings: dict
 
     @property
-    def config(self) -> ConfigDict:
-        lengths = {
-            "length_buckets": (self.length,),
-            "stream_buckets": (self.stream,),
-            "action_buckets": (ACTIONS[self.stream],),
+    def config(self) -> Config:
+        buckets = {
+            "batch.length_buckets": (self.length,),
+            "batch.branch_buckets": (self.branches,),
+            "batch.action_buckets": (ACTIONS[self.branches],),
         }
-        return configured(self.policy, {f"distill.{key}": value for key, value in lengths.items()} | self.settings)
+        return configured(self.policy, buckets | self.settings)
 
 
-def _update(devices: str, policy: str, length: int, stream: int, **settings) -> Case:
-    return Case(
-        devices, policy, "update", length, stream, {key.replace("__", "."): value for key, value in settings.items()}
-    )
+def _update(devices: str, policy: str, length: int, branches: int, **settings) -> Case:
+    keys = {key.replace("__", "."): value for key, value in settings.items()}
+    return Case(devices, policy, "update", length, branches, keys)
 
 
 CASES = [
@@ -111,31 +113,26 @@ PLANS = {  # the compiler's, unless plan.compile says otherwise
 }
 
 
-def configured(policy: str, settings: dict) -> ConfigDict:
-    config = bfcl_qwen3_4b.get_config()
-    config.policy.path = str(REPO / "assets" / "shapes" / f"{policy}.json")
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        config[group][name] = value
-    return config
+def configured(policy: str, settings: dict) -> Config:
+    path = str(REPO / "assets" / "shapes" / f"{policy}.json")
+    return build.build(bfcl_qwen3_4b.get_config()).replaced({"policy.path": path} | settings)
 
 
 def calibrate(only: str) -> Iterator[dict]:
     """A row for every case that has none yet."""
-    done = [row["case"] for row in rows(RESULTS)]
+    done = [_case(row) for row in rows(RESULTS)]
     for case in CASES:
-        if list(case) in done or not case.devices.startswith(only):
+        if case in done or not case.devices.startswith(only):
             continue
         config, found = case.config, devices.find(case.devices, ROOM)
-        if not found.compiler:
+        if not found.has_compiler:
             print(f"no compiler for {case.devices}: left out", flush=True)
             continue
-        policy = aot.described_policy(config, Path(config.policy.path), platform=found.platform)
-        made = aot.programs(config, policy, found.mesh(**config.mesh))
-        program = next(program for program in made if program.name.startswith(case.program))
+        policy = described_policy(config, Path(config.policy.path), platform=found.platform)
+        candidates = programs(config, policy, found.mesh(**config.mesh.to_dict()))
+        program = next(program for program in candidates if program.name.startswith(case.program))
         began = time.perf_counter()
-        memory = aot.compiled(program.lower(), found.options).memory_analysis()
-        temp = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        temp = temporary_bytes(topologies.compiled(program.lower(), found.compiler_options))
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
         yield {
             "case": case,
@@ -155,7 +152,7 @@ def compared() -> Iterator[tuple[Case, str, int, int]]:
     make.
     """
     for row in rows(RESULTS):
-        yield from _compare(Case(*row["case"]), row["program"], row["temp"])
+        yield _compare(_case(row), row["program"], row["temp"])
     for row in rows(TPU_RESULTS):
         kind, *numbers = re.findall(r"\d+|^\w+", row["program"])
         if kind not in ("update", "prefill", "decode") or row["program"].startswith(
@@ -169,47 +166,48 @@ def compared() -> Iterator[tuple[Case, str, int, int]]:
             "mesh.tensor": tensor,
             "lora.rank": 32 if row["adapter"] == "lora" else 0,
         }
-        length, stream = map(int, numbers[-2:]) if kind == "update" else (24576, 3072)
+        length, branches = map(int, numbers[-2:]) if kind == "update" else (24576, 3072)
         asked = re.search(r"temporaries \(([\d.]+)G\)", row.get("refused", ""))
         temp = int(float(asked[1]) * 2**30) if asked else row["temp"] + row["output"] - row["alias"]
-        yield from _compare(Case(row["topology"], "qwen3-4b", kind, length, stream, settings), row["program"], temp)
+        yield _compare(Case(row["topology"], "qwen3-4b", kind, length, branches, settings), row["program"], temp)
 
 
-def _compare(case: Case, program: str, said: int) -> Iterator[tuple[Case, str, int, int]]:
+def _case(row: dict) -> Case:
+    """Of a kept result; keys of earlier versions by their names of today."""
+    devices, policy, program, length, branches, settings = row["case"]
+    settings = {key.replace("distill.rows_per_device", "batch.rows_per_device"): settings[key] for key in settings}
+    return Case(devices, policy, program, length, branches, settings)
+
+
+def _compare(case: Case, program: str, said: int) -> tuple[Case, str, int, int]:
     config = case.config
-    made = Planner(plan.shape_file(config))(config, devices.find(case.devices))
-    yield case, program, said, getattr(made, program.split()[0])
+    planned = Planner(plan.policy_file(config))(config, devices.find(case.devices))
+    return case, program, said, getattr(planned, program.split()[0])
 
 
 def calibration_table() -> str:
-    lines = [
-        "| devices | policy | program | settings | compiler | arithmetic | ratio |",
-        "|---|---|---|---|--:|--:|--:|",
-    ]
-    ratios: dict[tuple[str, str], list[float]] = {}
+    usual = {"lora.rank": 32, "mesh.data": 1, "mesh.tensor": 1}
+    lines, errors = [], {}
     for case, program, said, computed in compared():
-        settings = ", ".join(
-            f"{key} = {value}"
-            for key, value in case.settings.items()
-            if (key, value) not in (("lora.rank", 32), ("mesh.data", 1), ("mesh.tensor", 1))
-        )
-        lines.append(
-            f"| {case.devices} | {case.policy} | {program} | {settings} | {said / 2**30:.2f} | {computed / 2**30:.2f} | {computed / said:.2f} |"
-        )
-        ratios.setdefault((devices.find(case.devices).platform, program.split()[0]), []).append(computed / said)
-    for (platform, kind), found in sorted(ratios.items()):
-        off = [abs(ratio - 1) for ratio in found]
-        lines.append(
-            f"\n{kind} on {platform}: {len(found)} cases, typically {statistics.median(off):.0%} off, at worst {max(off):.0%}."
-        )
-    return "\n".join(lines)
+        settings = ", ".join(f"{key} = {value}" for key, value in case.settings.items() if usual.get(key) != value)
+        figures = (f"{said / 2**30:.2f}", f"{computed / 2**30:.2f}", f"{computed / said:.2f}")
+        lines.append([case.devices, case.policy, program, settings, *figures])
+        kind = (devices.find(case.devices).platform, program.split()[0])
+        errors.setdefault(kind, []).append(abs(computed / said - 1))
+    head = ["devices", "policy", "program", "settings", "compiler", "arithmetic", "ratio"]
+    notes = [
+        f"\n{kind} on {platform}: {len(off)} cases,"
+        f" typically {statistics.median(off):.0%} off, at worst {max(off):.0%}."
+        for (platform, kind), off in sorted(errors.items())
+    ]
+    return "\n".join([markdown_table(head, lines, left=range(4)), *notes])
 
 
 def plan_tables() -> str:
     parts = []
     for title, (policy, settings) in PLANS.items():
         config, text = configured(policy, settings), io.StringIO()
-        if config.plan.compile and not devices.find(config.plan.devices).compiler:
+        if config.plan.compile and not devices.find(config.plan.devices).has_compiler:
             raise SystemExit(
                 f"error: {title}: no compiler for {config.plan.devices} here: install requirements-cuda.txt"
             )
@@ -218,15 +216,6 @@ def plan_tables() -> str:
         flags = " ".join(f"--config.{key}={value}" for key, value in settings.items())
         parts.append(f"### {title}\n\n`{flags}`, `{policy}.json`\n\n```\n{text.getvalue().rstrip()}\n```")
     return "\n\n".join(parts)
-
-
-def write_page() -> None:
-    text = PAGE.read_text()
-    for name, made in (("plans", plan_tables), ("calibration", calibration_table)):
-        begin, end = f"<!-- {name}: made by benchmarks/plan_tables.py -->\n", f"\n<!-- {name}: end -->"
-        head, rest = text.split(begin)
-        text = head + begin + made() + end + rest.split(end)[1]
-    PAGE.write_text(text)
 
 
 def main() -> None:
@@ -239,7 +228,8 @@ def main() -> None:
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(*row["case"][:3], f"{row['temp'] / 2**30:.2f} GiB in {row['seconds']:.0f} s", flush=True)
-    write_page()
+    fill(PAGE, "plans", plan_tables())
+    fill(PAGE, "calibration", calibration_table())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the TPU compiler says of every program of a run: memory, FLOPs and collectives, without a TPU.
 
-  python -m benchmarks.tpu_programs                                   everything that is not in the results yet, then
-  docs/tpu.md python -m benchmarks.tpu_programs --topology v5e:2x4=1x8x1 --adapter lora --only decode --only "update 8 x
-  24576" python -m benchmarks.tpu_programs --only nothing                    docs/tpu.md from the results as they are
+  python -m benchmarks.tpu_programs                   everything that is not in the results yet, then docs/tpu.md
+  python -m benchmarks.tpu_programs --only nothing    docs/tpu.md from the results as they are
+  python -m benchmarks.tpu_programs --topology v5e:2x4=1x8x1 --adapter lora --only decode --only "update 8 x 24576"
 
 Every finished program is a line of benchmarks/results/tpu_programs.jsonl, so that it can be stopped at any moment and
 started again. A program takes seconds to minutes to compile, all of them hours. The tables of docs/tpu.md stand between
@@ -17,17 +17,20 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a TPU that is here is not needed, and not taken
 
 import jax
 
+from benchmarks.pages import REPO, fill, markdown_table
+from benchmarks.program_report import report
+from hintsd_jax.config import build
 from hintsd_jax.configs import bfcl_qwen3_4b
 from hintsd_jax.models.sharding import AXES
-from hintsd_jax.tools.planner import aot
+from hintsd_jax.tools.planner import topologies
+from hintsd_jax.tools.planner.devices import TPUS
+from hintsd_jax.tools.planner.programs import Program, described_policy, programs
 
-REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "benchmarks" / "results" / "tpu_programs.jsonl"
 PAGE = REPO / "docs" / "tpu.md"
 SHAPE = REPO / "assets" / "shapes" / "qwen3-4b.json"
@@ -42,29 +45,28 @@ def compile_all(arguments: argparse.Namespace) -> Iterator[dict]:
     done = {tuple(row[name] for name in KEY) for row in rows()}
     for adapter in arguments.adapter or ADAPTERS:
         for topology, _, mesh in (choice.partition("=") for choice in arguments.topology or TOPOLOGIES):
-            config = bfcl_qwen3_4b.get_config()
+            config = build.build(bfcl_qwen3_4b.get_config())
             if adapter == "full":
-                config.lora.rank = 0
-            policy = aot.described_policy(config, SHAPE, arguments.layers)
+                config = config.replaced({"lora.rank": 0})
+            policy = described_policy(config, SHAPE, arguments.layers)
             sizes = dict(zip(AXES, map(int, mesh.split("x")), strict=True))
-            for program in aot.programs(config, policy, aot.topology(topology, **sizes)):
+            for program in programs(config, policy, topologies.tpu_mesh(topology, **sizes)):
                 key = dict(zip(KEY, (topology, mesh, adapter, policy.num_layers, program.name), strict=True))
                 if tuple(key.values()) not in done and any(part in program.name for part in arguments.only or ("",)):
-                    yield {**key, "held": program.held, **compile_one(program), "versions": versions()}
+                    yield {**key, "held": program.weight_bytes, **compile_one(program), "versions": versions()}
 
 
-def compile_one(program: aot.Program) -> dict:
+def compile_one(program: Program) -> dict:
     try:
-        report = aot.report(program)
+        compiled = report(program)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"refused": str(error)[:1000]}
-    found = [
-        [*operation, number] for operation, number in sorted(report.collectives.items(), key=lambda item: -item[0].size)
-    ]
-    numbers = {name: getattr(report, name) for name in ("arguments", "temp", "output", "alias", "total", "flops")}
-    return {**numbers, "seconds": round(report.seconds, 1), "collectives": found}
+    counts = sorted(compiled.collectives.items(), key=lambda item: -item[0].size)
+    numbers = {name: getattr(compiled, name) for name in ("arguments", "temp", "output", "alias", "total", "flops")}
+    collectives = [[*operation, number] for operation, number in counts]
+    return {**numbers, "seconds": round(compiled.seconds, 1), "collectives": collectives}
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +84,7 @@ def gib(size: float) -> str:
 
 
 def share(size: float, topology: str) -> str:
-    return f"{100 * size / GIB / aot.HBM[topology.partition(':')[0]]:.0f} %"
+    return f"{100 * size / GIB / TPUS[topology.partition(':')[0]].memory_gib:.0f} %"
 
 
 def looped(row: dict) -> str:
@@ -91,35 +93,36 @@ def looped(row: dict) -> str:
         return ""
     largest = max((size for _, _, size, _ in row["collectives"]), default=0)
     counts = {kind: sum(n for other, _, _, n in row["collectives"] if other == kind) for kind, *_ in row["collectives"]}
-    found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    return f"in loops: {found}; the largest {largest / 1024:,.0f} KiB"
+    listed = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    return f"in loops: {listed}; the largest {largest / 1024:,.0f} KiB"
 
 
-def cases(found: list[dict]) -> dict[tuple, list[dict]]:
+def cases(results: list[dict]) -> dict[tuple, list[dict]]:
     """Rows at full depth by (topology, mesh, adapter)."""
-    full = [row for row in found if row["layers"] == json.loads(SHAPE.read_text())["num_hidden_layers"]]
+    full = [row for row in results if row["layers"] == json.loads(SHAPE.read_text())["num_hidden_layers"]]
     by_case = {}
     for row in full:
         by_case.setdefault((row["topology"], row["mesh"], row["adapter"]), []).append(row)
     return dict(sorted(by_case.items(), key=lambda item: (*item[0][:2], ADAPTERS.index(item[0][2]))))
 
 
-def program_tables(found: list[dict]) -> str:
+def trained(adapter: str) -> str:
+    return "LoRA" if adapter == "lora" else "all weights"
+
+
+def program_tables(results: list[dict]) -> str:
+    head = ["program", "arguments", "temp", "total", "of HBM", "GFLOP, loops once", "compiled in", "notes"]
     parts = []
-    for (topology, mesh, adapter), programs in cases(found).items():
-        lines = [
-            f"### {topology}, mesh {mesh}, {'LoRA' if adapter == 'lora' else 'all weights'}\n",
-            "| program | arguments | temp | total | of HBM | GFLOP, loops once | compiled in | notes |",
-            "|---|--:|--:|--:|--:|--:|--:|---|",
-        ]
-        for row in sorted(programs, key=lambda row: order(row["program"])):
+    for (topology, mesh, adapter), rows_of_case in cases(results).items():
+        lines = []
+        for row in sorted(rows_of_case, key=lambda row: order(row["program"])):
             if "refused" in row:
-                lines.append(f"| {row['program']} | | | | **does not fit** | | | {row['refused'].splitlines()[0]} |")
+                lines.append([row["program"], "", "", "", "**does not fit**", "", "", row["refused"].splitlines()[0]])
                 continue
-            sizes = " | ".join(gib(row[name]) for name in ("arguments", "temp", "total"))
-            cost = f"{row['flops'] / 1e9:,.0f} | {row['seconds']:.0f} s"
-            lines.append(f"| {row['program']} | {sizes} | {share(row['total'], topology)} | {cost} | {looped(row)} |")
-        parts.append("\n".join(lines))
+            sizes = [gib(row[name]) for name in ("arguments", "temp", "total")]
+            cost = [f"{row['flops'] / 1e9:,.0f}", f"{row['seconds']:.0f} s"]
+            lines.append([row["program"], *sizes, share(row["total"], topology), *cost, looped(row)])
+        parts.append(f"### {topology}, mesh {mesh}, {trained(adapter)}\n\n{markdown_table(head, lines, left=(0, 7))}")
     return "\n\n".join(parts)
 
 
@@ -129,36 +132,26 @@ def order(program: str) -> tuple:
     return kinds.index(program.split()[0]), [int(number) for number in re.findall(r"\d+", program)]
 
 
-def run_table(found: list[dict]) -> str:
+def run_table(results: list[dict]) -> str:
     """The whole run: a program's memory and what else lies on the chip meanwhile."""
-    lines = [
-        "| | weights, train state | served weights, cache | all while decoding | largest update | its temp | all while updating | of HBM |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for (topology, mesh, adapter), programs in cases(found).items():
-        of = lambda kind: [row for row in programs if row["program"].startswith(kind)]
-        if not of("decode") or not of("update"):
+    head = ["", "weights, train state", "served weights, cache", "all while decoding"]
+    head += ["largest update", "its temp", "all while updating", "of HBM"]
+    lines = []
+    for (topology, mesh, adapter), rows_of_case in cases(results).items():
+        decode = [row for row in rows_of_case if row["program"].startswith("decode")]
+        updates = [row for row in rows_of_case if row["program"].startswith("update")]
+        if not decode or not updates:
             continue
-        decode, update = of("decode")[0], max(of("update"), key=lambda row: order(row["program"]))
-        name = f"{topology} {mesh}, {'LoRA' if adapter == 'lora' else 'all weights'}: {update['program']}"
-        engine = decode["arguments"]
-        sizes = " | ".join(map(gib, (update["held"], engine, decode["total"] + update["held"])))
+        update, engine = max(updates, key=lambda row: order(row["program"])), decode[0]["arguments"]
+        name = f"{topology} {mesh}, {trained(adapter)}: {update['program']}"
+        sizes = [update["held"], engine, decode[0]["total"] + update["held"]]
         if "refused" in update:
-            lines.append(f"| {name} | {sizes} | | | | **does not fit** |")
+            lines.append([name, *map(gib, sizes), "", "", "", "**does not fit**"])
             continue
         whole = engine + update["total"]
-        sizes += f" | {gib(update['total'])} | {gib(update['temp'])} | {gib(whole)}"
-        lines.append(f"| {name} | {sizes} | {share(whole, topology)} |")
-    return "\n".join(lines)
-
-
-def write_page() -> None:
-    text, found = PAGE.read_text(), rows()
-    for name, table in (("run", run_table(found)), ("programs", program_tables(found))):
-        begin, end = f"<!-- {name}: made by benchmarks/tpu_programs.py -->\n", f"\n<!-- {name}: end -->"
-        head, rest = text.split(begin)
-        text = head + begin + table + end + rest.split(end)[1]
-    PAGE.write_text(text)
+        sizes += [update["total"], update["temp"], whole]
+        lines.append([name, *map(gib, sizes), share(whole, topology)])
+    return markdown_table(head, lines)
 
 
 def main() -> None:
@@ -176,7 +169,9 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         outcome = row["refused"] if "refused" in row else f"{gib(row['total'])} GiB in {row['seconds']:.0f} s"
         print(*(row[name] for name in KEY), outcome, flush=True)
-    write_page()
+    results = rows()
+    fill(PAGE, "run", run_table(results))
+    fill(PAGE, "programs", program_tables(results))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 compiler against itself.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -9,15 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from hintsd_jax.config import build
 from hintsd_jax.configs import bfcl_qwen3_4b
 from hintsd_jax.errors import UserError
-from hintsd_jax.tools.planner import aot, compiler, fit, plan, table, temporaries
+from hintsd_jax.tools.planner import advice, compiler, fit, plan, table, temporary_memory, topologies
 from hintsd_jax.tools.planner.devices import find
-from hintsd_jax.tools.planner.fit import CONTEXT_STEP, Planner
+from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FRACTION_KEY, Planner
+from hintsd_jax.tools.planner.programs import programs
 
 REPO = Path(__file__).parents[1]
 SHAPES = REPO / "assets" / "shapes"
@@ -29,25 +33,25 @@ NORMS_4B = 36 * (2 * 2560 + 2 * 128) + 2560
 
 
 def configured(policy="qwen3-4b", devices="h100", **settings):
-    config = bfcl_qwen3_4b.get_config()
-    config.policy.path = str(SHAPES / f"{policy}.json")
-    config.plan.devices, config.plan.compile = devices, False
-    for key, value in settings.items():
-        group, _, name = key.rpartition("__")
-        config[group][name] = value
-    return config
+    config = build.build(bfcl_qwen3_4b.get_config())
+    paths = {"policy.path": str(SHAPES / f"{policy}.json"), "plan.devices": devices, "plan.compile": False}
+    return config.replaced(paths | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def planner_of(config):
+    return Planner(plan.policy_file(config))
 
 
 def planned(config):
-    return Planner(plan.shape_file(config))(config, find(config.plan.devices, config.plan.memory_gib))
+    return planner_of(config)(config, find(config.plan.devices, config.plan.memory_gib))
 
 
-def held(made) -> dict:
-    return {holding.name: (holding.rollout, holding.update) for holding in made.holdings}
+def resident(made) -> dict:
+    return {row.name: (row.rollout, row.update) for row in made.resident}
 
 
 def test_lora_on_one_device_by_hand():
-    made = held(planned(configured()))
+    made = resident(planned(configured()))
     adapter = 36 * 32 * (2560 + 4096 + 2560 + 1024)  # A and B of queries and values
     assert made["weights"] == (2 * KERNELS_4B + 4 * NORMS_4B,) * 2
     assert made["adapter"] == made["EMA"] == (4 * adapter,) * 2
@@ -64,7 +68,7 @@ def test_lora_on_one_device_by_hand():
 
 
 def test_all_weights_on_one_device_by_hand():
-    made, size = held(planned(configured(lora__rank=0))), KERNELS_4B + NORMS_4B
+    made, size = resident(planned(configured(lora__rank=0))), KERNELS_4B + NORMS_4B
     assert made["weights"] == made["EMA"] == (4 * size,) * 2
     assert made["gradients"] == (0, 4 * size)
     assert made["optimizer"][0] == pytest.approx(8 * size, abs=16)
@@ -73,24 +77,24 @@ def test_all_weights_on_one_device_by_hand():
 
 
 def test_fsdp_scatters_training_and_keeps_a_served_copy_of_frozen_weights():
-    one, eight = held(planned(configured())), held(planned(configured(devices="h100:8")))
+    one, eight = resident(planned(configured())), resident(planned(configured(devices="h100:8")))
     assert eight["weights"][0] == 2 * KERNELS_4B // 8 + 4 * NORMS_4B  # norms are everywhere
     # In serving the same kernels are split along heads, ffn and vocabulary instead: another layout, so a copy, which
     # stays.
     assert eight["served copy"][1] == 2 * KERNELS_4B // 8
     assert eight["KV slots"][0] == one["KV slots"][0] // 8
-    tensor = held(planned(configured(devices="h100:8", mesh__fsdp=1, mesh__tensor=8)))
+    tensor = resident(planned(configured(devices="h100:8", mesh__fsdp=1, mesh__tensor=8)))
     assert tensor["weights"] == eight["weights"] and tensor["served copy"][1] == 0  # both layouts are the same
 
 
 def test_heads_that_a_mesh_does_not_divide_leave_the_cache_whole_until_the_slots_do():
-    slots = lambda number: held(planned(configured(devices="h100:32", rollout__slots=number)))["KV slots"][0]
+    slots = lambda number: resident(planned(configured(devices="h100:32", rollout__slots=number)))["KV slots"][0]
     row = 24576 * 8 * 128 * 2 * 36 * 2
     assert (slots(8), slots(31), slots(32)) == (8 * row, 31 * row, row)
 
 
 def test_the_initial_policy_as_analyser_is_one_more_copy():
-    made = held(planned(configured(lora__rank=0, hindsight__analyser="initial_policy")))
+    made = resident(planned(configured(lora__rank=0, hindsight__analyser="initial_policy")))
     assert made["initial weights"] == made["weights"]
 
 
@@ -103,7 +107,7 @@ def test_dtype_follows_the_platform():
 
 def test_totals_add_up_and_one_program_runs_at_a_time():
     made = planned(configured())
-    rows = held(made).values()
+    rows = resident(made).values()
     assert made.total("rollout") == sum(sizes[0] for sizes in rows) + max(made.prefill, made.decode)
     assert made.total("update") == sum(sizes[1] for sizes in rows) + made.update
 
@@ -122,7 +126,7 @@ def test_large_policies_are_planned_in_seconds_without_weights(policy, size, cap
 )
 def test_the_longest_context_is_the_longest(devices, settings):
     config = configured(devices=devices, **settings)
-    made, planner = planned(config), Planner(plan.shape_file(config))
+    made, planner = planned(config), planner_of(config)
     longest = planner.longest_context(made)
     at = lambda context: planner.changed(made, fit.context_settings(config, context))
     contexts = range(2 * CONTEXT_STEP, made.policy.max_positions + 1, CONTEXT_STEP)
@@ -140,7 +144,7 @@ def test_the_longest_context_is_the_longest(devices, settings):
 
 def test_the_most_slots_are_the_most():
     config = configured(devices="a100-40gb")
-    made, planner = planned(config), Planner(plan.shape_file(config))
+    made, planner = planned(config), planner_of(config)
     most = planner.most_slots(made)
     with_slots = lambda number: planner.changed(made, {"rollout.slots": number})
     assert (
@@ -165,45 +169,36 @@ CASES = [
 @pytest.mark.parametrize("policy, devices, settings", CASES)
 def test_every_piece_of_advice_does_what_it_says(policy, devices, settings):
     config = configured(policy, devices, **settings)
-    made, planner = planned(config), Planner(plan.shape_file(config))
-    changes = planner.advice(made)
+    made, planner = planned(config), planner_of(config)
+    changes = advice.single_changes(planner, made)
     assert not made.fits and changes
     for change, line in zip(changes, table.advice(made, changes, None), strict=False):
-        then = planned(applied(config, change.settings)) if fit.FRACTION not in change.settings else change.plan
+        then = planned(config.replaced(change.settings)) if FRACTION_KEY not in change.settings else change.plan
         assert then.total("update") == change.plan.total("update") and then.fits == change.plan.fits
         assert then.share < made.share and (", fits" in line) == then.fits
         assert f"{(made.peak - then.peak) / GIB:.2f} GiB less" in line or made.peak == then.peak
     assert [change.plan.fits for change in changes] == sorted((change.plan.fits for change in changes), reverse=True)
-    together = planner.together(made)
-    if together:
-        assert together.plan.fits
-
-
-def applied(config, settings):
-    """The config with these settings, through the command line's own spelling."""
-    changed = configured()
-    changed.update(config.to_dict())
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        changed[group][name] = value
-    return changed
+    combined = advice.combined_change(planner, made)
+    if combined:
+        assert combined.plan.fits
 
 
 def test_more_of_a_gpu_is_advice_too(monkeypatch):
     config = configured(tasks__tasks_per_step=4, rollout__slots=16)
-    made, planner = planned(config), Planner(plan.shape_file(config))
-    (more,) = [change for change in planner.advice(made) if fit.FRACTION in change.settings]
+    made, planner = planned(config), planner_of(config)
+    (more,) = [change for change in advice.single_changes(planner, made) if FRACTION_KEY in change.settings]
     assert not made.fits and more.plan.fits and more.plan.peak == made.peak
-    monkeypatch.setenv(fit.FRACTION, str(fit.MOST))
+    monkeypatch.setenv(FRACTION_KEY, str(advice.MOST))
     again = planned(config)
     assert again.fits and again.devices.memory == pytest.approx(more.plan.devices.memory, abs=2)
-    assert not [change for change in planner.advice(again) if fit.FRACTION in change.settings]
+    assert not [change for change in advice.single_changes(planner, again) if FRACTION_KEY in change.settings]
 
 
 @pytest.mark.parametrize(
     "name, count, kind",
-    [("v5e-8", 8, "v5e"), ("v5p-64", 32, "v5p"), ("v5p-8", 4, "v5p"), ("v6e-256", 256, "v6e"), ("v5e:2x4", 8, "v5e"), ("v5p:2x2x4", 16, "v5p"),
-     ("h100", 1, "h100"), ("H200:8", 8, "h200"), ("a100-80gb:2", 2, "a100-80gb"), ("v5e-1", 1, "v5e")],
+    [("v5e-8", 8, "v5e"), ("v5p-64", 32, "v5p"), ("v5p-8", 4, "v5p"), ("v6e-256", 256, "v6e"),
+     ("v5e:2x4", 8, "v5e"), ("v5p:2x2x4", 16, "v5p"), ("h100", 1, "h100"), ("H200:8", 8, "h200"),
+     ("a100-80gb:2", 2, "a100-80gb"), ("v5e-1", 1, "v5e")],
 )  # fmt: skip
 def test_devices_by_name(name, count, kind):
     found = find(name)
@@ -215,24 +210,27 @@ def test_devices_by_name(name, count, kind):
 
 @pytest.mark.parametrize(
     "name, says",
-    [("h10", "did you mean 'h100'"), ("v5e-7", "choose one of v5e-1"), ("v5p-63", "v5p-64"), ("v5p:2x4", "looks like v5p:2x2x2"), ("v9x-8", "did you mean"),
-     ("abacus", "name TPUs such as"), ("h100:0", "did you mean 'h100'"), ("h100:two", "unknown")],
+    [("h10", "did you mean 'h100'"), ("v5e-7", "choose one of v5e-1"), ("v5p-63", "v5p-64"),
+     ("v5p:2x4", "looks like v5p:2x2x2"),
+     ("v9x-8", "did you mean"), ("abacus", "name TPUs such as"), ("h100:0", "did you mean 'h100'"),
+     ("h100:two", "unknown")],
 )  # fmt: skip
 def test_devices_that_nobody_knows_are_one_line(name, says):
-    with pytest.raises(UserError, match="plan.devices") as caught:
+    with pytest.raises(UserError, match=r"plan\.devices") as caught:
         find(name)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_share_of_a_gpu_that_is_no_number_is_one_line(monkeypatch):
-    monkeypatch.setenv(fit.FRACTION, "most")
+    monkeypatch.setenv(FRACTION_KEY, "most")
     with pytest.raises(UserError, match="is no number"):
         find("h100")
 
 
 @pytest.mark.parametrize(
     "settings, says",
-    [({"mesh__fsdp": 3}, "do not multiply to the 1 devices"), ({"rollout__context": 300_000}, "exceeds the 262144 positions"),
+    [({"mesh__fsdp": 3}, "do not multiply to the 1 devices"),
+     ({"rollout__context": 300_000}, "exceeds the 262144 positions"),
      ({"devices": "h100:4", "mesh__data": 4, "mesh__fsdp": 1, "rollout__slots": 6}, "must be a multiple of mesh.data"),
      ({"policy__path": "nowhere"}, "nowhere/config.json: missing")],
 )  # fmt: skip
@@ -292,69 +290,62 @@ def test_it_says_yes_when_it_fits(capsys):
 
 
 class Fake:
-    """Stands for a compiled program. `temp` GiB, or a refusal's text."""
+    """Stands for the compiler. Its answers: GiB of temporaries, or a refusal's text. asked: the names of programs."""
 
     def __init__(self, monkeypatch, answers):
         self.asked = []
 
         def compiled(lowered, options=None):
             answer = answers[len(self.asked)]
-            self.asked.append(lowered)
+            self.asked.append(lowered.name)
             if isinstance(answer, str):
                 raise jax.errors.JaxRuntimeError(answer)
-            stats = type(
-                "Stats",
-                (),
-                {"temp_size_in_bytes": int(answer * GIB), "output_size_in_bytes": 5, "alias_size_in_bytes": 5},
-            )
-            return type("Compiled", (), {"memory_analysis": lambda self: stats})()
+            sizes = {"temp_size_in_bytes": int(answer * GIB), "output_size_in_bytes": 5, "alias_size_in_bytes": 5}
+            return SimpleNamespace(memory_analysis=lambda: SimpleNamespace(**sizes))
 
-        def programs(config, policy, mesh):
-            names = compiler._wanted(config, policy, mesh).values()
-            return [aot.Program(name, lambda name=name: name, 0) for name in names]
+        def lowered(config, policy, mesh):
+            for program in programs(config, policy, mesh.abstract):
+                text = f"{program.name} of {config.to_dict()}"
+                stub = SimpleNamespace(name=program.name, as_text=lambda text=text: text)
+                yield dataclasses.replace(program, lower=lambda stub=stub: stub)
 
-        monkeypatch.setattr(aot, "compiled", compiled)
-        monkeypatch.setattr(aot, "programs", programs)
-        monkeypatch.setattr(
-            "hintsd_jax.tools.planner.devices.Devices.mesh", lambda self, **sizes: _Described(self.layout(**sizes))
-        )
+        def mesh(devices, **sizes):
+            """The abstract one, with a device that names its compiler."""
+            device = SimpleNamespace(device_kind="fake", client=SimpleNamespace(platform_version="1"))
+            return SimpleNamespace(abstract=devices.layout(**sizes), devices=SimpleNamespace(flat=[device]))
 
-
-class _Described:
-    """An abstract mesh with a device that names its compiler."""
-
-    def __init__(self, mesh):
-        client = type("Client", (), {"platform_version": "1"})
-        device = type("Device", (), {"device_kind": "fake", "client": client})
-        self.shape, self.devices = mesh.shape, type("Devices", (), {"flat": [device]})
+        monkeypatch.setattr(topologies, "compiled", compiled)
+        monkeypatch.setattr(compiler, "programs", lowered)
+        monkeypatch.setattr("hintsd_jax.tools.planner.devices.Devices.mesh", mesh)
 
 
 def test_the_compilers_figures_stand_and_are_kept(monkeypatch, tmp_path, capsys):
     fake = Fake(monkeypatch, [0.5, 0.25, 9.0, 6.0])
     config = configured(devices="v5e-8", plan__compile=True, plan__cache_dir=str(tmp_path / "kept"))
     for _ in range(2):  # asked once, then kept
-        planner, made, sources, _, note = plan.make(config)
+        planner, made, sources, _, note = plan.make_plan(config)
         assert fake.asked == [
             "prefill 1 x 1024",
             "decode 8 slots x 24576",
             "update 8 x 24576 + 3072",
             "update 8 x 16384 + 3072",
         ]
-        assert (made.prefill, made.decode, made.update) == (GIB // 2, GIB // 4, 9 * GIB) and set(sources.values()) == {
-            "compiler"
-        }
+        assert (made.prefill, made.decode, made.update) == (GIB // 2, GIB // 4, 9 * GIB)
+        assert set(sources.values()) == {"compiler"}
     shorter = planner.changed(made, fit.context_settings(config, 16384))
     assert shorter.update == 6 * GIB  # the second length that was asked about
     between = planner.changed(made, fit.context_settings(config, 20480)).update
     assert 6 * GIB < between < 9 * GIB
     assert "about" in capsys.readouterr().err and "16,384 and 24,576 tokens" in note
-    config.rollout.slots = 4
     fake.asked.clear()
-    plan.make(config)  # other settings are other programs
+    plan.make_plan(config.replaced({"rollout.slots": 4}))  # other settings are other programs
     assert len(fake.asked) == 4
 
 
-REFUSAL = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.04G) exceeds available HBM (15.75G)."
+REFUSAL = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.04G) exceeds"
+    " available HBM (15.75G)."
+)
 
 
 def test_a_refusal_is_an_answer(monkeypatch, capsys):
@@ -365,14 +356,14 @@ def test_a_refusal_is_an_answer(monkeypatch, capsys):
     assert "16.04" in text and "compiler, which refuses it" in text and "DOES NOT FIT" in text
     Fake(monkeypatch, ["INTERNAL: a bug"])
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        plan.make(config)
+        plan.make_plan(config)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
     Fake(monkeypatch, [0.5])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="plan.cache_dir"):
-        plan.make(configured(devices="v5e-8", plan__compile=True, plan__cache_dir=str(tmp_path / "file" / "kept")))
+    with pytest.raises(UserError, match=r"plan\.cache_dir"):
+        plan.make_plan(configured(devices="v5e-8", plan__compile=True, plan__cache_dir=str(tmp_path / "file" / "kept")))
 
 
 @pytest.fixture
@@ -388,26 +379,30 @@ def small(tmp_path):
         "vocab_size": 4096,
     }
     (tmp_path / "small.json").write_text(json.dumps(shape))
-    config = configured(
-        policy__path=str(tmp_path / "small.json"),
-        devices="v5e-4",
-        plan__compile=True,
-        plan__cache_dir=str(tmp_path / "kept"),
-    )
-    config.rollout.slots, config.rollout.context, config.hindsight.context = 4, 512, 512
-    config.rollout.max_action_tokens, config.hindsight.max_tokens, config.rollout.prefill_buckets = 64, 64, (64,)
-    config.batch.length_buckets, config.batch.branch_buckets, config.batch.action_buckets = (512,), (128,), (64,)
-    return config
+    settings = {
+        "policy.path": str(tmp_path / "small.json"),
+        "plan.compile": True,
+        "plan.cache_dir": str(tmp_path / "kept"),
+        "rollout.slots": 4,
+        "rollout.context": 512,
+        "rollout.max_action_tokens": 64,
+        "rollout.prefill_buckets": (64,),
+        "hindsight.context": 512,
+        "hindsight.max_tokens": 64,
+        "batch.length_buckets": (512,),
+        "batch.branch_buckets": (128,),
+        "batch.action_buckets": (64,),
+    }
+    return configured(devices="v5e-4").replaced(settings)
 
 
 def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip("libtpu is for Linux x86_64 only")
-    wanted = compiler._wanted
+    deciding = compiler.deciding_programs
     # The update alone takes a minute and a half to compile, whatever its size.
-    monkeypatch.setattr(
-        compiler, "_wanted", lambda *args: {key: name for key, name in wanted(*args).items() if key[0] != "update"}
-    )
+    without_update = lambda *args: [program for program in deciding(*args) if program.kind != "update"]
+    monkeypatch.setattr(compiler, "deciding_programs", without_update)
     devices = find(small.plan.devices)
     try:
         answers = compiler.ask(small, planned(small).policy, devices)
@@ -418,12 +413,12 @@ def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
     assert [(answer.kind, answer.refused) for answer in answers] == [("prefill", False), ("decode", False)]
     # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more
     # beside it.
-    assert 512 * 128 * 2 * 2 * 2 < answers[0].temp < 64 * 2**20 and 0 < answers[1].temp < 64 * 2**20
+    assert 512 * 128 * 2 * 2 * 2 < answers[0].temporary < 64 * 2**20 and 0 < answers[1].temporary < 64 * 2**20
     assert capsys.readouterr().err.count("compiling") == 2
     kept = [json.loads(file.read_text()) for file in Path(small.plan.cache_dir).iterdir()]
-    assert {answer["program"]: answer["temp"] for answer in kept} == {
-        "prefill 1 x 64": answers[0].temp,
-        "decode 4 slots x 512": answers[1].temp,
+    assert {answer["program"]: answer["temporary"] for answer in kept} == {
+        "prefill 1 x 64": answers[0].temporary,
+        "decode 4 slots x 512": answers[1].temporary,
     }
     assert compiler.ask(small, planned(small).policy, devices) == answers and not capsys.readouterr().err
 
@@ -438,7 +433,9 @@ def test_the_arithmetic_is_as_close_to_the_compilers_as_it_says():
     for case, program, said, computed in plan_tables.compared():
         key = find(case.devices).platform, program.split()[0]
         worst[key] = max(worst.get(key, 0.0), abs(computed / said - 1))
-    claimed = {(platform, kind): off for platform, kinds in temporaries.ERROR.items() for kind, off in kinds.items()}
+    claimed = {
+        (platform, kind): off for platform, kinds in temporary_memory.ERROR.items() for kind, off in kinds.items()
+    }
     assert claimed.keys() <= worst.keys()
     for key, off in claimed.items():
         assert worst[key] <= off < worst[key] + 0.05

@@ -1,1 +1,1 @@
-"""What a run holds on each device, from shapes alone; see `hintsd_jax.plan`."""
+"""Will a run fit? What it holds on each device, from shapes alone; see `plan`."""

@@ -1,139 +1,116 @@
-"""What the compiler says of the programs that decide whether a run fits. Config, policy, devices in; their temporaries
-out.
+"""What the compiler says of the programs that decide whether a run fits: config, policy and devices in, their temporary
+memory out.
 
-Asked are the largest prefill, decode, and the update at its largest length and at another. What it said is kept in a
-folder, under a key of all that decides what is compiled: settings, policy, mesh, versions and this package's own
-source. Invariant: a refusal for want of memory is an answer, with the bytes that the compiler asked for.
+Asked are the largest prefill, decode, and the update at its largest length and at the one before. Answers are kept in a
+folder, under a key of the lowered program itself, the devices and the compiler. Invariant: a refusal for want of memory
+is an answer, with the bytes that the compiler asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jaxlib
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from hintsd_jax.config.schema import NOT_OF_A_RUN, flatten
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.methods import resolved
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.session import engine_config, update_shapes
-from hintsd_jax.tools.planner import aot
+from hintsd_jax.tools.planner import topologies
 from hintsd_jax.tools.planner.devices import Devices
+from hintsd_jax.tools.planner.programs import Program, programs
 
-_PACKAGE = Path(__file__).parents[2]
-_ASKED = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of|allocate ([\d.]+)([KMGT])iB")
+_REFUSED = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of|allocate ([\d.]+)([KMGT])iB")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_MINUTES = {"prefill": "1", "decode": "1 to 3", "update": "2 to 6"}  # of two cores
+_MINUTES = {"prefill": "1", "decode": "1 to 3", "update": "2 to 6"}  # on two cores
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """kind: "prefill", "decode" or "update". length: of an update's rows, else 0. temp: bytes beside the arguments on
-    one device, refused or not.
+    """kind: "prefill", "decode" or "update". length: of an update's rows, else 0. temporary: bytes beside the arguments
+    on one device, refused or not.
     """
 
     kind: str
     length: int
     pair: int
-    temp: int
+    temporary: int
     refused: bool
 
 
-def ask(config: ConfigDict, policy: PolicyConfig, devices: Devices) -> list[Answer]:
+def ask(config: Config, policy: PolicyConfig, devices: Devices) -> list[Answer]:
     """Compiles what is not kept yet, one line on stderr before each.
 
     Raises:
       UserError: there is no compiler for these devices, or the folder to keep answers in cannot be written.
     """
-    config = resolved(config)
-    mesh = devices.mesh(**config.mesh)
-    names = _wanted(config, policy, mesh)
-    folder = Path(config.plan.cache_dir) if config.plan.cache_dir else None
-    made = {program.name: program for program in aot.programs(config, policy, mesh)}
-    answers = []
-    for (kind, length, pair), name in names.items():
-        file = folder and folder / f"{_key(config, policy, mesh, name)}.json"
-        if file and file.exists():
-            kept = json.loads(file.read_text())
-        else:
-            print(f"compiling {name} for {devices.name}: about {_MINUTES[kind]} min", file=sys.stderr, flush=True)
-            temp, refused = _temp(made[name], devices)
-            kept = {"program": name, "devices": devices.name, "temp": temp, "refused": refused}
-            if file:
-                _keep(file, kept)
-        answers.append(Answer(kind, length, pair, kept["temp"], kept["refused"]))
-    return answers
+    mesh = devices.mesh(**config.mesh.to_dict())
+    return [_answer(config, program, mesh, devices) for program in deciding_programs(config, policy, mesh)]
 
 
-def _wanted(config: ConfigDict, policy: PolicyConfig, mesh: Mesh) -> dict[tuple[str, int, int], str]:
-    """(kind, length, pair) -> the program's name in `aot.programs`."""
-    engine, shapes = engine_config(config), update_shapes(config, mesh)
-    longest, pair = shapes.length_buckets[-1], len(shapes.stream_buckets) - 1
-    lengths = (longest, *shapes.length_buckets[-2:-1])
-    return {
-        ("prefill", 0, 0): f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]}",
-        ("decode", 0, 0): f"decode {engine.slots} slots x {engine.context}",
-        **{
-            ("update", length, pair): f"update {shapes.rows} x {length} + {shapes.stream_buckets[pair]}"
-            for length in lengths
-        },
-    }
+def deciding_programs(config: Config, policy: PolicyConfig, mesh: Mesh) -> list[Program]:
+    """The largest prefill, decode, and the update at its two largest lengths, the largest first."""
+    by_kind: dict[str, list[Program]] = {}
+    for program in programs(config, policy, mesh):
+        by_kind.setdefault(program.kind, []).append(program)
+    longest = {program.length: program for program in by_kind["update"]}  # of each length the last pair: the largest
+    lengths = sorted(longest, reverse=True)[:2]
+    return [by_kind["prefill"][-1], *by_kind["decode"], *(longest[length] for length in lengths)]
 
 
-def _temp(program: aot.Program, devices: Devices) -> tuple[int, bool]:
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a program takes beside its arguments on one device: temporaries, and outputs that are no argument's."""
+    memory = topologies.memory_of(compiled)
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def _answer(config: Config, program: Program, mesh: Mesh, devices: Devices) -> Answer:
+    lowered = program.lower()
+    folder = config.plan.cache_dir
+    file = Path(folder) / f"{_key(lowered, mesh, devices.compiler_options)}.json" if folder else None
+    if file and file.exists():
+        kept = json.loads(file.read_text())
+    else:
+        minutes = _MINUTES[program.kind]
+        print(f"compiling {program.name} for {devices.name}: about {minutes} min", file=sys.stderr, flush=True)
+        temporary, refused = _compile(lowered, devices)
+        kept = {"program": program.name, "devices": devices.name, "temporary": temporary, "refused": refused}
+        if file:
+            _keep(file, kept)
+    return Answer(program.kind, program.length, program.pair, kept["temporary"], kept["refused"])
+
+
+def _compile(lowered: jax.stages.Lowered, devices: Devices) -> tuple[int, bool]:
     try:
-        memory = aot.compiled(program.lower(), devices.options).memory_analysis()
+        return temporary_bytes(topologies.compiled(lowered, devices.compiler_options)), False
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = _ASKED.search(str(error))
-        number, unit = [part for part in found.groups() if part] if found else ("0", "K")
+        match = _REFUSED.search(str(error))
+        number, unit = [part for part in match.groups() if part] if match else ("0", "K")
         return max(int(float(number) * _UNITS[unit]), devices.memory), True
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes, False
 
 
-def _key(config: ConfigDict, policy: PolicyConfig, mesh: Mesh, name: str) -> str:
-    aside = (*NOT_OF_A_RUN, "env.", "tasks.", "eval.", "checkpoint.", "alarms.", "endpoint.", "policy.path", "seed")
-    settings = {key: str(value) for key, value in flatten(config).items() if not key.startswith(aside)}
+def _key(lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[str, str] | None) -> str:
     device = mesh.devices.flat[0]
-    parts = [
-        name,
-        settings,
-        repr(policy),
-        dict(mesh.shape),
+    compiler = [
         device.device_kind,
         device.client.platform_version,
-        jax.__version__,
-        jaxlib.__version__,
-        _source(),
+        importlib.metadata.version("jaxlib"),
+        dict(options or {}),
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([lowered.as_text(), compiler]).encode()).hexdigest()[:32]
 
 
-def _source() -> str:
-    """A digest of what is traced into programs."""
-    digest = hashlib.sha256()
-    for file in sorted(_sources()):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _sources() -> Iterator[Path]:
-    yield from (_PACKAGE / name for name in ("tools/planner/aot.py", "session.py"))
-    for room in ("models", "sampling", "training"):
-        yield from (_PACKAGE / room).glob("*.py")
-
-
-def _keep(file: Path, kept: dict) -> None:
+def _keep(file: Path, kept: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(kept) + "\n")

@@ -14,14 +14,35 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.sharding import AXES, make_mesh, mesh_sizes
-from hintsd_jax.tools.planner import aot
+from hintsd_jax.tools.planner import topologies
 
+GIB = 2**30
+
+
+class TpuKind(NamedTuple):
+    """memory_gib: that the compiler lets a program have on one chip. cores: that a chip counts for in the name of a
+    slice. slices: chips -> the topology of such a slice, as Google Cloud makes it.
+    """
+
+    memory_gib: float
+    cores: int
+    slices: Mapping[int, str]
+
+
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+TPUS = {
+    "v5e": TpuKind(15.75, 1, _FLAT),
+    "v5p": TpuKind(95.74, 2, {**_CUBES, 1024: "8x8x16"}),
+    "v6e": TpuKind(31.25, 1, _FLAT),
+}
 # GiB that CUDA reports as the total; a driver's version and ECC move the last digit.
 GPUS = {
     "a10g": 22.0,
@@ -36,29 +57,13 @@ GPUS = {
 FRACTION = 0.75  # of a GPU's memory that jax takes unless it is told otherwise
 FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the old name
 
-# Chips -> the topology of such a slice, as Google Cloud makes it.
-_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBES = {
-    4: "2x2x1",
-    8: "2x2x2",
-    16: "2x2x4",
-    32: "2x4x4",
-    64: "4x4x4",
-    128: "4x4x8",
-    256: "4x8x8",
-    512: "8x8x8",
-    1024: "8x8x16",
-}
-_SLICES = {"v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
-_CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that a chip counts for in the name of a slice
-
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note`
-    says of what.
-    topology: what describes them to a compiler though they are not here; None where nothing does. here: whether they
-    are this machine's. fraction: the share of a GPU that `memory` is."""
+    says of what. topology: what describes them to a compiler though they are not here; None where nothing does. here:
+    whether they are this machine's. fraction: the share of a GPU that `memory` is.
+    """
 
     kind: str
     platform: str
@@ -76,26 +81,27 @@ class Devices:
         )
 
     @property
-    def compiler(self) -> bool:
+    def has_compiler(self) -> bool:
         """Whether a compiler for them is at hand: they are here, or something describes them to one."""
         return self.platform in ("tpu", "gpu") and (self.here or self.topology is not None)
 
     @property
-    def options(self) -> Mapping[str, str] | None:
-        """What the compiler must be told."""
-        return aot.GPU_OPTIONS if self.platform == "gpu" and not self.here else None
+    def compiler_options(self) -> Mapping[str, str] | None:
+        return topologies.GPU_OPTIONS if self.platform == "gpu" and not self.here else None
 
-    def layout(self, **sizes: int) -> AbstractMesh:
+    def layout(self, data: int = 1, fsdp: int = -1, tensor: int = 1) -> AbstractMesh:
         """The mesh of `config.mesh` over them, for shapes and shardings. Raises UserError as `make_mesh` does."""
-        return AbstractMesh(mesh_sizes(**sizes, count=self.count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return AbstractMesh(
+            mesh_sizes(data, fsdp, tensor, count=self.count), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+        )
 
-    def mesh(self, **sizes: int) -> Mesh:
-        """The same mesh for the compiler."""
+    def mesh(self, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+        """The same mesh for the compiler; only where `has_compiler`."""
         if self.here:
-            return make_mesh(**sizes)
+            return make_mesh(data, fsdp, tensor)
         if self.platform == "gpu":
-            return aot.gpu_topology(self.kind, self.count, self.memory, **sizes)
-        return aot.topology(self.topology, **sizes)
+            return topologies.gpu_mesh(self.kind, self.count, self.memory, data, fsdp, tensor)
+        return topologies.tpu_mesh(str(self.topology), data, fsdp, tensor)
 
 
 def find(name: str, memory_gib: float = 0.0) -> Devices:
@@ -104,80 +110,75 @@ def find(name: str, memory_gib: float = 0.0) -> Devices:
     Raises:
       UserError: nobody knows the name.
     """
-    found = _local() if not name else _tpus(name) or _gpus(name)
-    if found is None:
-        known = [*(f"{kind}-8" for kind in _SLICES), *GPUS]
-        near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
-        )
-        raise UserError(f"plan.devices = {name!r} is unknown: {hint}")
+    devices = _local() if not name else _tpus(name.lower()) or _gpus(name.lower())
+    if devices is None:
+        near = difflib.get_close_matches(name.lower(), [*(f"{kind}-8" for kind in TPUS), *GPUS], 1, 0.5)
+        known = f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
+        raise UserError(f"plan.devices = {name!r} is unknown: {f'did you mean {near[0]!r}?' if near else known}")
     if memory_gib:
-        return dataclasses.replace(found, memory=int(memory_gib * 2**30), memory_note="plan.memory_gib")
-    return found
+        return dataclasses.replace(devices, memory=int(memory_gib * GIB), memory_note="plan.memory_gib")
+    return devices
 
 
 def larger(devices: Devices) -> list[str]:
     """Names of two, four and eight times as many, where there are such."""
+    counts = [devices.count * times for times in (2, 4, 8)]
     if devices.platform == "gpu":
-        return [f"{devices.kind}:{devices.count * times}" for times in (2, 4, 8)]
-    cores, slices = _CORES[devices.kind], _SLICES[devices.kind]
-    return [f"{devices.kind}-{devices.count * times * cores}" for times in (2, 4, 8) if devices.count * times in slices]
+        return [f"{devices.kind}:{count}" for count in counts]
+    tpu = TPUS[devices.kind]
+    return [f"{devices.kind}-{count * tpu.cores}" for count in counts if count in tpu.slices]
 
 
-def fraction() -> float:
-    """The share of a GPU that jax takes, by its environment variables."""
+def memory_fraction() -> float:
+    """The share of a GPU that jax takes, by its environment variables. Raises UserError where one is no number."""
     for variable in FRACTION_VARIABLES:
         if text := os.environ.get(variable):
             try:
                 return float(text)
             except ValueError:
                 raise UserError(
-                    f"{variable} = {text!r} is no number: give the share of a GPU's memory that jax may take, such as 0.9"
+                    f"{variable} = {text!r} is no number: give the share of a GPU's memory that jax may take,"
+                    " such as 0.9"
                 ) from None
     return FRACTION
 
 
 def _tpus(name: str) -> Devices | None:
-    match = re.fullmatch(r"(v\d\w)(?:-(\d+)|:(\d+(?:x\d+)+))", name.lower())
-    if match is None or match[1] not in _SLICES:
+    match = re.fullmatch(r"(v\d\w)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
+    if match is None or match[1] not in TPUS:
         return None
     kind, number, topology = match.groups()
-    slices = _SLICES[kind]
+    tpu = TPUS[kind]
     if number:
-        chips = int(number) / _CORES[kind]
-        if chips not in slices:
-            names = ", ".join(f"{kind}-{chips * _CORES[kind]}" for chips in slices)
+        chips = int(number) / tpu.cores
+        if chips not in tpu.slices:
+            names = ", ".join(f"{kind}-{count * tpu.cores}" for count in tpu.slices)
             raise UserError(
-                f"plan.devices = {name!r} is no slice of {kind}: choose one of {names}, or a topology such as {kind}:{slices[8]}"
+                f"plan.devices = {name!r} is no slice of {kind}: choose one of {names}, or a topology such as"
+                f" {kind}:{tpu.slices[8]}"
             )
-        topology = slices[chips]
-    elif topology.count("x") != slices[8].count("x"):
-        raise UserError(f"plan.devices = {name!r}: a topology of {kind} looks like {kind}:{slices[8]}")
-    count = math.prod(map(int, topology.split("x")))
-    return Devices(
-        kind, "tpu", count, int(aot.HBM[kind] * 2**30), "what its compiler lets a program have", f"{kind}:{topology}"
-    )
+        topology = tpu.slices[int(chips)]
+    elif topology.count("x") != tpu.slices[8].count("x"):
+        raise UserError(f"plan.devices = {name!r}: a topology of {kind} looks like {kind}:{tpu.slices[8]}")
+    count, memory = math.prod(map(int, topology.split("x"))), int(tpu.memory_gib * GIB)
+    return Devices(kind, "tpu", count, memory, "what its compiler lets a program have", f"{kind}:{topology}")
 
 
 def _gpus(name: str) -> Devices | None:
-    kind, _, number = name.lower().partition(":")
+    kind, _, number = name.partition(":")
     if kind not in GPUS or (number and not re.fullmatch("[1-9][0-9]*", number)):
         return None
-    topology = name.lower() if kind in aot.GPU_TARGETS and aot.gpu_compiler() else None
-    share = fraction()
-    note = f"{share:.0%} of {GPUS[kind]} GiB, the share that jax takes"
-    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * share * 2**30), note, topology, fraction=share)
+    topology = name if kind in topologies.GPU_TARGETS and topologies.can_compile_for_gpus() else None
+    fraction = memory_fraction()
+    note = f"{fraction:.0%} of {GPUS[kind]} GiB, the share that jax takes"
+    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * fraction * GIB), note, topology, fraction=fraction)
 
 
 def _local() -> Devices:
     devices = jax.devices()
-    first, count = devices[0], len(devices)
-    if first.platform == "cpu":  # they share the machine's memory
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
-        return Devices(first.device_kind, "cpu", count, memory, "this machine's memory", here=True)
-    return Devices(
-        first.device_kind, first.platform, count, first.memory_stats()["bytes_limit"], "what jax has of it", here=True
-    )
+    kind, platform, count = devices[0].device_kind, devices[0].platform, len(devices)
+    if platform == "cpu":  # they share the machine's memory
+        memory, note = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count, "this machine's memory"
+    else:
+        memory, note = devices[0].memory_stats()["bytes_limit"], "what jax has of it"
+    return Devices(kind, platform, count, memory, note, here=True)

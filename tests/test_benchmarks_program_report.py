@@ -1,10 +1,10 @@
-"""Reading a program's text; that a real program's gather is found is in test_aot.py."""
+"""Reading a program's text; that a real program's gather is found is in test_planner_programs.py."""
 
 from collections import Counter
 
 import pytest
 
-from hintsd_jax.tools.planner import hlo
+from benchmarks import program_report
 
 TEXT = """
 %inner (p: bf16[8,4]) -> bf16[64,4] {
@@ -27,15 +27,22 @@ ENTRY %main (q: bf16[512,4]) -> bf16[8,4] {
 
 
 def test_reading_text():
-    inside = Counter({hlo.Operation("all-gather", "bf16[64,4]", 512): 1, hlo.Operation("all-reduce", "f32[16]", 64): 1})
-    assert hlo.collectives(TEXT) == inside
-    assert hlo.collectives(TEXT, inside_loops=False) == inside + Counter(
-        [hlo.Operation("all-gather", "bf16[512,4]", 4096)]
+    inside = Counter(
+        {
+            program_report.Operation("all-gather", "bf16[64,4]", 512): 1,
+            program_report.Operation("all-reduce", "f32[16]", 64): 1,
+        }
     )
-    assert hlo.relaid(TEXT, at_least=4096) == Counter([hlo.Operation("copy", "bf16[512,4]", 4096)])
-    assert not hlo.relaid(TEXT, at_least=4097)
+    assert program_report.collectives(TEXT) == inside
+    assert program_report.collectives(TEXT, inside_loops=False) == inside + Counter(
+        [program_report.Operation("all-gather", "bf16[512,4]", 4096)]
+    )
+    assert program_report.layout_copies(TEXT, at_least=4096) == Counter(
+        [program_report.Operation("copy", "bf16[512,4]", 4096)]
+    )
+    assert not program_report.layout_copies(TEXT, at_least=4097)
 
 
 def test_an_array_of_an_unknown_type_is_an_error():
     with pytest.raises(KeyError):
-        hlo.collectives(TEXT.replace("f32[16]", "q7[16]"))
+        program_report.collectives(TEXT.replace("f32[16]", "q7[16]"))

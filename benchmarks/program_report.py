@@ -1,9 +1,9 @@
-"""What a compiled program does, read off its text (`compiled.as_text()`): collectives inside loops, and arrays laid out
-anew.
+"""What the compiler says of a program: its memory, its operations, collectives inside loops, arrays copied to another
+layout. A program of `tools.planner.programs` goes in, a report comes out.
 
-Text of the optimised program flows in, counters of operations with their bytes on one device flow out. A computation
-belongs to a loop where it is a while body or condition, or is called by one through any chain of fusions, conditionals
-and asynchronous wrappers.
+Collectives and layouts are read off the text of the compiled program: counters of operations with their bytes on one
+device. A computation belongs to a loop where it is a while body or condition, or is called by one through any chain of
+fusions, conditionals and asynchronous wrappers.
 
 Invariant: what runs in a loop counts once, however often and deeply it is called; an array of an unknown type is an
 error, not nothing.
@@ -11,11 +11,16 @@ error, not nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
+
+from hintsd_jax.tools.planner.programs import Program
+from hintsd_jax.tools.planner.topologies import compiled, memory_of
 
 COLLECTIVES = (
     "all-gather",
@@ -30,9 +35,8 @@ BYTES = {"pred": 1, "bf16": 2} | {f"{kind}{bits}": bits / 8 for kind in "suf" fo
 
 _HEADER = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*\(.*->.*\{\s*$")
 _OPERATION = re.compile(r"^\s+(?:ROOT\s+)?%?[\w.\-]+\s*=\s*(.*)$")
-_KIND = re.compile(
-    r"(?<![\w.%\-])([a-z][a-z0-9\-]*)\("
-)  # the first word before a bracket: layouts are T(8,128), S(1), in capitals
+# The kind is the first word before a bracket: layouts are T(8,128), S(1), in capitals.
+_KIND = re.compile(r"(?<![\w.%\-])([a-z][a-z0-9\-]*)\(")
 _LOOP = re.compile(r"\b(?:body|condition)=%?([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLED_MANY = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
@@ -49,6 +53,44 @@ class Operation(NamedTuple):
     size: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Bytes are those of one device; `alias` is the output that is written over arguments. flops: of one device, loop
+    bodies counted once. seconds: of lowering and compiling. collectives: inside its loops. text: of the program.
+    """
+
+    arguments: int
+    temp: int
+    output: int
+    alias: int
+    flops: float
+    seconds: float
+    collectives: Counter[Operation]
+    text: str = dataclasses.field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the device's memory while it runs."""
+        return self.arguments + self.temp + self.output - self.alias
+
+
+def report(program: Program) -> Report:
+    """Compiles it. Raises what `topologies.compiled` raises."""
+    began = time.perf_counter()
+    executable = compiled(program.lower())
+    memory, text = memory_of(executable), executable.as_text() or ""
+    return Report(
+        arguments=memory.argument_size_in_bytes,
+        temp=memory.temp_size_in_bytes,
+        output=memory.output_size_in_bytes,
+        alias=memory.alias_size_in_bytes,
+        flops=(executable.cost_analysis() or {}).get("flops", math.nan),
+        seconds=time.perf_counter() - began,
+        collectives=collectives(text),
+        text=text,
+    )
+
+
 def collectives(text: str, inside_loops: bool = True) -> Counter[Operation]:
     """How many of each there are in the program's text, by default only of those inside loops. A loop's body counts
     once.
@@ -56,22 +98,24 @@ def collectives(text: str, inside_loops: bool = True) -> Counter[Operation]:
     return _count(text, (*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)), inside_loops)
 
 
-def relaid(text: str, at_least: int) -> Counter[Operation]:
+def layout_copies(text: str, at_least: int) -> Counter[Operation]:
     """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program.
-    Asynchronous copies are not among them: they fetch an array as it is into on-chip memory."""
-    found = _count(text, ("copy", "transpose"), inside_loops=False)
-    return Counter({operation: number for operation, number in found.items() if operation.size >= at_least})
+
+    Asynchronous copies are not among them: they fetch an array as it is into on-chip memory.
+    """
+    copies = _count(text, ("copy", "transpose"), inside_loops=False)
+    return Counter({operation: number for operation, number in copies.items() if operation.size >= at_least})
 
 
 def _count(text: str, kinds: Collection[str], inside_loops: bool) -> Counter[Operation]:
     computations = _computations(text)
-    found: Counter[Operation] = Counter()
+    counts: Counter[Operation] = Counter()
     for name in _looping(computations) if inside_loops else computations:
         for result, kind, _ in computations[name]:
             if kind in kinds:
                 size, array = max((_size(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(result))
-                found[Operation(kind.removesuffix("-start"), array, size)] += 1
-    return found
+                counts[Operation(kind.removesuffix("-start"), array, size)] += 1
+    return counts
 
 
 def _size(dtype: str, dims: str) -> int:
@@ -87,9 +131,10 @@ def _computations(text: str) -> dict[str, list[tuple[str, str, str]]]:
             current = computations.setdefault(header[1], [])
         elif line.startswith("}"):
             current = None
-        elif current is not None and (operation := _OPERATION.match(line)):
-            if kind := _KIND.search(operation[1]):
-                current.append((operation[1][: kind.start()], kind[1], operation[1]))
+        elif current is None or not (operation := _OPERATION.match(line)):
+            continue
+        elif kind := _KIND.search(operation[1]):
+            current.append((operation[1][: kind.start()], kind[1], operation[1]))
     return computations
 
 

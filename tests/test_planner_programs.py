@@ -16,9 +16,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import program_report
+from hintsd_jax.config import build
 from hintsd_jax.configs import bfcl_qwen3_4b
 from hintsd_jax.errors import UserError
-from hintsd_jax.tools.planner import aot, hlo
+from hintsd_jax.tools.planner import topologies
+from hintsd_jax.tools.planner.devices import TPUS
+from hintsd_jax.tools.planner.programs import Program, described_policy
+from hintsd_jax.tools.planner.programs import programs as all_programs
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("libtpu is for Linux x86_64 only", allow_module_level=True)
@@ -41,35 +46,35 @@ class Bytes(NamedTuple):
 
 
 @functools.cache
-def programs(topology: str, rank: int, layers: int | None = None) -> tuple[dict[str, aot.Program], Bytes]:
+def programs(topology: str, rank: int, layers: int | None = None) -> tuple[dict[str, Program], Bytes]:
     """By name."""
-    config = bfcl_qwen3_4b.get_config()
-    config.lora.rank = rank
-    policy = aot.described_policy(config, SHAPE, layers)
-    mesh = aot.topology(topology, **MESHES[topology])
+    config = build.build(bfcl_qwen3_4b.get_config()).replaced({"lora.rank": rank})
+    policy = described_policy(config, SHAPE, layers)
+    mesh = topologies.tpu_mesh(topology, **MESHES[topology])
     size = Bytes(
         2 * policy.d_model * policy.num_kv_heads * policy.head_dim // mesh.size, 2 * policy.d_model * policy.d_ff
     )
-    return {program.name: program for program in aot.programs(config, policy, mesh)}, size
+    return {program.name: program for program in all_programs(config, policy, mesh)}, size
 
 
-def check_decode(program: aot.Program, report: aot.Report, size: Bytes) -> None:
-    assert report.temp < 0.05 * program.held
-    assert not hlo.relaid(report.text, at_least=size.smallest)  # a second copy of a weight, in another layout
-    assert report.collectives and max(found.size for found in report.collectives) < size.smallest
-    cache = report.arguments - program.held
+def check_decode(program: Program, report: program_report.Report, size: Bytes) -> None:
+    assert report.temp < 0.05 * program.weight_bytes
+    # A second copy of a weight, in another layout.
+    assert not program_report.layout_copies(report.text, at_least=size.smallest)
+    assert report.collectives and max(operation.size for operation in report.collectives) < size.smallest
+    cache = report.arguments - program.weight_bytes
     assert 0.99 * cache < report.alias < cache  # updated in place, all of it
 
 
 def test_decoding_holds_and_gathers_no_weight_twice():
-    made, size = programs("v5e:2x4", 32, layers=2)
-    program = made["decode 8 slots x 24576"]
-    check_decode(program, aot.report(program), size)
+    by_name, size = programs("v5e:2x4", 32, layers=2)
+    program = by_name["decode 8 slots x 24576"]
+    check_decode(program, program_report.report(program), size)
 
 
 @pytest.mark.parametrize("name", ["copy", "apply"])
 def test_copy_and_apply_work_in_place(name):
-    report = aot.report(programs("v5e:2x4", 32, layers=2)[0][name])
+    report = program_report.report(programs("v5e:2x4", 32, layers=2)[0][name])
     assert report.alias > 0.99 * report.output
     # A quarter of what `apply` writes is as large as the gradients, which it may hold once more when they are divided
     # by the tokens (jax 0.12's compiler does, 0.10's does not).
@@ -83,7 +88,7 @@ def loop():
     """
 
     def text(split: tuple, gathered: bool) -> str:
-        mesh = aot.topology("v5e:2x4", **MESHES["v5e:2x4"])
+        mesh = topologies.tpu_mesh("v5e:2x4", **MESHES["v5e:2x4"])
         whole, axis = NamedSharding(mesh, PartitionSpec()), PartitionSpec(*split)
 
         def body(carry):
@@ -99,43 +104,43 @@ def loop():
         array = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         w = array((4096, 4096), jnp.bfloat16, NamedSharding(mesh, axis))
         lowered = jax.jit(run).lower(array((), jnp.int32, whole), array((8, 4096), jnp.bfloat16, whole), w)
-        return aot.compiled(lowered).as_text()
+        return topologies.compiled(lowered).as_text()
 
     return text
 
 
 def test_a_planted_gather_of_a_weight_in_a_loop_is_found(loop):
     weight = 4096 * 4096 * 2
-    found = hlo.collectives(loop((None, "fsdp"), gathered=True))
-    assert max(found).kind == "all-gather" and max(operation.size for operation in found) >= weight // 8
+    counts = program_report.collectives(loop((None, "fsdp"), gathered=True))
+    assert max(counts).kind == "all-gather" and max(operation.size for operation in counts) >= weight // 8
 
 
 def test_a_loop_without_one_has_only_its_activations(loop):
-    found = hlo.collectives(loop((None, "fsdp"), gathered=False))
-    assert found and max(operation.size for operation in found) <= 8 * 4096 * 4
+    counts = program_report.collectives(loop((None, "fsdp"), gathered=False))
+    assert counts and max(operation.size for operation in counts) <= 8 * 4096 * 4
 
 
 @pytest.mark.tpu
 @pytest.mark.parametrize(("topology", "rank", "kind"), FITTING)
 def test_programs_at_full_depth(topology, rank, kind):
-    room = aot.HBM[topology.partition(":")[0]] * 2**30
-    made, size = programs(topology, rank)
-    chosen = [program for name, program in made.items() if name.startswith(kind)]
+    room = TPUS[topology.partition(":")[0]].memory_gib * 2**30
+    by_name, size = programs(topology, rank)
+    chosen = [program for name, program in by_name.items() if name.startswith(kind)]
     assert chosen
     for program in chosen:
-        report = aot.report(program)
+        report = program_report.report(program)
         assert report.total < room, program.name
         if kind == "decode":
             check_decode(program, report, size)
         if kind == "update":  # layers are gathered one by one; the vocabulary's table, 15 times as large, not in a loop
-            assert max(found.size for found in report.collectives) <= size.largest, program.name
+            assert max(operation.size for operation in report.collectives) <= size.largest, program.name
 
 
 def test_unknown_topologies_and_a_missing_compiler_are_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="v5e:2x4 or v5p"):
-        aot.topology("v5e:7x7")
+        topologies.tpu_mesh("v5e:7x7")
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(aot, "_LIBTPU", tmp_path / "libtpu.so")
+    monkeypatch.setattr(topologies, "_LIBTPU", tmp_path / "libtpu.so")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="make libtpu"):
-        aot.topology("v5e:2x4")
+        topologies.tpu_mesh("v5e:2x4")

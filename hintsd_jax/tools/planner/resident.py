@@ -1,0 +1,91 @@
+"""What stays on a device in each phase of a run: config, policy's shape and mesh in, bytes by name and phase out.
+
+These rows are exact. Shapes, dtypes and layouts are those of the run (`programs`). Phases:
+
+- rollout: decoding and analysis. All that training carries, the cache of all slots, and the served copy of the weights.
+- update: the same, and the gradients. Of the served copy only that of frozen weights stays (`sampling.serving`).
+
+Invariant: a served copy counts only where dtype or layout differ from training's; elsewhere the arrays are the same
+ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh
+
+from hintsd_jax.config import build
+from hintsd_jax.config.schema import Config
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.tools.planner.programs import abstract_cache, abstract_weights, bytes_on_one_device
+from hintsd_jax.training.state import OptimConfig, abstract
+
+PHASES = ("rollout", "update")
+
+
+class Resident(NamedTuple):
+    """Arrays that stay: bytes on one device in each of `PHASES`; note: what they are."""
+
+    name: str
+    rollout: int
+    update: int
+    note: str
+
+
+def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh) -> list[Resident]:
+    """The rows, those of 0 bytes included."""
+    weights = _weight_bytes(policy, mesh, build.optimizer_config(config))
+    engine, dtype = build.engine_config(config), policy.compute_dtype
+    cache = bytes_on_one_device(abstract_cache(config, policy, mesh))
+    cache_note = f"{engine.slots} x {engine.context:,}, {dtype}, {cache / engine.slots / 2**30:.2f} a slot"
+    initial = weights.trained if config.hindsight.analyser == "initial_policy" else 0
+    in_both = lambda name, size, note: Resident(name, size, size, note)
+    return [
+        in_both(
+            "weights", weights.frozen or weights.trained, f"{dtype}, frozen" if policy.lora else "float32, trained"
+        ),
+        in_both("adapter", weights.trained if policy.lora else 0, "float32, trained"),
+        in_both("EMA", weights.trained, "float32, the teacher"),
+        in_both("optimizer", weights.moments, "float32, two moments"),
+        in_both("initial weights", initial, "hindsight.analyser = initial_policy"),
+        Resident("served copy", weights.served, weights.served_frozen, f"{dtype}, in serving's layout"),
+        in_both("KV slots", cache, cache_note),
+        Resident("gradients", 0, weights.trained, "float32, summed over batches"),
+    ]
+
+
+class _WeightBytes(NamedTuple):
+    """On one device. served: all that serving has a copy of its own of; served_frozen: what never changes of that."""
+
+    frozen: int
+    trained: int
+    moments: int
+    served: int
+    served_frozen: int
+
+
+@functools.cache
+def _weight_bytes(policy: PolicyConfig, mesh: AbstractMesh, optim: OptimConfig) -> _WeightBytes:
+    train, serve = (abstract_weights(policy, mesh, role) for role in ("train", "serve"))
+    served = copied_bytes(train, serve)
+    frozen, trained = (train, train.pop("lora")) if policy.lora else ({}, train)
+    return _WeightBytes(
+        frozen=bytes_on_one_device(frozen),
+        trained=bytes_on_one_device(trained),
+        moments=bytes_on_one_device(abstract(trained, optim).opt_state),
+        served=served,
+        served_frozen=copied_bytes(frozen, {name: serve[name] for name in frozen}),
+    )
+
+
+def copied_bytes(train: Any, serve: Any) -> int:
+    """Bytes on one device of the leaves that serving has a copy of its own of."""
+
+    def own(here: jax.ShapeDtypeStruct, there: jax.ShapeDtypeStruct) -> int:
+        same = here.dtype == there.dtype and here.sharding.spec == there.sharding.spec
+        return 0 if same else bytes_on_one_device(there)
+
+    return sum(jax.tree.leaves(jax.tree.map(own, train, serve)))

@@ -5,4 +5,4 @@ import os
 # transformers gives us tokenizers only; its remark that there is no PyTorch would greet every user.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

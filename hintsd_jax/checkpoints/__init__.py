@@ -1,0 +1,1 @@
+"""Files and weights: Hugging Face directories, PEFT adapters, tokenizers and train states, in and out."""

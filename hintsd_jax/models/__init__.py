@@ -1,1 +1,1 @@
-"""Token ids -> hidden states -> logits: the Flax decoder, its checkpoints, and how it lies on a mesh."""
+"""Token ids in, hidden states and logits out: the Flax decoder, attention, LoRA, and how weights lie on a mesh."""

@@ -1,0 +1,1 @@
+"""What uses the trainer and is never used by it: the planner, the report, how the embedded policy was made."""

@@ -1,1 +1,1 @@
-"""Episodes and their targets in, one update of the policy out: packing, losses, train state, train step."""
+"""Examples in, one update of the policy out: batches, losses as sums of parts, train state, compiled train step."""

@@ -49,7 +49,8 @@ from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.rollout.collector import RolloutConfig, job_key, run_episodes
+from hintsd_jax.random_keys import job_key
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Sampling

@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks.looking_back import Request, cell, percent, ratio
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.tool_calls import parse_action
-from hintsd_jax.rollout.chat import ChatFormat, common_prefix
-from hintsd_jax.rollout.collector import job_key
+from hintsd_jax.random_keys import job_key
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.scoring import span_logprobs
 from hintsd_jax.session import Session
 
@@ -119,7 +120,7 @@ def read(session: Session, cases: Sequence[Case], words: Sequence[str], seed: in
     scores, taken = iter(span_logprobs(weights, session.policy, rows, session.mesh)), iter(requests)
     readings: list[Reading | None] = []
     for case, fit in zip(cases, fits, strict=True):
-        reading: dict[str, np.ndarray | float | int] = {"differs": common_prefix(*_actions(session.chat, case))}
+        reading: dict[str, np.ndarray | float | int] = {"differs": common_prefix_length(*_actions(session.chat, case))}
         for context in CONTEXTS if fit else ():
             reading[f"right {context}"], reading[f"taken {context}"] = next(scores), next(scores)
             calls = parse_action(session.chat.decode(next(taken).ids), session.chat.style).calls

@@ -26,18 +26,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from hintsd_jax.methods import resolved
 from ml_collections import ConfigDict
 
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config.validation import validate
-from hintsd_jax.envs.base import Fault, Report, resolve
+from hintsd_jax.envs.base import Fault, Report
+from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import RESAMPLES
 from hintsd_jax.hindsight.analyser import Analysis, Hindsight, Keyed, analyse, ask_environment, given_steps
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import Asker
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.methods import resolved
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.scripted import ScriptedEngine

@@ -42,7 +42,7 @@ from benchmarks.looking_back import (
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.analyser import attribution
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.rollout.collector import job_key
+from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.replay import Continuation, continue_episodes
 from hintsd_jax.session import Session

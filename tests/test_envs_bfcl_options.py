@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hintsd_jax.envs.base import resolve
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.options import Options
+from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from tests.bfcl_helpers import all_categories
 

@@ -16,7 +16,7 @@ from hintsd_jax.envs.bfcl import execute
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.mathworker import MathWorker
 from hintsd_jax.envs.tool_calls import render_call
-from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, EnvPool, Failure
+from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, CallFailure, EnvPool
 from hintsd_jax.runs.journal import Journal
 from tests.bfcl_helpers import entry_of, parse_action, tasks
 
@@ -166,13 +166,13 @@ def test_a_call_that_holds_the_interpreter_is_killed_counted_and_journalled(task
         with EnvPool(
             Bfcl, 2, 60.0, Journal(tmp_path / "answers"), [("phase", task["id"], slot) for slot in range(2)]
         ) as pool:
-            assert all(isinstance(pool.submit(slot, "reset", task).result(), Start) for slot in range(2))
-            answers = [pool.submit(0, "step", hold).result(), pool.submit(1, "step", plain).result()]
+            assert all(isinstance(pool.reset(slot, task).result(), Start) for slot in range(2))
+            answers = [pool.step(0, hold).result(), pool.step(1, plain).result()]
             return answers, pool.close()
 
     (failure, turn), closing = run()
     assert (
-        isinstance(failure, Failure)
+        isinstance(failure, CallFailure)
         and failure.reason == ENV_TIMEOUT
         and "power took longer than 0.5 s" in failure.detail
     )

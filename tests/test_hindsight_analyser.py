@@ -19,8 +19,8 @@ from hintsd_jax.hindsight.analyser import (
 )
 from hintsd_jax.hindsight.questions import Answers
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import job_key
 from hintsd_jax.rollout.episode import Episode
 from tests.helpers import make_tokenizer
 

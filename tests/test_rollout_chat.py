@@ -198,16 +198,21 @@ def test_with_template_every_context_is_the_templates_own_text(family, turns, to
 
         # the teacher: the same dialogue, one more user message, nothing else
         trunk = stream[: len(stream) - len(generation)]
-        seen, words = chat.teacher_context(messages, tools, trunk, "Take <|im_end|> b.")
-        advised = render(
+        prefix_length, context = chat.teacher_context(messages, tools, trunk, "Take <|im_end|> b.")
+        with_feedback = render(
             tokenizer, apart(tokenizer, [*messages, user("Take <|im_end|> b.")]), list(tools) or None, **variables
         )
-        assert tokenizer.decode([*trunk[:seen], *words]) == advised and words[-len(generation) :] == generation
-        if advised.startswith(truth[: -len(tokenizer.decode(generation))]):
-            assert seen == len(trunk)
+        assert (
+            tokenizer.decode([*trunk[:prefix_length], *context]) == with_feedback
+            and context[-len(generation) :] == generation
+        )
+        if with_feedback.startswith(truth[: -len(tokenizer.decode(generation))]):
+            assert prefix_length == len(trunk)
         else:
-            whole = tokenizer.encode(advised, add_special_tokens=False)
-            assert [*trunk[:seen], *words] == whole and (seen == len(trunk) or trunk[seen] != whole[seen])
+            whole = tokenizer.encode(with_feedback, add_special_tokens=False)
+            assert [*trunk[:prefix_length], *context] == whole and (
+                prefix_length == len(trunk) or trunk[prefix_length] != whole[prefix_length]
+            )
 
 
 def test_stock_qwen3_forgets_at_a_new_query_only():
@@ -222,9 +227,9 @@ def test_stock_qwen3_forgets_at_a_new_query_only():
     assert after.new_stream and "hm" not in tokenizer.decode(after.ids) and "Looking." in tokenizer.decode(after.ids)
     # to the teacher, feedback is a new query: it reads the dialogue up to the action's first words as the student did
     trunk = (*chat.prompt([user("Go.")]).ids, *action, *within.ids[: within.prompt_start])
-    seen, words = chat.teacher_context([user("Go."), assistant(said), tool("1")], (), trunk, "Look twice.")
-    assert tokenizer.decode(trunk[:seen]) == "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(words).startswith("Looking.<|im_end|>\n<|im_start|>user\n<tool_response>\n1")
+    prefix_length, context = chat.teacher_context([user("Go."), assistant(said), tool("1")], (), trunk, "Look twice.")
+    assert tokenizer.decode(trunk[:prefix_length]) == "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(context).startswith("Looking.<|im_end|>\n<|im_start|>user\n<tool_response>\n1")
 
 
 def test_not_thinking_is_a_new_stream_at_every_step():
@@ -236,7 +241,7 @@ def test_not_thinking_is_a_new_stream_at_every_step():
     assert "<think>" in format_of("qwen3 not thinking", "keep").deviation
 
 
-def test_text_sampled_inside_an_opened_thinking_begins_with_its_opening():
+def test_text_sampled_inside_opened_thinking_begins_with_the_tag_that_opened_it():
     tokenizer, chat = tokenizer_of("qwen3 thinking"), format_of("qwen3 thinking", "keep")
     call = '<tool_call>\n{"name": "cat", "arguments": {}}\n</tool_call>'
     decoded = chat.decode([*tokenizer.encode(f"not {call} yet\n</think>\n\n{call}"), chat.stop_ids[0]])
@@ -247,7 +252,7 @@ def test_text_sampled_inside_an_opened_thinking_begins_with_its_opening():
     assert [target.feedback for target in parse_failures(chat.decode(tokenizer.encode(answer)), 2, 3).targets] == ["b"]
 
 
-def test_branch_is_where_the_generation_prompt_starts(tokenizer):
+def test_prompt_start_is_where_the_generation_prompt_begins(tokenizer):
     chat = ChatFormat(tokenizer)
     for piece in (
         chat.prompt([user("Go.")], TOOLS),
@@ -302,7 +307,9 @@ def test_stop_ids_and_vocabulary():
 
 def test_a_template_that_rewrites_history_is_refused_unless_declared():
     tokenizer = make_tokenizer(FORGETTING_TEMPLATE)
-    with pytest.raises(UserError, match=r"rewrites earlier turns: the episode has .*<think>.*history='keep'") as error:
+    with pytest.raises(
+        UserError, match=r"rewrites earlier turns: the episode has .*<think>.*chat.history = 'keep'"
+    ) as error:
         ChatFormat(tokenizer)
     assert "\n" not in str(error.value)
     assert "<think>" in ChatFormat(tokenizer, history="keep").deviation
@@ -363,7 +370,9 @@ def test_a_template_that_keeps_no_turn_at_all_can_only_be_followed():
     dropping = KEEPING_TEMPLATE.replace(
         "turn('assistant', m.content)", "turn('assistant', m.content if loop.last else '...')"
     )
-    with pytest.raises(UserError, match="rewrites the whole of an assistant turn .* history='template'") as error:
+    with pytest.raises(
+        UserError, match="rewrites the whole of an assistant turn .* chat.history = 'template'"
+    ) as error:
         ChatFormat(make_tokenizer(dropping), history="keep")
     assert "\n" not in str(error.value)
     tokenizer = make_tokenizer(dropping)
@@ -386,11 +395,12 @@ def test_a_merging_template_can_be_followed():
     tokenizer = make_tokenizer(merging)
     chat = ChatFormat(tokenizer, history="template")
     prompt = chat.prompt([user("Go.")])
-    seen, words = chat.teacher_context([user("Go.")], (), prompt.ids[: prompt.prompt_start], "Now.")
+    prefix_length, context = chat.teacher_context([user("Go.")], (), prompt.ids[: prompt.prompt_start], "Now.")
     assert (
-        tokenizer.decode([*prompt.ids[:seen], *words]) == "<|im_start|>user\nGo.Now.<|im_end|>\n<|im_start|>assistant\n"
+        tokenizer.decode([*prompt.ids[:prefix_length], *context])
+        == "<|im_start|>user\nGo.Now.<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert seen == len(tokenizer.encode("<|im_start|>user\nGo."))
+    assert prefix_length == len(tokenizer.encode("<|im_start|>user\nGo."))
 
 
 def test_llama_stops_where_its_checkpoint_says():

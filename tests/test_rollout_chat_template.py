@@ -43,11 +43,12 @@ def user(text):
 )
 def test_the_frames_of_the_families(text, variables, frames):
     template = Template(make_llama_tokenizer() if text is LLAMA3_TEMPLATE else make_tokenizer(text), variables)
-    assert (template.generation, template.opening, template.stop, template.closing, template.style) == frames
+    read = (template.generation_prompt, template.thinking_prefix, template.stop_token, template.closing, template.style)
+    assert read == frames
     added = template.added([{"role": "tool", "content": "1"}])
     assert (
         added.startswith(template.closing)
-        and added.endswith(template.generation)
+        and added.endswith(template.generation_prompt)
         and "1" in added
         and "stub" not in added
     )
@@ -55,13 +56,8 @@ def test_the_frames_of_the_families(text, variables, frames):
 
 def test_a_prompt_never_depends_on_the_day():
     prompt = [user("Go.")]
-    for leading in (
-        "",
-        "\n",
-        " ",
-        "  {%- if true %}\n  {% endif %}",
-        "  {% if true %}{% endif %}",
-    ):  # jinja trims lines with blocks
+    # jinja trims lines with blocks
+    for leading in ("", "\n", " ", "  {%- if true %}\n  {% endif %}", "  {% if true %}{% endif %}"):
         tokenizer = make_tokenizer(leading + "{{ strftime_now('x') }}" + MINIMAL_TEMPLATE)
         assert Template(tokenizer, {}).render(prompt) == tokenizer.apply_chat_template(
             prompt, add_generation_prompt=True, tokenize=False
@@ -70,9 +66,8 @@ def test_a_prompt_never_depends_on_the_day():
         assert "Friday, 26 July 2024, 00:00, 26" in Template(dated, {}).render(prompt)
     assert "Day: 26 Jul 2024\n" in Template(make_llama_tokenizer(), {}).render(prompt)
     assert "Day: 01 Jan 2030\n" in Template(make_llama_tokenizer(), {"date_string": "01 Jan 2030"}).render(prompt)
-    asking_llama = make_llama_tokenizer(
-        LLAMA3_TEMPLATE.replace("date_string is not defined", "true")
-    )  # asks for the day itself
+    # asks for the day itself
+    asking_llama = make_llama_tokenizer(LLAMA3_TEMPLATE.replace("date_string is not defined", "true"))
     assert "Day: 26 Jul 2024\n" in Template(asking_llama, {}).render(prompt)
 
 
@@ -87,8 +82,10 @@ def test_llamas_ways():
     )
     assert text == (
         f"<|begin_of_text|>{head}system{tail}Tools: yes\nDay: 26 Jul 2024\n\nRules.<|eot_id|>"
-        f'{head}user{tail}Call these with {{"name": ..., "parameters": {{...}}}}.\n\n{{\n    "name": "look"\n}}\n\nGo.<|eot_id|>'
-        f'{head}assistant{tail}Looking.<|eot_id|>{head}ipython{tail}"é \\"1\\""<|eot_id|>{head}ipython{tail}"2"<|eot_id|>{head}assistant{tail}'
+        f'{head}user{tail}Call these with {{"name": ..., "parameters": {{...}}}}.\n\n'
+        '{\n    "name": "look"\n}\n\nGo.<|eot_id|>'
+        f'{head}assistant{tail}Looking.<|eot_id|>{head}ipython{tail}"é \\"1\\""<|eot_id|>'
+        f'{head}ipython{tail}"2"<|eot_id|>{head}assistant{tail}'
     )
 
 

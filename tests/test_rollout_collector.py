@@ -15,15 +15,16 @@ from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import Rollout, RolloutConfig, job_key, run_episodes, stream_key
+from hintsd_jax.rollout.collector import Rollout, RolloutConfig, run_episodes, stream_key
 from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
 from tests.examples_helpers import target_examples
+from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
 
 CHAT = ChatFormat(make_tokenizer())
 POLICY = PolicyConfig(
@@ -85,7 +86,7 @@ def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, 
 def test_the_stream_is_prompt_actions_and_deltas(engine, params):
     episodes, dropped, stats = play(engine, params)
     assert [(e.task_id, e.rollout) for e in episodes] == [(t["id"], r) for t in TASKS for r in range(3)]
-    assert not dropped and stats.sampled == sum(int(e.action_mask().sum()) for e in episodes)
+    assert not dropped and stats.sampled_tokens == sum(int(e.action_mask().sum()) for e in episodes)
     ends = collections.Counter(e.ended for e in episodes)
     assert ends["terminated"] >= 3
     for episode in episodes:
@@ -150,8 +151,8 @@ def test_a_failing_environment_ends_its_own_episode_only(engine, params):
         assert set(ended[mode]) <= reasons and len(ended[mode]) == 2
     assert "env_error" in ended["step"] and "env_timeout" in ended["hang"]
     assert set(ended["report"] + ended["fine"]) <= {"terminated", "action_length"}
-    told = [e for e in episodes if e.task_id == "report" and e.ended == "terminated"]
-    assert all(e.report is None and "nothing to tell" in e.detail for e in told)
+    finished = [e for e in episodes if e.task_id == "report" and e.ended == "terminated"]
+    assert all(e.report is None and "nothing to tell" in e.detail for e in finished)
     assert not any(e.success for e in episodes if e.ended.startswith("env_"))
 
 
@@ -172,12 +173,12 @@ def test_the_step_limit_and_the_context_end_an_episode(engine, params):
 
 
 class Clockwork(Echo):
-    """In its first life it hangs where its task says so; in the second it is fast everywhere."""
+    """In the first run it hangs where its task says so; in the second it is fast everywhere."""
 
-    first_life = True
+    first_run = True
 
     def reset(self, task):
-        self.hangs, self.steps = task["hangs"] if Clockwork.first_life else "never", 0
+        self.hangs, self.steps = task["hangs"] if Clockwork.first_run else "never", 0
         self.wait("reset")
         return super().reset(task | {"turns": 2})
 
@@ -202,14 +203,14 @@ def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, t
     tasks = [{"id": call, "hangs": call} for call in ("reset", "step 1", "step 2", "report", "close", "never")]
     config = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6))
 
-    def life(limit):
-        answers = Journal(tmp_path / "journal" / "step_000001.jsonl")
+    def run(limit):
+        journal = Journal(tmp_path / "journal" / "step_000001.jsonl")
         episodes, dropped, stats = play(
-            engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, answers=answers, phase="sampled"
+            engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, journal=journal, phase="sampled"
         )
         return [episode.to_json() for episode in episodes], dropped, stats
 
-    first = life(0.5)
+    first = run(0.3)
     journal = (tmp_path / "journal" / "step_000001.jsonl").read_text()
     ended = collections.Counter(episode["ended"] for episode in first[0])
     assert ended["env_timeout"] >= 2 and first[1]["env_timeout"] == 2 and first[1]["close_env_timeout"] == 2
@@ -220,8 +221,8 @@ def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, t
         "report",
         "close",
     }
-    monkeypatch.setattr(Clockwork, "first_life", False)
-    assert life(30.0) == first
+    monkeypatch.setattr(Clockwork, "first_run", False)
+    assert run(30.0) == first
     assert (tmp_path / "journal" / "step_000001.jsonl").read_text() == journal
 
 
@@ -302,7 +303,7 @@ def test_with_template_every_step_is_sampled_after_the_templates_own_text(closin
     # not thinking, every answer rewrites (the empty thinking goes); the absent-minded one rewrites only some
     assert fresh == steps - len(episodes) if template is QWEN3_TEMPLATE else 5 < fresh < steps - len(episodes) - 5
     assert (
-        not dropped and stats.prefilled + stats.copied < 0.6 * context
+        not dropped and stats.prefill_tokens + stats.copied_tokens < 0.6 * context
     )  # what contexts begin with in common is not prefilled again
 
     _, kept, *_ = play_closing(closing, template, "keep")
@@ -324,32 +325,31 @@ def test_a_followed_episode_depends_on_its_own_four_numbers_only(closing):
     assert {(other.dtype, other.shape) for other in keys} == {(key.dtype, key.shape)}
 
 
-def test_rows_of_a_followed_episode_are_the_templates_own_text(closing):
+def test_examples_of_a_followed_episode_are_the_templates_own_text(closing):
     """Both contexts of every target against renderings that are made without the chat format."""
     tokenizer = make_tokenizer(ABSENT_MINDED)
     chat, episodes, *_ = play_closing(closing, ABSENT_MINDED, "template")
     shared = 0
     for episode in episodes:
-        rows = target_examples(
-            episode, [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)], chat
-        )
-        assert len(rows) == len(episode.streams) == len({step.stream for step in episode.steps})
-        branches = [(row, branch) for row in rows for branch in row.branches]
+        targets = [Target(number, f"Not {number}.") for number in range(1, len(episode.steps) + 1)]
+        examples = target_examples(episode, targets, chat)
+        assert len(examples) == len(episode.streams) == len({step.stream for step in episode.steps})
+        branches = [(example, branch) for example in examples for branch in example.branches]
         assert [branch.step for _, branch in branches] == list(range(1, len(episode.steps) + 1))
-        for row, branch in branches:
+        for example, branch in branches:
             step = episode.steps[branch.step - 1]
-            assert row.tokens[branch.start : branch.stop] == tuple(
+            assert example.tokens[branch.start : branch.stop] == tuple(
                 episode.streams[step.stream].tokens[step.start : step.stop]
             )
-            student, teacher = row.tokens[: branch.start], row.tokens[: branch.seen] + branch.words
+            student, teacher = example.tokens[: branch.start], example.tokens[: branch.prefix_length] + branch.context
             assert tokenizer.decode(student) == rendering(ABSENT_MINDED, episode, branch.step)
-            advice = {"role": "user", "content": f"Not {branch.step}."}
-            assert tokenizer.decode(teacher) == rendering(ABSENT_MINDED, episode, branch.step, [advice])
+            feedback = {"role": "user", "content": f"Not {branch.step}."}
+            assert tokenizer.decode(teacher) == rendering(ABSENT_MINDED, episode, branch.step, [feedback])
             assert (
                 "Not" not in tokenizer.decode(student)
-                and student[-3:] == teacher[-3:] == chat.prompt([advice]).ids[-3:]
+                and student[-3:] == teacher[-3:] == chat.prompt([feedback]).ids[-3:]
             )
-            shared += branch.seen == step.prompt_start
+            shared += branch.prefix_length == step.prompt_start
     assert shared == sum(len(e.steps) for e in episodes)  # feedback is at the end: here it rewrites nothing
 
 
@@ -374,7 +374,7 @@ def test_actions_are_read_in_the_style_of_the_template():
     tokenizer = make_llama_tokenizer()
     chat = ChatFormat(tokenizer)
     with EnvPool(Caller, 1, 20.0) as pool:
-        start = pool.submit(0, "reset", {"id": "a", "turns": 1}).result()
+        start = pool.reset(0, {"id": "a", "turns": 1}).result()
         job = Rollout(
             Episode.begin("a", 0, start.messages, chat.prompt(start.messages)),
             0,
@@ -421,8 +421,8 @@ def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
             step, texts = episode.steps[number - 1], [{"role": "user", "content": f"say {episode.task_id}"}]
             for n, before in enumerate(episode.steps[: number - 1]):
                 answer = answers_of(before)[0]["content"]
-                told = history == "keep" and n == 1
-                answer = f"{chat._template.documentation([Growing.tool])}\n{answer}" if told else answer
+                announced = history == "keep" and n == 1
+                answer = f"{chat._template.documentation([Growing.tool])}\n{answer}" if announced else answer
                 texts += [{"role": "assistant", "content": before.text}, {"role": "tool", "content": answer}]
             tools = list(listed) if number > 2 else []
             truth = tokenizer.apply_chat_template(
@@ -430,13 +430,13 @@ def test_a_tool_that_comes_later_is_read_from_then_on(closing, history):
             )
             assert tokenizer.decode(episode.streams[step.stream].tokens[: step.start]) == truth
             assert (truth.count('"name": "cat"') == 1) == (number > 2)
-            (row,) = target_examples(episode, [Target(number, "No.")], chat)
-            (branch,) = row.branches
-            advised = tokenizer.apply_chat_template(
+            (example,) = target_examples(episode, [Target(number, "No.")], chat)
+            (branch,) = example.branches
+            truth_with_feedback = tokenizer.apply_chat_template(
                 [*texts, {"role": "user", "content": "No."}],
                 tools=tools or None,
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            assert tokenizer.decode(row.tokens[: branch.seen] + branch.words) == advised
+            assert tokenizer.decode(example.tokens[: branch.prefix_length] + branch.context) == truth_with_feedback
         assert "cat" not in str(episode.to_json()["steps"]) or history == "keep"

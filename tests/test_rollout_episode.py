@@ -166,7 +166,7 @@ def test_actions_and_observations_alternate():
     episode.append_action([3], [0.0], "x")
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="branch 2 lies outside the 2 tokens"):
+    with pytest.raises(ValueError, match="prompt_start 2 lies outside the 2 tokens"):
         episode.append_observation(Delta((1, 2), 2))
     episode.append_observation(
         None, [{"role": "tool", "content": "the end"}], 1.0
@@ -174,7 +174,7 @@ def test_actions_and_observations_alternate():
     assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
-    with pytest.raises(ValueError, match="branch 0 lies outside the 0 tokens"):
+    with pytest.raises(ValueError, match="prompt_start 0 lies outside the 0 tokens"):
         Episode.begin("t", 0, [], Delta((), 0))
 
 

@@ -15,9 +15,10 @@ from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import RolloutConfig, job_key, run_episodes
-from hintsd_jax.rollout.replay import Continuation, continue_episodes, prefix
+from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.replay import Continuation, continue_episodes, replayed_prefix
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.helpers import FORGETTING_TEMPLATE, make_tokenizer
@@ -26,6 +27,7 @@ CHAT = ChatFormat(load_tokenizer(str(Path(__file__).parents[1] / "assets" / "des
 CONFIG = RolloutConfig(max_steps=6, context=230, sampling=Sampling(1.0, 1.0, 0, 6))
 WIDE = RolloutConfig(max_steps=200, context=1 << 20, sampling=Sampling(1.0, 1.0, 0, 1 << 20))
 TASKS = [generate_task(1, n) for n in range(4)]
+KEY = np.zeros(2, np.uint32)
 STOPS = (*CHAT.stop_ids, *range(0, CHAT.vocab_size, 4))  # a random policy hardly ever samples the one stop token
 
 
@@ -72,7 +74,7 @@ def test_with_its_own_key_and_no_message_the_record_comes_out_again():
             plan.recorded.reward,
             plan.recorded.report,
         )
-    assert stats.sampled == sum(
+    assert stats.sampled_tokens == sum(
         len(e.tokens[s.start : s.stop]) for p, e in zip(plans, episodes) for s in e.steps[p.step - 1 :]
     )
     other, _, _ = again(
@@ -81,15 +83,21 @@ def test_with_its_own_key_and_no_message_the_record_comes_out_again():
     assert other[0].tokens != recorded[0].tokens
 
 
-@pytest.mark.parametrize("place", ["target", "start"])
-def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repaired(place):
+@pytest.mark.parametrize("position", ["target", "start"])
+def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repaired(position):
     """A script as the policy: the first fault of a forgetful office, and what it does once it is told."""
     faulty = {task["id"]: script.with_fault(task, "dropped_call", 0) for task in TASKS}
     recorded = record(ScriptedEngine(CHAT, lambda job: faulty[job.episode.task_id].actions), rollouts=1)
     assert not any(episode.success for episode in recorded)
     plans = [
         Continuation(
-            task_of(episode), episode, faulty[episode.task_id].step, np.zeros(2, np.uint32), "Do not forget.", place, 3
+            task_of(episode),
+            episode,
+            faulty[episode.task_id].step,
+            np.zeros(2, np.uint32),
+            "Do not forget.",
+            position,
+            3,
         )
         for episode in recorded
     ]
@@ -99,10 +107,10 @@ def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repair
     assert not dropped
     for plan, episode in zip(plans, episodes, strict=True):
         assert episode.success and episode.rollout == 3 and episode.report.faults == ()
-        told = {"role": "user", "content": "Do not forget."}
+        message = {"role": "user", "content": "Do not forget."}
         dialogue, before = episode.dialogue(plan.step), plan.recorded.dialogue(plan.step)
-        at = len(before) if place == "target" else len(plan.recorded.prompt_messages)
-        assert dialogue == [*before[:at], told, *before[at:]]
+        at = len(before) if position == "target" else len(plan.recorded.prompt_messages)
+        assert dialogue == [*before[:at], message, *before[at:]]
         # the template's own rendering of that dialogue is what stands in the stream, and what was recorded is in it
         # untouched
         truth = CHAT.prompt(dialogue, episode.tools).ids
@@ -151,9 +159,7 @@ def test_a_replay_that_departs_from_its_record_is_dropped_and_counted(mood, reas
     right = {task["id"]: script.ground_truth(task).actions for task in TASKS}
     engine = ScriptedEngine(CHAT, lambda job: right[job.episode.task_id][len(job.episode.steps) :])
     recorded = record(engine, make_env=Moody, rollouts=1)
-    plans = [
-        Continuation(task_of(episode), episode, step, np.zeros(2, np.uint32)) for episode in recorded for step in (2, 5)
-    ]
+    plans = [Continuation(task_of(episode), episode, step, KEY) for episode in recorded for step in (2, 5)]
 
     class Today(Moody):
         pass
@@ -171,14 +177,13 @@ def test_what_cannot_be_continued():
     right = {task["id"]: script.ground_truth(task).actions for task in TASKS}
     engine = ScriptedEngine(CHAT, lambda job: right[job.episode.task_id][len(job.episode.steps) :])
     episode = record(engine, rollouts=1)[0]
-    key = np.zeros(2, np.uint32)
     for step in (0, len(episode.steps) + 1):
         with pytest.raises(ValueError, match="they count from 1"):
-            Continuation(TASKS[0], episode, step, key)
-    with pytest.raises(ValueError, match="place"):
-        Continuation(TASKS[0], episode, 1, key, "Hm.", "middle")
-    plan = Continuation(TASKS[0], episode, 3, key, "Hm.")
-    room = len(prefix(plan, CHAT).tokens)
+            Continuation(TASKS[0], episode, step, KEY)
+    with pytest.raises(ValueError, match="position"):
+        Continuation(TASKS[0], episode, 1, KEY, "Hm.", "middle")
+    plan = Continuation(TASKS[0], episode, 3, KEY, "Hm.")
+    room = len(replayed_prefix(plan, CHAT).tokens)
     tight = RolloutConfig(200, room, WIDE.sampling)
     assert again(engine, [plan], config=tight)[:2] == ([None], Counter(prompt_too_long=1))
     assert again(engine, [])[:2] == ([], Counter())
@@ -190,4 +195,4 @@ def test_what_cannot_be_continued():
     rewritten = record(thinking, chat=forgetting, tasks=TASKS[:1], rollouts=1)[0]
     assert len(rewritten.streams) > 1
     with pytest.raises(UserError, match="history = keep"):
-        Continuation(TASKS[0], rewritten, 1, key)
+        Continuation(TASKS[0], rewritten, 1, KEY)

@@ -7,7 +7,9 @@ import importlib.util
 import jax
 import pytest
 
-from hintsd_jax.config.schema import base
+from hintsd_jax.algorithms.hint_sd import HintSD
+from hintsd_jax.config import base
+from hintsd_jax.config.build import build
 from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.envs.bfcl import Bfcl
 from hintsd_jax.envs.bfcl.script import ground_truth, with_fault
@@ -15,7 +17,6 @@ from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import held_out
-from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
@@ -23,7 +24,6 @@ from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from hintsd_jax.session import Session
-from hintsd_jax.train import look_back
 from tests.helpers import FORGETTING_TEMPLATE, QWEN3_THINKING_TEMPLATE, make_tokenizer
 
 CHAT = ChatFormat(make_tokenizer())
@@ -91,7 +91,7 @@ def test_a_job_cannot_tell_it_from_the_engine(template, history):
         record, wanted = one.to_json(), other.to_json()
         assert record.pop("logprobs") == [0.0] * len(wanted.pop("logprobs"))
         assert record == wanted
-    assert scripted.sampled == stats.sampled
+    assert scripted.sampled_tokens == stats.sampled_tokens
 
 
 @pytest.mark.parametrize("template", [None, QWEN3_THINKING_TEMPLATE])
@@ -125,7 +125,7 @@ def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
     scripts = {task["id"]: ground_truth(task).actions for task in tasks}
     engine = ScriptedEngine(CHAT, lambda job: scripts[job.episode.task_id])
     episodes, dropped, stats = play(engine, None, CHAT, tasks, WIDE, Bfcl)
-    assert not dropped and stats.sampled == sum(len(episode.logprobs) for episode in episodes)
+    assert not dropped and stats.sampled_tokens == sum(len(episode.logprobs) for episode in episodes)
     for task, episode in zip(tasks, episodes, strict=True):
         environment = Bfcl()
         assert environment.reset(task) == Start(episode.prompt_messages, episode.tools)
@@ -140,22 +140,21 @@ def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
 
 @needs_wheel
 def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
-    config = base()
-    config.env.data_dir = str(tmp_path)
-    config.env.options = {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
-    config.rollout.context, config.rollout.max_steps, config.rollout.max_action_tokens = (
-        WIDE.context,
-        WIDE.max_steps,
-        4096,
-    )
-    config.eval.rollouts, config.hindsight.analyser = 2, "environment"
+    options = base()
+    options.policy.path, options.env.name, options.env.data_dir = "no policy", "bfcl", str(tmp_path)
+    options.env.options = {"split": "clean", "categories": ("multi_turn_base", "multi_turn_long_context")}
+    options.rollout.context, options.rollout.max_steps = WIDE.context, WIDE.max_steps
+    options.rollout.max_action_tokens = 4096
+    options.eval.rollouts, options.eval.greedy, options.hindsight.analyser = 2, True, "environment"
+    config = build(options)
 
     def script(job):
         """The first rollout is right, the second gives up."""
         task = tasks[job.episode.task_id]
         return (with_fault(task, "early_stop", 0) if job.episode.rollout else ground_truth(task)).actions
 
-    session = Session(resolved(config), None, None, None, {}, CHAT, ScriptedEngine(CHAT, script), Bfcl)
+    algorithm = HintSD(config)
+    session = Session(config, algorithm, None, None, None, None, CHAT, ScriptedEngine(CHAT, script), Bfcl)
     tasks = {task["id"]: task for task in session.tasks("eval")}
     result = held_out(session, None, "eval", 8)
     assert result.success == [[1, 0]] * 8 and result.greedy == [1] * 8 and result.benchmark == "bfcl-eval 2026.3.23"
@@ -166,8 +165,8 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
         }
         assert found == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
     chosen = session.tasks("eval")[:4]
-    episodes, dropped, _ = session.play(None, chosen, 2, step=0)
+    episodes, dropped, _ = session.play({}, chosen, 2, step=0)
     assert not dropped and [episode.success for episode in episodes] == [True, False] * 4
-    looked = look_back(session, None, None, episodes, 0)
-    named = [[target.step for target in analysis.targets] for analysis in looked.analyses]
+    hindsight = algorithm.analyse(episodes, session.analyser({}, step=0))
+    named = [[target.step for target in analysis.targets] for analysis in hindsight.analyses]
     assert named == [[with_fault(task, "early_stop", 0).step] for task in chosen]

@@ -1,9 +1,9 @@
-"""Task sets as TensorFlow Datasets builders, built once on this machine and read without TensorFlow.
+"""Task sets as TensorFlow Datasets builders, built once on a machine and read without TensorFlow.
 
 In: a builder class that lists its tasks per split, the folder to keep them in, and a split. Out: `Sequence[Mapping]`
 with cheap indexing, every text a `str` and every number a Python number.
 
-Invariants: the files carry the builder's name, config and version in their path, so a task set is never mixed up with
+Invariants: the path of the files holds the builder's name, config and version, so a task set is never mixed up with
 another version of itself; the order within a split is the order in which the builder lists it; one process builds while
 the others wait, and a build that was killed leaves nothing that counts as built (TFDS renames a finished folder into
 place).
@@ -34,13 +34,9 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     FEATURES: ClassVar[Mapping[str, tfds.features.FeatureConnector]] = {}
 
-    @tfds.core.utils.classproperty
-    @classmethod
-    def code_path(cls) -> None:
-        """No place for files of checksums: nothing is downloaded. (TFDS's own answer needs a package that it does not
-        require.)
-        """
-        return None
+    # No place for files of checksums, as nothing is downloaded. TFDS's own property needs a package that it does not
+    # require.
+    code_path = None
 
     def splits(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
         """Split name -> its tasks in order. Every task is a mapping with the keys of `FEATURES`, a unique str "id"
@@ -66,7 +62,7 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield task["id"], task
 
 
-class Tasks(Sequence):
+class StoredTasks(Sequence):
     """A TFDS data source with its bytes decoded. Slices give lists."""
 
     def __init__(self, source):
@@ -75,7 +71,7 @@ class Tasks(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
@@ -91,21 +87,23 @@ def data_source(
 
     Args:
       builder_cls: a `TaskBuilder`.
-      data_dir: where built task sets are kept; made if missing.
-      split: a split name, or a slice of one in TFDS words ("train[:32]").
-      **builder_options: passed to the builder, e.g. `config=...`.
+      data_dir: where built task sets are kept; created if missing.
+      split: a split name, or a slice of one as TFDS writes it ("train[:32]").
+      **builder_options: for the builder, e.g. `config=...`.
 
     Raises:
       UserError: `data_dir` cannot be written, the stored files cannot be read, or there is no such split.
     """
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
+    any_builder: Any = builder_cls  # TFDS's decorators hide the signatures of its methods
+    make_builder = lambda: any_builder(data_dir=data_dir, file_format="array_record", **builder_options)
     try:
         os.makedirs(data_dir, exist_ok=True)
-        builder = builder_cls(data_dir=data_dir, file_format="array_record", **builder_options)
+        builder = make_builder()
         if not os.path.exists(os.path.join(builder.data_dir, "dataset_info.json")):  # the last file of a build
             with _locked(os.path.join(data_dir, f".{builder.name}.lock")):
-                # Made anew: a builder looks at its folder only when it is made, and another process may have filled it.
-                builder = builder_cls(data_dir=data_dir, file_format="array_record", **builder_options)
+                # A new one, which looks into its folder again: another process may have filled it.
+                builder = make_builder()
                 _prepare(builder)
     except OSError as error:
         raise UserError(f"task sets cannot be kept in {data_dir} ({error}); choose another data_dir") from error
@@ -113,7 +111,7 @@ def data_source(
     if split.partition("[")[0] not in known:
         raise UserError(f"{builder.name} has no split {split!r}; it has {', '.join(known)}")
     try:
-        return Tasks(builder.as_data_source(split=split))
+        return StoredTasks(builder.as_data_source(split=split))
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{builder.name}: split {split!r} cannot be read from {builder.data_dir}: {reason}") from error

@@ -1,5 +1,5 @@
-"""What a scripted agent does in an episode: known actions, with a known fault or none. Each environment's own module
-writes them.
+"""Scripts, the known actions of a scripted policy in an episode, with one known fault or none: a task goes in, a script
+comes out of each environment's own module.
 """
 
 import random
@@ -12,8 +12,9 @@ Site = TypeVar("Site")
 
 @dataclass(frozen=True)
 class Script:
-    """`actions`: one text a step. `fault`: a kind of the environment's `FAULTS`, and `step` the 1-based step in which
-    it happens; "" and 0 for none."""
+    """actions: one text a step. fault: a kind of the environment's `FAULTS`; step: the one in which it happens, from 1
+    on. "" and 0 where there is none.
+    """
 
     actions: tuple[str, ...]
     fault: str = ""
@@ -23,10 +24,11 @@ class Script:
 def choose_site(
     task_id: str, fault: str, seed: int, known: Sequence[Site], site: Site | None
 ) -> tuple[random.Random, Site | None]:
-    """The script's own random numbers, and where its fault goes: at `site`, or at one of the `known` that the seed
-    draws; None without any.
+    """The script's own random numbers, and where its fault goes: at `site`, or at one of the `known` sites, drawn from
+    the seed; None where none is known.
 
-    Raises ValueError for a site that is not known.
+    Raises:
+      ValueError: `site` is not among the known ones.
     """
     rng = random.Random(f"{seed} {task_id} {fault}")
     if site is None:

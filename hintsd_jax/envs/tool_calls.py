@@ -1,13 +1,13 @@
-"""Tool calls in the format that a chat template teaches: action text in, `Action` out, and back.
+"""Tool calls in the style of a chat template: an action's text in, an `Action` out, and back.
 
 Two styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with
 nothing but whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects
 {"name": str, "parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them; text
-that begins otherwise holds no call. An object is read by a JSON decoder from its first character on, so that a tag or a
-";" inside a string argument is only text. A leading `<think>` block is reasoning and is not read for calls.
+that begins otherwise holds no call. An object is read by a JSON decoder from its first character on, so that a tag or
+a ";" inside a string argument is only text. A leading `<think>` block is reasoning: no call is read in it.
 
-Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one call that cannot be
-read makes a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
+Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one call that cannot be read gives
+a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
 """
 
 import json
@@ -22,18 +22,23 @@ STYLES = (HERMES, BARE)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-# of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute
+# Of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute.
 MAX_DIGITS = 4_000
-MAX_DEPTH = 32  # of nested arrays and objects; far above real arguments, far below Python's recursion limit
+# Of nested arrays and objects: far above real arguments, far below Python's recursion limit.
+MAX_DEPTH = 32
 
 _ARGUMENTS = {HERMES: "arguments", BARE: "parameters"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAG = re.compile("</?tool_call>")
-_NEXT = re.compile(r"[ \t\r]*[;\n][ \t\r\n]*")
+_SEPARATOR = re.compile(r"[ \t\r]*[;\n][ \t\r\n]*")
 
 
 def render_call(call: ToolCall, style: str = HERMES) -> str:
-    """The text of one call exactly as the chat templates of its style write it. Raises ValueError for NaN or infinity."""
+    """The text of one call exactly as the chat templates of its style write it.
+
+    Raises:
+      ValueError: an argument is NaN or infinite.
+    """
     payload = json.dumps({"name": call.name, _ARGUMENTS[style]: call.arguments}, ensure_ascii=False, allow_nan=False)
     return f"{OPEN}\n{payload}\n{CLOSE}" if style == HERMES else payload
 
@@ -54,7 +59,7 @@ def _read_blocks(text: str) -> tuple[ToolCall, ...]:
         if tag.group() == CLOSE:
             raise ValueError(f"{CLOSE} without {OPEN}")
         payload, end = _read_object(text, tag.end(), len(calls) + 1)
-        position = _SPACE.match(text, end).end()
+        position = _skip_space(text, end)
         if not text.startswith(CLOSE, position):
             raise ValueError(f"call {len(calls) + 1} does not end with {CLOSE} after its JSON object")
         position += len(CLOSE)
@@ -63,7 +68,7 @@ def _read_blocks(text: str) -> tuple[ToolCall, ...]:
 
 
 def _read_bare(text: str) -> tuple[ToolCall, ...]:
-    position = _SPACE.match(text, _after_thinking(text)).end()
+    position = _skip_space(text, _after_thinking(text))
     if text.startswith(PYTHON_TAG, position):
         position += len(PYTHON_TAG)
     elif not text.startswith("{", position):
@@ -72,17 +77,17 @@ def _read_bare(text: str) -> tuple[ToolCall, ...]:
     while True:
         payload, end = _read_object(text, position, len(calls) + 1)
         calls.append(_to_call(payload, len(calls) + 1, BARE))
-        if _SPACE.match(text, end).end() == len(text):
+        if _skip_space(text, end) == len(text):
             return tuple(calls)
-        separator = _NEXT.match(text, end)
+        separator = _SEPARATOR.match(text, end)
         if not separator:
             raise ValueError(f'call {len(calls)} is followed by more than ";" or a newline and the next call')
         position = separator.end()
 
 
 def _read_object(text: str, position: int, number: int) -> tuple[Any, int]:
-    """The JSON value that stands next, and where it ends."""
-    start = _SPACE.match(text, position).end()
+    """(the JSON value that comes next, where it ends)."""
+    start = _skip_space(text, position)
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -90,8 +95,13 @@ def _read_object(text: str, position: int, number: int) -> tuple[Any, int]:
         raise ValueError(f"call {number} is not valid JSON: {error.msg} at character {error.pos - start}") from None
 
 
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
 def _after_thinking(text: str) -> int:
-    start = _SPACE.match(text).end()
+    start = _skip_space(text, 0)
     if not text.startswith(THINK_OPEN, start):
         return 0
     end = text.find(THINK_CLOSE, start)
@@ -101,29 +111,28 @@ def _after_thinking(text: str) -> int:
 
 
 def _to_call(payload: Any, number: int, style: str) -> ToolCall:
-    wanted = _ARGUMENTS[style]
+    arguments_key = _ARGUMENTS[style]
     if not isinstance(payload, dict):
         raise ValueError(f"call {number} is not a JSON object")
-    for key in ("name", wanted):
+    for key in ("name", arguments_key):
         if key not in payload:
             raise ValueError(f'call {number} lacks "{key}"')
-    if (
-        style == BARE and payload.get("type") == "function"
-    ):  # which Llama 3 models often write, as their documentation does
+    # Llama 3 models often write this, as their documentation does.
+    if style == BARE and payload.get("type") == "function":
         payload = {key: value for key, value in payload.items() if key != "type"}
-    if unknown := sorted(payload.keys() - {"name", wanted}):
+    if unknown := sorted(payload.keys() - {"name", arguments_key}):
         raise ValueError(f"call {number} has the unknown key {unknown[0]!a}")
-    name, arguments = payload["name"], payload[wanted]
+    name, arguments = payload["name"], payload[arguments_key]
     if not (isinstance(name, str) and name):
         raise ValueError(f'call {number}: "name" must be a non-empty string')
     if not isinstance(arguments, dict):
-        raise ValueError(f'call {number}: "{wanted}" must be an object')
+        raise ValueError(f'call {number}: "{arguments_key}" must be an object')
     _check(payload, number)
     return ToolCall(name, arguments)
 
 
 def _check(payload: Any, number: int) -> None:
-    """Refuses deep nesting and text that is not Unicode; iterative, so that depth itself cannot hurt."""
+    """Raises ValueError for deep nesting and text that is not Unicode. Iterative, so that depth itself cannot hurt."""
     pending = [(payload, 1)]
     while pending:
         value, depth = pending.pop()

@@ -1,14 +1,14 @@
 """One episode: its append-only token streams with their action spans.
 
-Flows: `Episode.begin` takes the tokenised prompt; then, in turn, `append_action` takes what was sampled and
-`append_observation` the tokenised answer. Everything later (packing, hindsight, records) only reads.
+`Episode.begin` takes the tokenised prompt; then, one after the other, `append_action` takes what was sampled and
+`append_observation` the tokenised observation. Everything later (hindsight, algorithms, records) only reads.
 
 There is one stream, but where the chat template's rewriting of earlier turns is followed (history="template"): then
 each rewrite begins a new one, and a step's spans index into the stream that it was sampled in.
 
 Invariant 1: tokens once written never change, sampled ids stand as sampled, and the mask comes from the spans
-that sampling wrote. A running checksum is compared before each growth and in `verify`, so that a caller that
-touches `tokens` is found out instead of trained on.
+that sampling wrote. A running checksum is compared before each growth and in `verify`, so that tokens that anybody else
+has changed raise an error instead of being trained on.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from hintsd_jax.rollout.chat import Delta
 
 @dataclass
 class Step:
-    """One assistant generation and the environment's answer, `messages`.
+    """One assistant generation and the observation that follows it.
 
-    `tokens[start:stop]` of `streams[stream]` is the action span, its stop token included. `prompt_start` is where the
-    generation prompt of this step begins: the teacher's feedback message goes in there. `tools` are those that came
-    with the answer.
+    start, stop: `streams[stream].tokens[start:stop]` is the action span, its stop token included. prompt_start: where
+    the generation prompt of this step begins; the teacher's feedback message goes in there. text: of the action,
+    without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with it.
     """
 
     start: int
@@ -43,13 +43,13 @@ class Step:
 
     @property
     def observation(self) -> str:
-        """The answer for people and the analyser."""
+        """The observation as text, for people and the analyser."""
         return observation_text(self.messages)
 
 
 @dataclass
 class Stream:
-    """Tokens that only grow, through `grow`; `unchanged` tells whether nothing else wrote to them."""
+    """Token ids that only grow, through `grow`; `unchanged` says whether nothing else wrote to them."""
 
     tokens: list[int] = field(default_factory=list)
     checksum: int = 0
@@ -65,7 +65,19 @@ class Stream:
 
 @dataclass
 class Episode:
-    """A rollout of one task. Build it with `begin`; `logprobs` has one entry per sampled token, in order of the steps."""
+    """A rollout of one task, built with `begin`.
+
+    Attributes:
+      task_id, rollout: the task, and which of its rollouts this is, from 0 on.
+      prompt_messages, tools: what it began with. prompt_length: tokens of its prompt.
+      logprobs: one for each sampled token, in the order of the steps.
+      reward, terminated: of the last step.
+      ended: why it ended, such as "terminated", "truncated", "max_steps", "context", "action_length" or "env_error"; ""
+        while it runs.
+      report: of the environment; PRIVILEGED.
+      detail: one line for people, e.g. the environment's exception.
+      prompt_start: where the open generation prompt begins; None while no action may follow.
+    """
 
     task_id: str
     rollout: int
@@ -77,12 +89,10 @@ class Episode:
     steps: list[Step] = field(default_factory=list)
     reward: float = 0.0
     terminated: bool = False
-    ended: str = (
-        ""  # why it ended: "terminated", "truncated", "max_steps", "context", "action_length", "env_error", ...
-    )
-    report: Report | None = None  # privileged
-    detail: str = ""  # one line for people, e.g. the environment's exception
-    prompt_start: int | None = None  # start of the open generation prompt; None while no action may follow
+    ended: str = ""
+    report: Report | None = None
+    detail: str = ""
+    prompt_start: int | None = None
 
     @classmethod
     def begin(
@@ -106,7 +116,8 @@ class Episode:
     def append_action(self, ids: Sequence[int], logprobs: Sequence[float], text: str) -> Step:
         """Adds one sampled action span, its stop token included where one was sampled.
 
-        Raises ValueError when no generation prompt is open, the span is empty, or the lengths differ.
+        Raises:
+          ValueError: no generation prompt is open, the span is empty, or the lengths differ.
         """
         if self.prompt_start is None:
             raise ValueError("an action must follow a generation prompt")
@@ -126,11 +137,14 @@ class Episode:
         reward: float = 0.0,
         tools: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """Adds the answer to the last action, `messages` and further `tools`: `ChatFormat.observation(...)`, or None
-        when the episode ends with it, for then nothing more is tokenised and only the record is kept. A fresh delta
-        begins a new stream.
+        """Adds what follows the last action.
 
-        Raises ValueError when the last action was already answered.
+        Args:
+          delta: `ChatFormat.observation(...)`; None when the episode ends here, for then nothing more is tokenised.
+          messages, reward, tools: what the environment's step gave.
+
+        Raises:
+          ValueError: the last action has its observation already.
         """
         if self.prompt_start is not None or not self.steps:
             raise ValueError("an observation must follow an action")
@@ -141,12 +155,12 @@ class Episode:
 
     @property
     def success(self) -> bool:
-        """The sparse outcome of the method: `terminated and reward >= 1`."""
+        """The sparse outcome: `terminated and reward >= 1`."""
         return self.terminated and self.reward >= 1
 
     def action_mask(self, stream: int = -1) -> np.ndarray:
-        """bool, one for each token of a stream (the current one by default), True exactly on the ids that were sampled
-        in it.
+        """bool [tokens of the stream], True exactly on the ids that were sampled in it. `stream`: by default the
+        current one.
         """
         stream %= len(self.streams)
         mask = np.zeros(len(self.streams[stream].tokens), dtype=bool)
@@ -156,27 +170,31 @@ class Episode:
         return mask
 
     def dialogue(self, number: int) -> list[Message]:
-        """What was said before step `number` (1-based)."""
+        """The messages before step `number` (from 1 on)."""
         messages = list(self.prompt_messages)
         for step in self.steps[: number - 1]:
             messages += [{"role": "assistant", "content": step.text}, *step.messages]
         return messages
 
     def tools_at(self, number: int) -> tuple[Mapping[str, Any], ...]:
-        """The tools that stood in the tool list before step `number` (1-based)."""
+        """The tools that stood in the tool list before step `number` (from 1 on)."""
         return self.tools + tuple(tool for step in self.steps[: number - 1] for tool in step.tools)
 
     def verify(self) -> None:
-        """Checks the invariant over the whole episode. Raises RuntimeError when anything but append_* wrote to it."""
+        """Checks the invariant over the whole episode.
+
+        Raises:
+          RuntimeError: anything but `append_action` and `append_observation` wrote to it.
+        """
         for stream in range(len(self.streams)):
             self._check(stream)
-        edge, current = 0, 0
+        end, current = 0, 0  # of the step before
         for number, step in enumerate(self.steps, 1):
-            edge = edge if step.stream == current else 0
-            within = current <= step.stream < len(self.streams) and edge <= step.prompt_start < step.start < step.stop
-            if not within or step.stop > len(self.streams[step.stream].tokens):
+            end = end if step.stream == current else 0
+            in_order = current <= step.stream < len(self.streams) and end <= step.prompt_start < step.start < step.stop
+            if not in_order or step.stop > len(self.streams[step.stream].tokens):
                 raise RuntimeError(f"episode {self.task_id}/{self.rollout}: the span of step {number} is out of order")
-            edge, current = step.stop, step.stream
+            end, current = step.stop, step.stream
         if sum(step.stop - step.start for step in self.steps) != len(self.logprobs):
             raise RuntimeError(f"episode {self.task_id}/{self.rollout}: spans and log-probs differ in length")
 
@@ -200,7 +218,7 @@ class Episode:
     def _read(self, delta: Delta) -> None:
         """What the student reads before its next action."""
         if not 0 <= delta.prompt_start < len(delta.ids):
-            raise ValueError(f"branch {delta.prompt_start} lies outside the {len(delta.ids)} tokens to read")
+            raise ValueError(f"prompt_start {delta.prompt_start} lies outside the {len(delta.ids)} tokens to read")
         if delta.new_stream:
             self._check(-1)
             self.streams.append(Stream())
@@ -223,7 +241,7 @@ def observation_text(messages: Iterable[Message]) -> str:
 
 def _step_json(step: Step) -> dict[str, Any]:
     record = dataclasses.asdict(step)
-    del record["messages"], record["tools"]  # read as the observation; in the tokens
+    del record["messages"], record["tools"]  # the observation has the messages, the tokens have the tools
     return record | {"observation": step.observation}
 
 

@@ -1,8 +1,7 @@
-"""Replays: recorded episodes in, the same episodes continued from a step of choice out, with a message put in before it
-or not.
+"""Replays: recorded episodes in, the same episodes continued from a chosen step out, with a message before it or not.
 
-Every recorded action before that step goes through a fresh environment again, and what comes back must be what was
-recorded; then the policy takes over. It serves to ask what a word at that place would have changed.
+Every recorded action before that step goes through a new environment again, and what comes back must be what was
+recorded; then the policy takes over. This measures what a message at that place would have changed.
 
 Invariants: the recorded ids stand as they are, only the message is tokenised, once, by the chat format; a replay that
 departs from its record is dropped and counted, never played on. An episode with a message in it holds hindsight: it is
@@ -18,28 +17,29 @@ from typing import Any
 
 import numpy as np
 
-from hintsd_jax.envs.base import Environment, Start, StepResult
+from hintsd_jax.envs.base import Environment, Message, Start, StepResult
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat, Delta
-from hintsd_jax.rollout.collector import Rollout, RolloutConfig
-from hintsd_jax.rollout.env_pool import EnvPool, Failure
+from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollout, RolloutConfig
+from hintsd_jax.rollout.env_pool import Call, CallFailure, EnvPool
 from hintsd_jax.rollout.episode import Episode
-from hintsd_jax.sampling import Engine, Stats
+from hintsd_jax.sampling import Engine, SamplingStats
 
-PLACES = ("target", "start")
-DIFFERS, TOO_LONG = "replay_differs", "prompt_too_long"
+POSITIONS = ("target", "start")
+REPLAY_DIFFERS = "replay_differs"
 
 
 @dataclass(frozen=True)
 class Continuation:
     """How a recorded episode goes on.
 
-    step: 1-based; the steps before it are replayed, it and all later ones are the policy's. message: what the user says
-    in between, "" for nothing; place: where, just before that step ("target") or before the first one ("start"). index:
-    the new episode's `rollout`.
-    key: raw key data (uint32 [2]) of what is sampled; with the recorded episode's own key and no message, the record
-    comes out again.
+    step: from 1 on; the steps before it are replayed, it and all later ones are the policy's. key: raw key data (uint32
+    [2]) of what is sampled; with the recorded episode's own key and no message, the record comes out again. message: a
+    user message in between, "" for none. position: where it stands, right before that step ("target") or before the
+    first one ("start"). index: the new episode's `rollout`.
+
+    Raises ValueError for a step or a position that does not exist, and UserError for an episode of several streams.
     """
 
     task: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Continuation:
     step: int
     key: np.ndarray
     message: str = ""
-    place: str = "target"
+    position: str = "target"
     index: int = 0
 
     def __post_init__(self):
@@ -55,44 +55,30 @@ class Continuation:
             raise ValueError(
                 f"step {self.step} of an episode with {len(self.recorded.steps)} steps (they count from 1)"
             )
-        if self.place not in PLACES:
-            raise ValueError(f"place {self.place!r}: use one of {', '.join(PLACES)}")
+        if self.position not in POSITIONS:
+            raise ValueError(f"position {self.position!r}: use one of {', '.join(POSITIONS)}")
         if len(self.recorded.streams) != 1:
             raise UserError(
-                "an episode whose earlier turns were rewritten cannot be continued: replays need history = keep"
+                "an episode whose earlier turns were rewritten cannot be continued: replays need chat.history = keep"
             )
 
 
-def prefix(plan: Continuation, chat: ChatFormat) -> Episode:
-    """The episode up to the step, its message in place, awaiting the policy's action. `dialogue()` of it tells the
-    message too.
+def replayed_prefix(plan: Continuation, chat: ChatFormat) -> Episode:
+    """The episode up to the step, its message in place, awaiting the policy's action. Its `dialogue()` has the message
+    too.
+
+    Raises:
+      UserError: the message makes the chat template rewrite earlier turns.
     """
-    recorded, tokens, edge = plan.recorded, plan.recorded.tokens, 0
-    inserted = (plan.step if plan.place == "target" else 1) if plan.message else 0
-    said, episode = recorded.prompt_messages, None
-    for number, step in enumerate(recorded.steps[: plan.step], 1):
-        read = Delta(tuple(tokens[edge : step.start]), step.prompt_start - edge)
-        if number == inserted:
-            dialogue, tools = recorded.dialogue(number), recorded.tools_at(number)
-            seen, words = chat.teacher_context(dialogue, tools, tokens[: step.prompt_start], plan.message)
-            if seen != step.prompt_start:
-                raise UserError("a message makes the chat template rewrite earlier turns: replays need history = keep")
-            ids = read.ids[: read.prompt_start] + words
-            read, said = (
-                Delta(ids, len(ids) - (step.start - step.prompt_start)),
-                (*said, {"role": "user", "content": plan.message}),
-            )
-        if episode is None:
-            episode = Episode.begin(recorded.task_id, plan.index, said, read, recorded.tools)
-        else:
-            earlier = recorded.steps[number - 2]
-            episode.append_observation(read, said, earlier.reward, earlier.tools)
-        if number < plan.step:
-            before = len(episode.logprobs)
-            episode.append_action(
-                tokens[step.start : step.stop], recorded.logprobs[before : before + step.stop - step.start], step.text
-            )
-            said, edge = step.messages, step.stop
+    recorded = plan.recorded
+    messages, delta = _read_before(plan, 1, chat)
+    episode = Episode.begin(recorded.task_id, plan.index, messages, delta, recorded.tools)
+    for number, step in enumerate(recorded.steps[: plan.step - 1], 1):
+        first = len(episode.logprobs)
+        logprobs = recorded.logprobs[first : first + step.stop - step.start]
+        episode.append_action(recorded.tokens[step.start : step.stop], logprobs, step.text)
+        messages, delta = _read_before(plan, number + 1, chat)
+        episode.append_observation(delta, messages, step.reward, step.tools)
     return episode
 
 
@@ -105,24 +91,28 @@ def continue_episodes(
     config: RolloutConfig,
     *,
     call_timeout_s: float,
-) -> tuple[list[Episode | None], Counter, Stats]:
+) -> tuple[list[Episode | None], Counter[str], SamplingStats]:
     """Replays and continues every plan, each with an environment (and its thread) of its own.
+
+    Args:
+      params: the weights that `engine` samples with.
+      call_timeout_s: seconds that a call of an environment may take.
 
     Returns:
       (episodes, dropped, stats): one episode a plan, in order; None where there is none, counted in `dropped` by
-      reason: an environment that failed, one that answered otherwise than recorded (`replay_differs`), a prefix beyond
-        the context (`prompt_too_long`).
+      reason: an environment that failed, one that answered otherwise than recorded (REPLAY_DIFFERS), a prefix beyond
+      the context (PROMPT_TOO_LONG).
     """
     jobs: dict[int, Rollout] = {}
     if not plans:
-        return [], Counter(), Stats()
+        return [], Counter(), SamplingStats()
     with EnvPool(make_env, len(plans), call_timeout_s) as pool:
         ready, dropped = _replay(pool, plans, chat)
         for worker in ready:
             plan = plans[worker]
-            episode = prefix(plan, chat)
+            episode = replayed_prefix(plan, chat)
             if len(episode.tokens) >= config.context:
-                dropped[TOO_LONG] += 1
+                dropped[PROMPT_TOO_LONG] += 1
             else:
                 jobs[worker] = Rollout(episode, worker, pool, chat, config, plan.key)
         stats = engine.run(params, jobs.values())
@@ -133,36 +123,60 @@ def continue_episodes(
     return [jobs[worker].episode if worker in jobs else None for worker in range(len(plans))], dropped, stats
 
 
-def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> tuple[list[int], Counter]:
-    """Plays the recorded actions, all episodes' n-th at once. Returns the workers that stand where their record stood,
-    and what was dropped.
+def _read_before(plan: Continuation, number: int, chat: ChatFormat) -> tuple[tuple[Message, ...], Delta]:
+    """What the new episode reads right before a step: what was recorded, and the plan's message if it stands here."""
+    recorded, step = plan.recorded, plan.recorded.steps[number - 1]
+    messages, start = recorded.prompt_messages, 0
+    if number > 1:
+        messages, start = recorded.steps[number - 2].messages, recorded.steps[number - 2].stop
+    ids, prompt_start = tuple(recorded.tokens[start : step.start]), step.prompt_start - start
+    if not plan.message or number != (plan.step if plan.position == "target" else 1):
+        return messages, Delta(ids, prompt_start)
+    trunk = recorded.tokens[: step.prompt_start]
+    prefix_length, context = chat.teacher_context(
+        recorded.dialogue(number), recorded.tools_at(number), trunk, plan.message
+    )
+    if prefix_length != len(trunk):
+        raise UserError("a message makes the chat template rewrite earlier turns: replays need chat.history = keep")
+    ids = ids[:prompt_start] + context
+    return (*messages, {"role": "user", "content": plan.message}), Delta(
+        ids, len(ids) - (step.start - step.prompt_start)
+    )
+
+
+def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> tuple[list[int], Counter[str]]:
+    """Plays the recorded actions, the n-th ones of all episodes at once.
+
+    Returns:
+      (workers, dropped): the workers whose environment answered as recorded up to the plan's step; and how many did
+      not, by reason.
     """
-    ready, dropped, number = [], Counter(), 0
-    calls = {worker: pool.submit(worker, "reset", plan.task) for worker, plan in enumerate(plans)}
+    ready: list[int] = []
+    dropped: Counter[str] = Counter()
+    calls: dict[int, Call] = {worker: pool.reset(worker, plan.task) for worker, plan in enumerate(plans)}
+    steps = 0  # that have been replayed
     while calls:
-        going = []
+        unfinished = []
         for worker, call in calls.items():
-            plan, answer = plans[worker], call.result()
-            if isinstance(answer, Failure):
-                dropped[answer.reason] += 1
-            elif not _as_recorded(answer, plan.recorded, number, chat):
-                dropped[DIFFERS] += 1
+            plan, result = plans[worker], call.result()
+            if isinstance(result, CallFailure):
+                dropped[result.reason] += 1
+            elif not _as_recorded(result, plan.recorded, steps, chat):
+                dropped[REPLAY_DIFFERS] += 1
             else:
-                (ready if number == plan.step - 1 else going).append(worker)
-        texts = {worker: plans[worker].recorded.steps[number].text for worker in going}
-        calls = {worker: pool.submit(worker, "step", parse_action(text, chat.style)) for worker, text in texts.items()}
-        number += 1
+                (ready if steps == plan.step - 1 else unfinished).append(worker)
+        actions = {worker: parse_action(plans[worker].recorded.steps[steps].text, chat.style) for worker in unfinished}
+        calls = {worker: pool.step(worker, action) for worker, action in actions.items()}
+        steps += 1
     return sorted(ready), dropped
 
 
-def _as_recorded(answer: Start | StepResult, recorded: Episode, number: int, chat: ChatFormat) -> bool:
-    """Whether this is what came before the first step (`number` 0) or after that many steps."""
-    if isinstance(answer, Start):
-        return (answer.messages, answer.tools) == (recorded.prompt_messages, recorded.tools)
-    step = recorded.steps[number - 1]
-    told = chat.announcing(answer.messages, answer.tools)
-    return not (answer.terminated or answer.truncated) and (*told, answer.reward) == (
-        step.messages,
-        step.tools,
-        step.reward,
-    )
+def _as_recorded(result: Start | StepResult, recorded: Episode, steps: int, chat: ChatFormat) -> bool:
+    """Whether this is what the environment gave at the start (`steps` 0) or after that many steps."""
+    if isinstance(result, Start):
+        return (result.messages, result.tools) == (recorded.prompt_messages, recorded.tools)
+    if result.terminated or result.truncated:
+        return False
+    step = recorded.steps[steps - 1]
+    messages, tools = chat.announce_tools(result.messages, result.tools)
+    return (messages, tools, result.reward) == (step.messages, step.tools, step.reward)

@@ -1,8 +1,8 @@
-"""A policy that plays what it is told, behind the engine's interface: jobs and the texts of their actions in, the same
-calls to the jobs out as from the real engine.
+"""A policy that plays scripts, behind the engine's interface: jobs and the texts of their actions in, the same calls to
+the jobs out as from the real engine.
 
-It serves to put known behaviour through the whole loop (text -> ids -> parse -> execute -> score -> hindsight) without
-a model.
+With it known behaviour goes through the whole loop (text -> ids -> parse -> execute -> score -> hindsight) without a
+model.
 
 Invariant: a job cannot tell it from `sampling.Engine`. It gets token ids that end with the stop token, cut where the
 engine would cut them (a longer action than the job or the engine allows, a full context), and the log-prob of each is
@@ -14,7 +14,7 @@ from typing import Any
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.sampling import EngineConfig, Job, Rewrite, Stats
+from hintsd_jax.sampling import EngineConfig, Job, Rewrite, SamplingStats
 
 UNBOUNDED = EngineConfig(slots=1, context=1 << 30, max_tokens=1 << 30)
 
@@ -24,23 +24,23 @@ class ScriptedEngine:
 
     Args:
       chat: turns texts into ids, and says how an action ends.
-      script: job -> the texts of its actions, in order; read on only as far as the job goes. The job of an episode has
-        it as `job.episode`.
+      script: job -> the texts of its actions, in order; read only as far as the job goes. The job of an episode has the
+        episode as `job.episode`.
       config: the limits of the engine that it stands for; none by default.
     """
 
     def __init__(self, chat: ChatFormat, script: Callable[[Job], Iterable[str]], config: EngineConfig = UNBOUNDED):
         self._chat, self._script, self.config = chat, script, config
 
-    def run(self, params: Any, jobs: Iterable[Job]) -> Stats:
-        """Plays all jobs to their end, one after the other; `params` are not looked at. Of the `Stats` only `sampled`
-        is counted.
+    def run(self, params: Any, jobs: Iterable[Job]) -> SamplingStats:
+        """Plays all jobs to their end, one after the other; `params` are not used. Of the `SamplingStats` only
+        `sampled_tokens` is counted.
 
         Raises:
           UserError: a prompt leaves no room for a single token.
           ValueError: a script ends before its job does.
         """
-        stats = Stats()
+        stats = SamplingStats()
         for job in jobs:
             self._play(job, stats)
         return stats
@@ -48,21 +48,21 @@ class ScriptedEngine:
     def compile(self, params: Any) -> None:
         """There is nothing to compile."""
 
-    def _play(self, job: Job, stats: Stats) -> None:
-        texts, context, read = iter(self._script(job)), min(job.context, self.config.context), len(job.prompt)
+    def _play(self, job: Job, stats: SamplingStats) -> None:
+        texts, context, length = iter(self._script(job)), min(job.context, self.config.context), len(job.prompt)
         while True:
-            if not 1 <= read < context:
+            if not 1 <= length < context:
                 raise UserError(
-                    f"a context of {read} tokens leaves no room in one of {context}: raise it, or shorten the prompt"
+                    f"a context of {length} tokens leaves no room in one of {context}: raise it, or shorten the prompt"
                 )
             text = next(texts, None)
             if text is None:
                 raise ValueError("a script ended before its job")
-            limit = min(job.sampling.max_tokens, self.config.max_tokens, context - read)
+            limit = min(job.sampling.max_tokens, self.config.max_tokens, context - length)
             ids = list(self._chat.encode(text)[:limit])
             job.submit(ids, [0.0] * len(ids), ids[-1] in self._chat.stop_ids)
-            stats.sampled += len(ids)
+            stats.sampled_tokens += len(ids)
             answer = job.collect()
             if answer is None:
                 return
-            read = len(answer.tokens) if isinstance(answer, Rewrite) else read + len(ids) + len(answer)
+            length = len(answer.tokens) if isinstance(answer, Rewrite) else length + len(ids) + len(answer)

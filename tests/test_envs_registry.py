@@ -5,8 +5,9 @@ import types
 
 import pytest
 
-from hintsd_jax.envs import base
-from hintsd_jax.envs.base import Environment, Start, StepResult, register, resolve
+from hintsd_jax.envs import registry
+from hintsd_jax.envs.base import Environment, Report, Start, StepResult
+from hintsd_jax.envs.registry import register, resolve
 from hintsd_jax.errors import UserError
 
 
@@ -24,7 +25,7 @@ class Echo:
         return StepResult((), reward=1.0, terminated=True)
 
     def report(self):
-        return base.Report("nothing to say")
+        return Report("nothing to say")
 
     def close(self):
         pass
@@ -32,7 +33,7 @@ class Echo:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_PATHS", dict(registry._PATHS))
     module = types.ModuleType("an_environment_module")
     module.Echo, module.Half, module.number = Echo, type("Half", (), {"reset": Echo.reset, "step": Echo.step}), 3
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -50,14 +51,14 @@ def test_a_path_and_a_registered_name_give_the_class():
     ("name", "words"),
     [
         ("dsk", "did you mean 'desk'"),
-        ("zzzz", "known: bfcl, desk"),
+        ("zzzz", "choose one of bfcl, desk"),
         ("no_such_module_at_all:X", "cannot import 'no_such_module_at_all'"),
-        ("an_environment_module:Missing", "no class 'Missing'"),
-        ("an_environment_module:number", "no class 'number'"),
+        ("an_environment_module:Missing", "has no 'Missing'"),
+        ("an_environment_module:number", "is int, not a class"),
         ("an_environment_module:Half", "lacks tasks, report, close"),
-        ("not a module:X", "package.module:Class"),
-        ("a.b:", "package.module:Class"),
-        (":X", "package.module:Class"),
+        ("not a module:X", "'package.module:name'"),
+        ("a.b:", "'package.module:name'"),
+        (":X", "'package.module:name'"),
     ],
 )
 def test_mistakes_are_one_clear_line(name, words):

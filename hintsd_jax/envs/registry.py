@@ -1,0 +1,49 @@
+"""Environments by name: the `env.name` of a config goes in, the environment's class comes out.
+
+A name is registered here ("desk") or a path "package.module:Class". Nothing is imported before it is resolved, so that
+an environment whose packages are not installed is in nobody's way.
+"""
+
+from __future__ import annotations
+
+from hintsd_jax.envs.base import Environment
+from hintsd_jax.errors import UserError
+from hintsd_jax.plugins import load
+
+METHODS = ("tasks", "reset", "step", "report", "close")
+
+_PATHS = {
+    "desk": "hintsd_jax.envs.desk:Desk",
+    "bfcl": "hintsd_jax.envs.bfcl:Bfcl",
+}
+
+
+def register(name: str, path: str) -> None:
+    """Makes the class at `path` ("package.module:Class") known as `name`. It is imported when it is resolved.
+
+    Raises:
+      UserError: the name has a colon or is empty, it stands for another path already, or the path has no colon.
+    """
+    if ":" in name or not name:
+        raise UserError(f"environment name {name!r}: use a plain word without a colon")
+    if ":" not in path:
+        raise UserError(f"environment {path!r}: write it as 'package.module:Class'")
+    if _PATHS.get(name, path) != path:
+        raise UserError(f"environment name {name!r} already stands for {_PATHS[name]!r}: choose another name")
+    _PATHS[name] = path
+
+
+def resolve(name_or_path: str) -> type[Environment]:
+    """The environment class of a registered name or of a path "package.module:Class".
+
+    Raises:
+      UserError: an unknown name, a module that cannot be imported, a missing class, or a class that lacks a method of
+        the protocol.
+    """
+    env_class = load(_PATHS.get(name_or_path, name_or_path), "environment", _PATHS)
+    if not isinstance(env_class, type):
+        raise UserError(f"environment {name_or_path!r} is {type(env_class).__name__}, not a class")
+    missing = [method for method in METHODS if not callable(getattr(env_class, method, None))]
+    if missing:
+        raise UserError(f"environment {name_or_path!r}: class {env_class.__name__!r} lacks {', '.join(missing)}")
+    return env_class

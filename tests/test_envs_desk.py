@@ -1,4 +1,4 @@
-"""Desk: its world, its tasks, and above all its truth about faults, against a solver that tries everything."""
+"""Desk: its office, its tasks, and above all its truth about faults, against a solver that tries everything."""
 
 import itertools
 import json
@@ -12,27 +12,27 @@ from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk import solver
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS, MAX_LENGTH, generate_task
-from hintsd_jax.envs.desk.world import EFFECTS, LOOKUPS, PARAMETERS, CallError, World, tool_docs
+from hintsd_jax.envs.desk.office import EFFECTS, LOOKUPS, PARAMETERS, CallError, Office, tool_docs
 from hintsd_jax.envs.tool_calls import parse_action
 
 SHAPES = [(1, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 5), (6, 4), (MAX_LENGTH, len(DECISIONS))]
 
 
 def play(task, actions):
-    """The environment after the given action texts, and the last turn."""
+    """The environment after the given action texts, and the last `StepResult`."""
     env = Desk()
     env.reset(task)
-    turn = None
+    result = None
     for text in actions:
-        turn = env.step(parse_action(text))
-    return env, turn
+        result = env.step(parse_action(text))
+    return env, result
 
 
 def demonstrated(task, seed, error_scale=1.0):
     actions = []
 
-    def on_step(move, erring):
-        actions.append(erring or move.right)
+    def on_step(step, mistake):
+        actions.append(mistake or step.right)
         return actions[-1]
 
     demos.demonstrate(task, random.Random(seed), on_step, error_scale)
@@ -50,8 +50,8 @@ def test_there_are_enough_tools_and_each_is_documented():
 def test_the_reference_succeeds_and_leaves_no_fault(index, shape):
     task = generate_task(3, index, *shape)
     assert json.loads(json.dumps(task)) == task == generate_task(3, index, *shape)
-    env, turn = play(task, demonstrated(task, 0, error_scale=0.0))
-    assert turn.terminated and turn.reward == 1.0
+    env, result = play(task, demonstrated(task, 0, error_scale=0.0))
+    assert result.terminated and result.reward == 1.0
     assert env.report().faults == ()
 
 
@@ -63,16 +63,16 @@ def test_mistakes_are_silent_and_break_the_outcome(index, shape, seed):
     env = Desk()
     env.reset(task)
     for text in actions:
-        turn = env.step(parse_action(text))
-        assert not any("Error" in message["content"] for message in turn.messages)  # nothing shows at its turn
-    wrong = [move for request in task["requests"] for move in demos.moves(request) if move.wrong]
-    erred = any(move.wrong in actions and move.wrong != demos.REPLY for move in wrong)
+        result = env.step(parse_action(text))
+        assert not any("Error" in message["content"] for message in result.messages)  # nothing shows at its step
+    choices = [step for request in task["requests"] for step in demos.reference_steps(request) if step.wrong]
+    wrong = any(step.wrong in actions and step.wrong != demos.REPLY for step in choices)
     forgot = any(
         request["kind"] == "tell" and demos.call_text(*request["calls"][1]) not in actions
         for request in task["requests"]
     )
-    assert turn.reward == float(not (erred or forgot))
-    assert bool(env.report().faults) == (erred or forgot)
+    assert result.reward == float(not (wrong or forgot))
+    assert bool(env.report().faults) == (wrong or forgot)
 
 
 @settings(max_examples=80, deadline=None)
@@ -87,22 +87,22 @@ def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
     )
     env = Desk()
     env.reset(task)
-    first, turn, steps = None, None, 0
+    first, result, steps = None, None, 0
     planned = iter(demonstrated(task, index))
-    while (turn is None or not turn.terminated) and steps < 25:
+    while (result is None or not result.terminated) and steps < 25:
         if rng.random() < 0.7:
             text = next(planned, demos.REPLY)
         else:
             tool = rng.choice(sorted(PARAMETERS))
             text = demos.call_text(tool, {p: rng.choice(names) for p in PARAMETERS[tool]})
-        could = solver.can_succeed(env.world, task, env.world.hour)
-        turn = env.step(parse_action(text))
+        could = solver.can_succeed(env.office, task, env.office.hour)
+        result = env.step(parse_action(text))
         steps += 1
-        if could and not solver.can_succeed(env.world, task, env.world.hour):
+        if could and not solver.can_succeed(env.office, task, env.office.hour):
             first = steps
     faults = env.report().faults
-    if turn.terminated:
-        assert bool(faults) == (turn.reward == 0.0)
+    if result.terminated:
+        assert bool(faults) == (result.reward == 0.0)
     if first is not None:
         assert faults[0].step == first
     assert [fault.step for fault in faults] == sorted({fault.step for fault in faults})
@@ -111,9 +111,9 @@ def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
 def test_the_solver_agrees_with_trying_everything():
     """On small tasks: breadth-first search over every effect with every name that occurs, up to the end of the task."""
 
-    def search(world, task, hour):
+    def search(office, task, hour):
         if hour == len(task["requests"]):
-            return world.final_state() == solver.reference_state(task)
+            return office.final_state() == solver.reference_state(task)
         names = sorted({v for request in task["requests"] for _, a in request["calls"] for v in a.values()})
         options = [None]
         for tool, parameters in EFFECTS.items():
@@ -123,7 +123,7 @@ def test_the_solver_agrees_with_trying_everything():
                 ]
         for count in (0, 1, 2):  # no request needs more than two effects
             for calls in itertools.product(options[1:], repeat=count):
-                trial = world.clone()
+                trial = office.clone()
                 trial.hour = hour
                 try:
                     for tool, arguments in calls:
@@ -134,25 +134,25 @@ def test_the_solver_agrees_with_trying_everything():
                     return True
         return False
 
-    seen = set()
+    answers = set()
     for index in range(12):
         task = generate_task(6, index, 1, index % 2)
         tool, arguments = task["requests"][0]["calls"][0]
         for start in (
             [],
             [[tool, arguments]],
-            [[tool, arguments | {list(arguments)[0]: task["requests"][0]["wrong"] or "x"}]],
+            [[tool, arguments | {next(iter(arguments)): task["requests"][0]["wrong"] or "x"}]],
         ):
-            world = World.from_json(task["world"])
+            office = Office.from_json(task["world"])
             try:
                 for call in start:
-                    world.call(*call)
+                    office.call(*call)
             except CallError:
                 continue
-            answer = solver.can_succeed(world, task, 0)
-            assert answer == search(world, task, 0)
-            seen.add(answer)
-    assert seen == {True, False}
+            answer = solver.can_succeed(office, task, 0)
+            assert answer == search(office, task, 0)
+            answers.add(answer)
+    assert answers == {True, False}
 
 
 def test_feedback_names_the_right_value():
@@ -162,10 +162,10 @@ def test_feedback_names_the_right_value():
         actions = demonstrated(task, index)
         env, _ = play(task, actions)
         for fault in env.report().faults:
-            made = actions[fault.step - 1]
-            request = next((r for r in task["requests"] if r["wrong"] and f'"{r["wrong"]}"' in made), None)
+            action = actions[fault.step - 1]
+            request = next((r for r in task["requests"] if r["wrong"] and f'"{r["wrong"]}"' in action), None)
             if request is None:
-                assert made == demos.REPLY and fault.feedback.startswith('Call notify for "')
+                assert action == demos.REPLY and fault.feedback.startswith('Call notify for "')
                 kinds.add("tell")
             else:
                 right = request["calls"][0][1][DECISIONS[request["kind"]].choice]
@@ -175,7 +175,7 @@ def test_feedback_names_the_right_value():
 
 
 @pytest.mark.parametrize(
-    "text, seen",
+    "text, observation",
     [
         (demos.call_text("fly_away", {"to": "x"}), "Error: no tool 'fly_away'."),
         (demos.call_text("delete_file", {"file": "nobody"}), "Error: no such file."),
@@ -183,13 +183,13 @@ def test_feedback_names_the_right_value():
         (demos.call_text("delete_file", {"file": 7}), "Error: delete_file takes strings."),
     ],
 )
-def test_a_wrong_call_is_answered_and_changes_nothing(text, seen):
+def test_a_wrong_call_is_answered_and_changes_nothing(text, observation):
     task = generate_task(8, 0)
     env = Desk()
     env.reset(task)
-    before = env.world.to_json()
-    assert env.step(parse_action(text)).messages[0]["content"] == seen
-    assert env.world.to_json() == before
+    before = env.office.to_json()
+    assert env.step(parse_action(text)).messages[0]["content"] == observation
+    assert env.office.to_json() == before
     assert env.step(parse_action("<tool_call>\nnot json\n</tool_call>")).messages[0]["content"].startswith("Error: ")
 
 

@@ -14,47 +14,43 @@ HARMLESS = ("wrong_order",)  # within one request the order does not count
 
 def play(task, actions):
     """(the environment, its last `StepResult`, the observations)."""
-    desk, seen = Desk(), []
+    desk, observations = Desk(), []
     desk.reset(task)
     for action in actions:
-        turn = desk.step(parse_action(action))
-        seen.append([message["content"] for message in turn.messages])
-    return desk, turn, seen
+        result = desk.step(parse_action(action))
+        observations.append([message["content"] for message in result.messages])
+    return desk, result, observations
 
 
 def test_the_reference_succeeds():
     for task in TASKS:
         played = script.ground_truth(task)
-        desk, turn, seen = play(task, played.actions)
-        assert (
-            turn.terminated
-            and turn.reward == 1.0
-            and desk.report().faults == ()
-            and (played.fault, played.step) == ("", 0)
-        )
-        assert not any("Error" in text for texts in seen for text in texts)
+        desk, result, observations = play(task, played.actions)
+        assert result.terminated and result.reward == 1.0 and desk.report().faults == ()
+        assert (played.fault, played.step) == ("", 0)
+        assert not any("Error" in text for texts in observations for text in texts)
 
 
 @pytest.mark.parametrize("fault", script.FAULTS)
 def test_a_fault_is_the_only_one_and_stands_where_it_says(fault):
     """The office's own report, which follows from the state alone, is the oracle."""
-    made = 0
+    count = 0
     for task in TASKS:
         right = script.ground_truth(task).actions
         for site in script.sites(task, fault):
             faulty = script.with_fault(task, fault, 0, site)
             differing = [n for n, (a, b) in enumerate(zip(right, faulty.actions), 1) if a != b]
             assert faulty.step == differing[0] and faulty.fault == fault
-            desk, turn, seen = play(task, faulty.actions)
-            assert turn.terminated and desk.world.hour == len(task["requests"])
-            found = [found.step for found in desk.report().faults]
-            assert (turn.reward, found) == ((1.0, []) if fault in HARMLESS else (0.0, [faulty.step])), (
-                task["id"],
-                site,
+            desk, result, observations = play(task, faulty.actions)
+            assert result.terminated and desk.office.hour == len(task["requests"])
+            outcome = (result.reward, [fault.step for fault in desk.report().faults])
+            expected = (1.0, []) if fault in HARMLESS else (0.0, [faulty.step])
+            assert outcome == expected, (task["id"], site)
+            assert not any("Error" in text for text in observations[faulty.step - 1]), (
+                "a fault shows nothing at its step"
             )
-            assert not any("Error" in text for text in seen[faulty.step - 1]), "a fault is silent at its turn"
-            made += 1
-    assert made >= 15
+            count += 1
+    assert count >= 15
 
 
 def test_a_fault_follows_from_task_kind_and_seed():

@@ -1,5 +1,6 @@
 """Desk's task sets: built once, read without TensorFlow, disjoint, and the same on every machine."""
 
+import itertools
 import json
 import sys
 
@@ -17,16 +18,15 @@ def data_dir(tmp_path_factory):
 
 
 def test_splits_are_complete_disjoint_and_playable(data_dir):
-    words = {}
+    requests = {}
     for split, count in SPLITS.items():
         tasks = Desk.tasks(split, data_dir, seed=0, length=4, difficulty=3)
         assert len(tasks) == count
         assert len({tasks[n]["id"] for n in range(count)}) == count
-        words[split] = {json.dumps([request["text"] for request in tasks[n]["requests"]]) for n in range(count)}
+        requests[split] = {json.dumps([request["text"] for request in tasks[n]["requests"]]) for n in range(count)}
         assert Desk().reset(tasks[count - 1]).messages[1]["content"] == tasks[count - 1]["requests"][0]["text"]
-    assert (
-        not words["train"] & words["test"] and not words["train"] & words["eval"] and not words["eval"] & words["test"]
-    )
+    for one, other in itertools.combinations(requests.values(), 2):
+        assert not one & other
     assert "tensorflow" not in sys.modules
 
 
@@ -38,11 +38,9 @@ def test_another_generator_is_another_task_set(data_dir, monkeypatch):
 
 def test_seed_and_shape_are_options(data_dir, monkeypatch):
     monkeypatch.setattr(desk_tasks_module, "SPLITS", {"train": 5, "eval": 3, "test": 3})
-    first, other = (
-        desk_tasks("test", data_dir, seed=1, length=2, difficulty=1),
-        desk_tasks("test", data_dir, seed=2, length=2, difficulty=1),
-    )
+    first, other = (desk_tasks("test", data_dir, seed=seed, length=2, difficulty=1) for seed in (1, 2))
     assert len(first[0]["requests"]) == 2 and first[0] != other[0]
+    assert first[:2] == [first[0], first[1]]
 
 
 @pytest.mark.parametrize(

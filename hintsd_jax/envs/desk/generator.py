@@ -1,4 +1,4 @@
-"""Seeded generator of Desk tasks: (seed, index, length, difficulty) -> one JSON-able task.
+"""Seeded generator of Desk tasks: (seed, index, length, difficulty) in, one task of JSON values out.
 
 A task is a list of user requests. Six kinds are *decisions*: a look-up shows two labelled candidates, the tool accepts
 both, the request names the label of the right one. `tell` asks for two things, of which the second is easily forgotten.
@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 
 from hintsd_jax.envs.desk.names import NAMES
-from hintsd_jax.envs.desk.world import EFFECTS, World
+from hintsd_jax.envs.desk.office import EFFECTS, Office
 
 
 @dataclasses.dataclass(frozen=True)
-class Decision:
-    """A kind of request with a choice. `request` is filled with label, key (what is looked up) and other (a second
-    name).
+class DecisionKind:
+    """A kind of request with a choice.
+
+    request: the user's text, to be filled with label, key (what is looked up) and other (a second name). lookup, key:
+    the look-up tool and its parameter. labels: of the two candidates. effect, choice, other: the tool that changes
+    something, its parameter for the chosen candidate, and its parameter for the second name. shelf: the part of the
+    office that the candidates stand in.
 
     The label stands at the request's end and the chosen candidate is the effect's first argument, in every kind alike:
     half a million weights learn one look-up sooner than six.
@@ -26,74 +31,74 @@ class Decision:
 
     request: str
     lookup: str
-    key: str  # the look-up's parameter
+    key: str
     labels: tuple[str, str]
     effect: str
-    choice: str  # the effect's parameter that takes the chosen candidate
-    other: str | None  # the effect's parameter that takes the second name
-    shelf: str  # the part of the world that the candidates stand in
+    choice: str
+    other: str | None
+    shelf: str
 
 
-DECISIONS: dict[str, Decision] = {
-    "copy": Decision(
-        'Copy "{key}" to "{other}", the {label} one.',
-        "find_files",
-        "title",
-        ("draft", "final"),
-        "copy_file",
-        "file",
-        "to",
-        "files",
+DECISIONS: dict[str, DecisionKind] = {
+    "copy": DecisionKind(
+        request='Copy "{key}" to "{other}", the {label} one.',
+        lookup="find_files",
+        key="title",
+        labels=("draft", "final"),
+        effect="copy_file",
+        choice="file",
+        other="to",
+        shelf="files",
     ),
-    "delete": Decision(
-        'Delete "{key}", the {label} one.',
-        "list_sizes",
-        "title",
-        ("small", "large"),
-        "delete_file",
-        "file",
-        None,
-        "files",
+    "delete": DecisionKind(
+        request='Delete "{key}", the {label} one.',
+        lookup="list_sizes",
+        key="title",
+        labels=("small", "large"),
+        effect="delete_file",
+        choice="file",
+        other=None,
+        shelf="files",
     ),
-    "send": Decision(
-        'Send "{other}" to "{key}", the {label} one.',
-        "find_contact",
-        "name",
-        ("home", "work"),
-        "send_file",
-        "to",
-        "file",
-        "contacts",
+    "send": DecisionKind(
+        request='Send "{other}" to "{key}", the {label} one.',
+        lookup="find_contact",
+        key="name",
+        labels=("home", "work"),
+        effect="send_file",
+        choice="to",
+        other="file",
+        shelf="contacts",
     ),
-    "forward": Decision(
-        'Forward a mail of "{key}" to "{other}", the {label} one.',
-        "search_mail",
-        "sender",
-        ("oldest", "newest"),
-        "forward_mail",
-        "mail",
-        "to",
-        "mails",
+    "forward": DecisionKind(
+        request='Forward a mail of "{key}" to "{other}", the {label} one.',
+        lookup="search_mail",
+        key="sender",
+        labels=("oldest", "newest"),
+        effect="forward_mail",
+        choice="mail",
+        other="to",
+        shelf="mails",
     ),
-    "book": Decision(
-        'Book a slot of "{key}" for "{other}", the {label} one.',
-        "free_slots",
-        "day",
-        ("early", "late"),
-        "book_slot",
-        "slot",
-        "title",
-        "slots",
+    "book": DecisionKind(
+        request='Book a slot of "{key}" for "{other}", the {label} one.',
+        lookup="free_slots",
+        key="day",
+        labels=("early", "late"),
+        effect="book_slot",
+        choice="slot",
+        other="title",
+        shelf="slots",
     ),
-    "cancel": Decision(
-        'Cancel "{key}", the {label} one.',
-        "find_events",
-        "title",
-        ("first", "second"),
-        "cancel_event",
-        "event",
-        None,
-        "events",
+    "cancel": DecisionKind(
+        request='Cancel "{key}", the {label} one.',
+        lookup="find_events",
+        key="title",
+        labels=("first", "second"),
+        effect="cancel_event",
+        choice="event",
+        other=None,
+        shelf="events",
     ),
 }
 PLAIN_KINDS = ("tell", "add")
@@ -104,64 +109,62 @@ def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3) -
     """One task: `length` requests, `difficulty` of them decisions.
 
     Returns:
-      `{"id", "world", "requests"}`; a request holds `kind, text, lookup, label, wrong, calls`: `lookup` and `calls` are
-      the reference's `[tool, arguments]`, `wrong` the candidate that is shown but not asked for (None without a
-      choice).
+      `{"id", "world", "requests"}`: `world` is the office at the start; a request has `kind, text, lookup, label,
+      wrong, calls`, where `lookup` and `calls` are the reference's `[tool, arguments]`, and `wrong` is the candidate
+      that is shown but not asked for (None without a choice).
 
     Raises:
       ValueError: `difficulty` or `length - difficulty` exceed the kinds that there are.
     """
     if not 0 <= difficulty <= len(DECISIONS) or not 0 <= length - difficulty <= len(PLAIN_KINDS) or length < 1:
         raise ValueError(
-            f"a Desk task has 0-{len(DECISIONS)} decisions and 0-{len(PLAIN_KINDS)} other requests, got length={length}, difficulty={difficulty}"
+            f"a Desk task has 0-{len(DECISIONS)} decisions and 0-{len(PLAIN_KINDS)} other requests,"
+            f" got length={length}, difficulty={difficulty}"
         )
     rng = random.Random(f"desk-{seed}-{index}-{length}-{difficulty}")
     names = iter(rng.sample(NAMES, len(NAMES)))
     kinds = rng.sample(sorted(DECISIONS), difficulty) + rng.sample(PLAIN_KINDS, length - difficulty)
     rng.shuffle(kinds)
-    world = World(listings={}, files={}, mails=[], slots=[], events=[], contacts={})
-    requests, copied = [], None
+    office = Office(listings={}, files={}, mails=[], slots=[], events=[], contacts={})
+    requests, copy = [], None
     for kind in kinds:
         if kind in DECISIONS:
-            request = _decision(kind, rng, names, world, copied)
+            request = _decision(kind, rng, names, office, copy)
             if kind == "copy":
-                copied = request["calls"][0][1]["to"]
+                copy = request["calls"][0][1]["to"]
         elif kind == "tell":
             mail, person = next(names), next(names)
-            world.mails.append(mail)
-            request = _plain(
-                kind,
-                f'Archive "{mail}" and notify "{person}".',
-                [["archive_mail", {"mail": mail}], ["notify", {"name": person}]],
-            )
+            office.mails.append(mail)
+            calls = [["archive_mail", {"mail": mail}], ["notify", {"name": person}]]
+            request = _plain(kind, f'Archive "{mail}" and notify "{person}".', calls)
         else:
             person, address = next(names), next(names)
-            request = _plain(
-                kind, f'Add "{person}" with "{address}".', [["add_contact", {"name": person, "address": address}]]
-            )
+            calls = [["add_contact", {"name": person, "address": address}]]
+            request = _plain(kind, f'Add "{person}" with "{address}".', calls)
         requests.append(request)
-    return {"id": f"desk-{seed}-{index}", "world": world.to_json(), "requests": requests}
+    return {"id": f"desk-{seed}-{index}", "world": office.to_json(), "requests": requests}
 
 
 def _plain(kind: str, text: str, calls: list) -> dict:
     return {"kind": kind, "text": text, "lookup": None, "label": None, "wrong": None, "calls": calls}
 
 
-def _decision(kind: str, rng: random.Random, names, world: World, copied: str | None) -> dict:
+def _decision(kind: str, rng: random.Random, names: Iterator[str], office: Office, copy: str | None) -> dict:
+    """A request with a choice; its candidates go into the office. `copy`: a file that an earlier request makes."""
     decision = DECISIONS[kind]
     key, right, wrong = next(names), next(names), next(names)
     label = rng.choice(decision.labels)
     other = None
     if kind == "send":
-        other = copied or next(names)
-        if copied is None:
-            world.files[other] = other
+        other = copy or next(names)
+        if copy is None:
+            office.files[other] = other
     elif decision.other:
         other = next(names)
-    candidates = [[label, right], [next(lb for lb in decision.labels if lb != label), wrong]]
+    candidates = [[label, right], [next(each for each in decision.labels if each != label), wrong]]
     rng.shuffle(candidates)
-    world.listings.setdefault(decision.lookup, {})[key] = candidates
-    shelf = getattr(world, decision.shelf)
+    office.listings.setdefault(decision.lookup, {})[key] = candidates
+    shelf = getattr(office, decision.shelf)
     for _, value in candidates:
         if decision.shelf == "files":
             shelf[value] = value
@@ -174,5 +177,5 @@ def _decision(kind: str, rng: random.Random, names, world: World, copied: str | 
         "lookup": [decision.lookup, {decision.key: key}],
         "label": label,
         "wrong": wrong,
-        "calls": [[decision.effect, {p: arguments[p] for p in EFFECTS[decision.effect]}]],
+        "calls": [[decision.effect, {name: arguments[name] for name in EFFECTS[decision.effect]}]],
     }

@@ -1,5 +1,5 @@
-"""The 240 invented names of Desk: people, files, mails, addresses. Bound anew in every task, so none of them has a
-meaning.
+"""The 240 invented names of Desk: people, files, mails, addresses. Every task gives them other roles, so that none of
+them has a meaning.
 
 Two syllables each, so that a byte-level BPE of about a thousand entries holds every name as one token.
 """

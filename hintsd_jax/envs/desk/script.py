@@ -2,20 +2,21 @@
 the reference with one fault at a known step.
 
 The demonstrator's wording throughout, one call a step. After the fault all goes on as the reference has it, so that
-there is no other; where the office no longer allows a later call, it answers with an error, as it would to anyone.
+there is no other; where the office no longer allows a later call, it answers with an error, as it always does.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground
-truth: they are for measuring hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they are for
+measuring hindsight, never for training.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, moves
+from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, reference_steps
 from hintsd_jax.envs.desk.generator import DECISIONS
-from hintsd_jax.envs.desk.world import EFFECTS, PARAMETERS, CallError, World
+from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, CallError, Office
 from hintsd_jax.envs.script import Script, choose_site
 
 FAULTS = {
@@ -32,12 +33,12 @@ Site = tuple[int, int]
 """A request and a step of it, both 0-based."""
 
 
-def ground_truth(task: Mapping) -> Script:
+def ground_truth(task: Mapping[str, Any]) -> Script:
     """The reference's steps."""
     return Script(tuple(text for texts in _texts(task) for text in texts))
 
 
-def sites(task: Mapping, fault: str) -> list[Site]:
+def sites(task: Mapping[str, Any], fault: str) -> list[Site]:
     """Where a kind of fault can be put into a task.
 
     Raises ValueError for a kind that is not in `FAULTS`.
@@ -47,7 +48,7 @@ def sites(task: Mapping, fault: str) -> list[Site]:
     return [site for site in _call_sites(task) if _faulty(task, fault, site, random.Random(0)) is not None]
 
 
-def with_fault(task: Mapping, fault: str, seed: int, site: Site | None = None) -> Script | None:
+def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None = None) -> Script | None:
     """The reference with one fault: at `site` (one of `sites(task, fault)`), or at one that the seed draws.
 
     None where the task has no place for it. Raises ValueError for another kind or site.
@@ -57,25 +58,25 @@ def with_fault(task: Mapping, fault: str, seed: int, site: Site | None = None) -
         return None
     texts, (hour, index) = _texts(task), site
     step = sum(map(len, texts[:hour])) + index + 1
-    texts[hour] = texts[hour][:index] + _faulty(task, fault, site, rng)
+    texts[hour] = texts[hour][:index] + (_faulty(task, fault, site, rng) or [])
     return Script(tuple(text for part in texts for text in part), fault, step)
 
 
-def _texts(task: Mapping) -> list[list[str]]:
-    return [[move.right for move in moves(request)] for request in task["requests"]]
+def _texts(task: Mapping[str, Any]) -> list[list[str]]:
+    return [[step.right for step in reference_steps(request)] for request in task["requests"]]
 
 
-def _call_sites(task: Mapping) -> list[Site]:
+def _call_sites(task: Mapping[str, Any]) -> list[Site]:
     """The steps that a fault can stand in: all but the closing replies."""
     return [(hour, index) for hour, texts in enumerate(_texts(task)) for index in range(len(texts) - 1)]
 
 
-def _faulty(task: Mapping, fault: str, site: Site, rng: random.Random) -> list[str] | None:
+def _faulty(task: Mapping[str, Any], fault: str, site: Site, rng: random.Random) -> list[str] | None:
     """The texts of a request from the faulty step on; None where this fault has no place there."""
     (hour, index), request = site, task["requests"][site[0]]
-    steps, kind = moves(request), request["kind"]
+    steps, kind = reference_steps(request), request["kind"]
     first = 1 if request["lookup"] else 0  # the step of the request's first call
-    rest = [move.right for move in steps[index + 1 :]]
+    rest = [step.right for step in steps[index + 1 :]]
     if fault == "early_stop":
         return [REPLY] if hour == len(task["requests"]) - 1 and index == 0 else None
     if index < first:
@@ -85,21 +86,21 @@ def _faulty(task: Mapping, fault: str, site: Site, rng: random.Random) -> list[s
         case "forgotten_call":
             return [REPLY] if kind == "tell" and index == 1 else None
         case "dropped_call":
-            return (
-                rest if kind != "tell" else None
-            )  # its first could still be made after its second; that is the forgotten call
+            # the first call of "tell" could still be made after its second, which is the forgotten call
+            return rest if kind != "tell" else None
         case "wrong_argument":
             changed = _other_arguments(task, site, call)
             return [_with_call(steps[index].right, call[0], rng.choice(changed)), *rest] if changed else None
         case "wrong_tool":
-            able = [tool for tool in EFFECTS if tool != call[0] and set(EFFECTS[tool]) <= call[1].keys()]
-            if not able:
+            others = [tool for tool in EFFECTS if tool != call[0] and set(EFFECTS[tool]) <= call[1].keys()]
+            if not others:
                 return None
-            tool = rng.choice(able)
+            tool = rng.choice(others)
             return [_with_call(steps[index].right, tool, {name: call[1][name] for name in EFFECTS[tool]}), *rest]
         case "wrong_order":
             return [steps[index + 1].right, steps[index].right, *rest[1:]] if len(rest) > 1 else None
-    return [steps[index].wrong, *rest] if fault == f"wrong_{kind}" else None
+    wrong = steps[index].wrong
+    return [wrong, *rest] if wrong is not None and fault == f"wrong_{kind}" else None
 
 
 def _with_call(text: str, tool: str, arguments: Mapping[str, str]) -> str:
@@ -107,38 +108,39 @@ def _with_call(text: str, tool: str, arguments: Mapping[str, str]) -> str:
     return text.partition("<tool_call>")[0] + call_text(tool, {name: arguments[name] for name in PARAMETERS[tool]})
 
 
-def _other_arguments(task: Mapping, site: Site, call: Sequence) -> list[dict[str, str]]:
+def _other_arguments(task: Mapping[str, Any], site: Site, call: Sequence) -> list[dict[str, str]]:
     """The call's arguments with one of them, not a candidate that was chosen, replaced by another of the task's names
-    that the office takes there. Unlike a wrong choice, nothing that was shown speaks for it."""
+    that the office takes there. Unlike a wrong choice, nothing that was shown speaks for it.
+    """
     (hour, _), (tool, arguments) = site, call
-    kind, world = task["requests"][hour]["kind"], _world_before(task, hour)
-    open_names = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].choice]
-    words = sorted(set(_words(task)))
-    changed = [arguments | {name: word} for name in open_names for word in words if word not in arguments.values()]
-    return [candidate for candidate in changed if _accepts(world, tool, candidate)]
+    kind, office = task["requests"][hour]["kind"], _office_before(task, hour)
+    parameters = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].choice]
+    names = sorted(set(_names(task)))
+    changed = [arguments | {key: name} for key in parameters for name in names if name not in arguments.values()]
+    return [candidate for candidate in changed if _accepts(office, tool, candidate)]
 
 
-def _words(task: Mapping) -> Iterator[str]:
+def _names(task: Mapping[str, Any]) -> Iterator[str]:
     """The names in the task's requests and among its candidates."""
     for request in task["requests"]:
         for _, arguments in [*request["calls"], *([request["lookup"]] if request["lookup"] else [])]:
             yield from arguments.values()
 
 
-def _world_before(task: Mapping, hour: int) -> World:
+def _office_before(task: Mapping[str, Any], hour: int) -> Office:
     """The office when a request comes, after the reference's earlier calls."""
-    world = World.from_json(task["world"])
+    office = Office.from_json(task["world"])
     for earlier, request in enumerate(task["requests"][:hour]):
-        world.hour = earlier
+        office.hour = earlier
         for tool, arguments in request["calls"]:
-            world.call(tool, arguments)
-    world.hour = hour
-    return world
+            office.call(tool, arguments)
+    office.hour = hour
+    return office
 
 
-def _accepts(world: World, tool: str, arguments: Mapping[str, str]) -> bool:
+def _accepts(office: Office, tool: str, arguments: Mapping[str, str]) -> bool:
     try:
-        world.clone().call(tool, dict(arguments))
+        office.clone().call(tool, dict(arguments))
     except CallError:
         return False
     return True

@@ -1,5 +1,5 @@
-"""The embedded policy's tokenizer: a byte-level BPE of 1,024 entries with Qwen's pre-tokeniser and a Qwen-style chat
-template.
+"""The embedded policy's tokenizer: rendered texts of Desk in, a byte-level BPE of 1,024 entries with Qwen's
+pre-tokeniser and a Qwen-style chat template out.
 
 Scaffold strings (frames, call prefixes, tool docs, fixed words of the prompts) are added tokens, so that an episode of
 Desk takes about 230 tokens. Any other text falls back to the BPE: the tokenizer reads everything, only less densely.
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hintsd_jax.envs.desk.demonstrations import DEEDS
+from hintsd_jax.envs.desk.demonstrations import REVIEW_VERBS
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
-from hintsd_jax.envs.desk.world import PARAMETERS, tool_docs
+from hintsd_jax.envs.desk.office import PARAMETERS, tool_docs
 
 VOCAB_SIZE = 1024
 PAD, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -56,8 +56,8 @@ def build_tokenizer(corpus: Iterable[str], fixed_strings: Sequence[str]) -> PreT
 
     Args:
       corpus: rendered texts of Desk; every name must be frequent enough to become one token (checked).
-      fixed_strings: further constant texts (the system prompt, the words of the analyser's prompts) to hold as one
-        token each.
+      fixed_strings: further constant texts (the system prompt, the fixed parts of the analyser's prompts), a token
+        each.
 
     Raises:
       ValueError: a name did not become one token.
@@ -104,9 +104,11 @@ def _scaffold() -> list[str]:
         strings += [f'{tool}", "arguments": {{"{first}": "', *(f'", "{other}": "' for other in others)]
     strings += [f"#{k}" for k in range(1, MAX_STEPS + 1)]
     strings += ['{"failures": [', *(f'{{"step": {k}, "feedback": "' for k in range(1, MAX_STEPS + 1)), '"}, ', '"}]}']
-    # A label or a deed with the quote behind it: the name that belongs to it is then the very next token.
+    # A label or a verb with the quote behind it: the name that belongs to it is then the very next token.
     labels = [label for decision in DECISIONS.values() for label in decision.labels]
-    strings += [f' {word} "' for word in (*labels, *DEEDS.values(), "forgot")] + [f' {label} \\"' for label in labels]
+    strings += [f' {word} "' for word in (*labels, *REVIEW_VERBS.values(), "forgot")] + [
+        f' {label} \\"' for label in labels
+    ]
     return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", ' <tool_call>\n{"name": "']
 
 

@@ -1,8 +1,8 @@
-"""The simulated office: tool calls in, one line of text out, and a JSON-able state that persists over the episode.
+"""The simulated office: tool calls in, one line of text out, and a state of JSON values that lasts for the episode.
 
 Look-ups are harmless and may be repeated. Every other tool leaves an entry in the `ledger` (hour, tool, arguments) and
 changes the state for good: there is no undo, nothing may be done twice, and the office accepts whatever exists. So a
-wrong choice answers "Ok." at its turn and shows only in the final state. The hour is the index of the user's request.
+wrong choice is answered with "Ok." and shows only in the final state. The hour is the index of the user's request.
 """
 
 from __future__ import annotations
@@ -77,30 +77,31 @@ class CallError(Exception):
 
 
 @dataclasses.dataclass
-class World:
-    """One office.
+class Office:
+    """The state of one office.
 
-    `listings` holds, per look-up tool and key, the labelled candidates that the tool shows: `{"find_files": {"report":
-    [["draft", "a"], ["final", "b"]]}}`. The rest is what the effects change.
+    listings: for each look-up tool and key, the labelled candidates that the tool shows: `{"find_files": {"report":
+    [["draft", "a"], ["final", "b"]]}}`. files: file -> its text, which is its own first name: a copy keeps it. ledger:
+    `[hour, tool, {argument: value}, content]` of every effect. The rest is what the effects change.
     """
 
     listings: dict[str, dict[str, list[list[str]]]]
-    files: dict[str, str]  # file -> its text (its own first name: a copy keeps it)
+    files: dict[str, str]
     mails: list[str]
     slots: list[str]
     events: list[str]
     contacts: dict[str, str]
     hour: int = 0
-    ledger: list[list[Any]] = dataclasses.field(default_factory=list)  # [hour, tool, {argument: value}, content]
+    ledger: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def from_json(cls, state: dict) -> World:
+    def from_json(cls, state: dict) -> Office:
         return cls(**copy.deepcopy(state))
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
 
-    def clone(self) -> World:
+    def clone(self) -> Office:
         return copy.deepcopy(self)
 
     def final_state(self) -> dict:
@@ -111,8 +112,10 @@ class World:
         return state
 
     def call(self, tool: str, arguments: dict[str, Any]) -> str:
-        """Carries out one call and returns the observation. Raises `CallError` (state unchanged) on a call it cannot
-        carry out.
+        """Carries out one call and returns the observation.
+
+        Raises:
+          CallError: it cannot be carried out; the state is unchanged.
         """
         if tool not in PARAMETERS:
             raise CallError(f"no tool {tool!r}")
@@ -122,7 +125,8 @@ class World:
             raise CallError(f"{tool} takes strings")
         if tool in LOOKUPS:
             return self._look_up(tool, *arguments.values())
-        return self._carry_out(tool, arguments)
+        self._change(tool, arguments)
+        return "Ok."
 
     def _look_up(self, tool: str, key: str) -> str:
         if tool == "read_file":
@@ -134,7 +138,7 @@ class World:
             raise CallError("found nothing")
         return "Found " + ", ".join(f'{label} "{value}"' for label, value in candidates) + "."
 
-    def _carry_out(self, tool: str, arguments: dict[str, str]) -> str:
+    def _change(self, tool: str, arguments: dict[str, str]) -> None:
         content = None
         match tool:
             case "copy_file":
@@ -162,9 +166,8 @@ class World:
                 self._require(arguments["name"] not in self.contacts, "name is taken")
                 self.contacts[arguments["name"]] = arguments["address"]
             case "notify":
-                pass  # anyone may be told
+                pass  # anyone may be notified
         self.ledger.append([self.hour, tool, dict(arguments), content])
-        return "Ok."
 
     @staticmethod
     def _require(condition: bool, problem: str) -> None:

@@ -132,7 +132,9 @@ def held_out(session: Session, params: dict, split: str, count: int, journal: Jo
         metrics[f"{split}/greedy"] = scores.avg
         metrics |= {f"{split}/{name}/greedy": part.avg for name, part in scores.by_category.items()}
         greedy = scores.success_NK[:, 0].astype(int).tolist()
-    return HeldOut(metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark)
+    return HeldOut(
+        metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark
+    )
 
 
 def held_out_test(session: Session, params: dict, journal: Journal | None = None) -> HeldOut | None:

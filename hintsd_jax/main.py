@@ -80,7 +80,8 @@ def parse(argv: Sequence[str]) -> Command:
     if rest and values["mode"].value != "report":
         known = f"; modes are {', '.join(MODES)}" if mode is None else ""
         raise UserError(f"unexpected argument {rest[0]!r}: write settings as --config.key=value{known}")
-    return Command(mode or values["mode"].value, config, values["workdir"].value, values["print_config"].value, rest)
+    workdir, print_config = values["workdir"].value, bool(values["print_config"].value)
+    return Command(mode or str(values["mode"].value), config, workdir, print_config, rest)
 
 
 def run(command: Command) -> int:

@@ -120,6 +120,8 @@ class Recorder:
 
     def restore(self, shape: TrainState) -> TrainState:
         """The state of the newest checkpoint, laid out as `shape`. Raises UserError where it cannot be read."""
+        if self._resume_step is None:
+            raise ValueError("there is no checkpoint to continue from")
         state, counters = self._checkpoints.restore(self._resume_step, shape)
         self._counters = Counters(**counters)
         self._began = time.monotonic() - self._counters.seconds
@@ -189,7 +191,8 @@ class Recorder:
         episodes = outcome.rollouts.episodes
         row = records.rollout_metrics(outcome.rollouts)
         row |= records.hindsight_metrics(episodes, outcome.hindsight, self._session.algorithm)
-        row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without) | outcome.evaluated
+        row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without)
+        row |= outcome.evaluated
         alarms = self._alarms.check(row)
         row |= {f"alarm/{alarm.name}": 1 for alarm in alarms} | self._endpoint_metrics()
         spans = records.trained_spans(self._session.chat, outcome.batches, outcome.tokens)

@@ -27,6 +27,7 @@ from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, Enviro
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import policy_asker
 from hintsd_jax.models import lora
+from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.random_keys import job_key
@@ -57,8 +58,8 @@ class Session:
     algorithm: Algorithm
     mesh: Mesh
     policy: PolicyConfig
-    frozen: dict | None
-    trained: dict | None
+    frozen: Params | None
+    trained: Params | None
     chat: ChatFormat
     engine: Engine
     env_class: type
@@ -103,8 +104,13 @@ class Session:
             endpoint = Endpoint(EndpointConfig(**config.endpoint.to_dict()), build.answer_sampling(config))
         return cls(config, build.algorithm(config), mesh, policy, frozen, trained, chat, engine, env_class, endpoint)
 
-    def weights(self, trained: dict) -> dict:
-        """What the engine and the decoder take, from what is trained."""
+    def weights(self, trained: Params | None) -> Params:
+        """What the engine and the decoder take, from what is trained.
+
+        Raises ValueError for the session's own weights after training has taken them.
+        """
+        if trained is None:
+            raise ValueError("the session's weights are in the train state now")
         return lora.attach(self.frozen, trained)
 
     @property
@@ -131,7 +137,7 @@ class Session:
 
     def play(
         self,
-        params: dict,
+        params: Params,
         tasks: Sequence[Mapping],
         rollouts: int,
         *,
@@ -168,7 +174,7 @@ class Session:
             )
         return Rollouts(episodes, dropped, stats)
 
-    def analyser(self, trained: dict, step: int, journal: Journal | None = None) -> Analyser:
+    def analyser(self, trained: Params | None, step: int, journal: Journal | None = None) -> Analyser:
         """Who looks back on the episodes of a training step.
 
         trained: the weights that the policy analyses with, where it does. journal: as in `play`.
@@ -189,9 +195,9 @@ def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> li
     """The tasks of a training step (counted from 0): epochs of a seeded shuffle, read on without a gap. Pure in its
     arguments.
     """
-    positions = np.arange(step * count, (step + 1) * count)
-    orders = {n: np.random.default_rng([seed, n]).permutation(len(tasks)) for n in set(positions // len(tasks))}
-    return [tasks[int(orders[position // len(tasks)][position % len(tasks)])] for position in positions]
+    places = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch, _ in places}
+    return [tasks[int(orders[epoch][place])] for epoch, place in places]
 
 
 def _check_fit(config: Config, policy: PolicyConfig, chat: ChatFormat, context: int) -> None:

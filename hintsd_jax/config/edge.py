@@ -84,24 +84,19 @@ def _settings(cls: type[Section], prefix: str) -> Iterator[Setting]:
 
 def base() -> ConfigDict:
     """All keys with their defaults, for config files; None where the algorithm decides. Locked but for `FREE`."""
-    config = ConfigDict()
+    tree: dict[str, Any] = {}
     for setting in settings().values():
         group, _, last = setting.name.rpartition(".")
-        if group and group not in config:
-            config[group] = ConfigDict()
-        node = config[group] if group else config
-        if isinstance(setting.default, dict):
-            node[last] = ConfigDict(setting.default)
-        else:
-            node[last] = placeholder(setting.kind) if setting.key.by_algorithm else setting.default
-    config.lock()
+        node = tree.setdefault(group, {}) if group else tree
+        node[last] = placeholder(setting.kind) if setting.key.by_algorithm else setting.default
+    config = ConfigDict(tree).lock()
     for name in FREE:
         group, _, last = name.rpartition(".")
-        config[group][last].unlock()
+        getattr(getattr(config, group), last).unlock()
     return config
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
     flat = {}
     for key, value in tree.items():

@@ -38,9 +38,11 @@ class Analyser(Protocol):
 
     def review(self, episodes: Sequence[Episode]) -> Hindsight:
         """About whole episodes: which steps broke each, or how the selected steps should have gone."""
+        ...
 
     def judge_steps(self, episodes: Sequence[Episode]) -> Hindsight:
         """About every step of every episode, from that step and its observation alone."""
+        ...
 
 
 class ModelAnalyser:
@@ -71,7 +73,9 @@ class ModelAnalyser:
             if not steps:
                 hindsight.dropped["nothing_named" if _has_faults(episode) else "no_report"] += 1
             for step in steps:
-                asked.append((len(kept), step, _question(len(asked), episode, step, self._messages(episode, step), key)))
+                asked.append(
+                    (len(kept), step, _question(len(asked), episode, step, self._messages(episode, step), key))
+                )
             kept += [episode] if steps else []
         for n, answers in self._answers(hindsight, asked).items():
             steps = len(kept[n].steps)
@@ -152,7 +156,9 @@ def _has_faults(episode: Episode) -> bool:
     return episode.report is not None and episode.report.faults is not None
 
 
-def _question(number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray) -> Question:
+def _question(
+    number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray
+) -> Question:
     """With a key of its own for each step. The name begins with its number: a step may hold a task twice."""
     name = f"{number} {episode.task_id}/{episode.rollout}/{step or 'episode'}"
     return Question(name, tuple(messages), key if step is None else subkey(key, step))
@@ -174,7 +180,7 @@ def _add(hindsight: Hindsight, episode: Episode, answers: Sequence[tuple[str, Pa
 
 def _add_verdicts(hindsight: Hindsight, episode: Episode, answers: Sequence[tuple[int | None, str]]) -> None:
     targets, problems, verdicts = [], [], [0.0] * len(episode.steps)
-    for number, text in answers:
+    for number, text in ((step or 0, text) for step, text in answers):
         parsed = parse_failures(text, 1, 1)
         hindsight.dropped.update(parsed.dropped)
         hindsight.readable_answers += parsed.problem is None

@@ -120,7 +120,9 @@ class ChatServer:
         detail = f"HTTP {status}: {_said(content)}"
         if status >= 500 or status in _AGAIN:
             reason = ERROR if status >= 500 else REFUSED
-            return Reply(reason=reason, detail=detail, retryable=True, wait_s=_retry_after(headers.get("Retry-After", "")))
+            return Reply(
+                reason=reason, detail=detail, retryable=True, wait_s=_retry_after(headers.get("Retry-After", ""))
+            )
         return Reply(
             reason=REFUSED if status >= 400 else ERROR, detail=detail, stop=self._stop(status, headers, detail)
         )
@@ -146,8 +148,10 @@ def _checked(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # a port that is none raises
-        right = parts.scheme in ("http", "https") and host and url.isascii() and url.isprintable() and " " not in url
-        if right:
+        right = parts.scheme in ("http", "https") and url.isascii() and url.isprintable() and " " not in url
+        if host is None:
+            right = False
+        elif right:
             host.encode("idna")  # as the look-up of its name will do
     except ValueError:
         right = False
@@ -156,7 +160,8 @@ def _checked(url: str) -> tuple[str, str]:
     if "@" in parts.netloc:
         raise UserError("endpoint.url holds a password, and configs are written down: use endpoint.key_env")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    return tuple(urlunsplit((parts.scheme, parts.netloc, path, query, "")) for query in (parts.query, ""))
+    whole, shown = (urlunsplit((parts.scheme, parts.netloc, path, query, "")) for query in (parts.query, ""))
+    return whole, shown
 
 
 def _answer(content: bytes, messages: Sequence[Message]) -> Reply:

@@ -112,7 +112,7 @@ class Endpoint:
             pending = window.popleft()
             while pending.outcome is None:
                 _take(arrivals.get())
-            self._settle(pending, answers, journal)
+            self._settle(pending, pending.outcome, answers, journal)
 
         try:
             for question in questions:
@@ -137,7 +137,9 @@ class Endpoint:
         wanted = 1 + self.config.retries
         if not self.config.max_calls:
             return wanted
-        return max(0, min(wanted, self.config.max_calls - self.used["calls"] - sum(pending.calls for pending in window)))
+        return max(
+            0, min(wanted, self.config.max_calls - self.used["calls"] - sum(pending.calls for pending in window))
+        )
 
     def _begin(self, question: Question, calls: int, arrivals: queue.SimpleQueue, stop: threading.Event) -> _Pending:
         for name, limit, spent in (
@@ -180,9 +182,8 @@ class Endpoint:
         backoff = self.config.backoff_s * 2.0 ** min(sent - 1, 30) * (1.0 - draw / 2)
         return min(max(backoff, reply.wait_s), LONGEST_WAIT_S)
 
-    def _settle(self, pending: _Pending, answers: Answers, journal: Journal | None) -> None:
+    def _settle(self, pending: _Pending, outcome: _Outcome, answers: Answers, journal: Journal | None) -> None:
         """Counts an outcome, puts it down, and only then gives it away."""
-        outcome = pending.outcome
         failures = self.used["failures_in_a_row"]
         if outcome.reason != OVER_BUDGET:
             failures = 0 if outcome.text is not None else failures + 1

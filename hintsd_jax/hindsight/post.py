@@ -112,27 +112,28 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_Remaining(sock, self.fp.detach(), deadline))
 
 
-class _OneLimit:
-    """Mixed into a connection: `timeout` seconds for all that it reads, a proxy's answer included."""
+class _OneLimit(http.client.HTTPConnection):
+    """A connection with `timeout` seconds for all that it reads, a proxy's answer included."""
 
     def __init__(self, *args: Any, timeout: float, **kwargs: Any):
         super().__init__(*args, timeout=timeout, **kwargs)
-        self.response_class = functools.partial(_Response, deadline=time.monotonic() + timeout)
+        self.response_class = functools.partial(_Response, deadline=time.monotonic() + timeout)  # pyright: ignore[reportAttributeAccessIssue] - http.client only calls it
 
 
-class _HttpConnection(_OneLimit, http.client.HTTPConnection):
-    pass
-
-
-class _HttpsConnection(_OneLimit, http.client.HTTPSConnection):
+class _OneLimitSecure(_OneLimit, http.client.HTTPSConnection):
     pass
 
 
 class _Http(urllib.request.HTTPHandler):
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpConnection, request)
+        return self.do_open(_OneLimit, request)  # pyright: ignore[reportArgumentType] - called with timeout only
 
 
 class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, context: ssl.SSLContext):
+        super().__init__(context=context)
+        self._checked_by = context
+
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpsConnection, request, context=self._context)
+        connection = functools.partial(_OneLimitSecure, context=self._checked_by)
+        return self.do_open(connection, request)  # pyright: ignore[reportArgumentType] - called with timeout only

@@ -7,7 +7,7 @@ shapes occur; what does not fit is dropped whole and counted, never cut.
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from hintsd_jax.training.examples import Branch, Example, reading_groups
 from hintsd_jax.training.losses import Loss
 
 DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
+
+
+Array = Any  # NumPy where batches are made; jax where they are read
 
 
 class Batch(NamedTuple):
@@ -27,21 +30,21 @@ class Batch(NamedTuple):
     The rest: see `losses.Spans`; its last letter counts the parts of the loss.
     """
 
-    student_BT: np.ndarray
-    dropout_key_B2: np.ndarray
-    student_at_BA: np.ndarray
-    trunk_BP: np.ndarray
-    branch_BM: np.ndarray
-    position_BM: np.ndarray
-    prefix_length_BM: np.ndarray
-    branch_id_BM: np.ndarray
-    teacher_at_BA: np.ndarray
-    actions_BA: np.ndarray
-    sampler_logprob_BA: np.ndarray
-    mask_BA: np.ndarray
-    scored_BA: np.ndarray
-    weight_BAP: np.ndarray
-    advantage_BA: np.ndarray
+    student_BT: Array
+    dropout_key_B2: Array
+    student_at_BA: Array
+    trunk_BP: Array
+    branch_BM: Array
+    position_BM: Array
+    prefix_length_BM: Array
+    branch_id_BM: Array
+    teacher_at_BA: Array
+    actions_BA: Array
+    sampler_logprob_BA: Array
+    mask_BA: Array
+    scored_BA: Array
+    weight_BAP: Array
+    advantage_BA: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,7 @@ def make_batches(
       mean_of_micro_means: weigh the tokens so that the division gives the mean over micro-steps (`Example.micro_step`,
         those with tokens) of their token means, as the released HINT-SD code has it. Otherwise all weigh the same.
     """
-    dropped = dict.fromkeys(DROP_REASONS, 0)
+    dropped: dict[str, int] = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Example] = []
     for example in sorted(examples, key=_order):
         fitting += _fit(example, shapes, dropped)
@@ -189,7 +192,7 @@ def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list
             too_long = (
                 branch.action_tokens > shapes.action_buckets[-1],
                 branch.stop > shapes.length_buckets[-1],
-                len(kept) < group.index(branch) or _pair([*kept, branch], shapes) is None,
+                len(kept) < group.index(branch) or not _holds(shapes, [*kept, branch]),
             )
             if any(too_long):
                 dropped[DROP_REASONS[too_long.index(True)]] += 1
@@ -197,19 +200,23 @@ def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list
                 kept.append(branch)
         if not kept:
             continue
-        if parts and _pair([*parts[-1], *kept], shapes) is not None:
+        if parts and _holds(shapes, [*parts[-1], *kept]):
             parts[-1] += kept
         else:
             parts.append(kept)
     return [example.with_branches(part) for part in parts]
 
 
-def _pair(branches: Sequence[Branch], shapes: BatchShapes) -> int | None:
-    """The number of the first branch and action bucket that hold these branches."""
+def _pair(branches: Sequence[Branch], shapes: BatchShapes) -> int:
+    """The number of the first branch and action bucket that hold these branches; as many as there are where none does."""
     actions = sum(branch.action_tokens for branch in branches)
     read = sum(branch.branch_tokens for branch in branches)
     pairs = enumerate(zip(shapes.branch_buckets, shapes.action_buckets, strict=True))
-    return next((n for n, (M, A) in pairs if read <= M and actions <= A), None)
+    return next((n for n, (M, A) in pairs if read <= M and actions <= A), len(shapes.branch_buckets))
+
+
+def _holds(shapes: BatchShapes, branches: Sequence[Branch]) -> bool:
+    return _pair(branches, shapes) < len(shapes.branch_buckets)
 
 
 def _bucket(size: int, buckets: Sequence[int]) -> int:

@@ -34,6 +34,12 @@ class TokenInputs(NamedTuple):
     teacher_XV: jax.Array | None = None
     teacher_X: jax.Array | None = None
 
+    def teacher(self) -> tuple[jax.Array, jax.Array]:
+        """teacher_XV and teacher_X. Raises ValueError where the part did not say that it needs a teacher."""
+        if self.teacher_XV is None or self.teacher_X is None:
+            raise ValueError("no teacher has scored these tokens: the loss part must say needs_teacher")
+        return self.teacher_XV, self.teacher_X
+
 
 class TokenLosses(NamedTuple):
     """loss_X: what is minimised. reported: further arrays [X], by metric name; their means over the part's tokens are
@@ -87,9 +93,8 @@ class Divergence(LossPart):
         return True
 
     def token_losses(self, tokens: TokenInputs) -> TokenLosses:
-        student_XK, teacher_XK = divergences.support_log_probs(
-            tokens.student_XV, tokens.teacher_XV, self.support, self.top_k
-        )
+        teacher_XV, _ = tokens.teacher()
+        student_XK, teacher_XK = divergences.support_log_probs(tokens.student_XV, teacher_XV, self.support, self.top_k)
         divergence_X = divergences.divergence(student_XK, teacher_XK, self.kind, self.alpha)
         loss_X = divergence_X
         if self.importance_clip:
@@ -133,7 +138,8 @@ class PolicyGradient(LossPart):
     def token_losses(self, tokens: TokenInputs) -> TokenLosses:
         advantage_X = tokens.advantage_X
         if self.needs_teacher:
-            hinted_X = self.teacher_advantage * (tokens.teacher_X - tokens.sampler_X)
+            _, teacher_X = tokens.teacher()
+            hinted_X = self.teacher_advantage * (teacher_X - tokens.sampler_X)
             advantage_X = advantage_X + jnp.where(tokens.scored_X, hinted_X, 0.0)
         ratio_X = jnp.exp(tokens.logprob_X - tokens.sampler_X)
         free_X = ratio_X * advantage_X

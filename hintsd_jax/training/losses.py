@@ -109,10 +109,11 @@ def span_losses(
         logprob_X = _at(student_XV, actions_X)
         inputs = TokenInputs(student_XV, logprob_X, sampler_X, advantage_X, scored_X)
         sums, tokens = _student_sums(student_XV, logprob_X, sampler_X, mask_X), {}
-        if teachers:
+        if teacher is not None and teachers:
             teacher_XV = jax.lax.stop_gradient(_log_probs(teacher, teachers[0]))
-            inputs = inputs._replace(teacher_XV=teacher_XV, teacher_X=_at(teacher_XV, actions_X))
-            gap_X, counted_X = inputs.teacher_X - jax.lax.stop_gradient(logprob_X), mask_X & scored_X
+            teacher_X = _at(teacher_XV, actions_X)
+            inputs = inputs._replace(teacher_XV=teacher_XV, teacher_X=teacher_X)
+            gap_X, counted_X = teacher_X - jax.lax.stop_gradient(logprob_X), mask_X & scored_X
             tokens = {"teacher_gap": gap_X, "teacher_best": jnp.argmax(teacher_XV, axis=-1).astype(jnp.int32)}
             sums["teacher_gap"] = _masked_sum(gap_X, counted_X)
             sums["teacher_scored_tokens"] = jnp.sum(counted_X, dtype=logprob_X.dtype)
@@ -128,8 +129,8 @@ def span_losses(
         sums["loss"] = _masked_sum(loss_X, mask_X)
         return sums, jax.lax.stop_gradient(tokens)
 
-    arrays = (student_BAD, *spans, *((teacher_BAD,) if loss.needs_teacher else ()))
-    return _over_chunks(of_tokens, arrays, loss.chunk_tokens)
+    teachers = (teacher_BAD,) if loss.needs_teacher and teacher_BAD is not None else ()
+    return _over_chunks(of_tokens, (student_BAD, *spans, *teachers), loss.chunk_tokens)
 
 
 def add_sums(a: Sums, b: Sums) -> Sums:

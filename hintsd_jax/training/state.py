@@ -57,9 +57,9 @@ class OptimConfig:
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step: int32 scalar, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state: optax's."""
+    """step: int32 scalar array, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state: optax's."""
 
-    step: jax.Array
+    step: Any
     params: Params
     ema: Params
     opt_state: optax.OptState

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.sharding import constrain_tree, put_rows
+from hintsd_jax.models.sharding import constrain_tree, put_batch
 from hintsd_jax.training.batching import Batch
 from hintsd_jax.training.losses import Loss, Spans, Sums, Tokens, add_sums, span_losses
 from hintsd_jax.training.state import OptimConfig, Params, TrainState, learning_rate, optimizer
@@ -148,7 +148,7 @@ def update(
         accumulator, tokens_of_batches = zeros(state.params, loss), []
         for batch in batches:
             accumulator, tokens = accumulate(
-                frozen, state, accumulator, put_rows(batch, mesh), policy=policy, loss=loss
+                frozen, state, accumulator, put_batch(batch, mesh), policy=policy, loss=loss
             )
             tokens_of_batches.append(tokens)
         return *apply(state, accumulator, lr_scale, loss=loss, optim=optim), tokens_of_batches

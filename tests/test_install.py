@@ -1,7 +1,10 @@
-"""The wheel in an environment of its own: its command, its configs and its assets, from a folder far from the checkout."""
+"""The package in an environment of its own, as a user makes it: source distribution, wheel, virtual environment. Its
+command, configs and assets are used from a folder far from the checkout.
+"""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,30 +14,58 @@ import pytest
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 ROOT = Path(__file__).parents[1]
+# Every process of the environment notes what it opens in the checkout, but for what the tests' own environment and
+# cache hold.
+WATCH = """
+import os, sys
+root, log = {root!r}, {log!r}
+def watch(event, args):
+    if event == "open" and isinstance(args[0], str) and args[0] != log:
+        path = os.path.realpath(args[0])
+        if path.startswith(root + "/") and not path.startswith((root + "/.cache/", {allowed!r})):
+            with open(log, "a") as file:
+                print(path, file=file)
+sys.addaudithook(watch)
+"""
 
 
-def run(*command, cwd, **environment):
+def run(*command, cwd):
+    """The command's standard output. Paths that the tests themselves may be given do not reach it."""
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=variables | environment, capture_output=True, text=True, timeout=300
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder of a virtual environment with the wheel. What the package depends on is looked up in the environment
-    of the tests: nothing is downloaded.
+    """The folder of a virtual environment with the wheel, built from the source distribution of a copy. What the
+    package depends on comes from the environment of the tests: nothing is downloaded.
     """
-    folder = tmp_path_factory.mktemp("wheel")
+    folder = tmp_path_factory.mktemp("install")
+    for name in ("hintsd_jax", "configs", "assets"):
+        shutil.copytree(
+            ROOT / name, folder / "copy" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for file in (
+        *ROOT.glob("requirements*.txt"),
+        *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")),
+    ):
+        shutil.copy(file, folder / "copy")
+    sdist = "from setuptools import build_meta; print(build_meta.build_sdist('..'))"
+    archive = run(sys.executable, "-c", sdist, cwd=folder / "copy").splitlines()[-1]
+    shutil.rmtree(folder / "copy")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", folder / archive, cwd=folder)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
-    site = next((folder / "env").glob("lib/python*/site-packages"))
     (wheel,) = folder.glob("*.whl")
     run(*pip, "--python", folder / "env" / "bin" / "python", "install", "--no-deps", "--no-index", wheel, cwd=folder)
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after the wheel: it comes later
+    site = next((folder / "env").glob("lib/python*/site-packages"))
+    ours = sysconfig.get_paths()["purelib"]
+    (site / "dependencies.pth").write_text(ours + "\n")  # behind the wheel in sys.path
+    watch = WATCH.format(root=str(ROOT), log=str(folder / "opened"), allowed=os.path.realpath(sys.prefix) + "/")
+    (site / "sitecustomize.py").write_text(watch)
     return folder / "env"
 
 
@@ -42,18 +73,27 @@ def test_the_command_runs_a_shipped_config_from_anywhere(installed, tmp_path):
     command = installed / "bin" / "hintsd-jax"
     assert "optim.lr" in run(command, "--help", cwd=tmp_path)
     settings = {
-        "tasks.tasks_per_step": 1, "tasks.rollouts": 4, "rollout.slots": 4, "optim.steps": 1, "eval.tasks": 1,
-        "eval.rollouts": 1, "eval.test_tasks": 1,
-    }  # fmt: skip
+        "tasks.tasks_per_step": 1,
+        "tasks.rollouts": 4,
+        "rollout.slots": 4,
+        "optim.steps": 1,
+        "eval.tasks": 1,
+        "eval.rollouts": 1,
+        "eval.test_tasks": 1,
+    }
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     table = run(command, "train", "--config=desk_smoke", "--workdir=run", *flags, cwd=tmp_path)
     assert "test Avg@1" in table
+    updates = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [update["step"] for update in updates] == [0, 1] and "train/loss" in updates[1]
+    assert (tmp_path / "run" / "result.md").exists() and (tmp_path / "run" / "episodes" / "step_000001.jsonl").exists()
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     policy = Path(stored["config"]["policy"]["path"])
-    assert policy.is_relative_to(installed) and not policy.is_symlink() and policy.name == "desk-policy"
+    assert policy.is_relative_to(installed) and policy.resolve() == policy and policy.name == "desk-policy"
     run(command, "report", "run", cwd=tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "report.html", "run"]
+    assert not (installed.parent / "opened").exists(), (installed.parent / "opened").read_text()
 
 
 def test_it_is_the_wheel_that_is_imported(installed, tmp_path):
@@ -65,3 +105,20 @@ def test_it_is_the_wheel_that_is_imported(installed, tmp_path):
     assert Path(file).is_relative_to(installed) and not Path(file).is_relative_to(ROOT)
     assert extras == "bfcl cuda dev tpu"
     assert (Path(file).parent / "py.typed").exists()
+    assert "optim.lr" in run(installed / "bin" / "python", "-m", "hintsd_jax", "--help", cwd=tmp_path)
+
+
+def test_the_wheel_has_every_file_of_the_package(installed):
+    """Those of configs/ and assets/, which are links in a checkout, too."""
+    package = next((installed / "lib").glob("python*/site-packages/hintsd_jax"))
+    ours, theirs = (
+        {
+            str(path.relative_to(base))
+            for folder in (base, base / "configs", base / "assets")  # rglob does not follow the links
+            for path in folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for base in (ROOT / "hintsd_jax", package)
+    )
+    assert ours == theirs and "assets/desk-policy/model.safetensors" in theirs and "configs/desk.py" in theirs
+    assert not any(path.is_symlink() for path in package.rglob("*"))

@@ -53,9 +53,10 @@ def page() -> str:
     text = [
         "# Architecture",
         "",
-        "Written by `python docs/write_architecture.py` from the code. Imports point down this table only; `lint-imports`",
-        "(part of `make test`) holds that, with the layers in `pyproject.toml`. `config` stands where its schema does; its",
-        "`build`, which makes the typed config and the rooms' own configs, stands right above `algorithms`.",
+        "Written by `python docs/write_architecture.py` from the code. Imports point down this table only;",
+        "`lint-imports` (part of `make test`) holds that, with the layers in `pyproject.toml`. `config` stands where",
+        "its schema does; its `build`, which makes the typed config and the rooms' own configs, stands right above",
+        "`algorithms`.",
         "",
         "| room | what it is |",
         "|---|---|",

@@ -64,7 +64,9 @@ class Scores:
         return rates
 
     def intervals(self, prefix: str) -> dict[str, float]:
-        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each category."""
+        """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each
+        category.
+        """
         bounds = _bounds(f"{prefix}/avg", self.success_NK.mean(axis=1))
         if self.categories:
             bounds |= _bounds(f"{prefix}/best", self.success_NK.max(axis=1))
@@ -120,7 +122,9 @@ class HeldOut:
 
 
 def held_out(session: Session, params: dict, split: str, count: int, journal: Journal | None = None) -> HeldOut:
-    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over tasks."""
+    """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
+    tasks.
+    """
     config, tasks = session.config, session.tasks(split, count)
     sampled, _ = score(session, params, tasks, config.eval.rollouts, journal=journal)
     metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}

@@ -23,8 +23,8 @@ def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
 def subkey(key: np.ndarray, number: int) -> np.ndarray:
     """Raw key data (uint32 [2]) of part `number` of what has `key`.
 
-    A hash and not `jax.random.fold_in`: that would cost a dispatch for each of thousands of questions, and, called while
-    the engine runs under its mesh, compile once more.
+    A hash and not `jax.random.fold_in`: that would cost a dispatch for each of thousands of questions, and, called
+    while the engine runs under its mesh, compile once more.
     """
     digest = hashlib.blake2b(key.astype("<u4").tobytes() + number.to_bytes(4, "little"), digest_size=8).digest()
     return np.frombuffer(digest, "<u4").astype(np.uint32)

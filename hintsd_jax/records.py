@@ -53,9 +53,7 @@ def hindsight_metrics(episodes: Sequence[Episode], hindsight: Hindsight, algorit
     }
 
 
-def update_metrics(
-    metrics: Mapping[str, float], batches: Batches, without: Mapping[str, int]
-) -> dict[str, float]:
+def update_metrics(metrics: Mapping[str, float], batches: Batches, without: Mapping[str, int]) -> dict[str, float]:
     """What the update reports, the tokens that student and teacher went through, and the share of padding among them;
     actions that fit no batch and episodes `without` anything to learn from, by reason.
     """

@@ -27,8 +27,8 @@ from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, Enviro
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.questions import policy_asker
 from hintsd_jax.models import lora
-from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat

@@ -1,5 +1,5 @@
-"""What CONTRIBUTING.md says of adding things, done from outside of the package: in one run an environment, an algorithm, a
-part of a loss and a selector, and a model family.
+"""What CONTRIBUTING.md says of adding things, done from outside of the package: in one run an environment, an
+algorithm, a part of a loss and a selector, and a model family.
 """
 
 import dataclasses

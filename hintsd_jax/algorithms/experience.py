@@ -28,7 +28,14 @@ class Experience:
     """
 
     def __init__(
-        self, episodes: Sequence[Episode], hindsight: Hindsight, chat: ChatFormat, *, seed: int, step: int, rollouts: int
+        self,
+        episodes: Sequence[Episode],
+        hindsight: Hindsight,
+        chat: ChatFormat,
+        *,
+        seed: int,
+        step: int,
+        rollouts: int,
     ):
         self.episodes, self.chat = episodes, chat
         self._seed, self._step, self._rollouts = seed, step, rollouts

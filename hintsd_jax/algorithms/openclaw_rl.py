@@ -35,9 +35,9 @@ class OpenClawRL(Algorithm):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         hindsight = config.hindsight
-        if hindsight.select == "all" and hindsight.feedback_position == "target":
-            if hindsight.analyser not in PRIVILEGED_ANALYSERS:
-                return []
+        judges_in_place = hindsight.select == "all" and hindsight.feedback_position == "target"
+        if judges_in_place and hindsight.analyser not in PRIVILEGED_ANALYSERS:
+            return []
         return [
             f"algorithm = {config.algorithm} judges all steps, each where it stands: leave hindsight.select and"
             " hindsight.feedback_position, and choose another analyser than environment"

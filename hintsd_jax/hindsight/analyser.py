@@ -1,9 +1,9 @@
 """Analysers: episodes in, targets (step, feedback) out, every drop counted by reason.
 
 `ModelAnalyser` asks a language model, the policy with some weights or an endpoint (see `questions.Asker`). It reads the
-whole episode and its bare outcome and names the steps that broke it, or is asked about given steps. `EnvironmentAnalyser`
-reads the environment's report, which knows the ground truth: PRIVILEGED, as is the selector `oracle`, and labelled so
-wherever it shows.
+whole episode and its bare outcome and names the steps that broke it, or is asked about given steps.
+`EnvironmentAnalyser` reads the environment's report, which knows the ground truth: PRIVILEGED, as is the selector
+`oracle`, and labelled so wherever it shows.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class Reply:
     """What came of one request.
 
     text: the answer; None: there is none, `reason` is one of the four above and `detail` one line for people.
-    retryable: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before that.
+    retryable: whether the same request may fare better. wait_s: seconds that the server asks to be left alone before
+    that.
     stop: where set, the line that ends the run: nothing will work until somebody repairs it.
     prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does
     not.
@@ -110,7 +111,10 @@ class ChatServer:
             return Reply(reason=TIMEOUT, detail=f"no whole answer within {self._timeout:g} s", retryable=True)
         detail = f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            stop = f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend endpoint.url"
+            stop = (
+                f"{self.shown} is not trusted ({detail}): give SSL_CERT_FILE its authority's certificate, or mend"
+                " endpoint.url"
+            )
             return Reply(reason=ERROR, detail=detail, stop=stop)
         return Reply(reason=ERROR, detail=detail, retryable=True)
 
@@ -131,12 +135,21 @@ class ChatServer:
         """What to do about a status that no other request will change; "" for one that may be this request's own."""
         if status in (401, 403):  # what the server says of a key is not repeated
             if not self._key_env:
-                return f"{self.shown} wants a key (HTTP {status}): name the environment variable that holds it in endpoint.key_env"
+                return (
+                    f"{self.shown} wants a key (HTTP {status}): name the environment variable that holds it in"
+                    " endpoint.key_env"
+                )
             if not self._key():
                 return f"{self.shown} wants a key (HTTP {status}): set the environment variable {self._key_env}"
-            return f"{self.shown} refuses the key (HTTP {status}): put one that may use {self._model!r} into the environment variable {self._key_env}"
+            return (
+                f"{self.shown} refuses the key (HTTP {status}): put one that may use {self._model!r} into the"
+                f" environment variable {self._key_env}"
+            )
         if status == 404:
-            return f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend endpoint.url or .model"
+            return (
+                f"{self.shown} does not have this path or the model {self._model!r} ({detail}): mend endpoint.url or"
+                " .model"
+            )
         if status < 400:
             place = headers.get("Location", "nowhere")
             return f"{self.shown} redirects to {place} (HTTP {status}), which is not followed: mend endpoint.url"

@@ -208,7 +208,7 @@ def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list
 
 
 def _pair(branches: Sequence[Branch], shapes: BatchShapes) -> int:
-    """The number of the first branch and action bucket that hold these branches; as many as there are where none does."""
+    """The number of the first branch and action bucket that hold these branches; past the last where none does."""
     actions = sum(branch.action_tokens for branch in branches)
     read = sum(branch.branch_tokens for branch in branches)
     pairs = enumerate(zip(shapes.branch_buckets, shapes.action_buckets, strict=True))

@@ -22,6 +22,11 @@ from hintsd_jax.training.divergences import KEPT_FOR_BACKWARD
 from hintsd_jax.training.loss_parts import LossPart, TokenInputs
 
 MAXIMA = ("logprob_mismatch_max",)  # of the reported sums, those that are maxima
+_COUNTED_BY_TOKENS = ("loss", "entropy", "logprob", "logprob_mismatch")  # reported as means over all action tokens
+_TAKEN = (  # names that no part may report under: the sums of every loss, and what the update and its batches add
+    *(*_COUNTED_BY_TOKENS, *MAXIMA, "tokens", "teacher_gap", "teacher_scored_tokens"),
+    *("grad_norm", "lr", "skipped", "student_tokens", "teacher_tokens", "padding_fraction"),
+)
 
 Project = Callable[[jax.Array], jax.Array]  # hidden [..., D] -> logits [..., V]
 Sums = dict[str, jax.Array]  # scalars
@@ -33,7 +38,7 @@ class Loss:
     """A sum of parts. Hashable: a static argument of the compiled step.
 
     parts: with different names. chunk_tokens: about how many tokens have logits at the same time (at least one of every
-    row). Raises UserError where there is no part, or two have one name.
+    row). Raises UserError where there is no part, or two sums would have one name.
     """
 
     parts: tuple[LossPart, ...]
@@ -43,6 +48,12 @@ class Loss:
         names = [part.name for part in self.parts]
         if not names or len(set(names)) < len(names):
             raise UserError(f"a loss needs parts with different names, got {names}: see the algorithm's loss_parts")
+        taken = list(_TAKEN)
+        for part in self.parts:
+            for name in (*part.reports, f"{part.name}_tokens"):
+                if name in taken:
+                    raise UserError(f"loss part {part.name!r} reports {name!r}, which is taken: give it another name")
+                taken.append(name)
 
     @property
     def needs_teacher(self) -> bool:
@@ -52,7 +63,7 @@ class Loss:
     @property
     def mean_over(self) -> dict[str, str]:
         """Every sum that is reported as a mean -> the sum that counts its tokens."""
-        counts = dict.fromkeys(("loss", "entropy", "logprob", "logprob_mismatch"), "tokens")
+        counts = dict.fromkeys(_COUNTED_BY_TOKENS, "tokens")
         for part in self.parts:
             counts |= dict.fromkeys(part.reports, f"{part.name}_tokens")
         return counts | ({"teacher_gap": "teacher_scored_tokens"} if self.needs_teacher else {})
@@ -121,7 +132,7 @@ def span_losses(
         for p, part in enumerate(loss.parts):
             weight_X, (part_X, reported) = weight_XP[:, p], part.token_losses(inputs)
             loss_X += weight_X * part_X
-            acts_X = mask_X & (weight_X > 0)
+            acts_X = mask_X & (weight_X != 0)
             sums[f"{part.name}_tokens"] = jnp.sum(acts_X, dtype=loss_X.dtype)
             sums |= {name: _masked_sum(jax.lax.stop_gradient(reported[name]), acts_X) for name in part.reports}
             if part.needs_teacher:

@@ -57,7 +57,9 @@ class OptimConfig:
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step: int32 scalar array, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state: optax's."""
+    """step: int32 scalar array, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state:
+    optax's.
+    """
 
     step: Any
     params: Params
@@ -87,7 +89,7 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def abstract(params: Params, config: OptimConfig) -> TrainState:
-    """Shapes, dtypes and layout of the state that `create` makes of these weights (or of their shapes with shardings)."""
+    """Shapes, dtypes and layout of the state that `create` makes of these weights, or of their shapes with shardings."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, params)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), params, layout

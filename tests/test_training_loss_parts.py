@@ -168,3 +168,10 @@ def test_a_part_of_ones_own_has_to_say_what_a_token_costs():
     assert not Empty().needs_teacher and Empty(coefficient=2.0).coefficient == 2.0
     with pytest.raises(NotImplementedError, match="Empty must give token_losses"):
         Empty().token_losses(None)
+
+
+def test_a_part_that_asks_for_a_teacher_must_have_said_so():
+    inputs = TokenInputs(*(np.zeros(1),) * 4, np.zeros(1, bool))
+    with pytest.raises(ValueError, match="must say needs_teacher"):
+        inputs.teacher()
+    assert Divergence().scored_tokens_only and not OPENCLAW.scored_tokens_only and not CrossEntropy().scored_tokens_only

@@ -37,7 +37,8 @@ class Agreement(LossPart):
         return True
 
     def token_losses(self, tokens):
-        overlap_X = jnp.sum(jnp.exp(tokens.student_XV + tokens.teacher_XV), axis=-1)
+        teacher_XV, _ = tokens.teacher()
+        overlap_X = jnp.sum(jnp.exp(tokens.student_XV + teacher_XV), axis=-1)
         return TokenLosses(-(overlap_X**self.power), {"overlap": overlap_X, "doubt": 1.0 - overlap_X})
 
 

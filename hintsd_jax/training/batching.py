@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hintsd_jax.errors import UserError
 from hintsd_jax.training.examples import Branch, Example, reading_groups
 from hintsd_jax.training.losses import Loss
 
@@ -133,7 +134,10 @@ def make_batches(
       examples: in any order; the result is the same.
       mean_of_micro_means: weigh the tokens so that the division gives the mean over micro-steps (`Example.micro_step`,
         those with tokens) of their token means, as the released HINT-SD code has it. Otherwise all weigh the same.
+    Raises:
+      UserError: an algorithm gave a weight to a part that the loss lacks, or that has to read what no teacher scored.
     """
+    _check_weights(examples, loss)
     dropped: dict[str, int] = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Example] = []
     for example in sorted(examples, key=_order):
@@ -162,6 +166,18 @@ def make_batches(
 
 def _order(example: Example) -> tuple[int, int]:
     return example.episode, example.branches[0].step
+
+
+def _check_weights(examples: Sequence[Example], loss: Loss) -> None:
+    parts = {part.name: part for part in loss.parts}
+    for example in examples:
+        for branch in example.branches:
+            where = f"episode {example.episode}, step {branch.step}"
+            for name in branch.weights:
+                if name not in parts:
+                    raise UserError(f"{where}: a weight for {name!r}, but the loss has the parts {', '.join(parts)}")
+                if branch.weights[name] and parts[name].scored_tokens_only and not branch.context:
+                    raise UserError(f"{where}: a weight for {name!r}, but no teacher reads the action")
 
 
 def _part_scales(examples: Sequence[Example], loss: Loss) -> dict[str, float]:

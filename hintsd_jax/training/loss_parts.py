@@ -67,6 +67,11 @@ class LossPart:
         """Whether a teacher has to score tokens for it."""
         return False
 
+    @property
+    def scored_tokens_only(self) -> bool:
+        """Whether a token that no teacher has scored cannot have a weight."""
+        return self.needs_teacher
+
     def token_losses(self, tokens: TokenInputs) -> TokenLosses:
         """The loss of every token as if it had weight 1; traced inside the compiled step."""
         raise NotImplementedError(f"loss part {type(self).__name__} must give token_losses")
@@ -134,6 +139,10 @@ class PolicyGradient(LossPart):
     @property
     def needs_teacher(self) -> bool:
         return self.teacher_advantage != 0.0
+
+    @property
+    def scored_tokens_only(self) -> bool:
+        return False
 
     def token_losses(self, tokens: TokenInputs) -> TokenLosses:
         advantage_X = tokens.advantage_X

@@ -29,7 +29,7 @@ from typing import Any
 
 from hintsd_jax.envs.base import Action, ToolCall
 from hintsd_jax.envs.bfcl.env import Bfcl
-from hintsd_jax.envs.bfcl.execute import World, tool_docs
+from hintsd_jax.envs.bfcl.execute import Backends, tool_docs
 from hintsd_jax.envs.bfcl.tasks import CATEGORIES, WHEEL_VERSION, read_json_lines
 
 Answer = list[list[ToolCall]]  # [turn][call]
@@ -268,8 +268,8 @@ def main() -> None:
     calls = different = 0
     for task in tasks:
         entry = json.loads(task["entry"])
-        world = World(entry["initial_config"], entry["involved_classes"], "long_context" in task["id"])
-        ours = [world.call(call.name, call.arguments) for turn in answer_of(task) for call in turn]
+        backends = Backends(entry["initial_config"], entry["involved_classes"], "long_context" in task["id"])
+        ours = [backends.call(call.name, call.arguments) for turn in answer_of(task) for call in turn]
         theirs = official.texts(task)
         calls, different = calls + len(theirs), different + sum(a != b for a, b in zip(ours, theirs, strict=True))
     rows = [f"| result texts of the ground truth's calls | {calls:,} | {different} | |"]

@@ -28,13 +28,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
 from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
 from hintsd_jax.envs.tool_calls import parse_action
-from hintsd_jax.hindsight import analyser
-from hintsd_jax.hindsight.analyser import HindsightConfig
+from hintsd_jax.hindsight import analysis as hindsight_analysis
+from hintsd_jax.hindsight.analyser import EnvironmentAnalyser
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
 from hintsd_jax.rollout.episode import Episode
@@ -50,7 +52,7 @@ RESULTS, TABLES, PAGE = (
 )
 UNBOUNDED = 1 << 30
 ROLLOUT = RolloutConfig(UNBOUNDED, UNBOUNDED, Sampling(1.0, 1.0, 0, UNBOUNDED))
-HINDSIGHT = HindsightConfig("hindsight", max_targets=3, clip_chars=12_000)  # the released limits
+ANALYSER = EnvironmentAnalyser(lambda episode: np.zeros(2, np.uint32), "hindsight", max_targets=3)  # the released limit
 BATCH = 16  # tasks; each of their rollouts has an environment in a thread of its own
 
 
@@ -124,7 +126,7 @@ def faults(chat: ChatFormat, tasks: Sequence[Mapping], seed: int = 0) -> list[di
 
 def attribution(failed: Sequence[tuple[Episode, int]]) -> dict:
     """How the `environment` analyser's targets meet the injected steps. `failed`: episodes, each with its step."""
-    found = analyser.ask_environment([(episode, None) for episode, _ in failed], HINDSIGHT)
+    found = ANALYSER.review([episode for episode, _ in failed])
     step_of = {id(episode): step for episode, step in failed}
     for analysis in found.analyses:  # from here on the injected step is what is known of the episode
         analysis.episode.report = Report("injected", (Fault(step_of[id(analysis.episode)], "injected"),))
@@ -138,7 +140,7 @@ def attribution(failed: Sequence[tuple[Episode, int]]) -> dict:
         "later": sum(distance > 0 for distance in nearest),
         "earlier": sum(distance < 0 for distance in nearest),
         "dropped": dict(found.dropped),
-        **{name.removeprefix("hindsight/"): value for name, value in analyser.attribution(found.analyses).items()},
+        **hindsight_analysis.attribution(found.analyses),
     }
 
 
@@ -200,13 +202,14 @@ class TimedBfcl(Bfcl):
 def share() -> dict[str, float]:
     """Seconds of the smoke run's steps and evaluations, those inside the environment, and the actions that were taken."""
     from hintsd_jax import train
+    from hintsd_jax.config.build import build
     from hintsd_jax.configs import bfcl_smoke
 
     config = bfcl_smoke.get_config()
     config.env.name = "benchmarks.bfcl_scripted:TimedBfcl"
     noted = importlib.import_module("benchmarks.bfcl_scripted").TimedBfcl  # this file may be running as __main__
     with tempfile.TemporaryDirectory() as workdir:
-        train.train(config, workdir)
+        train.train(build(config), workdir)
         rows = read_metrics(Path(workdir) / "metrics.jsonl")
     spent = Counter()
     for row in rows:

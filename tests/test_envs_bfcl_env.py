@@ -1,4 +1,4 @@
-"""BFCL's dialogue: messages, tools that are held out, limits and ends, in both formats; what is cut and what is told."""
+"""BFCL's dialogue: messages, tools that come later, limits and ends, in both formats; what is cut for the agent."""
 
 import json
 

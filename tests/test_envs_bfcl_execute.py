@@ -11,34 +11,34 @@ import threading
 from benchmarks.bfcl_agreement import Official
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.env import Bfcl
-from hintsd_jax.envs.bfcl.execute import World
+from hintsd_jax.envs.bfcl.execute import Backends
 from tests.bfcl_helpers import action_of, answer_of, call, entry_of, play, task_of, tasks
 
 
-def world_of(task):
+def backends_of(task):
     entry = entry_of(task)
-    return World(entry["initial_config"], entry["involved_classes"], "long_context" in task["id"])
+    return Backends(entry["initial_config"], entry["involved_classes"], "long_context" in task["id"])
 
 
 def test_result_texts_are_the_official_executors_for_every_call_of_the_ground_truth():
     official, count = Official(), 0
     for task in tasks():
-        world, wanted = world_of(task), official.texts(task)
-        assert [world.call(call.name, call.arguments) for calls in answer_of(task) for call in calls] == wanted, task[
-            "id"
-        ]
+        backends, wanted = backends_of(task), official.texts(task)
+        assert [backends.call(call.name, call.arguments) for calls in answer_of(task) for call in calls] == wanted, (
+            task["id"]
+        )
         count += len(wanted)
     assert count == 4625
 
 
 def test_arguments_are_bound_by_name_with_their_defaults():
-    world = World({}, ["MathAPI"])
+    backends = Backends({}, ["MathAPI"])
     assert (
-        world.bound("round_number", {}, (2.5,))
+        backends.bound("round_number", {}, (2.5,))
         == {"number": 2.5, "decimal_places": 0}
-        == world.bound("round_number", {"number": 2.5})
+        == backends.bound("round_number", {"number": 2.5})
     )
-    assert world.bound("add", {"wrong": 1}) == {"wrong": 1} == world.bound("no_such_tool", {"wrong": 1})
+    assert backends.bound("add", {"wrong": 1}) == {"wrong": 1} == backends.bound("no_such_tool", {"wrong": 1})
 
 
 def test_two_episodes_of_one_task_share_no_state():
@@ -46,19 +46,19 @@ def test_two_episodes_of_one_task_share_no_state():
         environments = [Bfcl() for _ in range(3)]
         for environment in environments:
             environment.reset(task)
-        seen = [[] for _ in environments]
+        results = [[] for _ in environments]
         for calls in answer_of(task):
-            for environment, turns in zip(environments, seen):
-                turns += [environment.step(Action("", tuple(calls)))] if calls else []
-                turns.append(environment.step(Action("Done.")))
-        assert seen[0] == seen[1] == seen[2] and seen[0][-1].reward == 1.0
+            for environment, own in zip(environments, results):
+                own += [environment.step(Action("", tuple(calls)))] if calls else []
+                own.append(environment.step(Action("Done.")))
+        assert results[0] == results[1] == results[2] and results[0][-1].reward == 1.0
         assert play(task, environment=environments[0])[1].reward == 1.0  # and a reset forgets everything
     stored = ["a"]
-    world = World({}, ["TwitterAPI"])
-    world.instances["TwitterAPI"].authenticated = True
-    assert "error" not in world.call("post_tweet", {"content": "x", "tags": stored}).lower()
+    backends = Backends({}, ["TwitterAPI"])
+    backends.instances["TwitterAPI"].authenticated = True
+    assert "error" not in backends.call("post_tweet", {"content": "x", "tags": stored}).lower()
     stored.append("b")
-    assert "b" not in list(world.instances["TwitterAPI"].tweets.values())[-1]["tags"]
+    assert "b" not in list(backends.instances["TwitterAPI"].tweets.values())[-1]["tags"]
 
 
 def test_the_balance_of_a_long_context_card_stays_in_its_episode():
@@ -68,7 +68,7 @@ def test_the_balance_of_a_long_context_card_stays_in_its_episode():
     ).CREDIT_CARD_EXTENSION
     before = copy.deepcopy(shared)
     task = task_of("long_context", 150)
-    travel = world_of(task).instances["TravelAPI"]
+    travel = backends_of(task).instances["TravelAPI"]
     card = max(
         shared.keys() - entry_of(task)["initial_config"]["TravelAPI"]["credit_card_list"],
         key=lambda key: shared[key]["balance"],
@@ -81,51 +81,52 @@ def test_the_balance_of_a_long_context_card_stays_in_its_episode():
     )
 
     def act(out):
-        world = world_of(task)
-        texts = [world.call(one.name, one.arguments) for one in actions.calls]
-        out.append((texts, world.instances["TravelAPI"].credit_card_list[card]["balance"]))
+        backends = backends_of(task)
+        texts = [backends.call(one.name, one.arguments) for one in actions.calls]
+        out.append((texts, backends.instances["TravelAPI"].credit_card_list[card]["balance"]))
 
-    seen = []
-    threads = [threading.Thread(target=act, args=(seen,)) for _ in range(16)]
+    results = []
+    threads = [threading.Thread(target=act, args=(results,)) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seen) == 16 and all(one == seen[0] for one in seen) and '"booking_status": true' in seen[0][0][1]
+    assert len(results) == 16 and all(one == results[0] for one in results)
+    assert '"booking_status": true' in results[0][0][1]
     assert (
-        seen[0][1] < balance
+        results[0][1] < balance
         and shared == before
-        and world_of(task).instances["TravelAPI"].credit_card_list[card]["balance"] == balance
+        and backends_of(task).instances["TravelAPI"].credit_card_list[card]["balance"] == balance
     )
 
 
 def test_hard_but_legal_mathematics_still_works():
-    world = World({}, ["MathAPI"])
-    assert world.call("power", {"base": 2, "exponent": 100}) == json.dumps({"result": 2**100})
-    assert world.call("power", {"base": -1, "exponent": 10**9}) == '{"result": 1}'
-    assert world.call("power", {"base": 9, "exponent": -(10**9)}) == '{"result": 0.0}'
-    assert world.call("logarithm", {"value": "100", "base": "1e1", "precision": 5}) == "{'result': mpf('2.0')}"
-    assert world.call("square_root", {"number": 2, "precision": 40}).count("1") > 3
-    assert "not an argument name" in world.call("add", {"a": 1, "b": 2, "c d": 3})
-    assert world.call("round_number", {"number": 2.567, "decimal_places": 1}) == '{"result": 2.6}'
-    assert world.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps(
+    backends = Backends({}, ["MathAPI"])
+    assert backends.call("power", {"base": 2, "exponent": 100}) == json.dumps({"result": 2**100})
+    assert backends.call("power", {"base": -1, "exponent": 10**9}) == '{"result": 1}'
+    assert backends.call("power", {"base": 9, "exponent": -(10**9)}) == '{"result": 0.0}'
+    assert backends.call("logarithm", {"value": "100", "base": "1e1", "precision": 5}) == "{'result': mpf('2.0')}"
+    assert backends.call("square_root", {"number": 2, "precision": 40}).count("1") > 3
+    assert "not an argument name" in backends.call("add", {"a": 1, "b": 2, "c d": 3})
+    assert backends.call("round_number", {"number": 2.567, "decimal_places": 1}) == '{"result": 2.6}'
+    assert backends.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps(
         {"result": "__import__('os')!"}
     )  # text stays text
-    assert world.call("add", {"a": 1}).startswith(
+    assert backends.call("add", {"a": 1}).startswith(
         "Error during execution: MathAPI.add() missing 1 required positional argument: 'b'"
     )
     assert (
-        world.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"
+        backends.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"
     )  # what the executor says
-    assert world.call("mean", {"numbers": [1, float("-inf")]}) == "Error during execution: name 'inf' is not defined"
+    assert backends.call("mean", {"numbers": [1, float("-inf")]}) == "Error during execution: name 'inf' is not defined"
 
 
 def test_precision_does_not_leak_between_threads():
     def work(precision, out):
-        world, rng = World({}, ["MathAPI"]), random.Random(precision)
+        backends, rng = Backends({}, ["MathAPI"]), random.Random(precision)
         for _ in range(60):
-            out.add(world.call("logarithm", {"value": 10, "base": 3, "precision": precision}))
-            world.call("square_root", {"number": 2, "precision": rng.randint(1, 50)})
+            out.add(backends.call("logarithm", {"value": 10, "base": 3, "precision": precision}))
+            backends.call("square_root", {"number": 2, "precision": rng.randint(1, 50)})
 
     outs = [set() for _ in range(4)]
     threads = [threading.Thread(target=work, args=(5 + 20 * (index % 2), out)) for index, out in enumerate(outs)]

@@ -7,7 +7,7 @@ import pytest
 from hintsd_jax.envs.base import Action, ToolCall
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import tool_docs
-from hintsd_jax.envs.bfcl.faults import Ended, Made, Search
+from hintsd_jax.envs.bfcl.faults import FaultSearch, PlayedCall, PlayedTurn
 from tests.bfcl_helpers import DONE, action_of, answer_of, call, entry_of, play, task_of, tasks
 
 KINDS = ("dropped call", "wrong argument", "wrong tool", "wrong order", "early stop")
@@ -51,7 +51,7 @@ def injected(kind, task, rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_injected_fault_is_found_at_its_step(kind):
-    rng, found, missed = random.Random(0), 0, []
+    rng, right, wrong = random.Random(0), 0, []
     for task in tasks()[:: 2 if kind == "wrong order" else 10]:
         drawn = injected(kind, task, rng)
         if drawn is None or max(map(len, drawn[0])) > 20:
@@ -59,12 +59,12 @@ def test_an_injected_fault_is_found_at_its_step(kind):
         environment, last, _ = play(task, drawn[0], one_call_a_step=True)
         if last.reward:
             continue  # it made no difference
-        right = [fault.step for fault in environment.report().faults] == [drawn[1]]
-        found += right
-        missed += [] if right else [(task["id"], drawn[1], environment.report())]
-    assert found >= 40 and len(missed) <= (kind == "wrong tool"), (
-        missed
-    )  # a wrong tool can by chance be another call of the turn
+        if [fault.step for fault in environment.report().faults] == [drawn[1]]:
+            right += 1
+        else:
+            wrong.append((task["id"], drawn[1], environment.report()))
+    # a wrong tool can by chance be another call of the turn
+    assert right >= 40 and len(wrong) <= (kind == "wrong tool"), wrong
 
 
 def faults_of(task, answer, **options):
@@ -169,10 +169,10 @@ def test_long_detours_end_the_search_in_time(task):
 
 def test_a_search_without_anything_to_mend_names_nothing(task):
     entry, answer = entry_of(task), answer_of(task)
-    make_world = Bfcl()
-    make_world.reset(task)
-    turns = [Ended(tuple(Made(1, call, "") for call in calls), 1) for calls in answer]
+    environment = Bfcl()
+    environment.reset(task)
+    turns = [PlayedTurn(tuple(PlayedCall(1, call, "") for call in calls), 1) for calls in answer]
     ground_truth = [
         [f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in calls] for calls in answer
     ]
-    assert entry["id"] and Search(make_world._new_world, turns, ground_truth, failing=0).findings() == []
+    assert entry["id"] and FaultSearch(environment._new_backends, turns, ground_truth, failing=0).faulty_steps() == []

@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("bfcl_eval", reason="the benchmark's wheel is not installed: run `make bfcl`")
 
 from hintsd_jax.envs.bfcl import mathworker
-from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime
+from hintsd_jax.envs.bfcl.mathworker import MathTimeout, MathWorker
 
-HELD = ("power", (), {"base": 9, "exponent": 10**9})  # holds the interpreter for hours
+SLOW = ("power", (), {"base": 9, "exponent": 10**9})  # holds the interpreter for hours
 ADD = ("add", (), {"a": 1, "b": 2})
 
 
@@ -41,8 +41,8 @@ def test_a_call_beyond_its_limit_is_killed_and_the_next_one_finds_another_proces
     first = worker.pid
     assert worker.call("mean", ([1, 2],), {}) == '{"result": 1.5}' and worker.pid == first
     began = time.monotonic()
-    with pytest.raises(Overtime, match="power took longer than 0.4 s"):
-        worker.call(*HELD)
+    with pytest.raises(MathTimeout, match="power took longer than 0.4 s"):
+        worker.call(*SLOW)
     assert time.monotonic() - began < 3 and not running(first)
     assert worker.call(*ADD) == '{"result": 3}' and worker.pid != first
     os.kill(worker.pid, signal.SIGKILL)
@@ -55,8 +55,8 @@ def test_a_process_that_dies_in_a_call_is_told_and_replaced():
     worker = MathWorker(limit_seconds=30)
     worker.call(*ADD)
     threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL)).start()
-    with pytest.raises(Overtime, match="died in this call"):
-        worker.call(*HELD)
+    with pytest.raises(MathTimeout, match="died in this call"):
+        worker.call(*SLOW)
     assert worker.call(*ADD) == '{"result": 3}'
     worker._stop()
 

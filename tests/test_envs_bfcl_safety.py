@@ -94,7 +94,7 @@ def attacked(task, tmp_path, monkeypatch):
     def attack(text, form="official"):
         environment, executed = Bfcl(format=form), []
         environment.reset(task)
-        environment._world.call("add", {"a": 1, "b": 1})  # MathAPI's process, if there is none yet
+        environment._backends.call("add", {"a": 1, "b": 1})  # MathAPI's process, if there is none yet
         monkeypatch.chdir(tmp_path)
         for module, attribute in ((builtins, "eval"), (builtins, "exec"), (os, "system"), (subprocess, "Popen")):
             monkeypatch.setattr(module, attribute, lambda *args, **kwargs: executed.append(args))
@@ -156,7 +156,7 @@ def test_too_many_calls_in_one_step_are_answered_not_run(task, monkeypatch):
 
 
 def test_a_call_that_holds_the_interpreter_is_killed_counted_and_journalled(task, monkeypatch, tmp_path):
-    """Without the guards, in a pool as a run has it; done again from the journal, nothing is called and nothing waits."""
+    """Without the guards, in a pool as a run has it; done again from the journal, nothing is called or waited for."""
     worker = MathWorker(limit_seconds=0.5)
     monkeypatch.setattr(execute, "_MATH", worker)
     monkeypatch.setattr(execute, "_GUARDS", {})

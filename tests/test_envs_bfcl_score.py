@@ -1,4 +1,4 @@
-"""BFCL's scores are the benchmark's own: the ground truth passes everywhere, and verdicts equal the official checker's."""
+"""BFCL's scores are the benchmark's own: the ground truth passes everywhere, verdicts are the official checker's."""
 
 import collections
 import random
@@ -8,15 +8,9 @@ import pytest
 from benchmarks.bfcl_agreement import Official, corrupted, random_answer, steps_of
 from benchmarks.bfcl_agreement import play as play_steps
 from hintsd_jax.envs.bfcl.env import Bfcl
-from hintsd_jax.envs.bfcl.execute import World
+from hintsd_jax.envs.bfcl.execute import Backends
 from hintsd_jax.envs.bfcl.score import _differences
-from tests.bfcl_helpers import (
-    all_categories,
-    answer_of,
-    entry_of,
-    play,
-    tasks,
-)  # first: it skips where the wheel is missing
+from tests.bfcl_helpers import all_categories, answer_of, entry_of, play, tasks
 
 
 def test_the_ground_truth_is_valid_in_all_800_tasks():
@@ -68,7 +62,7 @@ def test_dropping_the_last_call_fails_every_task_and_the_report_says_where():
 @pytest.mark.parametrize("kind", ["corrupted", "random"])
 def test_verdicts_are_the_official_checkers(kind):
     """A share of benchmarks/bfcl_agreement.py."""
-    rng, official, environment, seen = random.Random(1), Official(), Bfcl(), collections.Counter()
+    rng, official, environment, verdicts = random.Random(1), Official(), Bfcl(), collections.Counter()
     for task in rng.sample(tasks(), 200):
         answer = (
             random_answer(task, rng)
@@ -78,13 +72,13 @@ def test_verdicts_are_the_official_checkers(kind):
         steps = steps_of(answer, rng)
         wanted = official.verdict(task, steps)
         assert play_steps(task, steps, environment) == wanted, (task["id"], steps)
-        seen[wanted[1]] += 1
-    assert len(seen) == 4 and min(seen.values()) >= 5, seen  # every verdict was really met
+        verdicts[wanted[1]] += 1
+    assert len(verdicts) == 4 and min(verdicts.values()) >= 5, verdicts  # every verdict was really met
 
 
 def test_differences_are_text_and_bounded_even_for_a_folder_inside_itself():
     config = {"root": {"w": {"type": "directory", "contents": {"a": {"type": "directory", "contents": {}}}}}}
-    ours, theirs = (World({"GorillaFileSystem": config}, ["GorillaFileSystem"]) for _ in range(2))
+    ours, theirs = (Backends({"GorillaFileSystem": config}, ["GorillaFileSystem"]) for _ in range(2))
     ours.call("cp", {"source": "a", "destination": "a"})  # the benchmark's copy makes a loop here
     ours.call("touch", {"file_name": "mine"})
     theirs.call("touch", {"file_name": "theirs"})

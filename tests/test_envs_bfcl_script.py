@@ -29,10 +29,10 @@ def play(task, actions):
     environment = Bfcl()
     environment.reset(task)
     for number, action in enumerate(actions, 1):
-        turn = environment.step(parse_action(action))
-        if turn.terminated or turn.truncated:
-            break
-    return turn, number
+        result = environment.step(parse_action(action))
+        if result.terminated or result.truncated:
+            return result, number
+    raise AssertionError("the actions ended before the episode")
 
 
 @pytest.mark.parametrize("one_call_a_step", [False, True])
@@ -54,7 +54,8 @@ def test_turns_calls_and_closing_texts(tasks):
         names = [[call.name for call in parse_action(text).calls] for text in script.ground_truth(task, True).actions]
         assert [group[0] if group else None for group in names] == wanted and all(len(group) < 2 for group in names)
         together = [[call.name for call in parse_action(text).calls] for text in script.ground_truth(task).actions]
-        assert sum(together, []) == sum(names, []) and len(together) == sum(1 + bool(turn) for turn in turns)
+        flat = lambda groups: [name for group in groups for name in group]
+        assert flat(together) == flat(names) and len(together) == sum(1 + bool(turn) for turn in turns)
     bare = script.ground_truth(tasks[0], style=BARE).actions[0]
     assert parse_action(bare, BARE).calls == parse_action(script.ground_truth(tasks[0]).actions[0]).calls != ()
 

@@ -241,8 +241,10 @@ def test_a_missing_or_another_wheel_is_one_clear_line(monkeypatch):
 @needs_wheel
 def test_neither_tensorflow_nor_the_wheels_side_effects_are_needed(tmp_path):
     program = (
-        "import sys; from hintsd_jax.envs.bfcl import Bfcl; tasks = Bfcl.tasks('eval', sys.argv[1]); Bfcl().reset(tasks[0]);"
-        "print([name for name in ('tensorflow', 'torch', 'bfcl_eval.utils', 'bfcl_eval.eval_checker.eval_runner') if name in sys.modules])"
+        "import sys; from hintsd_jax.envs.bfcl import Bfcl;"
+        "tasks = Bfcl.tasks('eval', sys.argv[1]); Bfcl().reset(tasks[0]);"
+        "unwanted = ('tensorflow', 'torch', 'bfcl_eval.utils', 'bfcl_eval.eval_checker.eval_runner');"
+        "print([name for name in unwanted if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

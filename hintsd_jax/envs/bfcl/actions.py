@@ -1,8 +1,8 @@
-"""The two dialogue formats: the calls that an action's text makes, and the messages that bring their results.
+"""The two dialogue formats: an action goes in, its calls come out; calls and results go in, messages come out.
 
 "official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does.
-The host loop's parser is stricter than both, so the text of an action is read again here; a text without `<tool_call>`
-(another family's style of calls) stands as the host loop has read it.
+The host loop's parser is stricter than both, so the text of an action is read again here; of a text without
+`<tool_call>` (another family's style of calls) the host loop's calls are taken.
 
 Invariant: nothing raises, whatever the text, and nothing of it is evaluated.
 """
@@ -29,7 +29,7 @@ def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
 
 
 def result_messages(calls: Sequence[ToolCall], results: Sequence[str], form: str) -> tuple[Message, ...]:
-    """How the agent is told the results of its calls, in order."""
+    """The messages that bring an agent the results of its calls, in order."""
     if form == OFFICIAL:
         return tuple({"role": "tool", "content": _unicode(result)} for result in results)
     blocks = []
@@ -73,7 +73,7 @@ def _read_paper(text: str) -> tuple[ToolCall, ...]:
 
 
 def _unicode(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON lets a policy write and no tokenizer takes."""
+    """The text without halves of surrogate pairs, which JSON allows and no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -84,8 +84,8 @@ def _integer(literal: str) -> int:
 
 
 def _loads(text: str) -> object:
-    """The JSON value, None where there is none; Python's reading, as in both handlers (NaN counts, the last of two
-    equal keys stands).
+    """The JSON value, None where there is none; read by Python, as in both handlers (NaN is a number, of two equal keys
+    the last one counts).
     """
     try:
         return json.loads(text, parse_int=_integer)

@@ -1,10 +1,10 @@
-"""The simulated backends of one BFCL episode, and the only door to them.
+"""The simulated backends of one BFCL episode, and the only way to call them.
 
 In: a task's initial state and tool calls. Out: the text of each result, as the benchmark's own executor writes it.
 
 Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class
 of the task and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and
-whatever it raises becomes the result text. Every `World` owns its state: two episodes of one task share nothing.
+whatever it raises becomes the result text. All `Backends` own their state: two episodes of one task share nothing.
 MathAPI's calls, the only ones that can hold the interpreter, run in a process that is killed when they take too long;
 guards refuse most of those before.
 """
@@ -19,20 +19,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import CallTimeout
-from hintsd_jax.envs.bfcl.mathworker import MathWorker, Overtime, as_text
+from hintsd_jax.envs.bfcl.mathworker import MathTimeout, MathWorker, as_text
 from hintsd_jax.envs.bfcl.tasks import read_json_lines
 
-MAX_RESULT_BITS = 1 << 20  # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway
-MAX_DEPTH = 90  # of nested values; Python itself reads fewer than 200, and copying them takes some frames each
-MAX_DIGITS = 1_000  # a logarithm to this many digits takes some milliseconds, to ten times as many 0.4 s
+# Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway.
+MAX_RESULT_BITS = 1 << 20
+# Of nested values: Python itself reads fewer than 200, and copying them takes some frames each.
+MAX_DEPTH = 90
+# A logarithm to this many digits takes some milliseconds, to ten times as many 0.4 s.
+MAX_DIGITS = 1_000
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,100}(\.\d{0,100})?([eE][-+]?\d{1,3})?")
 
 # MathAPI has no state: one process serves all episodes.
 _MATH = MathWorker(limit_seconds=5.0)
 
 
-class Refused(Exception):
-    """A legal call that would not come back in time."""
+class RefusedCall(Exception):
+    """A legal call that would not end in time."""
 
 
 @functools.cache
@@ -42,11 +45,16 @@ def tool_docs(class_name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(read_json_lines(f"multi_turn_func_doc/{config.MULTI_TURN_FUNC_DOC_FILE_MAPPING[class_name]}"))
 
 
-class World:
+class Backends:
     """The backends of one episode.
 
-    `instances` maps class names to backends, for the checkers. After `copy`s of the initial state they are only changed
-    by `call`.
+    Args:
+      initial_config: the initial state, by class name.
+      class_names: of the task.
+      long_context: whether the benchmark fills the state up.
+
+    Attributes:
+      instances: class names -> backends, for the checkers. Only `call` changes them.
     """
 
     def __init__(self, initial_config: Mapping[str, Any], class_names: Sequence[str], long_context: bool = False):
@@ -92,7 +100,7 @@ class World:
             return f"Error during execution: {error}"
         try:
             return _MATH.call(name, tuple(positional), arguments)
-        except Overtime as error:
+        except MathTimeout as error:
             raise CallTimeout(str(error)) from error
 
 
@@ -128,15 +136,16 @@ def _guard(method: Callable, positional: Sequence[Any], arguments: Mapping[str, 
     try:
         bound = inspect.signature(method).bind(*positional, **arguments)
     except TypeError:
-        return  # the call itself fails with the message that the model should see
+        return  # the call itself fails with the message that the model should read
     bound.apply_defaults()
     check(**bound.arguments)
 
 
 def _guard_power(base: Any, exponent: Any) -> None:
-    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0:
-        if base.bit_length() * exponent > MAX_RESULT_BITS:
-            raise Refused("the result is too large")
+    if not (isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0):
+        return
+    if base.bit_length() * exponent > MAX_RESULT_BITS:
+        raise RefusedCall("the result is too large")
 
 
 def _guard_logarithm(value: Any, base: Any, precision: Any) -> None:
@@ -144,7 +153,7 @@ def _guard_logarithm(value: Any, base: Any, precision: Any) -> None:
     for number in (value, base):
         # mpmath reads numbers from text, and works for hours on "1e999999999".
         if isinstance(number, str) and not _PLAIN_NUMBER.fullmatch(number):
-            raise Refused("expected a number")
+            raise RefusedCall("expected a number")
 
 
 def _guard_square_root(number: Any, precision: Any) -> None:
@@ -154,7 +163,7 @@ def _guard_square_root(number: Any, precision: Any) -> None:
 def _guard_round_number(number: Any, decimal_places: Any) -> None:
     # Rounding an integer to -n places computes 10**n first.
     if isinstance(decimal_places, int) and abs(decimal_places) > MAX_DIGITS:
-        raise Refused(f"decimal_places must be at most {MAX_DIGITS}")
+        raise RefusedCall(f"decimal_places must be at most {MAX_DIGITS}")
 
 
 def _guard_precision(precision: Any) -> None:
@@ -163,7 +172,7 @@ def _guard_precision(precision: Any) -> None:
     except (TypeError, ValueError, OverflowError):
         return  # no number: the tool says so itself
     if digits > MAX_DIGITS:
-        raise Refused(f"precision must be at most {MAX_DIGITS}")
+        raise RefusedCall(f"precision must be at most {MAX_DIGITS}")
 
 
 _GUARDS: Mapping[str, Callable[..., None]] = {

@@ -4,9 +4,9 @@ not end it.
 In: a tool's name and arguments. Out: the text of its result. `MathWorker.call` starts the process when it is first
 needed, gives it one call at a time and kills it when a call takes too long; the next call starts another.
 
-Invariants: the process is this file alone, run by path in a fresh interpreter (never forked; no JAX, nothing of ours
-but this file, so that it starts in a fraction of a second). It ends when its pipe closes, whatever became of us, and by
-an alarm when that finds it in a call. MathAPI keeps no state, so no episode notices that its process was another's.
+Invariants: the process is this file alone, run by path in a new interpreter (never forked; no JAX, nothing of ours but
+this file, so that it starts in a fraction of a second). It ends when its pipe closes, whatever became of its parent,
+and by an alarm if it is in a call then. MathAPI keeps no state, so episodes can share the process.
 """
 
 import atexit
@@ -23,12 +23,12 @@ from typing import Any
 START_SECONDS = 60.0  # for a busy machine; it takes about 0.2 s
 
 
-class Overtime(Exception):
+class MathTimeout(Exception):
     """The call was ended because it took too long."""
 
 
 class MathWorker:
-    """The process and the lock that lets one call in at a time. A call may take `limit_seconds`."""
+    """The process, and a lock that lets one call in at a time. A call may take `limit_seconds`."""
 
     def __init__(self, limit_seconds: float):
         self.limit_seconds = limit_seconds
@@ -40,47 +40,51 @@ class MathWorker:
         """The text of the call's result, or of what it raised.
 
         Raises:
-          Overtime: the call took longer than the limit, or the process died in it.
+          MathTimeout: the call took longer than the limit, or the process died in it.
         """
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
+            pipe = self._pipe
+            if pipe is None or self._process is None or self._process.poll() is not None:
+                pipe = self._start()
             try:
-                self._pipe.send((name, positional, arguments))
-                if self._pipe.poll(self.limit_seconds):
-                    return self._pipe.recv()
+                pipe.send((name, positional, arguments))
+                if pipe.poll(self.limit_seconds):
+                    return pipe.recv()
             except (EOFError, OSError):  # it died: out of memory, or killed from outside
                 self._stop()
-                raise Overtime(f"{name}: the process of MathAPI died in this call") from None
+                raise MathTimeout(f"{name}: the process of MathAPI died in this call") from None
             self._stop()
-            raise Overtime(f"{name} took longer than {self.limit_seconds:g} s")
+            raise MathTimeout(f"{name} took longer than {self.limit_seconds:g} s")
 
     @property
     def pid(self) -> int | None:
         """Of the running process."""
         return None if self._process is None else self._process.pid
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         self._stop()
-        self._pipe, theirs = Pipe()
-        command = [sys.executable, "-P", __file__, str(theirs.fileno()), str(self.limit_seconds)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
-        theirs.close()
+        pipe, child_end = Pipe()
+        self._pipe = pipe
+        command = [sys.executable, "-P", __file__, str(child_end.fileno()), str(self.limit_seconds)]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(child_end.fileno(),))
+        child_end.close()
         atexit.register(self._stop)
-        if not self._pipe.poll(START_SECONDS):
+        if not pipe.poll(START_SECONDS):
             self._stop()
             raise RuntimeError(f"the process of MathAPI did not start within {START_SECONDS:g} s")
         try:
-            self._pipe.recv()
+            pipe.recv()
         except EOFError:
             self._stop()
-            raise RuntimeError("the process of MathAPI ended as it started; what it said stands on stderr") from None
+            raise RuntimeError("the process of MathAPI ended as it started; its stderr says why") from None
+        return pipe
 
     def _stop(self) -> None:
         atexit.unregister(self._stop)
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
 
@@ -102,8 +106,7 @@ def _serve(pipe: Connection, limit_seconds: float) -> None:
     pipe.send("ready")
     while True:
         name, positional, arguments = pipe.recv()
-        # Its default action ends the process, whatever holds the interpreter: for the case that nobody is left to kill
-        # it.
+        # Its default action ends the process, whatever holds the interpreter, where nobody is left to kill it.
         signal.setitimer(signal.ITIMER_REAL, 2 * limit_seconds)
         try:
             text = as_text(getattr(backend, name)(*positional, **arguments))
@@ -115,5 +118,5 @@ def _serve(pipe: Connection, limit_seconds: float) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
-    with contextlib.suppress(EOFError, OSError):  # it is closed: nobody is left to answer
+    with contextlib.suppress(EOFError, OSError):  # the pipe is closed: nobody is left to answer
         _serve(Connection(int(sys.argv[1])), float(sys.argv[2]))

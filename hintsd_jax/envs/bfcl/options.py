@@ -1,4 +1,4 @@
-"""What `env.options` a config can set for BFCL: a mapping in, checked `Options` out."""
+"""The `env.options` of BFCL: a mapping in, checked `Options` out."""
 
 import dataclasses
 import difflib
@@ -11,12 +11,11 @@ from hintsd_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What `env` options a config can set.
+    """The options that a config can set.
 
     Attributes:
-      split: which way the tasks are divided into train, eval and test; see `tasks.bfcl.bfcl_tasks`, which checks this
-        and the next.
-      categories: the benchmark's categories to take; () takes all that the split has.
+      split: how the tasks are divided into train, eval and test; see `bfcl_tasks`, which checks this and the next.
+      categories: of the benchmark; () takes all that the split has.
       format: "official", the benchmark's own function-calling dialogue for Qwen, or "paper", that of HINT-SD's released
         code.
       max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0
@@ -34,7 +33,11 @@ class Options:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":
-        """Raises UserError for an unknown option (with the nearest name) or format, and a size out of range."""
+        """The options of a config.
+
+        Raises:
+          UserError: an unknown option (with the nearest name), an unknown format, or a size out of range.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:

@@ -4,11 +4,10 @@ the ground truth with one fault at a known step.
 A user turn is its calls, then a text without a call that closes it. A fault is put into the script with one call a
 step: there, the step in which it happens is beyond doubt. It is the first action that differs from the ground truth's.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Whoever plays these has read the ground
-truth: they are for measuring the loop, the scores and hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they are for
+measuring the loop, the scores and hindsight, never for training.
 """
 
-import ast
 import importlib
 import inspect
 import json
@@ -18,6 +17,7 @@ from typing import Any
 
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.bfcl.execute import tool_docs
+from hintsd_jax.envs.bfcl.score import parse_call
 from hintsd_jax.envs.script import Script, choose_site
 from hintsd_jax.envs.tool_calls import HERMES, render_call
 
@@ -41,7 +41,7 @@ def ground_truth_calls(task: Mapping[str, Any]) -> list[list[ToolCall]]:
 
 
 def ground_truth(task: Mapping[str, Any], one_call_a_step: bool = False, style: str = HERMES) -> Script:
-    """The ground truth: all calls of a user turn in one step, or one call a step. `style`: see `episodes.toolcalls`."""
+    """The ground truth: all calls of a user turn in one step, or one call a step. style: see `envs.tool_calls`."""
     return Script(_actions(ground_truth_calls(task), one_call_a_step, style))
 
 
@@ -59,13 +59,10 @@ def sites(task: Mapping[str, Any], fault: str) -> list[Site]:
             return [(turn, call) for turn, call in places if turns[turn][call].arguments]
         case "wrong_tool":
             docs = _first_docs(task)
-            return [(turn, call) for turn, call in places if _stand_ins(turns[turn][call], docs)]
+            return [(turn, call) for turn, call in places if _other_tools(turns[turn][call], docs)]
         case "wrong_order":
-            return [
-                (turn, call)
-                for turn, call in places
-                if turns[turn][call] != (turns[turn] + [turns[turn][call]])[call + 1]
-            ]
+            successive = [(turn, call) for turn, call in places if call + 1 < len(turns[turn])]
+            return [(turn, call) for turn, call in successive if turns[turn][call] != turns[turn][call + 1]]
         case "early_stop":
             return places[:-1]  # stopping at the last call is to drop it
     raise ValueError(f"no fault {fault!r}: choose one of {', '.join(FAULTS)}")
@@ -91,11 +88,10 @@ def with_fault(
         case "wrong_argument":
             calls[call] = _with_other_value(calls[call], turns, rng)
         case "wrong_tool":
-            doc = rng.choice(_stand_ins(calls[call], _first_docs(task)))
-            taken = {
-                name: value for name, value in calls[call].arguments.items() if name in doc["parameters"]["properties"]
-            }
-            calls[call] = ToolCall(doc["name"], taken)
+            doc = rng.choice(_other_tools(calls[call], _first_docs(task)))
+            takes = doc["parameters"]["properties"]
+            arguments = {name: value for name, value in calls[call].arguments.items() if name in takes}
+            calls[call] = ToolCall(doc["name"], arguments)
         case "wrong_order":
             calls[call : call + 2] = [calls[call + 1], calls[call]]
         case "early_stop":
@@ -113,13 +109,9 @@ def _actions(turns: Sequence[Sequence[ToolCall]], one_call_a_step: bool, style: 
 
 def _read_call(text: str, class_names: Sequence[str]) -> ToolCall:
     """A ground-truth expression such as "sort('report.pdf')"; literals only."""
-    node = ast.parse(text, mode="eval").body
-    positional, named = (
-        [ast.literal_eval(item) for item in node.args],
-        {item.arg: ast.literal_eval(item.value) for item in node.keywords},
-    )
-    names = list(inspect.signature(_method(node.func.id, class_names)).parameters)[1:]  # without self
-    return ToolCall(node.func.id, dict(zip(names, positional)) | named)
+    name, keywords, positional = parse_call(text)
+    names = list(inspect.signature(_method(name, class_names)).parameters)[1:]  # without self
+    return ToolCall(name, dict(zip(names, positional, strict=False)) | keywords)
 
 
 def _method(name: str, class_names: Sequence[str]) -> Any:
@@ -135,35 +127,33 @@ def _first_docs(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [doc for owner in entry["involved_classes"] for doc in tool_docs(owner) if doc["name"] not in late]
 
 
-def _stand_ins(call: ToolCall, docs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _other_tools(call: ToolCall, docs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The tools that the call's arguments are enough for, those that take the most of them."""
-    able = [
-        doc for doc in docs if doc["name"] != call.name and set(doc["parameters"]["required"]) <= call.arguments.keys()
-    ]
-    shared = [len(call.arguments.keys() & doc["parameters"]["properties"].keys()) for doc in able]
-    return [doc for doc, count in zip(able, shared, strict=True) if count == max(shared)]
+    given = call.arguments.keys()
+    others = [doc for doc in docs if doc["name"] != call.name and set(doc["parameters"]["required"]) <= given]
+    shared = [len(given & doc["parameters"]["properties"].keys()) for doc in others]
+    return [doc for doc, count in zip(others, shared, strict=True) if count == max(shared)]
 
 
 def _with_other_value(call: ToolCall, turns: Sequence[Sequence[ToolCall]], rng: random.Random) -> ToolCall:
-    words = {
-        value for calls in turns for other in calls for value in other.arguments.values() if isinstance(value, str)
-    }
+    values = [value for calls in turns for other in calls for value in other.arguments.values()]
+    texts = sorted({value for value in values if isinstance(value, str)})
     name = rng.choice(sorted(call.arguments))
-    return ToolCall(call.name, call.arguments | {name: _other_value(call.arguments[name], sorted(words), rng)})
+    return ToolCall(call.name, call.arguments | {name: _other_value(call.arguments[name], texts, rng)})
 
 
-def _other_value(value: Any, words: Sequence[str], rng: random.Random) -> Any:
-    """A mistake that a policy could make: a number that is off, another of the task's words, an entry missing."""
+def _other_value(value: Any, texts: Sequence[str], rng: random.Random) -> Any:
+    """A mistake that a policy could make: a number that is off, another of the task's texts, an entry missing."""
     match value:
         case bool():
             return not value
         case int() | float():
             return value + rng.choice((1, 2, 10))
         case str():
-            return rng.choice([word for word in words if word != value] or [f"{value}_2"])
+            return rng.choice([text for text in texts if text != value] or [f"{value}_2"])
         case list():
-            return value[:-1] if value else list(words[:1])
+            return value[:-1] if value else list(texts[:1])
         case dict() if value:
             name = rng.choice(sorted(value))
-            return value | {name: _other_value(value[name], words, rng)}
+            return value | {name: _other_value(value[name], texts, rng)}
     raise ValueError(f"no ground truth has an argument like {value!r}")

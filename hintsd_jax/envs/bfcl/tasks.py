@@ -1,10 +1,10 @@
-"""BFCL v3 multi-turn task sets, made from the files inside the pinned `bfcl-eval` wheel.
+"""BFCL v3 multi-turn task sets: the files inside the pinned `bfcl-eval` wheel in, task mappings out.
 
-In: the wheel's JSON-lines files. Out: task mappings {"id", "split", "category", "entry", "ground_truth"}; the last two
-are JSON texts, because every domain's state has another shape.
+A task is {"id", "split", "category", "entry", "ground_truth"}; the last two are JSON texts, because every domain's
+state has another shape.
 
-There are two ways to divide them (builder configs). In "clean" a split is a set of indices: the same index is nearly
-the same task in all four categories, so an index never stands in two splits; each block of 50 indices is one domain,
+There are two ways to divide the tasks (builder configs). In "clean" a split is a set of indices: the same index is
+nearly the same task in all four categories, so an index is never in two splits; each block of 50 indices is one domain,
 and every split takes the same share of each: 400 / 80 / 320 tasks. "paper" is the HINT-SD paper's: base and
 long_context pooled and shuffled, 200 / 40 / 160; 71 of its test tasks have a twin in train. It is there to compare with
 the paper's numbers.
@@ -20,7 +20,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -49,7 +49,8 @@ def require_wheel() -> Path:
     installed = importlib.metadata.version("bfcl-eval")
     if installed != WHEEL_VERSION:
         raise UserError(f"BFCL needs bfcl-eval=={WHEEL_VERSION}, found {installed}, whose tasks differ: {INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "data"
+    folders = list(spec.submodule_search_locations or ())
+    return Path(folders[0]) / "data"
 
 
 def read_json_lines(relative_path: str) -> list[dict[str, Any]]:
@@ -60,9 +61,7 @@ def read_json_lines(relative_path: str) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass
 class Division(tfds.core.BuilderConfig):
-    """A way to divide the tasks into train, eval and test. `categories`: parts of the wheel's file names after
-    "BFCL_v4_".
-    """
+    """A way to divide the tasks into train, eval and test. categories: the wheel's file names after "BFCL_v4_"."""
 
     categories: tuple[str, ...] = ()
 
@@ -71,7 +70,7 @@ class BfclMultiTurn(TaskBuilder):
     """BFCL v3 multi-turn, divided by index within each domain ("clean"), or as the paper does ("paper")."""
 
     VERSION = tfds.core.Version(WHEEL_VERSION)
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar = [
         Division(
             name="clean",
             version=WHEEL_VERSION,
@@ -82,15 +81,18 @@ class BfclMultiTurn(TaskBuilder):
             name="paper",
             version=WHEEL_VERSION,
             categories=("multi_turn_base", "multi_turn_long_context"),
-            description="Two categories pooled and shuffled, as the HINT-SD paper does: 71 of 160 test tasks have a twin in train.",
+            description="Two categories pooled and shuffled, as the HINT-SD paper does:"
+            " 71 of 160 test tasks have a twin in train.",
         ),
     ]
-    FEATURES = {key: tfds.features.Text() for key in ("id", "split", "category", "entry", "ground_truth")}
+    FEATURES: ClassVar = {key: tfds.features.Text() for key in ("id", "split", "category", "entry", "ground_truth")}
 
     def splits(self) -> Mapping[str, list[Mapping[str, str]]]:
-        tasks = [task for category in self.builder_config.categories for task in _read_category(category)]
-        divided = (_paper if self.builder_config.name == "paper" else _clean)(tasks)
-        return {split: [task | {"split": split} for task in chosen] for split, chosen in divided.items()}
+        """See `TaskBuilder.splits`."""
+        division: Any = self.builder_config
+        tasks = [task for category in division.categories for task in _read_category(category)]
+        divided = (_paper if division.name == "paper" else _clean)(tasks)
+        return {split: [{**task, "split": split} for task in chosen] for split, chosen in divided.items()}
 
 
 def bfcl_tasks(
@@ -100,7 +102,7 @@ def bfcl_tasks(
     division has.
 
     Raises:
-      UserError: no such division, category or split, or see `require_wheel` and `tasks.building.data_source`.
+      UserError: no such division, category or split; or as `require_wheel` and `envs.datasets.data_source`.
     """
     divisions = {config.name: config for config in BfclMultiTurn.BUILDER_CONFIGS}
     if division not in divisions:
@@ -123,12 +125,12 @@ def task_index(task_id: str) -> int:
 
 
 def _clean(tasks: Sequence[Mapping[str, str]]) -> Mapping[str, list[Mapping[str, str]]]:
-    """By the index's last digit. Domains and categories take turns, so that the first tasks of a split are an even
+    """By the index's last digit. Domains and categories alternate, so that the first tasks of a split are an even
     sample of it.
     """
-    in_turns = sorted(tasks, key=lambda task: (task_index(task["id"]) % DOMAIN_SIZE, task_index(task["id"])))
+    alternating = sorted(tasks, key=lambda task: (task_index(task["id"]) % DOMAIN_SIZE, task_index(task["id"])))
     splits: dict[str, list[Mapping[str, str]]] = {split: [] for split in SPLIT_OF_DIGIT}
-    for task in in_turns:
+    for task in alternating:
         splits[SPLIT_OF_DIGIT[task_index(task["id"]) % 10]].append(task)
     return splits
 

@@ -54,11 +54,12 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None
     None where the task has no place for it. Raises ValueError for another kind or site.
     """
     rng, site = choose_site(task["id"], fault, seed, sites(task, fault), site)
-    if site is None:
+    faulty = None if site is None else _faulty(task, fault, site, rng)
+    if site is None or faulty is None:
         return None
     texts, (hour, index) = _texts(task), site
     step = sum(map(len, texts[:hour])) + index + 1
-    texts[hour] = texts[hour][:index] + (_faulty(task, fault, site, rng) or [])
+    texts[hour] = texts[hour][:index] + faulty
     return Script(tuple(text for part in texts for text in part), fault, step)
 
 

@@ -1,7 +1,7 @@
 """Makes the embedded Desk policy again.
 
-Command:  python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy   (or: make
-desk-policy)
+Command:  make desk-policy, which is
+          python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 Hardware: 2 CPU cores, about 50 minutes.
 Expect:   at its end, on held-out tasks: right at about 74 % of the decisions unhinted (69 % greedily: the usual action
           is wrong on `delete` and `forward`), and at 98 % (100 % greedily) after a correct hint.
@@ -24,9 +24,9 @@ def _phase(
     drill,
     hinted,
     review,
-    advice,
-    judge=0,
-    started=0,
+    step_feedback,
+    judgement=0,
+    guided=0,
     lr=0.0,
     contradict_rate=0.0,
     vague_rate=0.0,
@@ -41,16 +41,16 @@ def _phase(
             "shapes": shapes,  # (requests, decisions) of the tasks
             "episode_length": episode_length,
             "answer_length": answer_length,
-            "started_length": 352,
+            "guided_length": 352,
             "drill_length": 96,
             "rows": {
                 "plain": plain,
                 "drill": drill,
                 "hinted": hinted,
                 "review": review,
-                "advice": advice,
-                "judge": judge,
-                "started": started,
+                "step_feedback": step_feedback,
+                "judgement": judgement,
+                "guided": guided,
             },
         }
     )
@@ -82,13 +82,41 @@ def get_config():
             "phases": {
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
                 "1_drills": _phase(
-                    120, True, ((1, 1), (2, 1)), 128, 176, plain=10, drill=14, hinted=4, review=8, advice=4, lr=3e-3
+                    120,
+                    True,
+                    ((1, 1), (2, 1)),
+                    128,
+                    176,
+                    plain=10,
+                    drill=14,
+                    hinted=4,
+                    review=8,
+                    step_feedback=4,
+                    lr=3e-3,
                 ),
                 "2_short": _phase(
-                    280, True, ((1, 1), (2, 1), (2, 2)), 160, 208, plain=12, drill=4, hinted=4, review=10, advice=4
+                    280,
+                    True,
+                    ((1, 1), (2, 1), (2, 2)),
+                    160,
+                    208,
+                    plain=12,
+                    drill=4,
+                    hinted=4,
+                    review=10,
+                    step_feedback=4,
                 ),
                 "3_full": _phase(
-                    800, False, ((4, 3), (4, 3), (3, 2)), 264, 304, plain=10, drill=1, hinted=4, review=8, advice=3
+                    800,
+                    False,
+                    ((4, 3), (4, 3), (3, 2)),
+                    264,
+                    304,
+                    plain=10,
+                    drill=1,
+                    hinted=4,
+                    review=8,
+                    step_feedback=3,
                 ),
                 # A teacher scores failed actions: it must stay sane after words that contradict the hint.
                 "4_contradicted": _phase(
@@ -101,7 +129,7 @@ def get_config():
                     drill=0,
                     hinted=12,
                     review=9,
-                    advice=4,
+                    step_feedback=4,
                     lr=1e-3,
                     contradict_rate=0.5,
                 ),
@@ -115,12 +143,12 @@ def get_config():
                     drill=0,
                     hinted=14,
                     review=9,
-                    advice=4,
+                    step_feedback=4,
                     lr=8e-4,
                     contradict_rate=0.35,
                 ),
-                # What the methods that HINT-SD is compared with ask of a policy: verdicts on single steps, and heeding
-                # advice at the start.
+                # What the algorithms that HINT-SD is compared with ask of a policy: verdicts on single steps, and
+                # following feedback at the start.
                 "6_compared": _phase(
                     180,
                     False,
@@ -131,14 +159,14 @@ def get_config():
                     drill=0,
                     hinted=12,
                     review=8,
-                    advice=4,
-                    judge=6,
-                    started=8,
+                    step_feedback=4,
+                    judgement=6,
+                    guided=8,
                     lr=8e-4,
                     contradict_rate=0.35,
                     vague_rate=0.15,
                 ),
-                # Heeding advice has rubbed off on what the policy does without: its habits once more.
+                # Following feedback has rubbed off on what the policy does without: its habits once more.
                 "7_habits": _phase(
                     100,
                     False,
@@ -149,9 +177,9 @@ def get_config():
                     drill=0,
                     hinted=8,
                     review=6,
-                    advice=3,
-                    judge=4,
-                    started=4,
+                    step_feedback=3,
+                    judgement=4,
+                    guided=4,
                     lr=6e-4,
                     contradict_rate=0.35,
                     vague_rate=0.15,

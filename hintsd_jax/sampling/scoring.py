@@ -25,7 +25,11 @@ LOGITS = 1 << 27  # entries of all action tokens of a batch x vocabulary: 512 Mi
 
 
 def span_logprobs(
-    params, policy: PolicyConfig, rows: Sequence[tuple[Sequence[int], Sequence[int]]], mesh: Mesh | None = None
+    params,
+    policy: PolicyConfig,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    mesh: Mesh | None = None,
+    one_shape: bool = False,
 ) -> list[np.ndarray]:
     """Log-probabilities (nats, temperature 1) of every row's action after its context: float32, one for each action
     token.
@@ -34,10 +38,13 @@ def span_logprobs(
       params: whole weights, as `decoder.forward` takes them.
       rows: (context ids, action ids), neither empty.
       mesh: where the weights lie; by default the first device alone.
+      one_shape: pads all rows to the longest, so that one program is compiled: for few or short rows.
     """
     if any(not len(context) or not len(action) for context, action in rows):
         raise ValueError("a row without a context or without an action has no probability")
     shapes = [(_bucket(len(context) + len(action) - 1, 64), _bucket(len(action), 16)) for context, action in rows]
+    if one_shape and rows:
+        shapes = [(max(T for T, _ in shapes), max(A for _, A in shapes))] * len(rows)
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh):
         for T, A in sorted(set(shapes)):

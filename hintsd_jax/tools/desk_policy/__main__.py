@@ -1,4 +1,7 @@
-"""Command line of the warm-up: tokenizer, phases of training, the policy's directory, and what it can do."""
+"""Makes the embedded Desk policy: tokenizer, phases of training, the policy's directory, and what it can do.
+
+`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy`
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
+from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A warm-up config, such as configs/desk_warmup.py.", lock_config=True
@@ -40,64 +44,73 @@ def build_tokenizer(seed: int, tasks: int = 400):
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.ERROR)
-    config, began = _CONFIG.value, time.time()
-    tokenizer = build_tokenizer(config.seed)
+def make_policy(config, out: str, start: str | None = None, first: str | None = None) -> None:
+    """Trains the phases of a config in the order of their names, and saves to `out`.
+
+    start, first: go on from a saved policy, with the phase of that name; one that starts a fresh optimizer.
+
+    Raises:
+      UserError: `first` is no such phase, or is missing.
+    """
+    names = sorted(config.phases)
+    first = first or names[0]
+    if first not in names or not config.phases[first].lr:
+        fresh = ", ".join(name for name in names if config.phases[name].lr)
+        raise UserError(f"--first={first}: training can begin with the phases that have an lr: {fresh}")
+    began, tokenizer = time.time(), build_tokenizer(config.seed)
     chat = ChatFormat(tokenizer)
     policy = PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, **config.policy)
     params = decoder.init_params(policy, jax.random.key(config.seed))
-    names = sorted(config.phases)
-    if _START.value:
-        policy, params = load_policy(_START.value, remat=False)
-        names = names[names.index(_FIRST.value) :]
+    if start:
+        policy, params = load_policy(start, remat=False)
+    tx, opt_state, take_step = optax.identity(), None, None
     held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
-    for position, name in enumerate(names):
-        phase, number = config.phases[name], sorted(config.phases).index(name)
-        if phase.lr:  # a fresh optimizer, for this phase and those after it without an own rate
-            following = [config.phases[later] for later in names[position + 1 :]]
+    for number, name in list(enumerate(names))[names.index(first) :]:
+        phase = config.phases[name]
+        if phase.lr or take_step is None:  # a fresh optimizer, for this phase and those after it without an own rate
+            following = [config.phases[later] for later in names[number + 1 :]]
             tx = _optimizer(config, phase, itertools.takewhile(lambda later: not later.lr, following))
-            opt_state, step_fn = tx.init(params), training.make_step(policy, tx)
-        demonstrator = training.seeded_demonstrator(chat, tokenizer, config.seed + number)
+            opt_state, take_step = tx.init(params), training.make_step(policy, tx)
+        demonstrator = Demonstrator(chat, config.seed + number)
         rows = training.prefetched(training.batches(phase, demonstrator, task_seed=config.seed + 2 + number))
         for step in range(1, phase.steps + 1):
-            params, opt_state, metrics = step_fn(params, opt_state, next(rows))
+            params, opt_state, metrics = take_step(params, opt_state, next(rows))
             if step % config.log_every == 0:
                 scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
                 print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
             if step % config.save_every == 0 or step == phase.steps:
-                save_policy(_OUT.value, policy, params, tokenizer)
-                _print_decisions(params, policy, training.seeded_demonstrator(chat, tokenizer, 0), held_out)
+                save_policy(out, policy, params, tokenizer)
+                _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
         rows.close()
-    print(f"saved to {_OUT.value} after {(time.time() - began) / 60:.1f} minutes")
+    print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")
 
 
 def _optimizer(config, phase, following) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay to a tenth over this phase and the following ones."""
     steps = phase.steps + sum(later.steps for later in following)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, phase.lr, min(config.warmup_steps, steps // 4), steps, phase.lr * 0.1
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
-    )
+    warmup = min(config.warmup_steps, steps // 4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, phase.lr, warmup, steps, phase.lr * 0.1)
+    adam = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adam)
 
 
 def _print_decisions(params, policy, demonstrator, tasks) -> None:
     for hinted in (False, True):
-        report = training.decision_probabilities(params, policy, demonstrator, tasks, hinted, length=320)
+        report = training.decision_probabilities(params, policy, demonstrator, tasks, hinted)
         text = "  ".join(f"{kind} {scores['sampled']:.2f}/{scores['greedy']:.2f}" for kind, scores in report.items())
         print(f"  right when {'hinted' if hinted else 'unhinted'} (sampled/greedy): {text}", flush=True)
 
 
-def run() -> None:
+def main(argv: list[str]) -> None:
     try:
-        app.run(main)
+        if len(argv) > 1:
+            raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
+        logging.set_verbosity(logging.ERROR)
+        make_policy(_CONFIG.value, _OUT.value, _START.value, _FIRST.value)
     except UserError as error:
-        sys.exit(f"hintsd_jax: {error}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    run()
+    app.run(main)

@@ -1,16 +1,15 @@
-"""Weighted next-token training of the embedded policy: rows of token ids in, parameters out.
+"""Weighted next-token training of the embedded policy: demonstrations in, parameters out.
 
-Small on purpose: one compiled step per phase, fresh rows for every step from a seeded demonstrator.
+Small on purpose: one compiled step per phase, fresh tokens for every step from a seeded demonstrator.
 """
 
 from __future__ import annotations
 
-import queue
-import random
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,16 @@ import optax
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.tools.desk_policy.rows import Demonstrator, Row
+from hintsd_jax.sampling.scoring import span_logprobs
+from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
 
-FAILURES_KEPT = 256  # recent failed episodes that reviews and advice are drawn from
+FAILURES_KEPT = 256  # recent failed episodes that reviews and feedback are drawn from
+
+Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
 
 
-def pad_rows(rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows -> tokens int32 [B, T] and weights float32 [B, T], right padded; longer rows are cut."""
+def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 [B, T] and weights float32 [B, T], right padded; longer rows are cut."""
     tokens_BT = np.zeros((len(rows), length), np.int32)
     weights_BT = np.zeros((len(rows), length), np.float32)
     for b, row in enumerate(rows):
@@ -35,114 +37,83 @@ def pad_rows(rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens_BT, weights_BT
 
 
-def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Endless batches of a phase: `{"episodes": [B1, T1], "answers": [B2, T2], "started": [B3, T3]}` rows of tokens and
-    weights.
+def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[Batch]:
+    """Endless batches of a phase, in the groups "episodes", "answers" and "guided", each of a length of its own.
 
     `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from.
     With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
     are always of episodes with mistakes.
     """
-    rng, index = demonstrator.rng, 0
+    rng, index, counts = demonstrator.rng, 0, phase.rows
     failures, played = (deque(maxlen=FAILURES_KEPT) for _ in range(2))
+    hints = {"contradict_rate": phase.contradict_rate, "vague_rate": phase.vague_rate}
+    hints["error_scale"] = 1.0 - phase.clean
 
     def fresh_task() -> dict:
         nonlocal index
         index += 1
         return generate_task(task_seed, index, *rng.choice(phase.shapes))
 
-    def play() -> Row:
+    def play() -> WeightedTokens:
         task = fresh_task()
         episode = demonstrator.play(task)
         played.append((task, episode))
         if not episode.success:
             failures.append((task, episode))
-        return demonstrator.row(demonstrator.play(task, error_scale=0.0) if phase.clean else episode)
+        return demonstration(demonstrator.play(task, error_scale=0.0) if phase.clean else episode)
 
     while len(failures) < FAILURES_KEPT // 8:
         play()
-    counts = phase.rows
     while True:
-        episodes = [play() for _ in range(counts.plain)] + [
-            demonstrator.drill_row(phase.drill_length) for _ in range(counts.drill)
-        ]
-        hinted = {
-            "error_scale": 1.0 - phase.clean,
-            "contradict_rate": phase.contradict_rate,
-            "vague_rate": phase.vague_rate,
-        }
-        answers = [demonstrator.hinted_row(fresh_task(), **hinted) for _ in range(counts.hinted)]
-        answers += [
-            demonstrator.review_row(*rng.choice(failures), max_targets=rng.choice((1, 3, 3)))
-            for _ in range(counts.review)
-        ]
-        answers += [demonstrator.advice_row(*rng.choice(failures)) for _ in range(counts.advice)]
-        answers += [demonstrator.judge_row(*rng.choice(played)) for _ in range(counts.judge)]
-        started = [demonstrator.started_row(fresh_task()) for _ in range(counts.started)]
+        episodes = [play() for _ in range(counts.plain)]
+        episodes += [demonstrator.drill(phase.drill_length) for _ in range(counts.drill)]
+        answers = [demonstrator.hinted(fresh_task(), **hints) for _ in range(counts.hinted)]
+        for _ in range(counts.review):
+            answers.append(demonstrator.review(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))))
+        answers += [demonstrator.step_feedback(*rng.choice(failures)) for _ in range(counts.step_feedback)]
+        answers += [demonstrator.judgement(*rng.choice(played)) for _ in range(counts.judgement)]
+        guided = [demonstrator.guided(fresh_task()) for _ in range(counts.guided)]
         groups = {
             "episodes": (episodes, phase.episode_length),
             "answers": (answers, phase.answer_length),
-            "started": (started, phase.started_length),
+            "guided": (guided, phase.guided_length),
         }
-        yield {name: pad_rows(rows, length) for name, (rows, length) in groups.items() if rows}
+        yield {name: padded(rows, length) for name, (rows, length) in groups.items() if rows}
 
 
-def prefetched(iterator: Iterator, depth: int = 4) -> Iterator:
+def prefetched(iterator: Iterator[Any], depth: int = 4) -> Generator[Any, None, None]:
     """Runs an endless iterator in a thread of its own, in order: tokenising goes on while the devices compute. What the
-    iterator raises is raised here."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.5)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in iterator:
-                if not put((item, None)):
-                    return
-        except BaseException as error:  # the consumer would wait for ever
-            put((None, error))
-
-    threading.Thread(target=produce, daemon=True).start()
+    iterator raises is raised here.
+    """
+    pool = ThreadPoolExecutor(1)
+    waiting = deque(pool.submit(next, iterator) for _ in range(depth))
     try:
         while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item
+            waiting.append(pool.submit(next, iterator))
+            yield waiting.popleft().result()
     finally:
-        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
-def _sums(params, config: PolicyConfig, tokens_BT, weights_BT):
+def _sums(params, policy: PolicyConfig, tokens_BT, weights_BT):
     """Weighted cross-entropy sum, weight sum, and how many full-weight tokens (and whole answers) the argmax gets
     right.
     """
-    hidden_BTD = decoder.forward(params, config, tokens_BT[:, :-1])
-    logits_BTV = decoder.project(params, config, hidden_BTD)
+    hidden_BTD = decoder.forward(params, policy, tokens_BT[:, :-1])
+    logits_BTV = decoder.project(params, policy, hidden_BTD)
     targets_BT, weights_BT = tokens_BT[:, 1:], weights_BT[:, 1:]
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
-    wanted_BT = weights_BT == 1.0
-    right_BT = (jnp.argmax(logits_BTV, -1) == targets_BT) | ~wanted_BT
-    scored_B = jnp.any(wanted_BT, axis=1)
-    return (
-        jnp.sum(losses_BT * weights_BT),
-        jnp.sum(weights_BT),
-        {
-            "right_tokens": jnp.sum(right_BT & wanted_BT) / jnp.maximum(jnp.sum(wanted_BT), 1),
-            "right_rows": jnp.sum(jnp.all(right_BT, axis=1) & scored_B) / jnp.maximum(jnp.sum(scored_B), 1),
-        },
-    )
+    counted_BT = weights_BT == 1.0
+    right_BT = (jnp.argmax(logits_BTV, -1) == targets_BT) | ~counted_BT
+    scored_B = jnp.any(counted_BT, axis=1)
+    scores = {
+        "right_tokens": jnp.sum(right_BT & counted_BT) / jnp.maximum(jnp.sum(counted_BT), 1),
+        "right_rows": jnp.sum(jnp.all(right_BT, axis=1) & scored_B) / jnp.maximum(jnp.sum(scored_B), 1),
+    }
+    return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT), scores
 
 
-def make_step(config: PolicyConfig, tx: optax.GradientTransformation) -> Callable:
+def make_step(policy: PolicyConfig, tx: optax.GradientTransformation) -> Callable:
     """A compiled `(params, opt_state, batch) -> (params, opt_state, metrics)`; donates its state."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -150,7 +121,7 @@ def make_step(config: PolicyConfig, tx: optax.GradientTransformation) -> Callabl
         def loss_fn(params):
             loss, weight, metrics = 0.0, 0.0, {}
             for name, (tokens_BT, weights_BT) in batch.items():
-                group_loss, group_weight, scores = _sums(params, config, tokens_BT, weights_BT)
+                group_loss, group_weight, scores = _sums(params, policy, tokens_BT, weights_BT)
                 loss, weight = loss + group_loss, weight + group_weight
                 metrics |= {f"{name}/{key}": value for key, value in scores.items()}
             return loss / weight, metrics
@@ -162,38 +133,21 @@ def make_step(config: PolicyConfig, tx: optax.GradientTransformation) -> Callabl
     return step
 
 
-@partial(jax.jit, static_argnums=1)
-def _span_logprobs(params, config: PolicyConfig, tokens_BT, spans_BT):
-    logits_BTV = decoder.project(params, config, decoder.forward(params, config, tokens_BT[:, :-1]))
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, tokens_BT[:, 1:])
-    return -jnp.sum(losses_BT * spans_BT[:, 1:], axis=1)
-
-
 def decision_probabilities(
-    params, config: PolicyConfig, demonstrator: Demonstrator, tasks, hinted: bool, length: int
-) -> dict:
+    params, policy: PolicyConfig, demonstrator: Demonstrator, tasks: Sequence[Mapping], hinted: bool
+) -> dict[str, dict[str, float]]:
     """What the policy would do at each decision after right steps only.
 
     Returns, per kind and for "all": `sampled` = mean probability of the whole right action, `greedy` = share of
-    decisions where the right action is likelier than the habitual mistake.
+    decisions where the right action is likelier than the usual mistake.
     """
-    decisions = [d for task in tasks for d in demonstrator.decisions(task, hinted)]
-    scores = []
-    for attribute in ("right", "wrong"):
-        rows = [
-            Row(d.context + getattr(d, attribute), [0.0] * len(d.context) + [1.0] * len(getattr(d, attribute)))
-            for d in decisions
-        ]
-        parts = [pad_rows(rows[i : i + 64], length) for i in range(0, len(rows), 64)]
-        scores.append(np.concatenate([np.asarray(_span_logprobs(params, config, *part)) for part in parts]))
-    right, wrong = scores
-    kinds = np.array([d.kind for d in decisions])
+    decisions = [decision for task in tasks for decision in demonstrator.decisions(task, hinted)]
+    spans = [(d.context, action) for d in decisions for action in (d.right, d.wrong)]
+    scores = np.array([logprobs.sum() for logprobs in span_logprobs(params, policy, spans, one_shape=True)])
+    right, wrong = scores[::2], scores[1::2]
+    kinds = np.array([decision.kind for decision in decisions])
     report = {}
     for kind in ("all", *sorted(set(kinds))):
         chosen = slice(None) if kind == "all" else kinds == kind
         report[kind] = {"sampled": float(np.exp(right[chosen]).mean()), "greedy": float((right > wrong)[chosen].mean())}
     return report
-
-
-def seeded_demonstrator(chat, tokenizer, seed: int) -> Demonstrator:
-    return Demonstrator(chat, tokenizer, random.Random(seed))

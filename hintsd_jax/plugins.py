@@ -5,12 +5,12 @@ Environments, algorithms and selectors of one's own all come in through here.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from typing import Any
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean
 
 
 def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
@@ -24,8 +24,7 @@ def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
     """
     module_name, colon, name = path.partition(":")
     if not colon:
-        near = difflib.get_close_matches(path, known := sorted(known), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+        hint = did_you_mean(path, sorted(known))
         raise UserError(f"{kind} {path!r} is unknown: {hint} Or give your own as 'package.module:name'")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"{kind} {path!r}: write it as 'package.module:name'")

@@ -6,7 +6,6 @@ told in one line with its place.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import traceback
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # in a checkout a link to the configs at its top
 _OTHERS = ("__init__", "desk_warmup")  # not configs of a run
@@ -34,9 +34,7 @@ def find(named: str) -> Path:
     if path.is_file():
         return path
     if "/" not in named and not named.endswith(".py"):
-        near = difflib.get_close_matches(named, shipped(), 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped())}"
-        raise UserError(f"config {named!r} is neither shipped nor a file: {hint}")
+        raise UserError(f"config {named!r} is neither shipped nor a file: {did_you_mean(named, shipped())}")
     raise UserError(f"the config file {named} cannot be read ({'a folder' if path.is_dir() else 'no such file'})")
 
 

@@ -6,7 +6,6 @@ What only one algorithm refuses stands with that algorithm (`Algorithm.problems`
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import numbers
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, settings, u
 from hintsd_jax.config.fields import inside
 from hintsd_jax.config.schema import FREE, Config
 from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean
 
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
     *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template"),
@@ -90,9 +90,7 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
     if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
         return f"{name} = {value!r} is now called {RENAMED_VALUES[name, value]!r}"
     if key.choices and value not in key.choices and not (key.open and ":" in value):
-        near = difflib.get_close_matches(value.lower(), key.choices, 1, 0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(key.choices)}"
-        return f"{name} = {value!r} is unknown, {hint}"
+        return f"{name} = {value!r} is unknown, {did_you_mean(value, key.choices)}"
     return None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hintsd_jax.envs.base import Fault, Message, Report, Start, StepResult
+from hintsd_jax.texts import is_encodable
 
 START_ROLES = ("system", "user", "assistant", "tool")
 OBSERVATION_ROLES = ("user", "tool")
@@ -82,9 +83,7 @@ def _messages(messages: Iterable[Any], roles: tuple[str, ...]) -> tuple[Message,
         role, content = message.get("role"), message.get("content")
         _require(role in roles, f"a message has the role {role!r}: use {', '.join(roles)}")
         _require(isinstance(content, str), f"a message's content is {type(content).__name__}, not text")
-        # half of a surrogate pair is a str that no tokenizer takes
-        unicode = content.isascii() or content == content.encode("utf-8", "replace").decode()
-        _require(unicode, "a message is not Unicode text")
+        _require(is_encodable(content), "a message is not Unicode text")
         copy.append({"role": role, "content": content})
     return tuple(copy)
 

@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 from hintsd_jax.envs.base import Action, ToolCall
+from hintsd_jax.texts import is_encodable
 
 HERMES, BARE = "hermes", "bare"
 STYLES = (HERMES, BARE)
@@ -137,7 +138,7 @@ def _check(payload: Any, number: int) -> None:
     while pending:
         value, depth = pending.pop()
         if isinstance(value, str):
-            if any("\ud800" <= character <= "\udfff" for character in value):
+            if not is_encodable(value):
                 raise ValueError(f"call {number} holds half of a surrogate pair")
         elif isinstance(value, dict | list):
             if depth > MAX_DEPTH:

@@ -24,6 +24,7 @@ from hintsd_jax.envs.base import Message
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.post import Poster
 from hintsd_jax.sampling import Sampling
+from hintsd_jax.texts import encodable
 
 TIMEOUT, ERROR, GARBAGE, REFUSED = "endpoint_timeout", "endpoint_error", "endpoint_garbage", "endpoint_refused"
 MAX_BYTES = 4 * 2**20  # of a reply; 32,000 tokens are some 200 kB
@@ -198,9 +199,7 @@ def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
         return Reply(
             reason=GARBAGE, detail=detail, retryable=True, prompt_tokens=prompt or 0, completion_tokens=completion or 0
         )
-    text = text.encode(
-        "utf-8", "replace"
-    ).decode()  # JSON can escape half a surrogate pair, which no file and no tokenizer takes
+    text = encodable(text)
     prompt = _tokens(*(message["content"] for message in messages)) if prompt is None else prompt
     return Reply(text, prompt_tokens=prompt, completion_tokens=_tokens(text) if completion is None else completion)
 

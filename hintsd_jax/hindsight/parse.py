@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hintsd_jax.hindsight.targets import Target
+from hintsd_jax.texts import encodable
 
 REASONS = ("unparsable", "bad_step", "empty_feedback", "repeated_step", "over_limit")
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
@@ -51,7 +52,7 @@ def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int |
         elif step in by_step:
             dropped["repeated_step"] += 1
         else:
-            by_step[step] = Target(step, _encodable(feedback.strip()))
+            by_step[step] = Target(step, encodable(feedback.strip()))
     targets = sorted(by_step.values())
     if len(targets) > max_targets:
         dropped["over_limit"] = len(targets) - max_targets
@@ -82,8 +83,3 @@ def _parse_entries(text: str) -> list:
     if not isinstance(entries, list):
         raise ValueError('no list "failures" in the answer')
     return entries
-
-
-def _encodable(feedback: str) -> str:
-    """JSON can escape half a surrogate pair, which no tokenizer takes: each becomes "?"."""
-    return feedback.encode("utf-8", "replace").decode("utf-8")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from hintsd_jax.envs.base import Action, Message, ToolCall
 from hintsd_jax.envs.tool_calls import MAX_DIGITS, OPEN, THINK_CLOSE
+from hintsd_jax.texts import encodable
 
 OFFICIAL, PAPER = "official", "paper"
 FORMATS = (OFFICIAL, PAPER)
@@ -31,13 +32,13 @@ def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
 def result_messages(calls: Sequence[ToolCall], results: Sequence[str], form: str) -> tuple[Message, ...]:
     """The messages that bring an agent the results of its calls, in order."""
     if form == OFFICIAL:
-        return tuple({"role": "tool", "content": _unicode(result)} for result in results)
+        return tuple({"role": "tool", "content": encodable(result)} for result in results)
     blocks = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), 1):
         content = _loads(result) if result.strip().startswith(("{", "[")) else None
         entry = {"name": f"{call.name}_{number}", "content": result if content is None else content}
         blocks.append(f"<tool_call>\n{json.dumps(entry, ensure_ascii=False)}\n</tool_call>\n")
-    return ({"role": "user", "content": _unicode("".join(blocks))},)
+    return ({"role": "user", "content": encodable("".join(blocks))},)
 
 
 def _read_official(text: str) -> tuple[ToolCall, ...]:
@@ -70,11 +71,6 @@ def _read_paper(text: str) -> tuple[ToolCall, ...]:
             arguments = _loads(arguments)
         calls.append(ToolCall(payload["name"], arguments if isinstance(arguments, dict) else {}))
     return tuple(calls)
-
-
-def _unicode(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON allows and no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _integer(literal: str) -> int:

@@ -1,12 +1,12 @@
 """The `env.options` of BFCL: a mapping in, checked `Options` out."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.bfcl.actions import FORMATS
 from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Options:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1) or known
-                raise UserError(f"bfcl has no option {name!r}; did you mean {' or '.join(near)}?")
+                raise UserError(f"bfcl has no option {name!r}; {did_you_mean(name, known)}")
         parsed = cls(**options)
         if parsed.format not in FORMATS:
             raise UserError(f"bfcl has no format {parsed.format!r}; known: {', '.join(FORMATS)}")

@@ -9,7 +9,6 @@ by cores, two a chip, as Google Cloud does.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.sharding import AXES, make_mesh, mesh_sizes
+from hintsd_jax.texts import did_you_mean
 from hintsd_jax.tools.planner import topologies
 
 GIB = 2**30
@@ -112,9 +112,9 @@ def find(name: str, memory_gib: float = 0.0) -> Devices:
     """
     devices = _local() if not name else _tpus(name.lower()) or _gpus(name.lower())
     if devices is None:
-        near = difflib.get_close_matches(name.lower(), [*(f"{kind}-8" for kind in TPUS), *GPUS], 1, 0.5)
         known = f"name TPUs such as v5e-8, v5p-64 or v5e:2x4, or GPUs: {', '.join(GPUS)}, with a number as in h100:8"
-        raise UserError(f"plan.devices = {name!r} is unknown: {f'did you mean {near[0]!r}?' if near else known}")
+        hint = did_you_mean(name, [*(f"{kind}-8" for kind in TPUS), *GPUS], known)
+        raise UserError(f"plan.devices = {name!r} is unknown: {hint}")
     if memory_gib:
         return dataclasses.replace(devices, memory=int(memory_gib * GIB), memory_note="plan.memory_gib")
     return devices

@@ -1,0 +1,27 @@
+"""Text from outside: names that may be misspelt, and characters that no tokenizer takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint for a message about an unknown name: the nearest known one, whatever the case; without any near
+    `otherwise`, by default all of them.
+    """
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1, 0.5)
+    if near:
+        return f"did you mean {by_lower[near[0]]!r}?"
+    return otherwise or f"choose one of {', '.join(by_lower.values())}"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether text is Unicode: Python and JSON strings can hold half a surrogate pair, which no tokenizer or file takes."""
+    return text.isascii() or encodable(text) == text
+
+
+def encodable(text: str) -> str:
+    """The text with "?" in place of halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")

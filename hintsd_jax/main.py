@@ -9,6 +9,7 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import signal
 import sys
@@ -125,7 +126,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cli() -> None:
-    """The console script."""
+    """The console script. Modules of the folder where it starts are found, as with `python -m`."""
+    sys.path.insert(0, os.getcwd())
     sys.exit(main(sys.argv[1:]))
 
 

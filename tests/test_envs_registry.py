@@ -9,6 +9,7 @@ from hintsd_jax.envs import registry
 from hintsd_jax.envs.base import Environment, Report, Start, StepResult
 from hintsd_jax.envs.registry import register, resolve
 from hintsd_jax.errors import UserError
+from hintsd_jax.main import cli
 
 
 class Echo:
@@ -65,6 +66,17 @@ def test_mistakes_are_one_clear_line(name, words):
     with pytest.raises(UserError) as error:
         resolve(name)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_finds_an_environment_where_it_starts(tmp_path, monkeypatch, capsys):
+    (tmp_path / "lies_beside_it.py").write_text("number = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    flags = ["--config=desk_smoke", "--workdir=run", "--config.env.name=lies_beside_it:number"]
+    monkeypatch.setattr(sys, "argv", ["hintsd-jax", "train", *flags])
+    with pytest.raises(SystemExit) as end:
+        cli()
+    assert end.value.code == 2 and "'lies_beside_it:number' is int, not a class" in capsys.readouterr().err
 
 
 def test_a_name_is_not_taken_twice():

@@ -27,7 +27,7 @@ from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import schema as schema
 from hintsd_jax.export import export
 from hintsd_jax.models import decoder, lora
-from hintsd_jax.models.config import LORA_TARGETS
+from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.runs.workdir import Workdir, versions
 from hintsd_jax.session import lora_config, optim_config
 from hintsd_jax.training.state import create

@@ -34,20 +34,21 @@ SHAPE = {
 
 def write_checkpoint(folder: Path, shape: dict, files: int) -> None:
     """Random weights in about so many files of equal size."""
-    from hintsd_jax.checkpoints.naming import leaves
+    from hintsd_jax.checkpoints.parameters import parameters
     from hintsd_jax.checkpoints.safetensors import DTYPES, write_json, write_shards
     from hintsd_jax.models.config import PolicyConfig
 
     rng = np.random.default_rng(0)
-    todo = leaves(PolicyConfig.from_hf(shape))
+    todo = parameters(PolicyConfig.from_hf(shape))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for leaf in todo:
-            for name in leaf.names:
-                bits = rng.integers(0x3C00, 0x3D00, leaf.hf_shape, dtype=np.uint16)  # bfloat16 between 0.0078 and 0.03
+        for parameter in todo:
+            for name in parameter.hf_names:
+                # bfloat16 between 0.0078 and 0.03
+                bits = rng.integers(0x3C00, 0x3D00, parameter.hf_shape, dtype=np.uint16)
                 yield name, bits.view(DTYPES["BF16"])
 
-    total = sum(2 * int(np.prod(leaf.hf_shape)) * len(leaf.names) for leaf in todo)
+    total = sum(2 * int(np.prod(parameter.hf_shape)) * len(parameter.hf_names) for parameter in todo)
     write_json(folder / "config.json", shape)
     write_shards(folder, tensors(), limit=-(-total * 21 // (files * 20)))
 
@@ -64,7 +65,7 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     import jax.numpy as jnp
 
     from hintsd_jax.checkpoints.huggingface import load_policy, open_checkpoint, read_config
-    from hintsd_jax.checkpoints.naming import leaves
+    from hintsd_jax.checkpoints.parameters import parameters
     from hintsd_jax.models.config import LoraConfig
     from hintsd_jax.models.sharding import make_mesh
 
@@ -76,7 +77,8 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     jax.block_until_ready(params)
     seconds, peak = time.perf_counter() - began, _resident("VmHWM")
     checkpoint = open_checkpoint(Path(folder), read_config(folder))
-    largest = max(int(np.prod(leaf.hf_shape)) * checkpoint.dtype(leaf.names[0]).itemsize for leaf in leaves(config))
+    size = lambda parameter: int(np.prod(parameter.hf_shape)) * checkpoint.dtype(parameter.hf_names[0]).itemsize
+    largest = max(map(size, parameters(config)))
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     files = len(set(checkpoint.file_of.values()))
     return {"start": start, "params": held, "largest": largest, "peak": peak, "seconds": seconds, "files": files}

@@ -1,27 +1,27 @@
-"""`--mode=export`: a run's checkpoint in, directories out that transformers, vLLM and SGLang read.
+"""Export: a run's checkpoint flows in, directories flow out that transformers, vLLM and SGLang read.
 
 A whole directory (config, weights with the adapter merged, tokenizer, chat template) in the form of the checkpoint that
 training began with, and the adapters in PEFT's format, of the student and of its EMA, the teacher.
 
 Invariants: what training did not change is written as it was, bit for bit, in its own dtype. Neither a device nor the
-whole model is
-needed: weights pass through host memory parameter by parameter. A directory has its final name only when all of it is
-there.
+whole model is needed: weights pass through host memory parameter by parameter. A directory has its final name only when
+all of it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from hintsd_jax.checkpoints.huggingface import layers, open_checkpoint, read_config, write_like
-from hintsd_jax.checkpoints.naming import leaves
+from hintsd_jax.checkpoints.huggingface import open_checkpoint, read_config, write_like
+from hintsd_jax.checkpoints.parameters import parameters
 from hintsd_jax.checkpoints.peft import save_adapter
-from hintsd_jax.checkpoints.safetensors import Tensors
+from hintsd_jax.checkpoints.safetensors import TensorFiles
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config.build import lora_config
 from hintsd_jax.config.schema import Config
@@ -30,7 +30,11 @@ from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.workdir import Workdir
 
-_TREES = {"student": "params", "ema": "ema"}  # as the config names them -> in the train state
+# Whose weights, as the config names them -> their tree in the train state.
+_TREES = {"student": "params", "ema": "ema"}
+
+# Reads a part of a tree: nested dicts down to the wanted arrays -> the same dicts with arrays.
+Reader = Callable[[Any], Any]
 
 
 def export(config: Config, workdir: str) -> list[Path]:
@@ -46,18 +50,16 @@ def export(config: Config, workdir: str) -> list[Path]:
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
     policy = read_config(config.policy.path, lora=lora_config(config))
     source = open_checkpoint(Path(config.policy.path), policy)
-    # the base may lie elsewhere than it did while training
+    # The base model may lie elsewhere than it did while training.
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
         checkpoints = Checkpoints.open(folder.path, config)
-        step = _chosen(checkpoints, config.export.checkpoint, folder.path)
-        out = (
-            Path(config.export.path).expanduser() if config.export.path else folder.path / "export" / f"step_{step:06d}"
-        )
+        step = _chosen_step(checkpoints, config.export.checkpoint, folder.path)
+        out = Path(config.export.path or folder.path / "export" / f"step_{step:06d}").expanduser()
         dtype = None if config.export.dtype == "auto" else config.export.dtype
         written = []
         for name, tree in _TREES.items():
             read = lambda part, tree=tree: checkpoints.restore_part(step, {tree: part})[tree]
-            adapter = read(_names(policy)) if policy.lora else None
+            adapter = read(_adapter_shapes(policy)) if policy.lora else None
             if name in config.export.weights:
                 tensors = _trained(policy, read) if adapter is None else _merged(policy, source, adapter)
                 written.append(out / name)
@@ -71,7 +73,7 @@ def export(config: Config, workdir: str) -> list[Path]:
     return written
 
 
-def _chosen(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
+def _chosen_step(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
     step = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(wanted, wanted)
     if step is None:
         raise UserError(
@@ -84,33 +86,32 @@ def _chosen(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
     return int(step)
 
 
-def _names(policy: PolicyConfig):
+def _adapter_shapes(policy: PolicyConfig) -> lora.Adapter:
     return jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
 
 
-def _trained(policy: PolicyConfig, read) -> Iterator[tuple[str, np.ndarray]]:
+def _trained(policy: PolicyConfig, read: Reader) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face's tensors of weights that were all trained; one of our parameters is read at a time."""
-    for leaf in leaves(policy):
-        node = names = {}
-        for key in leaf.path[:-1]:
-            node = node.setdefault(key, {})
-        node[leaf.path[-1]] = 0
-        found = read(names)
-        for key in leaf.path:
-            found = found[key]
-        yield from layers(leaf, found)
+    for parameter in parameters(policy):
+        wanted: Any = 0  # any leaf that is not an array comes as NumPy
+        for key in reversed(parameter.path):
+            wanted = {key: wanted}
+        weight = read(wanted)
+        for key in parameter.path:
+            weight = weight[key]
+        yield from parameter.hf_tensors(weight)
 
 
-def _merged(policy: PolicyConfig, source: Tensors, adapter: lora.Adapter) -> Iterator[tuple[str, np.ndarray]]:
+def _merged(policy: PolicyConfig, source: TensorFiles, adapter: lora.Adapter) -> Iterator[tuple[str, np.ndarray]]:
     """Those of the checkpoint that training began with, the adapter merged into its targets."""
-    pairs = {
-        ("layers", *target.path, "kernel"): adapter["layers"][target.path[0]][target.path[1]]
-        for target in lora.targets(policy)
-    }
-    for leaf in leaves(policy):
-        pair = pairs.get(leaf.path)
-        for n, name in enumerate(leaf.names):
-            weight = source.read(name, leaf.hf_shape)
+    settings, pairs = lora.settings(policy), {}
+    for target in lora.targets(policy):
+        part, module = target.path
+        pairs["layers", part, module, "kernel"] = adapter["layers"][part][module]
+    for parameter in parameters(policy):
+        pair = pairs.get(parameter.path)
+        for n, name in enumerate(parameter.hf_names):
+            weight = source.read(name, parameter.hf_shape)
             if pair is not None:
-                weight = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, policy.lora).T
+                weight = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, settings).T
             yield name, weight

@@ -178,7 +178,7 @@ def test_a_header_that_lies_is_refused(checkpoint, change, message):
 def test_a_config_of_more_layers_than_tensors_is_refused_at_once(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text()) | {"num_hidden_layers": 16_000_000}
     (checkpoint / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="holds 35 tensors; config.json asks for 16000000 layers"):
+    with pytest.raises(UserError, match="has 35 tensors; config.json asks for 16000000 layers"):
         load_policy(checkpoint)
 
 

@@ -16,7 +16,8 @@ from hintsd_jax.checkpoints import huggingface
 from hintsd_jax.checkpoints.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
-from hintsd_jax.models.config import LORA_TARGETS, LoraConfig
+from hintsd_jax.models.config import LoraConfig
+from hintsd_jax.models.families import LORA_TARGETS
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BASE, ADAPTER = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_tied_adapter"

@@ -1,4 +1,4 @@
-"""Checkpoints of runs as Hugging Face directories and PEFT adapters, compared with the files that training began with."""
+"""Checkpoints of runs as Hugging Face directories and PEFT adapters, compared with the files that training starts from."""
 
 import json
 import pathlib
@@ -13,13 +13,12 @@ from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.safetensors import write_shards
 from hintsd_jax.checkpoints.train_state import Checkpoints
-from hintsd_jax.config import schema as schema
+from hintsd_jax.config import base as base_config
+from hintsd_jax.config.build import build, lora_config, optimizer_config
 from hintsd_jax.errors import UserError
 from hintsd_jax.export import export
-from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import lora_config, optim_config
 from hintsd_jax.training.state import create
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -35,32 +34,27 @@ BESIDE = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Makes a workdir whose checkpoints hold what `change` makes of the starting weights: of step 3 (the best) and 5
-    (the latest).
-    """
+    """Makes a workdir with checkpoints of the starting weights after `change`: of steps 3 (best) and 5 (latest)."""
 
     def make(name: str, rank: int, change=lambda leaf: leaf):
         base = shutil.copytree(FIXTURES / name, tmp_path / "base")
         (base / "expected.npz").unlink()
         for file, text in BESIDE.items():
             (base / file).write_text(text)
-        config = resolved(schema.base())
-        config.policy.path = str(base)
-        config.lora.rank, config.lora.targets = rank, ("q_proj", "o_proj", "down_proj")
+        targets = ("q_proj", "o_proj", "down_proj")
+        edge = base_config()
+        edge.policy.path, edge.lora.rank, edge.lora.targets = str(base), rank, targets
+        config = build(edge)
         adapter = lora_config(config)
         policy, weights = load_policy(base, lora=adapter)
         trained = lora.init_adapter(policy, jax.random.key(0)) if adapter else weights
-        state = create(jax.tree.map(change, trained), optim_config(config))
+        state = create(jax.tree.map(change, trained), optimizer_config(config))
         state = state.replace(ema=jax.tree.map(lambda leaf: leaf / 2, state.params))
         with Workdir.open(tmp_path / "run", config):
-            checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint.keep)
+            checkpoints = Checkpoints.open(tmp_path / "run", config)
             for step, score in ((3, 0.9), (5, 0.1)):
-                checkpoints.save(
-                    step,
-                    state.replace(params=jax.tree.map(lambda leaf: leaf + (5 - step), state.params)),
-                    {},
-                    {"eval/avg@4": score},
-                )
+                params = jax.tree.map(lambda leaf, step=step: leaf + (5 - step), state.params)
+                checkpoints.save(step, state.replace(params=params), {}, {"eval/avg@4": score})
             checkpoints.close()
         return config, tmp_path / "run", base, policy
 
@@ -68,10 +62,7 @@ def run(tmp_path):
 
 
 def tensors(folder):
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def random(leaf):
@@ -91,7 +82,7 @@ def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run,
     config, workdir, base, _ = run(name, rank)
     written = export(config, workdir)
     student = workdir / "export" / "step_000005" / "student"
-    same(tensors(student), tensors(base))  # a fresh adapter changes nothing
+    same(tensors(student), tensors(base))  # a new adapter changes nothing
     assert json.loads((student / "config.json").read_text()) == json.loads((base / "config.json").read_text())
     assert {file.name for file in student.iterdir()} == {"config.json", "model.safetensors", *BESIDE} - {"README.md"}
     assert [path.name for path in written] == (["student", "student_adapter", "ema_adapter"] if rank else ["student"])
@@ -100,18 +91,15 @@ def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run,
 
 def test_all_weights_after_training_of_student_and_ema(run):
     config, workdir, base, _ = run(BIASED, 0, random)
-    config.export.weights, config.export.checkpoint, config.export.path = ("student", "ema"), "3", str(workdir / "out")
+    out = str(workdir / "out")
+    config = config.replaced({"export.weights": ("student", "ema"), "export.checkpoint": "3", "export.path": out})
     student, ema = export(config, workdir)
     assert (student, ema) == (workdir / "out" / "student", workdir / "out" / "ema")
     before = load_policy(base)[1]
-    jax.tree.map(
-        lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) + 2),
-        load_policy(student)[1],
-        before,
-    )
-    jax.tree.map(
-        lambda now, then: np.testing.assert_array_equal(now, random(np.asarray(then)) / 2), load_policy(ema)[1], before
-    )
+    expected = jax.tree.map(lambda leaf: random(np.asarray(leaf)), before)
+    equal = np.testing.assert_array_equal
+    jax.tree.map(lambda now, trained: equal(now, trained + 2), load_policy(student)[1], expected)
+    jax.tree.map(lambda now, trained: equal(now, trained / 2), load_policy(ema)[1], expected)
 
 
 def test_merged_weights_and_adapters_compute_what_training_computed(run):
@@ -127,9 +115,9 @@ def test_merged_weights_and_adapters_compute_what_training_computed(run):
         np.testing.assert_allclose(after[name], weight, rtol=1e-5, atol=1e-5)
     assert len(changed) == 3 * policy.num_layers and not np.array_equal(before[min(changed)], after[min(changed)])
 
-    fresh = jax.tree.map(random, lora.init_adapter(policy, jax.random.key(0)))
-    jax.tree.map(np.testing.assert_array_equal, load_adapter(adapter, policy), fresh)
-    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, then / 2), load_adapter(ema, policy), fresh)
+    trained = jax.tree.map(random, lora.init_adapter(policy, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(adapter, policy), trained)
+    jax.tree.map(lambda now, then: np.testing.assert_array_equal(now, then / 2), load_adapter(ema, policy), trained)
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
     tokens = np.arange(24).reshape(2, 12)
@@ -142,8 +130,7 @@ def test_merged_weights_and_adapters_compute_what_training_computed(run):
 
 def test_another_dtype_is_said_in_the_config(run):
     config, workdir, base, _ = run(BIASED, 2)
-    config.export.dtype = "bfloat16"
-    student = export(config, workdir)[0]
+    student = export(config.replaced({"export.dtype": "bfloat16"}), workdir)[0]
     assert {str(weight.dtype) for weight in tensors(student).values()} == {"bfloat16"}
     assert json.loads((student / "config.json").read_text())["dtype"] == "bfloat16"
     for name, weight in tensors(base).items():
@@ -152,9 +139,8 @@ def test_another_dtype_is_said_in_the_config(run):
 
 def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(run):
     config, workdir, _, _ = run(BIASED, 0, lambda leaf: leaf + 1e5)
-    config.export.dtype = "float16"
     with pytest.raises(UserError, match="has values that float16 cannot hold: choose export.dtype bfloat16 or float32"):
-        export(config, workdir)
+        export(config.replaced({"export.dtype": "float16"}), workdir)
     assert not list((workdir / "export" / "step_000005").iterdir())
 
 
@@ -176,17 +162,14 @@ def test_a_failed_export_leaves_the_one_before_it(run, monkeypatch):
 def test_which_checkpoint(run):
     config, workdir, base, _ = run(NARROW, 2)
     for wanted, step in (("latest", 5), ("best", 3), ("3", 3)):
-        config.export.checkpoint = wanted
-        assert export(config, workdir)[0].parent.name == f"step_{step:06d}"
-    config.export.checkpoint = "4"
+        assert export(config.replaced({"export.checkpoint": wanted}), workdir)[0].parent.name == f"step_{step:06d}"
     with pytest.raises(UserError, match=r"export.checkpoint = 4: .* has no such checkpoint; there are \[3, 5\]"):
-        export(config, workdir)
+        export(config.replaced({"export.checkpoint": "4"}), workdir)
     with pytest.raises(UserError, match="there is no run with checkpoints"):
         export(config, workdir / "elsewhere")
     assert not (workdir / "elsewhere").exists()
-    config.lora.rank = 3
     with pytest.raises(UserError, match=r"belongs to another config: lora.rank \(there 2, now 3\)"):
-        export(config, workdir)
+        export(config.replaced({"lora.rank": 3}), workdir)
     shutil.rmtree(base)
     with pytest.raises(UserError, match="base: no such directory"):
         export(config, workdir)

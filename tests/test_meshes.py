@@ -1,6 +1,6 @@
 """The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1 and 1x1x8 devices.
 
-Devices must be there before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
+Devices must exist before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
 each mesh did.
 """
 
@@ -32,28 +32,32 @@ def play(folder):
     from hintsd_jax.models.config import LoraConfig, PolicyConfig
     from hintsd_jax.models.sharding import make_mesh, shardings
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-    from hintsd_jax.training.batching import Branch, Row, Shapes, pack
-    from hintsd_jax.training.losses import LossConfig
+    from hintsd_jax.training.batching import BatchShapes, make_batches
+    from hintsd_jax.training.examples import Branch, Example
+    from hintsd_jax.training.loss_parts import Divergence
+    from hintsd_jax.training.losses import Loss
     from hintsd_jax.training.state import OptimConfig, create
     from hintsd_jax.training.train_step import update
 
     policy = PolicyConfig(
-        vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4, norm_eps=1e-6,
-        tie_embeddings=True, max_positions=64, remat=False, lora=LoraConfig(4, 8.0, 0.1),
+        vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4,
+        norm_eps=1e-6, tie_embeddings=True, max_positions=64, remat=False, lora=LoraConfig(4, 8.0, 0.1),
     )  # fmt: skip
-    loss, optim = LossConfig(top_k=5, chunk=16), OptimConfig(lr=3e-4, schedule="constant", ema_decay=0.9)
+    loss = Loss((Divergence(top_k=5),), chunk_tokens=16)
+    optim = OptimConfig(lr=3e-4, schedule="constant", ema_decay=0.9)
     rng = np.random.default_rng(0)
     ids = lambda size: tuple(int(i) for i in rng.integers(1, 63, size))
 
-    def row(n):
-        start, stop, late = 9, 12, int(rng.integers(20, 30))
-        spans = ((start, stop), (late, late + 4))
-        branches = [
-            Branch(k, a, b, a - 2, ids(5), tuple(rng.normal(size=b - a).tolist())) for k, (a, b) in enumerate(spans, 1)
-        ]
-        return Row(n, ids(40), tuple(branches), key=(n, 7)).with_branches(branches)
+    def example(n):
+        late = int(rng.integers(20, 30))
+        branches = []
+        for step, (start, stop) in enumerate(((9, 12), (late, late + 4)), 1):
+            logprobs = tuple(rng.normal(size=stop - start).tolist())
+            branches.append(Branch(step, start, stop, start - 2, ids(5), logprobs, {"divergence": 1.0}))
+        return Example(n, ids(40), tuple(branches), key=(n, 7)).with_branches(branches)
 
-    batches = pack([row(n) for n in range(8)], Shapes((40,), (24,), (8,), rows=8)).batches
+    shapes = BatchShapes((40,), (24,), (8,), batch_size=8)
+    batches = make_batches([example(n) for n in range(8)], shapes, loss).batches
     draw = lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
     base = jax.tree.map(draw, jax.eval_shape(lambda key: decoder.init_params(policy, key), jax.random.key(0)))
     adapter = jax.tree.map(draw, jax.eval_shape(lambda key: lora.init_adapter(policy, key), jax.random.key(0)))
@@ -80,9 +84,8 @@ def play(folder):
         engine = Engine(policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), mesh)
         jobs = [Job(prompt) for prompt in prompts]
         engine.run(lora.attach(params, trained), jobs)
-        full, metrics, _ = update(
-            None, create(params, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh
-        )
+        settings = {"policy": policy, "loss": loss, "optim": optim, "mesh": mesh}
+        full, metrics, _ = update(None, create(params, optim), batches, **settings)
         states[name] = full
         arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
         whole = [
@@ -94,11 +97,9 @@ def play(folder):
         (folder / f"{name}.json").write_text(json.dumps(result))
         np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
         if name in ("1x1x1", "2x2x2"):
-            low, metrics, _ = update(
-                params, create(trained, optim), batches, policy=policy, loss=loss, optim=optim, mesh=mesh
-            )
+            adapted, metrics, _ = update(params, create(trained, optim), batches, **settings)
             (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
-            np.savez(folder / f"lora_{name}.npz", *host((low.params, low.ema)))
+            np.savez(folder / f"lora_{name}.npz", *host((adapted.params, adapted.ema)))
 
         loaded = {}
         for fixture in LOADED if name in ("2x2x2", "1x1x8") else ():
@@ -172,9 +173,8 @@ def test_greedy_rollouts_are_the_same_but_for_ties(played, name):
 def test_no_large_array_lies_whole_on_every_device(played):
     for name in NAMES[1:]:
         assert not [array for array in read(played, name)["whole"] if name != "8x1x1" or "cache" in array], name
-    assert any(
-        "state" in array for array in read(played, "8x1x1")["whole"]
-    )  # replicas are what `data` means: the list does find them
+    # replicas are what `data` means: the list does find them
+    assert any("state" in array for array in read(played, "8x1x1")["whole"])
 
 
 @pytest.mark.parametrize("name", ["2x2x2", "1x1x8"])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.config import FAMILIES, PolicyConfig, RopeScaling
+from hintsd_jax.models.config import PolicyConfig, RopeScaling
+from hintsd_jax.models.families import FAMILIES
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = [

@@ -12,7 +12,8 @@ import pytest
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
-from hintsd_jax.models.config import LORA_TARGETS, LoraConfig, PolicyConfig
+from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.models.layers import Linear, dropout_masks
 from hintsd_jax.models.sharding import RULES
 

@@ -1,9 +1,10 @@
-"""Hugging Face directories in and out. config.json + safetensors + tokenizer.json <-> (PolicyConfig, Params,
-tokenizer).
+"""Hugging Face directories in and out: config.json, safetensors, tokenizer.json <-> (PolicyConfig, Params, tokenizer).
 
 Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and
 dtype is checked before a byte of data is read; then tensors go to their place on the mesh one at a time.
 """
+
+from __future__ import annotations
 
 import os
 import pathlib
@@ -17,8 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hintsd_jax.checkpoints.naming import EMBED, HEAD, Leaf, leaves
-from hintsd_jax.checkpoints.safetensors import INDEX, WEIGHTS, Tensors, read_json, replacing, write_json, write_shards
+from hintsd_jax.checkpoints.parameters import EMBED, HEAD, Parameter, parameters
+from hintsd_jax.checkpoints.safetensors import (
+    INDEX,
+    WEIGHTS,
+    TensorFiles,
+    read_json,
+    replacing,
+    write_json,
+    write_shards,
+)
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
@@ -27,23 +36,13 @@ from hintsd_jax.models.sharding import make_mesh, spec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_WEIGHT_FILES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".md",
-}  # and the old model's card
+# Not copied from a source directory: weights in any format, and the old model's card.
+_NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}
 _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
 def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
-    """The `config.json` of a directory; `overrides` are fields of PolicyConfig. Raises UserError as `load_policy` does."""
+    """The `config.json` of a directory; `overrides` are fields of PolicyConfig. Raises what `load_policy` raises."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
@@ -54,23 +53,21 @@ def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> Tensors:
+def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> TensorFiles:
     """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked
     but not read.
     """
-    checkpoint = _listed(path)
-    if config.num_layers > len(checkpoint.file_of):  # before a million absent layers are named
-        raise UserError(
-            f"{checkpoint.listing}: holds {len(checkpoint.file_of)} tensors; config.json asks for {config.num_layers} layers"
-        )
+    checkpoint = _tensor_files(path)
+    count = len(checkpoint.file_of)
+    if config.num_layers > count:  # before a million absent layers are named
+        raise UserError(f"{checkpoint.listing}: has {count} tensors; config.json asks for {config.num_layers} layers")
     expected = set()
-    for leaf in leaves(config):
-        for name in leaf.names:
-            checkpoint.check(name, leaf.hf_shape)
+    for parameter in parameters(config):
+        for name in parameter.hf_names:
+            checkpoint.check(name, parameter.hf_shape)
             expected.add(name)
     if config.tie_embeddings and HEAD in checkpoint.file_of:
-        # Some released tied checkpoints (Qwen3-0.6B) store the head as well. That is harmless while it is the same
-        # matrix.
+        # Some released tied checkpoints (Qwen3-0.6B) store the head as well: harmless while it is the same matrix.
         checkpoint.check(HEAD, (config.vocab_size, config.d_model))
         blocks = [(first, min(first + _ROWS, config.vocab_size)) for first in range(0, config.vocab_size, _ROWS)]
         if all(np.array_equal(checkpoint.rows(HEAD, *block), checkpoint.rows(EMBED, *block)) for block in blocks):
@@ -92,12 +89,13 @@ def load_policy(
     checkpoint = open_checkpoint(pathlib.Path(path), config)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     params: decoder.Params = {}
-    for leaf in leaves(config):
-        frozen = config.lora is not None and leaf.path[-1] != "scale"
+    for parameter in parameters(config):
+        frozen = config.lora is not None and parameter.path[-1] != "scale"
+        dtype = jnp.dtype(config.compute_dtype if frozen else np.float32)
         node = params
-        for key in leaf.path[:-1]:
+        for key in parameter.path[:-1]:
             node = node.setdefault(key, {})
-        node[leaf.path[-1]] = _place(checkpoint, leaf, mesh, jnp.dtype(config.compute_dtype if frozen else np.float32))
+        node[parameter.path[-1]] = _place(checkpoint, parameter, mesh, dtype)
     return config, params
 
 
@@ -105,7 +103,7 @@ def save_policy(
     path: str | os.PathLike,
     config: PolicyConfig,
     params: decoder.Params,
-    tokenizer: "PreTrainedTokenizerFast | None" = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> None:
     """Writes a Hugging Face directory in float32: all of it or nothing.
 
@@ -122,7 +120,7 @@ def save_policy(
 def write_like(
     path: str | os.PathLike,
     source: str | os.PathLike,
-    checkpoint: Tensors,
+    checkpoint: TensorFiles,
     tensors: Iterable[tuple[str, np.ndarray]],
     dtype: str | None,
 ) -> None:
@@ -149,49 +147,46 @@ def write_like(
         config |= {"dtype": dtype, "torch_dtype": dtype}
     with replacing(path, "policy", marker="config.json") as new:
         for file in source.iterdir():
-            if (
-                file.is_file()
-                and not file.name.startswith(".")
-                and file.suffix not in _WEIGHT_FILES
-                and not file.name.endswith(".index.json")
-            ):
+            left_out = file.name.startswith(".") or file.suffix in _NOT_COPIED or file.name.endswith(".index.json")
+            if file.is_file() and not left_out:
                 shutil.copyfile(file, new / file.name)
         write_json(new / "config.json", config)
         write_shards(new, stored())
 
 
-def _listed(path: pathlib.Path) -> Tensors:
+def _tensor_files(path: pathlib.Path) -> TensorFiles:
     if not (path / INDEX).is_file():
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
-        return Tensors([path / WEIGHTS], path / WEIGHTS, "config.json")
+        return TensorFiles([path / WEIGHTS], path / WEIGHTS, "config.json")
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
-    checkpoint = Tensors(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
+    checkpoint = TensorFiles(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
     for name, file in weight_map.items():
         if checkpoint.file_of.get(name) != path / file:
             raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
     return checkpoint
 
 
-def _place(checkpoint: Tensors, leaf: Leaf, mesh: Mesh, dtype: np.dtype) -> jax.Array:
+def _place(checkpoint: TensorFiles, parameter: Parameter, mesh: Mesh, dtype: np.dtype) -> jax.Array:
     """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
-    layout = NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, "train"))
-    parts = tuple(layout.spec)[1:] if leaf.stacked else tuple(layout.spec)
-    there = NamedSharding(
-        mesh, PartitionSpec(*(parts[::-1] if leaf.transposed else parts))
-    )  # a tensor of the file, split alike
-    made = jnp.zeros(leaf.shape, dtype, device=layout) if leaf.stacked else None
-    for n, name in enumerate(leaf.names):
-        tensor = jax.make_array_from_callback(leaf.hf_shape, there, checkpoint.read(name, leaf.hf_shape).__getitem__)
-        made = (
-            _write(made, tensor, n, transposed=leaf.transposed)
-            if leaf.stacked
-            else _take(tensor, leaf.transposed, dtype, layout)
-        )
-        made.block_until_ready()  # else the host would read ahead of what devices have taken, and hold it all
-    return made
+    layout = NamedSharding(mesh, spec(parameter.shape, parameter.axes, mesh, "train"))
+    parts = tuple(layout.spec)[1:] if parameter.stacked else tuple(layout.spec)
+    # of a tensor in the file, split over devices like the parameter
+    file_layout = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if parameter.transposed else parts)))
+
+    def read(name: str) -> jax.Array:
+        tensor = checkpoint.read(name, parameter.hf_shape)
+        return jax.make_array_from_callback(parameter.hf_shape, file_layout, tensor.__getitem__)
+
+    if not parameter.stacked:
+        return _take(read(parameter.hf_names[0]), parameter.transposed, dtype, layout).block_until_ready()
+    stack = jnp.zeros(parameter.shape, dtype, device=layout)
+    for n, name in enumerate(parameter.hf_names):
+        stack = _write(stack, read(name), n, transposed=parameter.transposed)
+        stack.block_until_ready()  # else the host would read ahead of what devices have taken, and keep it all
+    return stack
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="transposed")
@@ -206,17 +201,10 @@ def _take(tensor: jax.Array, transposed: bool, dtype: np.dtype, layout: NamedSha
     return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=layout)(tensor)
 
 
-def layers(leaf: Leaf, weight: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's tensors of one of our parameters, as views of it where it is NumPy's."""
-    for n, name in enumerate(leaf.names):
-        layer = np.asarray(weight[n] if leaf.stacked else weight)
-        yield name, layer.T if leaf.transposed else layer
-
-
 def _tensors(config: PolicyConfig, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
-    for leaf in leaves(config):
-        node = params
-        for key in leaf.path:
-            node = node[key]
-        for name, layer in layers(leaf, node):
-            yield name, layer.astype(np.float32)
+    for parameter in parameters(config):
+        weight: Any = params
+        for key in parameter.path:
+            weight = weight[key]
+        for name, tensor in parameter.hf_tensors(weight):
+            yield name, tensor.astype(np.float32)

@@ -1,5 +1,5 @@
-"""Adapters in PEFT's format in and out. adapter_config.json + adapter_model.safetensors <-> the adapter tree of
-`policy.lora`.
+"""Adapters in PEFT's format in and out: adapter_config.json + adapter_model.safetensors <-> the adapter tree of
+`models.lora`.
 
 PEFT stores A as [r, in] and B as [out, r], separately for each layer; here they are [N, in, r] and [N, r, out]. Reading
 and writing walk the same targets, so what is written is read back bit for bit.
@@ -8,17 +8,19 @@ Invariant: an adapter that loads computes here what PEFT computes with it. What 
 biases, ranks that differ between modules, ...) is refused by the name of its key, keys that are not known among them.
 """
 
+from __future__ import annotations
+
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from hintsd_jax.checkpoints.naming import NAMES
-from hintsd_jax.checkpoints.safetensors import Tensors, read_json, replacing, write_json, write_tensors
+from hintsd_jax.checkpoints.safetensors import TensorFiles, read_json, replacing, write_json, write_tensors
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.models.families import HF_NAMES
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -32,17 +34,19 @@ _SUPPORTED = {
 }
 # These change nothing that is computed with a loaded adapter. Every other key must be off: null, false or empty.
 _FREE = (
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
-    "revision", "task_type",
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "task_type",
 )  # fmt: skip
+# What is written beside these: everything else that PEFT knows, off.
 _OFF = {
-    "alpha_pattern": {}, "auto_mapping": None, "fan_in_fan_out": False, "layers_pattern": None, "layers_to_transform": None,
-    "modules_to_save": None, "rank_pattern": {}, "revision": None, "use_dora": False, "use_rslora": False,
+    "alpha_pattern": {}, "auto_mapping": None, "fan_in_fan_out": False, "layers_pattern": None,
+    "layers_to_transform": None, "modules_to_save": None, "rank_pattern": {}, "revision": None, "use_dora": False,
+    "use_rslora": False,
 }  # fmt: skip
 
 
 def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
-    """Reads an adapter for the policy `config`, whose `lora` says what it must be -> the tree of `lora.init_adapter` as
+    """Reads an adapter for the policy `config`, whose `lora` says what it must be: the tree of `lora.init_adapter` as
     float32 NumPy.
 
     Raises UserError when the directory, a file or a tensor is missing, cut short, misshapen or unexpected, and when
@@ -52,13 +56,14 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a PEFT adapter with {CONFIG} and {WEIGHTS}")
-    _check(read_json(path / CONFIG), path / CONFIG, config.lora)
+    settings = lora.settings(config)
+    _check(read_json(path / CONFIG), path / CONFIG, settings)
     expected: set[str] = set()
-    tensors = Tensors([path / WEIGHTS], path / WEIGHTS, f"the policy with rank {config.lora.rank}")
+    tensors = TensorFiles([path / WEIGHTS], path / WEIGHTS, f"the policy with rank {settings.rank}")
 
-    def read(target: lora.Target, _: int):
+    def read(target: lora.LoraTarget, _: int) -> tuple[np.ndarray, ...]:
         pair = []
-        for letter, shape in zip("AB", _hf_shapes(target, config.lora.rank), strict=True):
+        for letter, shape in zip("AB", _hf_shapes(target, settings.rank), strict=True):
             names = [_name(target, n, letter) for n in range(target.shape[0])]
             expected.update(names)
             pair.append(np.stack([tensors.read(name, shape).astype(np.float32).T for name in names]))
@@ -70,55 +75,53 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
 
 
 def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Adapter, base_model: str) -> None:
-    """Writes an adapter as PEFT does, in float32: all of it or nothing. `base_model`: name or path of the policy that
-    it belongs to.
+    """Writes an adapter as PEFT does, in float32: all of it or nothing. `base_model`: name or path of its policy.
 
     An adapter that already stands at `path` is replaced; anything else there, and a place that cannot be written, is a
     UserError.
     """
-    tensors = {}
+    tensors, settings = {}, lora.settings(config)
     for target in lora.targets(config):
         part, module = target.path
         pair = {key: np.asarray(leaf, np.float32) for key, leaf in adapter["layers"][part][module].items()}
         for letter in "AB":
             for n, weight in enumerate(pair[letter.lower()]):
                 tensors[_name(target, n, letter)] = np.ascontiguousarray(weight.T)
-    alpha = config.lora.alpha
-    about = {
+    alpha = settings.alpha
+    description = {
         "base_model_name_or_path": base_model,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "r": config.lora.rank,
+        "r": settings.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,  # PEFT declares an integer
-        "lora_dropout": config.lora.dropout,
+        "lora_dropout": settings.dropout,
         "target_modules": [target.hf_name for target in lora.targets(config)],
         **{key: values[0] for key, values in _SUPPORTED.items()},
         **_OFF,
     }
     with replacing(path, "adapter", marker=CONFIG) as new:
-        write_json(new / CONFIG, dict(sorted(about.items())))
+        write_json(new / CONFIG, dict(sorted(description.items())))
         write_tensors(new / WEIGHTS, tensors)
 
 
-def _check(found: dict[str, Any], file: pathlib.Path, config: LoraConfig) -> None:
+def _check(parsed: dict[str, Any], file: pathlib.Path, config: LoraConfig) -> None:
     """Raises UserError unless the parsed adapter_config.json describes an adapter that `config` describes too."""
     for key, values in _SUPPORTED.items():
-        value = found.get(key, values[0])
+        value = parsed.get(key, values[0])
         if value not in values:
             raise UserError(
                 f"{file}: {key} is {value!r}, which is not supported; {key} may be {' or '.join(map(repr, values))}"
             )
-    for key in sorted(set(found) - set(_SUPPORTED) - set(_FREE) - {"r", "lora_alpha", "target_modules"}):
-        if found[key]:
-            raise UserError(f"{file}: {key} is {found[key]!r}, which is not supported; give a plain LoRA adapter")
-    modules = found.get("target_modules")
-    comparable = (
-        sorted(modules) if isinstance(modules, list) and all(isinstance(module, str) for module in modules) else modules
-    )
+    for key in sorted(set(parsed) - set(_SUPPORTED) - set(_FREE) - {"r", "lora_alpha", "target_modules"}):
+        if parsed[key]:
+            raise UserError(f"{file}: {key} is {parsed[key]!r}, which is not supported; give a plain LoRA adapter")
+    modules = parsed.get("target_modules")
+    if isinstance(modules, list) and all(isinstance(module, str) for module in modules):
+        modules = sorted(modules)
     for key, value, name, wanted in (
-        ("r", found.get("r"), "rank", config.rank),
-        ("lora_alpha", found.get("lora_alpha"), "alpha", config.alpha),
-        ("target_modules", comparable, "targets", sorted(config.targets)),
+        ("r", parsed.get("r"), "rank", config.rank),
+        ("lora_alpha", parsed.get("lora_alpha"), "alpha", config.alpha),
+        ("target_modules", modules, "targets", sorted(config.targets)),
     ):
         if value != wanted:
             raise UserError(
@@ -126,12 +129,12 @@ def _check(found: dict[str, Any], file: pathlib.Path, config: LoraConfig) -> Non
             )
 
 
-def _name(target: lora.Target, n: int, letter: str) -> str:
-    weight = NAMES["/".join(("layers", *target.path, "kernel"))].format(n=n)
+def _name(target: lora.LoraTarget, n: int, letter: str) -> str:
+    weight = HF_NAMES["/".join(("layers", *target.path, "kernel"))].format(n=n)
     return f"base_model.model.{weight.removesuffix('weight')}lora_{letter}.weight"
 
 
-def _hf_shapes(target: lora.Target, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _hf_shapes(target: lora.LoraTarget, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of A and B of one layer as PEFT stores them."""
     _, inputs, outputs = target.shape
     return (rank, inputs), (outputs, rank)

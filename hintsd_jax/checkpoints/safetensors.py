@@ -1,5 +1,4 @@
-"""Safetensors and JSON on disk, for whole policies and for adapters. Paths flow in, checked arrays and dictionaries
-flow out.
+"""Safetensors and JSON on disk, for policies and for adapters: paths flow in, checked arrays and dictionaries flow out.
 
 Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names
 file and tensor. No more than a tensor is read at a time. A directory is written whole or not at all.
@@ -26,54 +25,64 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-class Tensors:
+class TensorFiles:
     """The tensors of one or several safetensors files by name. Headers are read at once, data when asked for, one
     tensor at a time.
 
-    `listing` is the file to name where a tensor is missing, `asker` what says which tensors there should be. `file_of`:
-    name -> file. Raises UserError when a file is missing, cut short or something else.
+    Args:
+      files: the safetensors files.
+      listing: the file to name where a tensor is missing.
+      required_by: what says which tensors there should be, such as "config.json"; for messages.
+
+    Attributes:
+      file_of: tensor name -> file.
+
+    Raises:
+      UserError: a file is missing, cut short or something else.
     """
 
-    def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, asker: str):
-        self.listing, self.asker = listing, asker
+    def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, required_by: str):
+        self.listing, self.required_by = listing, required_by
         self.file_of: dict[str, pathlib.Path] = {}
-        self._about: dict[str, _About] = {}
+        self._entries: dict[str, _Entry] = {}
         for file in files:
-            about = _read_header(file)
-            self.file_of |= dict.fromkeys(about, file)
-            self._about |= about
+            entries = _read_header(file)
+            self.file_of |= dict.fromkeys(entries, file)
+            self._entries |= entries
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises UserError when the tensor is missing, not floating point or not of `shape`. Reads no data."""
         if name not in self.file_of:
             raise UserError(f"{self.listing}: tensor {name} of shape {list(shape)} is missing")
-        file, about = self.file_of[name], self._about[name]
-        if about.shape != shape:
-            raise UserError(f"{file}: tensor {name} has shape {list(about.shape)}; {self.asker} asks for {list(shape)}")
-        if about.dtype not in DTYPES:
-            raise UserError(f"{file}: tensor {name} has dtype {about.dtype}; only {', '.join(DTYPES)} are supported")
-        if about.stop - about.start != math.prod(shape) * DTYPES[about.dtype].itemsize:
+        file, entry = self.file_of[name], self._entries[name]
+        if entry.shape != shape:
+            required = f"{self.required_by} asks for {list(shape)}"
+            raise UserError(f"{file}: tensor {name} has shape {list(entry.shape)}; {required}")
+        if entry.dtype not in DTYPES:
+            raise UserError(f"{file}: tensor {name} has dtype {entry.dtype}; only {', '.join(DTYPES)} are supported")
+        size = entry.stop - entry.start
+        if size != math.prod(shape) * DTYPES[entry.dtype].itemsize:
             raise UserError(
-                f"{file}: tensor {name} has {about.stop - about.start} bytes, too few or too many for its shape; copy the file again"
+                f"{file}: tensor {name} has {size} bytes, too few or too many for its shape; copy the file again"
             )
 
     def dtype(self, name: str) -> np.dtype:
         """As it is stored, of a tensor that was checked."""
-        return DTYPES[self._about[name].dtype]
+        return DTYPES[self._entries[name].dtype]
 
     def rows(self, name: str, first: int, stop: int) -> np.ndarray:
         """Rows of a tensor that was checked, as they are stored. Plain reads: the pages of a mapped file would count as
         this process's memory.
         """
-        file, about, dtype = self.file_of[name], self._about[name], self.dtype(name)
-        row = math.prod(about.shape[1:])
+        file, entry, dtype = self.file_of[name], self._entries[name], self.dtype(name)
+        row = math.prod(entry.shape[1:])
         try:
-            data = np.fromfile(file, dtype, (stop - first) * row, offset=about.start + first * row * dtype.itemsize)
+            data = np.fromfile(file, dtype, (stop - first) * row, offset=entry.start + first * row * dtype.itemsize)
         except OSError as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
         if data.size != (stop - first) * row:
             raise UserError(f"{file}: tensor {name} ends too early; was the file changed?")
-        return data.reshape(stop - first, *about.shape[1:])
+        return data.reshape(stop - first, *entry.shape[1:])
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A whole tensor as it is stored. Raises UserError as `check` does."""
@@ -86,7 +95,7 @@ class Tensors:
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
             raise UserError(
-                f"{self.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; {self.asker} does not ask for it"
+                f"{self.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; {self.required_by} does not ask for it"
             )
 
 
@@ -108,9 +117,7 @@ def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes contiguous arrays as safetensors, readable by whom the umask allows (the library alone writes for the
-    owner only).
-    """
+    """Writes contiguous arrays as safetensors, readable by whom the umask allows (the library alone: by the owner)."""
     file.touch()
     mode = file.stat().st_mode
     save_file(tensors, file, metadata={"format": "pt"})
@@ -118,36 +125,34 @@ def write_tensors(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], limit: int = 4 * 2**30) -> None:
-    """Writes tensors as they come into `model.safetensors`, or, beyond `limit` bytes, into several files with their
-    index.
+    """Writes tensors as they come into `model.safetensors`, or, beyond `limit` bytes, into several files with an index.
 
-    At most one file's tensors are held in memory.
+    At most one file's tensors are in memory.
     """
-    shards: list[list[str]] = []
+    shards: list[list[str]] = []  # the tensors' names in each file
     pending: dict[str, np.ndarray] = {}
-    total = held = 0
+    total = pending_bytes = 0
 
     def flush() -> None:
-        nonlocal pending, held
+        nonlocal pending, pending_bytes
         write_tensors(folder / _shard(len(shards)), pending)
         shards.append(list(pending))
-        pending, held = {}, 0
+        pending, pending_bytes = {}, 0
 
     for name, tensor in tensors:
-        if pending and held + tensor.nbytes > limit:
+        if pending and pending_bytes + tensor.nbytes > limit:
             flush()
         pending[name] = np.ascontiguousarray(tensor)
-        held, total = held + tensor.nbytes, total + tensor.nbytes
+        pending_bytes, total = pending_bytes + tensor.nbytes, total + tensor.nbytes
     flush()
     if len(shards) == 1:
         (folder / _shard(0)).rename(folder / WEIGHTS)
         return
-    final = {
-        n: f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))
-    }  # how many is known now only
-    for n, file in final.items():
+    # The final names say how many files there are, which is known only now.
+    files = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for n, file in enumerate(files):
         (folder / _shard(n)).rename(folder / file)
-    weight_map = {name: final[n] for n, names in enumerate(shards) for name in names}
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
@@ -184,8 +189,8 @@ def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathl
         raise UserError(f"{path}: cannot write the {what} there: {error}") from error
 
 
-class _About(NamedTuple):
-    """What a header says of a tensor. dtype is the format's own name, such as BF16; start, stop: its bytes in the file."""
+class _Entry(NamedTuple):
+    """What a header says of a tensor. dtype: the format's name, such as BF16. start, stop: its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -193,7 +198,7 @@ class _About(NamedTuple):
     stop: int
 
 
-def _read_header(file: pathlib.Path) -> dict[str, _About]:
+def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
     """What a file holds. Names the first tensor whose bytes are not there (the library only says 'incomplete').
 
     Format: 8 bytes little-endian header length, the header as JSON, then the data that its offsets point into.
@@ -207,16 +212,16 @@ def _read_header(file: pathlib.Path) -> dict[str, _About]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         tensors = {}
-        for name, about in header.items():
-            start, stop = (8 + length + int(offset) for offset in about["data_offsets"])
+        for name, entry in header.items():
+            start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
             if not 8 + length <= start <= stop:
                 raise ValueError(f"tensor {name} from byte {start} to {stop}")
-            tensors[name] = _About(str(about["dtype"]), tuple(int(n) for n in about["shape"]), start, stop)
+            tensors[name] = _Entry(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, stop)
     except FileNotFoundError:
         raise UserError(f"{file}: missing; copy the whole directory again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error!r}") from error
-    cut = [name for name, about in sorted(tensors.items(), key=lambda item: item[1].stop) if about.stop > size]
+    cut = [name for name, entry in sorted(tensors.items(), key=lambda item: item[1].stop) if entry.stop > size]
     if cut:
         raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")
     return tensors

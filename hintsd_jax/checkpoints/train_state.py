@@ -57,7 +57,7 @@ class Checkpoints:
 
     @classmethod
     def open(cls, workdir: str | os.PathLike, config: Config) -> Checkpoints:
-        """Those of the run in `workdir`; the best is the one with the highest Avg@k of the evaluations while training."""
+        """Those of the run in `workdir`; the best is the one with the highest Avg@k in evaluations while training."""
         return cls(Path(workdir) / "checkpoints", config.checkpoint.keep, best=f"eval/avg@{config.eval.rollouts}")
 
     def save(

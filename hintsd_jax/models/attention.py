@@ -1,13 +1,15 @@
-"""Attention of grouped queries over keys. Projected, rotated heads flow in, mixed values flow out.
+"""Attention of grouped queries over keys: projected, rotated heads flow in, mixed values flow out.
 
-Ways to look: `attend_causal` within a row (training), `attend_stream` back on what came before and at oneself (prefill,
-and in `attend_branches` the teacher), `attend_cached` at a cache (decoding). All of them score a stretch of keys at a
-time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array of all
-heads exists.
+Three ways to attend: `attend_causal` within a row (training), `attend_past` to a prefix of past keys and to one's own
+branch (prefill, and in `attend_branches` the teacher), `attend_cached` to a cache (decoding). Each scores a stretch of
+keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array
+of all heads exists.
 
-Invariants: a query sees the keys that its mask says, nothing else; a stretch that it does not see changes no bit of its
-result; the softmax is float32.
+Invariants: a query attends to the keys that its mask names, nothing else; a stretch that is hidden from it changes no
+bit of its result; the softmax is float32.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -22,17 +24,17 @@ _QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,
 
 
 class Branches(NamedTuple):
-    """Which keys the tokens of a branch stream may see; M tokens, some branches one behind the other.
+    """Which keys the tokens of branches may attend to; M tokens in a row, some branches one behind the other.
 
     prefix_length_BM: int32, how many of the trunk's first keys. branch_id_BM: int32, the branch a token belongs to (-1:
-    padding); it also sees the earlier tokens of its own branch, and itself.
+    padding); it also attends to the earlier tokens of its own branch, and to itself.
     """
 
     prefix_length_BM: jax.Array
     branch_id_BM: jax.Array
 
 
-class _Part(NamedTuple):
+class _Partial(NamedTuple):
     """A softmax over some of the keys: exp(score - top) summed with the values, and alone; float32."""
 
     mixed_BKGTC: jax.Array
@@ -51,7 +53,7 @@ def _ungrouped(mixed_BKGTC: jax.Array, dtype) -> jax.Array:
     return mixed_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, C).astype(dtype)
 
 
-def _scores(q_BKGTC: jax.Array, k_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.Array:
+def _scores(q_BKGTC: jax.Array, k_BSKC: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     # The query heads of a group are stacked along T, so that each kv head is one plain matrix product. On CPU this form
     # took 0.75 of the time of the five-letter einsum (forward and backward, T 128-512).
     B, K, G, T, C = q_BKGTC.shape
@@ -61,7 +63,7 @@ def _scores(q_BKGTC: jax.Array, k_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.A
         k_BSKC.transpose(0, 2, 1, 3),
         preferred_element_type=jnp.float32,
     )
-    return jnp.where(seen_BTS[:, None, None], scores.reshape(B, K, G, T, -1), _MIN)
+    return jnp.where(visible_BTS[:, None, None], scores.reshape(B, K, G, T, -1), _MIN)
 
 
 def _mix(weights_BKGTS: jax.Array, v_BSKC: jax.Array, dtype=None) -> jax.Array:
@@ -71,63 +73,64 @@ def _mix(weights_BKGTS: jax.Array, v_BSKC: jax.Array, dtype=None) -> jax.Array:
     return mixed.reshape(B, K, G, T, -1)
 
 
-def attend(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BTS: jax.Array) -> jax.Array:
+def attend(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     """Softmax attention of H query heads over K key-value heads (H a multiple of K), all keys at once.
 
-    `seen_BTS`, bool [B or 1, T, S], says which keys a query sees. Returns [B, T, H, C] in the dtype of `q`.
+    `visible_BTS`, bool [B or 1, T, S]: the keys that a query attends to. Returns [B, T, H, C] in the dtype of `q`.
     """
-    weights_BKGTS = jax.nn.softmax(_scores(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, seen_BTS), axis=-1)
+    weights_BKGTS = jax.nn.softmax(_scores(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, visible_BTS), axis=-1)
     return _ungrouped(_mix(weights_BKGTS, v_BSKC), q_BTHC.dtype)
 
 
-def _part(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BTS: jax.Array) -> _Part:
-    scores_BKGTS = _scores(q_BKGTC, k_BSKC, seen_BTS)
+def _partial(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, visible_BTS: jax.Array) -> _Partial:
+    scores_BKGTS = _scores(q_BKGTC, k_BSKC, visible_BTS)
     top_BKGT = jnp.max(scores_BKGTS, axis=-1)
     weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT[..., None])
-    return _Part(_mix(weights_BKGTS, v_BSKC, jnp.float32), jnp.sum(weights_BKGTS, axis=-1), top_BKGT)
+    return _Partial(_mix(weights_BKGTS, v_BSKC, jnp.float32), jnp.sum(weights_BKGTS, axis=-1), top_BKGT)
 
 
-def _merge(a: _Part, b: _Part) -> _Part:
+def _merge(a: _Partial, b: _Partial) -> _Partial:
     """The softmax over the keys of both. A part that was hidden has the lowest top and is weighed by exactly zero."""
     top = jnp.maximum(a.top_BKGT, b.top_BKGT)
     of_a, of_b = jnp.exp(a.top_BKGT - top), jnp.exp(b.top_BKGT - top)
     mixed = a.mixed_BKGTC * of_a[..., None] + b.mixed_BKGTC * of_b[..., None]
-    return _Part(mixed, a.total_BKGT * of_a + b.total_BKGT * of_b, top)
+    return _Partial(mixed, a.total_BKGT * of_a + b.total_BKGT * of_b, top)
 
 
-def _look_back(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, seen_BT: jax.Array) -> _Part:
-    """Queries that see the first `seen_BT` keys. Keys beyond what any query sees are not even read: a slot of 24,576
-    positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks is a
-    value)."""
+def _attend_prefix(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, length_BT: jax.Array) -> _Partial:
+    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read: a slot of
+    24,576 positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks
+    is a value).
+    """
     S, shape = k_BSKC.shape[1], q_BKGTC.shape
-    nothing = _Part(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
-    most = jnp.max(seen_BT)
+    nothing = _Partial(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
+    longest = jnp.max(length_BT)
     if S <= 2 * KEY_BLOCK:
-        whole = lambda: _part(q_BKGTC, k_BSKC, v_BSKC, jnp.arange(S) < seen_BT[..., None])
-        return jax.lax.cond(most > 0, whole, lambda: nothing)
+        whole = lambda: _partial(q_BKGTC, k_BSKC, v_BSKC, jnp.arange(S) < length_BT[..., None])
+        return jax.lax.cond(longest > 0, whole, lambda: nothing)
 
-    def add(n, part):
+    def add(n: jax.Array, total: _Partial) -> _Partial:
         start = jnp.minimum(n * KEY_BLOCK, S - KEY_BLOCK)  # the last block may begin early: what it repeats is hidden
         index_S = start + jnp.arange(KEY_BLOCK)
-        seen_BTS = (index_S >= n * KEY_BLOCK) & (index_S < seen_BT[..., None])
+        visible_BTS = (index_S >= n * KEY_BLOCK) & (index_S < length_BT[..., None])
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, KEY_BLOCK, axis=1) for x in (k_BSKC, v_BSKC))
-        return _merge(part, _part(q_BKGTC, k, v, seen_BTS))
+        return _merge(total, _partial(q_BKGTC, k, v, visible_BTS))
 
-    return jax.lax.fori_loop(0, -(-most // KEY_BLOCK), add, nothing)
+    return jax.lax.fori_loop(0, -(-longest // KEY_BLOCK), add, nothing)
 
 
-def _finish(part: _Part, dtype) -> jax.Array:
-    return _ungrouped(part.mixed_BKGTC / part.total_BKGT[..., None], dtype)
+def _finish(softmax: _Partial, dtype) -> jax.Array:
+    return _ungrouped(softmax.mixed_BKGTC / softmax.total_BKGT[..., None], dtype)
 
 
 def attend_cached(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, last_BT: jax.Array) -> jax.Array:
-    """Attention to a cache: query t sees the keys 0..last_BT[t]. Reads the cache up to the last key that anyone sees."""
-    return _finish(_look_back(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, v_BSKC, last_BT + 1), q_BTHC.dtype)
+    """Attention to a cache: query t attends to the keys 0..last_BT[t]. Reads the cache up to the largest of these."""
+    return _finish(_attend_prefix(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, v_BSKC, last_BT + 1), q_BTHC.dtype)
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Attention within one row: query t sees keys 0..t. Differentiable. On TPU long rows go through a kernel
-    (`policy.splash`).
+    """Attention within one row: query t attends to keys 0..t. Differentiable. On TPU long rows go through a kernel
+    (`splash`).
     """
     if not splash.fits(q_BTHC, k_BTKC):
         return _causal(q_BTHC, k_BTKC, v_BTKC)
@@ -168,7 +171,7 @@ def _causal_block(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, first
     return mixed_NBTHC.swapaxes(0, 1).reshape(B, -1, H, C)[:, :T]
 
 
-def attend_stream(
+def attend_past(
     q_BMHC: jax.Array,
     k_BMKC: jax.Array,
     v_BMKC: jax.Array,
@@ -176,22 +179,24 @@ def attend_stream(
     past_v_BSKC: jax.Array,
     branches: Branches,
 ) -> jax.Array:
-    """Branches that look back: a token sees a prefix of the S past keys, and its own branch up to itself. For a
-    teacher's branches and, with one branch a row, for prefill. Not differentiable in reverse."""
+    """Branches after past keys: a token attends to a prefix of the S past keys, and to its own branch up to itself. For
+    a teacher's branches and, with one branch a row, for prefill. Not differentiable in reverse.
+    """
     q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
-    own = _part(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
+    own = _partial(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
     if past_k_BSKC.shape[1]:
-        own = _merge(_look_back(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_length_BM), own)
+        own = _merge(_attend_prefix(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_length_BM), own)
     return _finish(own, q_BMHC.dtype)
 
 
 def attend_branches(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches) -> jax.Array:
-    """A trunk of P tokens and a stream of M branch tokens in one row of T = P + M. The trunk is causal; the stream
-    looks back on it. Not differentiable in reverse."""
+    """A trunk of P tokens and M branch tokens in one row of T = P + M. The trunk is causal; branches attend to prefixes
+    of it. Not differentiable in reverse.
+    """
     P = q_BTHC.shape[1] - branches.prefix_length_BM.shape[1]
     q, k, v = q_BTHC[:, P:], k_BTKC[:, P:], v_BTKC[:, P:]
-    mixed_BMHC = attend_stream(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
+    mixed_BMHC = attend_past(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
     if P == 0:
         return mixed_BMHC
     return jnp.concatenate([attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P]), mixed_BMHC], axis=1)

@@ -1,8 +1,7 @@
-"""The shape and the numerics of one decoder. A Hugging Face `config.json` flows in, a hashable `PolicyConfig` flows
-out.
+"""The shape and the numerics of one decoder: a Hugging Face `config.json` flows in, a hashable `PolicyConfig` out.
 
 The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and
-keys, biases of query, key and value, and a scaling of the rotary frequencies.
+keys, biases of query, key and value (both in `families`), and a scaling of the rotary frequencies.
 
 Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that
 are not trained (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`;
@@ -10,37 +9,22 @@ RMSNorm, rotary angles, the attention softmax, the logits and every sum over tok
 is.
 
 Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than
-what it
-is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute is
-refused by name.
+what it is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute
+is refused by name.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.models.families import FAMILIES, LORA_TARGETS
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
-
-class Family(NamedTuple):
-    """What differs between the decoders: Hugging Face's names, RMSNorm of each query and key head, biases of query, key
-    and value.
-    """
-
-    architecture: str
-    model_type: str
-    qk_norm: bool
-    qkv_bias: bool
-
-
-FAMILIES = {
-    "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm=True, qkv_bias=False),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qk_norm=False, qkv_bias=True),
-    "llama": Family("LlamaForCausalLM", "llama", qk_norm=False, qkv_bias=False),
-}
 
 # Our field -> the key of config.json.
 _HF_KEYS = {
@@ -55,6 +39,7 @@ _HF_KEYS = {
     "tie_embeddings": "tie_word_embeddings",
     "max_positions": "max_position_embeddings",
 }
+_DIMENSIONS = tuple(name for name in _HF_KEYS if name not in ("norm_eps", "tie_embeddings"))
 # What the decoder computes; a checkpoint that says otherwise is refused. An absent key means the value given here.
 _HF_FIXED = {
     "hidden_act": "silu",
@@ -64,20 +49,8 @@ _HF_FIXED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-_LARGEST = (
-    2**24
-)  # far above any real dimension, and low enough that no product of them overflows where shapes are computed
-
-# Hugging Face's name of a projection -> where it stands in a layer of ours.
-LORA_TARGETS = {
-    "q_proj": ("attention", "query"),
-    "k_proj": ("attention", "key"),
-    "v_proj": ("attention", "value"),
-    "o_proj": ("attention", "out"),
-    "gate_proj": ("mlp", "gate"),
-    "up_proj": ("mlp", "up"),
-    "down_proj": ("mlp", "down"),
-}
+# Far above any real dimension, and low enough that no product of dimensions overflows where shapes are computed.
+_LARGEST = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +69,8 @@ class LoraConfig:
     def __post_init__(self):
         if self.rank < 1 or self.alpha < 0 or not 0.0 <= self.dropout < 1.0:
             raise UserError(
-                f"lora: rank {self.rank} must be at least 1, alpha {self.alpha} not negative, dropout {self.dropout} in [0, 1)"
+                f"lora: rank {self.rank} must be at least 1, alpha {self.alpha} not negative,"
+                f" dropout {self.dropout} in [0, 1)"
             )
         wrong = [target for target in self.targets if target not in LORA_TARGETS]
         if wrong or not self.targets or len(set(self.targets)) != len(self.targets):
@@ -109,7 +83,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The "llama3" scaling of rotary frequencies for contexts longer than those first trained on (see `policy.rope`).
+    """The "llama3" scaling of rotary frequencies for contexts longer than those first trained on (see `rope`).
 
     Wavelengths, in tokens, above original_positions / low_freq are divided by `factor`, those below original_positions
     / high_freq stay, those between are blended. Raises UserError on impossible values.
@@ -166,20 +140,12 @@ class PolicyConfig:
     lora: LoraConfig | None = None
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "num_layers",
-            "d_model",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "d_ff",
-            "max_positions",
-        ):
+        for name in _DIMENSIONS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
                 raise UserError(
-                    f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST}, not {_short(value)}"
+                    f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST},"
+                    f" not {_short(value)}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
@@ -210,12 +176,12 @@ class PolicyConfig:
         return FAMILIES[self.family].qkv_bias
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> "PolicyConfig":
+    def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> PolicyConfig:
         """Reads a parsed `config.json`; `overrides` set fields by our names, `compute_dtype` and `remat` among them.
 
         Absent keys mean what they mean to transformers where old checkpoints lack them: kv heads as many as heads,
-        head_dim hidden_size / heads (but for Qwen3), untied embeddings. Raises UserError naming the architecture, or
-        the key that is missing or asks for something not supported.
+        head_dim hidden_size / heads (but where `Family.states_head_dim`), untied embeddings. Raises UserError naming
+        the architecture, or the key that is missing or asks for something not supported.
         """
         known = {family.architecture: name for name, family in FAMILIES.items()}
         architectures = hf.get("architectures")
@@ -233,7 +199,7 @@ class PolicyConfig:
         given = {name: hf[key] for name, key in _HF_KEYS.items() if hf.get(key) is not None}
         given.setdefault("tie_embeddings", False)
         given.setdefault("num_kv_heads", given.get("num_heads"))
-        if family != "qwen3" and "head_dim" not in given:
+        if not FAMILIES[family].states_head_dim and "head_dim" not in given:
             given["head_dim"] = _head_dim(hf.get("hidden_size"), hf.get("num_attention_heads"))
         missing = [key for name, key in _HF_KEYS.items() if given.get(name) is None]
         if missing:
@@ -277,12 +243,13 @@ def _short(value: Any) -> str:
 
 
 def _head_dim(hidden_size: Any, heads: Any) -> int | None:
-    """What transformers takes where head_dim is absent. None where the sizes are no numbers, which is told later."""
+    """What transformers takes where head_dim is absent. None where the sizes are no numbers: they are refused later."""
     if not (isinstance(hidden_size, int) and isinstance(heads, int) and heads > 0):
         return None
     if hidden_size % heads:
         raise UserError(
-            f"config.json: head_dim is missing, and hidden_size ({hidden_size}) is no multiple of num_attention_heads ({heads})"
+            f"config.json: head_dim is missing, and hidden_size ({hidden_size}) is no multiple of"
+            f" num_attention_heads ({heads})"
         )
     return hidden_size // heads
 
@@ -293,37 +260,36 @@ def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
 
     A file may have both; what they say must agree.
     """
-    homes = {}
-    for home in ("rope_parameters", "rope_scaling"):
-        if (value := hf.get(home)) is not None:
-            if not isinstance(value, Mapping):
-                raise UserError(f"config.json: {home} is {_short(value)}, not an object")
-            homes[home] = value
-    thetas = [
-        value
-        for value in (*(home.get("rope_theta") for home in homes.values()), hf.get("rope_theta"))
-        if value is not None
-    ]
+    sections = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        if (section := hf.get(name)) is not None:
+            if not isinstance(section, Mapping):
+                raise UserError(f"config.json: {name} is {_short(section)}, not an object")
+            sections[name] = section
+    thetas = [part["rope_theta"] for part in (*sections.values(), hf) if part.get("rope_theta") is not None]
     if not thetas:
         raise UserError("config.json: missing rope_theta (or rope_parameters.rope_theta)")
-    scalings = [_rope_scaling(home, value) for home, value in homes.items()]
+    scalings = [_rope_scaling(name, section) for name, section in sections.items()]
     if any(theta != thetas[0] for theta in thetas) or any(scaling != scalings[0] for scaling in scalings):
         raise UserError("config.json: rope_parameters, rope_theta and rope_scaling contradict each other")
     theta = float(thetas[0]) if _is_positive(thetas[0]) else thetas[0]
     return theta, scalings[0] if scalings else None
 
 
-def _rope_scaling(home: str, rope: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(section: str, rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise UserError(f"config.json: {home}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported")
+        raise UserError(
+            f"config.json: {section}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported"
+        )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            f"config.json: {home}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])}; only 1.0 is supported"
+            f"config.json: {section}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])};"
+            " only 1.0 is supported"
         )
     if kind == "default":
         return None
     missing = [key for key in _ROPE_KEYS.values() if rope.get(key) is None]
     if missing:
-        raise UserError(f"config.json: {home} of type llama3 lacks {', '.join(missing)}")
+        raise UserError(f"config.json: {section} of type llama3 lacks {', '.join(missing)}")
     return RopeScaling(**{name: rope[key] for name, key in _ROPE_KEYS.items()})

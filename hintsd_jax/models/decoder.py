@@ -1,20 +1,22 @@
-"""The dense decoder of Qwen3, Qwen2.5 and Llama 3. Token ids flow in, final-normed hidden states flow out; `project`
+"""The dense decoder of Qwen3, Qwen2.5 and Llama 3: token ids flow in, final-normed hidden states flow out; `project`
 turns those into logits.
 
-Four paths run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a
+Four passes run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a
 trunk and branches that leave it) and `extend` (prefill) scan it over the stacked layers: 36 layers compile as one.
 `decode_step` unrolls them: a scan would copy the cache at every token. There the stacked weights are sliced inside the
 traced function, never before it, so that a decoding loop does not hoist a second copy of them.
 
-Parameters are a plain dict; a key "lora" beside the others holds an adapter (see `policy.lora`), which acts as
-`config.lora` says.
+Parameters are a plain dict; a key "lora" beside the others is an adapter (see `lora`), which acts as `config.lora`
+says.
 
-Invariant: all paths give the same hidden state for the same token after the same prefix, whatever stands behind it in
-its row, and a row's result does not depend on what the other rows hold.
+Invariant: all passes give the same hidden state for the same token after the same prefix, whatever comes after it in
+its row, and a row's result does not depend on the other rows.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,11 +25,11 @@ import jax.numpy as jnp
 from hintsd_jax.models import rope
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.layers import Block, Embed, RMSNorm, View, fold_in
+from hintsd_jax.models.layers import Block, Embed, KeysValues, RMSNorm, SharedInputs, fold_in
 from hintsd_jax.models.sharding import constrain
 
 Params = dict[str, Any]
-Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys and values, each [B, S, K, C]; slot index == position
+Cache = list[KeysValues]  # per layer; index in S == position
 CACHE_AXES = ("slots", "length", "act_kv_heads", "act_head_dim")
 
 
@@ -37,21 +39,20 @@ class Decoder(nn.Module):
     config: PolicyConfig
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, view: View) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, shared: SharedInputs) -> jax.Array:
         cfg = self.config
         x_BTD = Embed(cfg, "train", name="embed")(tokens_BT)
         layers = nn.scan(
             nn.remat(Block, prevent_cse=False) if cfg.remat else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] - flax's type lacks tuples
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BTD, _ = layers(cfg, "train", name="layers")(x_BTD, positions_BT, view, jnp.arange(cfg.num_layers))
+        x_BTD, _ = layers(cfg, "train", name="layers")(x_BTD, positions_BT, shared, jnp.arange(cfg.num_layers))
         if not cfg.tie_embeddings and self.is_initializing():
-            # Declared here so that one module owns every parameter; `project` applies it, to the few tokens that need
-            # it.
+            # Declared here so that one module owns every parameter; `project` applies it, where it is needed.
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             kernel_init = nn.with_logical_partitioning(init, ("embed", "vocab"))
             nn.Dense(cfg.vocab_size, use_bias=False, kernel_init=kernel_init, name="lm_head")(x_BTD)
@@ -61,20 +62,17 @@ class Decoder(nn.Module):
 def _init(config: PolicyConfig, key: jax.Array) -> Any:
     """Parameters boxed with their logical axes."""
     one = jnp.zeros((1, 1), jnp.int32)
-    view = View(rope.rotation(one, config))
-    return Decoder(config).init(key, one, one, view)["params"]
+    return Decoder(config).init(key, one, one, SharedInputs(rope.rotation(one, config)))["params"]
 
 
 @partial(jax.jit, static_argnums=0)
 def init_params(config: PolicyConfig, key: jax.Array) -> Params:
-    """Random float32 parameters as a plain nested dict; every leaf under `"layers"` is stacked with leading dimension
-    N.
-    """
+    """Random float32 parameters as a plain nested dict; every leaf under `"layers"` is stacked along a first axis N."""
     return nn.meta.unbox(_init(config, key))
 
 
 def logical_axes(config: PolicyConfig) -> Params:
-    """The tree of `init_params` with a PartitionSpec of logical axis names at every leaf (see `policy.sharding`)."""
+    """The tree of `init_params` with a PartitionSpec of logical axis names at every leaf (see `sharding`)."""
     return nn.get_partition_spec(jax.eval_shape(partial(_init, config), jax.random.key(0)))
 
 
@@ -82,6 +80,10 @@ def _variables(params: Params) -> dict[str, Any]:
     """The parameters as Linen's collections: the adapter is one of its own."""
     base = {name: tree for name, tree in params.items() if name != "lora"}
     return {"params": base, "lora": params["lora"]} if "lora" in params else {"params": base}
+
+
+def _hidden(params: Params, config: PolicyConfig, tokens_BT, positions_BT, shared: SharedInputs) -> jax.Array:
+    return cast(jax.Array, Decoder(config).apply(_variables(params), tokens_BT, positions_BT, shared))
 
 
 def forward(
@@ -94,40 +96,39 @@ def forward(
     """Causal pass over whole rows -> final-normed hidden_BTD, differentiable.
 
     tokens int [B, T]; positions int [B, T] or [1, T], by default 0..T-1. Padding may stand on the right only: a token
-    sees those before it in its row, so none that counts ever sees padding and no mask is needed. `dropout_B2`, uint32,
-    are raw keys of the rows' adapter dropout; the mask of a token follows from its row's key, its position and the
-    module. None: no dropout.
+    attends to those before it in its row, so none that counts ever attends to padding and no mask is needed.
+    `dropout_B2`, uint32, are raw keys of the rows' adapter dropout; the mask of a token follows from its row's key, its
+    position and the module. None: no dropout.
     """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-    noise_BT2 = None
+    key_BT2 = None
     if dropout_B2 is not None and config.lora is not None and config.lora.dropout > 0:
-        noise_BT2 = fold_in(dropout_B2[:, None], jnp.broadcast_to(positions_BT, tokens_BT.shape))
-    view = View(rope.rotation(positions_BT, config), noise_BT2=noise_BT2)
-    return Decoder(config).apply(_variables(params), tokens_BT, positions_BT, view)
+        key_BT2 = fold_in(dropout_B2[:, None], jnp.broadcast_to(positions_BT, tokens_BT.shape))
+    shared = SharedInputs(rope.rotation(positions_BT, config), dropout_key_BT2=key_BT2)
+    return _hidden(params, config, tokens_BT, positions_BT, shared)
 
 
 def forward_branches(
     params: Params,
     config: PolicyConfig,
     trunk_BP: jax.Array,
-    stream_BM: jax.Array,
+    branch_BM: jax.Array,
     positions_BM: jax.Array,
     branches: Branches,
 ) -> jax.Array:
     """One pass over trunks and the branches that leave them -> final-normed hidden_BMD of the branch tokens. Not
     differentiable.
 
-    trunk int [B, P], positions 0..P-1; P may be 0. stream int [B, M]: the branches of a row one behind the other, at
-    `positions_BM`; `branches` says what they see. A token's hidden state is that of a row of its own: the trunk's
+    trunk int [B, P], positions 0..P-1; P may be 0. branch int [B, M]: the branches of a row one behind the other, at
+    `positions_BM`; `branches` says what they attend to. A token's hidden state is that of a row of its own: the trunk's
     prefix, then its branch.
     """
     P = trunk_BP.shape[1]
     positions_BT = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), trunk_BP.shape), positions_BM], axis=1)
-    view = View(rope.rotation(positions_BT, config), branches=branches)
-    return Decoder(config).apply(
-        _variables(params), jnp.concatenate([trunk_BP, stream_BM], axis=1), positions_BT, view
-    )[:, P:]
+    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches)
+    tokens_BT = jnp.concatenate([trunk_BP, branch_BM], axis=1)
+    return _hidden(params, config, tokens_BT, positions_BT, shared)[:, P:]
 
 
 def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
@@ -138,25 +139,24 @@ def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
 
 
 def extend(
-    params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, rows: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+    params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, rows: KeysValues
+) -> KeysValues:
     """Runs L new tokens of each row at positions start, start + 1, ... -> their keys and values, each [N, R, L, K, C].
 
-    `rows`: keys and values of the rows' caches, [N, R, S, K, C]; of these only the first `start` positions are looked
-    at.
+    `rows`: keys and values of the rows' caches, [N, R, S, K, C]; only the first `start` positions are attended to.
     """
     variables = _variables(params)
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
     branches = Branches(jnp.broadcast_to(start_R[:, None], tokens_RL.shape), jnp.zeros(tokens_RL.shape, jnp.int32))
-    view = View(rope.rotation(positions_RL, config), branches=branches)
+    shared = SharedInputs(rope.rotation(positions_RL, config), branches=branches)
 
-    def layer(x_RLD, inputs):
+    def layer(x_RLD: Any, inputs: Any) -> Any:
         weights, n, cache = inputs
-        return Block(config, "serve").apply(weights, x_RLD, positions_RL, view, n, cache)
+        return Block(config, "serve").apply(weights, x_RLD, positions_RL, shared, n, cache)
 
     layers = {name: tree["layers"] for name, tree in variables.items()}
     x_RLD = Embed(config, "serve").apply({"params": params["embed"]}, tokens_RL)
-    return jax.lax.scan(layer, x_RLD, (layers, jnp.arange(config.num_layers), rows))[1]
+    return cast(KeysValues, jax.lax.scan(layer, x_RLD, (layers, jnp.arange(config.num_layers), rows))[1])
 
 
 def decode_step(
@@ -166,24 +166,30 @@ def decode_step(
 
     Writes the token's key and value into slot `position` of its row, or nowhere if position >= S, then attends to slots
     0..position. So garbage past a row's length, from padding or from an earlier owner of the slot, does no harm: it is
-    overwritten by the token of that position before any query may see it. Donate the cache to update it in place.
+    overwritten by the token of that position before any query may attend to it. Donate the cache to update it in place.
     """
     variables, block = _variables(params), Block(config, "serve")
     positions_B1 = position_B[:, None]
     # A row past the end of its slot is an empty one: it must not make the others' keys be read to the end.
     last_B1 = jnp.where(positions_B1 < cache[0][0].shape[1], positions_B1, 0)
-    view = View(rope.rotation(positions_B1, config), last_B1)
-    x_B1D, updated = Embed(config, "serve").apply({"params": params["embed"]}, token_B[:, None]), []
+    shared = SharedInputs(rope.rotation(positions_B1, config), last_B1)
+    x_B1D: Any = Embed(config, "serve").apply({"params": params["embed"]}, token_B[:, None])
+    updated: Cache = []
     for n, layer_cache in enumerate(cache):
-        weights = {name: jax.tree.map(lambda stacked: stacked[n], tree["layers"]) for name, tree in variables.items()}
-        x_B1D, layer_cache = block.apply(weights, x_B1D, positions_B1, view, n, layer_cache)
-        updated.append(layer_cache)
+        weights = {name: _layer(tree["layers"], n) for name, tree in variables.items()}
+        x_B1D, layer_cache = block.apply(weights, x_B1D, positions_B1, shared, n, layer_cache)
+        updated.append(cast(KeysValues, layer_cache))
     norm = RMSNorm(config.norm_eps, config.compute_dtype)
-    return norm.apply({"params": params["final_norm"]}, x_B1D)[:, 0], updated
+    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, x_B1D))[:, 0], updated
+
+
+def _layer(stacked: Any, n: int) -> Any:
+    """The weights of layer `n` from stacked ones."""
+    return jax.tree.map(lambda leaf: leaf[n], stacked)
 
 
 def project(params: Params, config: PolicyConfig, hidden: jax.Array) -> jax.Array:
-    """Final-normed hidden [..., D] -> logits [..., V] in float32. Project only the tokens you need: V may be 151,936."""
+    """Final-normed hidden [..., D] -> logits [..., V], float32. Project few tokens at once: V may be 151,936."""
     if config.tie_embeddings:
         kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
     else:
@@ -193,18 +199,12 @@ def project(params: Params, config: PolicyConfig, hidden: jax.Array) -> jax.Arra
 
 
 def split_head(params: Params, config: PolicyConfig) -> Params:
-    """The same weights, those of `project` split along the vocabulary, for calling it many times with few rows
-    (`project_split`).
-    """
+    """The same weights, those of `project` split along the vocabulary, for many `project_split` of few rows."""
     if config.tie_embeddings:
-        return {
-            **params,
-            "embed": {"embedding": constrain(params["embed"]["embedding"], "train", "split_vocab", "act_embed")},
-        }
-    return {
-        **params,
-        "lm_head": {"kernel": constrain(params["lm_head"]["kernel"], "train", "act_embed", "split_vocab")},
-    }
+        table_VD = constrain(params["embed"]["embedding"], "train", "split_vocab", "act_embed")
+        return {**params, "embed": {"embedding": table_VD}}
+    kernel_DV = constrain(params["lm_head"]["kernel"], "train", "act_embed", "split_vocab")
+    return {**params, "lm_head": {"kernel": kernel_DV}}
 
 
 def project_split(params: Params, config: PolicyConfig, hidden_XD: jax.Array) -> jax.Array:

@@ -1,14 +1,17 @@
-"""The modules of a decoder layer, and the table of embeddings. Hidden states and a `View` of the pass flow in, hidden
+"""The modules of a decoder layer, and the table of embeddings: hidden states and what a pass shares flow in, hidden
 states flow out.
 
-Written once for every pass of `policy.decoder`: what differs between passes (what a token sees, where keys and values
-come from) is in the `View` and in whether a cache is given. Matrix products are in `config.compute_dtype`, norms in
+Written once for every pass of `decoder`: what differs between passes (what a token attends to, where keys and values
+come from) is in `SharedInputs` and in whether a cache is given. Matrix products are in `config.compute_dtype`, norms in
 float32.
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,23 +19,30 @@ import jax.numpy as jnp
 
 from hintsd_jax.models import attention, rope
 from hintsd_jax.models.attention import Branches
-from hintsd_jax.models.config import LORA_TARGETS, PolicyConfig
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.models.sharding import constrain
 
-Keep = dict[str, jax.Array]  # module -> which of its inputs an adapter's dropout leaves, bool [B, T, in]; {}: all
+KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, S, K, C]
+DropoutMasks = dict[str, jax.Array]  # module -> which of its adapter's inputs stay, bool [B, T, in]; {}: all
 
 
-class View(NamedTuple):
-    """What all layers of one pass share. One of `last_BT`, `branches` and neither (causal) says what is seen.
+class SharedInputs(NamedTuple):
+    """What all layers of one pass share. One of `last_BT`, `branches` and neither (causal) says what is attended to.
 
-    turn: rotary angles. last_BT: int, the last cache slot that a token sees. branches: what the last M tokens of a row
-    see of the others, or of the cache. noise_BT2: raw keys (uint32) of each token's dropout.
+    rotation: rotary angles. last_BT: int, the last cache slot that a token attends to. branches: what the last M tokens
+    of a row attend to among the others, or in the cache. dropout_key_BT2: raw keys (uint32) of each token's dropout.
     """
 
-    turn: rope.Rotation
+    rotation: rope.Rotation
     last_BT: jax.Array | None = None
     branches: Branches | None = None
-    noise_BT2: jax.Array | None = None
+    dropout_key_BT2: jax.Array | None = None
+
+
+def _param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+    """A float32 parameter with one logical axis per dimension."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 class RMSNorm(nn.Module):
@@ -43,8 +53,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = _param(self, "scale", nn.initializers.ones_init(), ("norm",), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         return (x * scale).astype(self.dtype)
@@ -54,8 +63,7 @@ class Linear(nn.Module):
     """A projection x W (+ bias), and the low-rank adapter of its name where there is one.
 
     W is [in, out], heads and head dimension as one: with them apart, TPU keeps a second copy of it in another layout
-    while it decodes. `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2). `keep`:
-    adapter dropout by module.
+    while it decodes. `residual`: it writes to the residual stream and starts smaller by sqrt(2 N) (GPT-2).
     """
 
     config: PolicyConfig
@@ -65,46 +73,43 @@ class Linear(nn.Module):
     residual: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, keep: Keep) -> jax.Array:
+    def __call__(self, x: jax.Array, masks: DropoutMasks) -> jax.Array:
         cfg = self.config
-        init = nn.initializers.variance_scaling(
-            1.0 / (2 * cfg.num_layers) if self.residual else 1.0, "fan_in", "normal"
-        )
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32)
+        scale = 1.0 / (2 * cfg.num_layers) if self.residual else 1.0
+        init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+        kernel = _param(self, "kernel", init, self.axes, (x.shape[-1], self.features))
         x = x.astype(cfg.compute_dtype)
         # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 %
         # closer to float32.
-        y = jnp.matmul(
-            x, kernel.astype(cfg.compute_dtype), preferred_element_type=jnp.float32 if self.bias else cfg.compute_dtype
-        )
+        product_dtype = jnp.float32 if self.bias else cfg.compute_dtype
+        y = jnp.matmul(x, kernel.astype(cfg.compute_dtype), preferred_element_type=product_dtype)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-            y = (y + self.param("bias", zeros, (self.features,), jnp.float32)).astype(cfg.compute_dtype)
+            bias = _param(self, "bias", nn.initializers.zeros_init(), self.axes[1:], (self.features,))
+            y = (y + bias).astype(cfg.compute_dtype)
         if cfg.lora is not None and self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(cfg.compute_dtype) for name in "ab")
-            if self.name in keep:
-                x = jnp.where(keep[self.name], x / (1.0 - cfg.lora.dropout), 0).astype(x.dtype)
+            if self.name in masks:
+                x = jnp.where(masks[self.name], x / (1.0 - cfg.lora.dropout), 0).astype(x.dtype)
             y += cfg.lora.scale * (x @ a @ b)
         return y
 
 
-def dropout_masks(config: PolicyConfig, noise_BT2: jax.Array | None, layer: jax.Array) -> Keep:
-    """Which inputs of each adapted module stay, bool [B, T, in]. A token's masks follow from its own key and the layer
-    alone, so they are the same whatever row or batch it is scored in. One draw for all modules: each draw costs a
-    second of compiling on CPU."""
-    if noise_BT2 is None:
+def dropout_masks(config: PolicyConfig, dropout_key_BT2: jax.Array | None, layer: jax.Array) -> DropoutMasks:
+    """Which inputs of each adapted module stay, bool [B, T, in].
+
+    A token's masks follow from its own key and the layer alone, so they are the same whatever row or batch it is scored
+    in. One draw for all modules: each draw costs a second of compiling on CPU.
+    """
+    if dropout_key_BT2 is None or config.lora is None:
         return {}
     inputs = {"out": config.num_heads * config.head_dim, "down": config.d_ff}
-    widths = {
-        LORA_TARGETS[target][1]: inputs.get(LORA_TARGETS[target][1], config.d_model) for target in config.lora.targets
-    }
-    draw = lambda key: jax.random.bernoulli(
-        jax.random.wrap_key_data(key), 1.0 - config.lora.dropout, (sum(widths.values()),)
-    )
-    keep = jax.vmap(jax.vmap(draw))(fold_in(noise_BT2, layer))
-    ends = list(itertools.accumulate(widths.values()))
-    return dict(zip(widths, jnp.split(keep, ends[:-1], axis=-1), strict=True))
+    modules = [LORA_TARGETS[target][1] for target in config.lora.targets]
+    widths = {module: inputs.get(module, config.d_model) for module in modules}
+    share, shape = 1.0 - config.lora.dropout, (sum(widths.values()),)
+    draw = lambda key: jax.random.bernoulli(jax.random.wrap_key_data(key), share, shape)
+    mask = jax.vmap(jax.vmap(draw))(fold_in(dropout_key_BT2, layer))
+    stops = list(itertools.accumulate(widths.values()))
+    return dict(zip(widths, jnp.split(mask, stops[:-1], axis=-1), strict=True))
 
 
 class Attention(nn.Module):
@@ -114,12 +119,20 @@ class Attention(nn.Module):
     role: str
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, view: View, keep: Keep, cache):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        shared: SharedInputs,
+        masks: DropoutMasks,
+        cache: KeysValues | None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Returns what is mixed, and of a decoding step the updated cache, of a prefill the new keys and values."""
         cfg = self.config
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
-            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, keep)
-            if view.last_BT is not None:
+            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, masks)
+            if shared.last_BT is not None:
                 # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed
                 # copy of it.
                 x = jax.lax.optimization_barrier(x)
@@ -132,26 +145,26 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q_BTHC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC)
             k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
-        q_BTHC, k_BTKC = rope.rotate(q_BTHC, view.turn), rope.rotate(k_BTKC, view.turn)
-        if view.last_BT is not None:  # write, then look at the cache
+        q_BTHC, k_BTKC = rope.rotate(q_BTHC, shared.rotation), rope.rotate(k_BTKC, shared.rotation)
+        if cache is not None and shared.last_BT is not None:  # write, then attend to the cache
             rows = jnp.arange(x_BTD.shape[0])[:, None]
-            cache = tuple(
+            keys, values = (
                 old.at[rows, positions_BT].set(new, mode="drop")
                 for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True)
             )
-            mixed_BTHC = attention.attend_cached(q_BTHC, *cache, view.last_BT)
-        elif (
-            cache is not None
-        ):  # look at the cache and at each other; the new keys and values are the caller's to write
-            mixed_BTHC = attention.attend_stream(q_BTHC, k_BTKC, v_BTKC, *cache, view.branches)
-            cache = (k_BTKC, v_BTKC)
-        elif view.branches is not None:
-            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, view.branches)
+            cache = keys, values
+            mixed_BTHC = attention.attend_cached(q_BTHC, keys, values, shared.last_BT)
+        elif cache is not None and shared.branches is not None:
+            # Attend to the cache and to each other; the new keys and values are the caller's to write.
+            mixed_BTHC = attention.attend_past(q_BTHC, k_BTKC, v_BTKC, *cache, shared.branches)
+            cache = k_BTKC, v_BTKC
+        elif shared.branches is not None:
+            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, shared.branches)
         else:
             # Causal by index, not by position: rows are contiguous and padded on the right only.
             mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC)
         out = Linear(cfg, cfg.d_model, ("heads", "embed"), residual=True, name="out")
-        return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), keep), cache
+        return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), masks), cache
 
 
 class SwiGLU(nn.Module):
@@ -161,31 +174,37 @@ class SwiGLU(nn.Module):
     role: str
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, keep: Keep) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, masks: DropoutMasks) -> jax.Array:
         cfg = self.config
-        gate_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, keep)
-        up_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, keep)
+        gate_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, masks)
+        up_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, masks)
         hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, self.role, "batch", "length", "act_mlp")
-        return Linear(cfg, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, keep)
+        return Linear(cfg, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, masks)
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`, its number, goes into the dropout of
-    adapters.
-    """
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`: its number, for dropout."""
 
     config: PolicyConfig
     role: str
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, view: View, layer, cache=None):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        shared: SharedInputs,
+        layer: jax.Array,
+        cache: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Returns the hidden states and what `Attention` returns beside them."""
         norm = partial(RMSNorm, self.config.norm_eps, self.config.compute_dtype)
-        keep = dropout_masks(self.config, view.noise_BT2, layer)
+        masks = dropout_masks(self.config, shared.dropout_key_BT2, layer)
         mixed_BTD, cache = Attention(self.config, self.role, name="attention")(
-            norm(name="attention_norm")(x_BTD), positions_BT, view, keep, cache
+            norm(name="attention_norm")(x_BTD), positions_BT, shared, masks, cache
         )
         x_BTD = constrain(x_BTD + mixed_BTD, self.role, "batch", "length", "act_embed")
-        x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(norm(name="mlp_norm")(x_BTD), keep)
+        x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(norm(name="mlp_norm")(x_BTD), masks)
         return constrain(x_BTD, self.role, "batch", "length", "act_embed"), cache
 
 
@@ -205,8 +224,8 @@ class Embed(nn.Module):
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         cfg = self.config
         # 1/sqrt(D): with a tied head the first logits have unit variance.
-        init = nn.with_logical_partitioning(nn.initializers.normal(cfg.d_model**-0.5), ("vocab", "embed"))
-        table_VD = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), jnp.float32)
+        init = nn.initializers.normal(cfg.d_model**-0.5)
+        table_VD = _param(self, "embedding", init, ("vocab", "embed"), (cfg.vocab_size, cfg.d_model))
         # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split
         # by it too.
         table_VD = constrain(table_VD.astype(cfg.compute_dtype), self.role, "vocab", "act_embed")

@@ -1,15 +1,18 @@
-"""Low-rank adapters: a policy's shape in, an adapter tree out; attached to the frozen weights it acts in every pass,
-merged into them it is gone.
+"""Low-rank adapters (LoRA): a policy's shape flows in, an adapter tree flows out. Attached to the frozen weights, it
+acts in every pass; merged into them, it is a part of them.
 
 An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like
-the weights: `a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints hold
+the weights: `a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints have
 nothing else.
 
-Invariant: a fresh adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter
+Invariant: a new adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter
 compute.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,14 +22,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from hintsd_jax.models import decoder
-from hintsd_jax.models.config import LORA_TARGETS, LoraConfig, PolicyConfig
+from hintsd_jax.models.config import LoraConfig, PolicyConfig
+from hintsd_jax.models.families import LORA_TARGETS
 
 Adapter = dict[str, Any]
 
 
-class Target(NamedTuple):
-    """One adapted projection: its Hugging Face name, where it stands in a layer, its stacked kernel's shape [N, in,
-    out] and axes.
+class LoraTarget(NamedTuple):
+    """One adapted projection. path: where it stands in a layer. shape: of its stacked kernel, [N, in, out]. axes: the
+    kernel's logical axes.
     """
 
     hf_name: str
@@ -35,19 +39,27 @@ class Target(NamedTuple):
     axes: tuple[str, str, str]
 
 
-def targets(config: PolicyConfig) -> list[Target]:
+def settings(config: PolicyConfig) -> LoraConfig:
+    """How the policy's adapter acts. Raises ValueError where the policy has none."""
+    if config.lora is None:
+        raise ValueError("this policy has no adapter: PolicyConfig.lora is None")
+    return config.lora
+
+
+def targets(config: PolicyConfig) -> list[LoraTarget]:
     """The projections that `config.lora` adapts, in the order of `LORA_TARGETS`."""
+    adapted = settings(config).targets
     shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))["layers"]
     axes = decoder.logical_axes(config)["layers"]
     return [
-        Target(name, (part, module), shapes[part][module]["kernel"].shape, tuple(axes[part][module]["kernel"]))
+        LoraTarget(name, (part, module), shapes[part][module]["kernel"].shape, tuple(axes[part][module]["kernel"]))
         for name, (part, module) in LORA_TARGETS.items()
-        if name in config.lora.targets
+        if name in adapted
     ]
 
 
-def build(config: PolicyConfig, make) -> Adapter:
-    """The adapter tree with `make(target, number)` -> (a, b) at every target."""
+def build(config: PolicyConfig, make: Callable[[LoraTarget, int], tuple[Any, ...]]) -> Adapter:
+    """The adapter tree with `make(target, number of the target)` -> (a, b) at every target."""
     layers: dict[str, dict] = {}
     for number, target in enumerate(targets(config)):
         part, module = target.path
@@ -57,10 +69,10 @@ def build(config: PolicyConfig, make) -> Adapter:
 
 
 def init_adapter(config: PolicyConfig, key: jax.Array) -> Adapter:
-    """A fresh adapter: A uniform within 1/sqrt(inputs) (as PEFT draws it), B zero."""
-    rank = config.lora.rank
+    """A new adapter: A uniform within 1/sqrt(inputs) (as PEFT draws it), B zero."""
+    rank = settings(config).rank
 
-    def make(target: Target, number: int):
+    def make(target: LoraTarget, number: int):
         N, inputs, outputs = target.shape
         bound = 1.0 / math.sqrt(inputs)
         a = jax.random.uniform(jax.random.fold_in(key, number), (N, inputs, rank), jnp.float32, -bound, bound)
@@ -70,9 +82,9 @@ def init_adapter(config: PolicyConfig, key: jax.Array) -> Adapter:
 
 
 def logical_axes(config: PolicyConfig) -> Adapter:
-    """The tree of `init_adapter` with a PartitionSpec of logical axis names at every leaf (see `policy.sharding`)."""
+    """The tree of `init_adapter` with a PartitionSpec of logical axis names at every leaf (see `sharding`)."""
 
-    def make(target: Target, _: int):
+    def make(target: LoraTarget, _: int):
         layers, inputs, outputs = target.axes
         return PartitionSpec(layers, inputs, "rank"), PartitionSpec(layers, "rank", outputs)
 
@@ -85,7 +97,8 @@ def attach(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Pa
 
 
 def merge(kernel: Any, pair: Any, config: LoraConfig) -> Any:
-    """One projection's W + alpha / rank * A B in float32: kernel [..., in, out], pair of `a` [..., in, r] and `b` [...,
-    r, out].
+    """One projection's W + alpha / rank * A B in float32.
+
+    kernel: [..., in, out]. pair: `a` [..., in, r] and `b` [..., r, out].
     """
     return kernel.astype(np.float32) + np.float32(config.scale) * (pair["a"] @ pair["b"])

@@ -1,7 +1,9 @@
-"""Rotary positions (RoFormer, arXiv:2104.09864). Positions flow in, rotated heads flow out.
+"""Rotary positions (RoFormer, arXiv:2104.09864): positions flow in, rotated heads flow out.
 
-Angles are float32 whatever the heads are in, made once in a pass and shared by all layers.
+Angles are float32 whatever the heads are in, computed once in a pass and shared by all layers.
 """
+
+from __future__ import annotations
 
 import math
 from typing import NamedTuple
@@ -20,19 +22,17 @@ class Rotation(NamedTuple):
 
 
 def frequencies(config: PolicyConfig) -> jax.Array:
-    """Radians a position of the C / 2 pairs of a head: theta^(-2i/C), scaled where `config.rope_scaling` says so;
-    float32.
-    """
+    """Radians a position, of the C / 2 pairs of a head: theta^(-2i/C), float32; scaled by `config.rope_scaling`."""
     plain = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
     return plain if config.rope_scaling is None else _llama3(plain, config.rope_scaling)
 
 
 def _llama3(plain: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """The scaling of Llama 3.1 (arXiv:2407.21783, and "llama3" in Hugging Face): slow pairs turn `factor` times slower,
+    """The scaling of Llama 3.1 (arXiv:2407.21783, "llama3" in Hugging Face): slow pairs rotate `factor` times slower,
     fast ones as before.
     """
-    turns = scaling.original_positions * plain / (2 * math.pi)  # of a pair within the first context
-    keep = jnp.clip((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq), 0.0, 1.0)
+    rotations = scaling.original_positions * plain / (2 * math.pi)  # of a pair within the first context
+    keep = jnp.clip((rotations - scaling.low_freq) / (scaling.high_freq - scaling.low_freq), 0.0, 1.0)
     return keep * plain + (1.0 - keep) * plain / scaling.factor
 
 
@@ -43,8 +43,8 @@ def rotation(positions_BT: jax.Array, config: PolicyConfig) -> Rotation:
 
 
 def rotate(x_BTHC: jax.Array, by: Rotation) -> jax.Array:
-    """Turns the pairs (i, i + C/2) of every head, the half-split layout of Hugging Face checkpoints. Keeps the dtype."""
+    """Rotates the pairs (i, i + C/2) of every head, the half-split layout of Hugging Face. Keeps the dtype."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHC.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHC.dtype)

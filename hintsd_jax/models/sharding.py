@@ -1,4 +1,4 @@
-"""The one table that says how a logical axis lies on a device mesh, in training and in serving. Shapes and axis names
+"""The one table that says how a logical axis lies on a device mesh, in training and in serving: shapes and axis names
 flow in, shardings flow out.
 
 Modules name the axes of their parameters and activations (`"heads"`, `"batch"`); nothing outside this file knows a mesh
@@ -20,16 +20,15 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from hintsd_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")  # replicas; scattered weights, also splits the batch; heads, ffn, vocabulary
+# data: replicas. fsdp: scattered weights; it also splits the batch. tensor: heads, ffn, vocabulary.
+AXES = ("data", "fsdp", "tensor")
 ROLES = ("train", "serve")
 
 _SPLIT = (("tensor",), ("fsdp", "tensor"))
 _WHOLE = ((), ())
-_SPREAD = (
-    "tensor",
-    "data",
-    "fsdp",
-)  # in this order `tensor` holds what it holds alone, and the others what they hold of a batch
+# In this order `tensor` has what it has where it splits alone, and the others what they have of a batch.
+_SPREAD = ("tensor", "data", "fsdp")
+
 # name -> mesh axes in training, in serving. Parameters and activations have different names for the same letter,
 # because a weight may be scattered over an axis along which the activation that it multiplies must be whole.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -44,7 +43,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank": _WHOLE,
     # activations
     "batch": (("data", "fsdp"), ("data",)),
-    "slots": (("data", "fsdp"), ("data", "fsdp", "tensor")),  # rows of a cache also take the axes that the heads leave
+    # rows of a cache also take the axes that the heads leave
+    "slots": (("data", "fsdp"), ("data", "fsdp", "tensor")),
     "length": _WHOLE,
     "act_embed": _WHOLE,
     "act_heads": _SPLIT,
@@ -52,12 +52,13 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "act_head_dim": _WHOLE,
     "act_mlp": _SPLIT,
     "act_vocab": _SPLIT,
-    "split_vocab": (_SPREAD, _SPREAD),  # weights and logits of the loss's projection
+    # weights and logits of the loss's projection
+    "split_vocab": (_SPREAD, _SPREAD),
 }
-_LAST = ("batch", "slots")  # these take what the other dimensions of an array have left
+_LAST = ("batch", "slots")  # these take the axes that the other dimensions of an array have left
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all the given devices (by default all there are); one size may be -1: whatever is left.
 
     Raises:
@@ -70,20 +71,21 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
 
 def mesh_sizes(data: int = 1, fsdp: int = -1, tensor: int = 1, *, count: int) -> tuple[int, int, int]:
     """The sizes of the axes over `count` devices, as in `make_mesh`; raises what it raises."""
-    sizes = [data, fsdp, tensor]
+    sizes = (data, fsdp, tensor)
     wanted = f"mesh.data = {data}, mesh.fsdp = {fsdp}, mesh.tensor = {tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{wanted}: sizes are at least 1, and one of them may be -1 (all devices that are left)")
-    known = math.prod(size for size in sizes if size != -1)
-    sizes = [count // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != count:
+    rest = count // math.prod(size for size in sizes if size != -1)
+    data, fsdp, tensor = (rest if size == -1 else size for size in sizes)
+    if data * fsdp * tensor != count:
         raise UserError(f"{wanted} do not multiply to the {count} devices here: change them, or use -1 for one")
-    return tuple(sizes)
+    return data, fsdp, tensor
 
 
 def spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh | AbstractMesh, role: str) -> PartitionSpec:
     """How an array of `shape` with one logical name per dimension lies on `mesh`."""
-    column, free, parts = ROLES.index(role), set(AXES), [()] * len(shape)
+    column, free = ROLES.index(role), set(AXES)
+    parts: list[tuple[str, ...]] = [()] * len(shape)
     for i in sorted(range(len(shape)), key=lambda i: names[i] in _LAST):
         for axis in RULES[names[i]][column]:
             ways = math.prod(mesh.shape[a] for a in (*parts[i], axis))
@@ -94,14 +96,12 @@ def spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh | AbstractMesh, 
 
 
 def shardings(abstract: Any, axes: Any, mesh: Mesh | AbstractMesh, role: str) -> Any:
-    """The tree of NamedShardings for a tree of arrays (or their shapes) and the tree of their logical PartitionSpecs."""
+    """The tree of NamedShardings for a tree of arrays (or their shapes) and one of their logical PartitionSpecs."""
     return jax.tree.map(lambda leaf, names: NamedSharding(mesh, spec(leaf.shape, names, mesh, role)), abstract, axes)
 
 
 def constrain(x: jax.Array, role: str, *names: str) -> jax.Array:
-    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or where no mesh is
-    set.
-    """
+    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -113,8 +113,8 @@ def constrain_tree(tree: Any, axes: Any, role: str) -> Any:
     return jax.tree.map(lambda leaf, names: constrain(leaf, role, *names), tree, axes)
 
 
-def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays whose first dimension counts rows of a batch -> device arrays, the rows split as in training."""
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays whose first dimension counts the examples of a batch -> device arrays, split as in training."""
 
     def put(leaf):
         names = ("batch",) + ("length",) * (leaf.ndim - 1)

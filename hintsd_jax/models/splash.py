@@ -1,33 +1,29 @@
-"""Causal attention of whole rows by the splash kernel (Pallas, TPU), each device its own rows and heads. Heads in,
-mixed values out.
+"""Causal attention of whole rows by the splash kernel (Pallas, TPU), each device its own rows and heads: heads flow in,
+mixed values flow out.
 
 The scores never leave the chip: at T = 24,576 the plain form moves over 100 GB a layer through memory. The kernel knows
 nothing of meshes, so it is called under `shard_map`, with rows and heads split as in training.
 """
 
+from __future__ import annotations
+
+from typing import cast
+
 import jax
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as masks,
-)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from hintsd_jax.models.sharding import spec
 
-_LANES = 128  # head_dim and T must be multiples of it
-_QUERY_BLOCK, _KEY_BLOCK = (
-    512,
-    1024,
-)  # on-chip tiles; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB)
+_VECTOR_WIDTH = 128  # of a TPU's registers; head_dim and T must be multiples of it
+# On-chip tiles; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB).
+_QUERY_BLOCK, _KEY_BLOCK = 512, 1024
 
 
 def fits(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
-    """Whether the kernel takes these shapes on the current mesh: long rows, and as many parts of query heads as of kv
-    heads.
-    """
+    """Whether the kernel takes these shapes on the current mesh: long rows, query and kv heads split alike."""
     _, T, _, C = q_BTHC.shape
-    if T < 2 * _KEY_BLOCK or T % _KEY_BLOCK or C % _LANES:
+    if T < 2 * _KEY_BLOCK or T % _KEY_BLOCK or C % _VECTOR_WIDTH:
         return False
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or _spec(q_BTHC, mesh, "act_heads")[2] == _spec(k_BTKC, mesh, "act_kv_heads")[2]
@@ -38,25 +34,24 @@ def _spec(x_BTHC: jax.Array, mesh, heads: str):
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """As `attention.attend_causal`, for shapes that `fits`. `interpret` runs the kernel's Python on any backend (slow)."""
+    """As `attention.attend_causal`, for shapes that `fits`. `interpret`: run as Python on any backend, slowly."""
 
     def local(q_BTHC, k_BTKC, v_BTKC):
         q, k, v = (x.swapaxes(1, 2) for x in (q_BTHC * q_BTHC.shape[-1] ** -0.5, k_BTKC, v_BTKC))
         one_row = _kernel(q.shape[1], q.shape[2], min(_QUERY_BLOCK, q.shape[2]), min(_KEY_BLOCK, q.shape[2]), interpret)
-        return jax.vmap(one_row)(q, k, v).swapaxes(1, 2)
+        return cast(jax.Array, jax.vmap(one_row)(q, k, v)).swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local(q_BTHC, k_BTKC, v_BTKC)
     q_spec, kv_spec = _spec(q_BTHC, mesh, "act_heads"), _spec(k_BTKC, mesh, "act_kv_heads")
-    split = jax.shard_map(
-        local, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False
-    )  # a kernel says nothing of axes
+    # check_vma: a kernel does not say along which axes its output varies
+    split = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False)
     return split(q_BTHC, k_BTKC, v_BTKC)
 
 
 def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: bool):
-    half = max(_LANES, key_block // 2)
+    half = max(_VECTOR_WIDTH, key_block // 2)
     blocks = kernel.BlockSizes(
         block_q=query_block, block_kv=key_block, block_kv_compute=half,
         block_q_dkv=query_block, block_kv_dkv=key_block, block_kv_dkv_compute=half,

@@ -1,0 +1,64 @@
+"""The families of dense decoders: one row each for what differs between them, and Hugging Face's names for what they
+share. Tables only.
+
+A family that is one of the rows with other switches needs a row more, nothing else; CONTRIBUTING.md lists what a family
+that computes something new needs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """What differs between the decoders.
+
+    architecture, model_type: Hugging Face's names. qk_norm: RMSNorm of each query and key head. qkv_bias: biases of
+    query, key and value. states_head_dim: its config.json always has head_dim; in others an absent one means
+    hidden_size / num_attention_heads.
+    """
+
+    architecture: str
+    model_type: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    states_head_dim: bool = False
+
+
+FAMILIES = {
+    "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm=True, states_head_dim=True),
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True),
+    "llama": Family("LlamaForCausalLM", "llama"),
+}
+
+# Path in our parameter tree -> Hugging Face's tensor, for all families. "{n}" is the layer.
+HF_NAMES = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "layers/attention_norm/scale": "model.layers.{n}.input_layernorm.weight",
+    "layers/attention/query/kernel": "model.layers.{n}.self_attn.q_proj.weight",
+    "layers/attention/query/bias": "model.layers.{n}.self_attn.q_proj.bias",
+    "layers/attention/key/kernel": "model.layers.{n}.self_attn.k_proj.weight",
+    "layers/attention/key/bias": "model.layers.{n}.self_attn.k_proj.bias",
+    "layers/attention/value/kernel": "model.layers.{n}.self_attn.v_proj.weight",
+    "layers/attention/value/bias": "model.layers.{n}.self_attn.v_proj.bias",
+    "layers/attention/query_norm/scale": "model.layers.{n}.self_attn.q_norm.weight",
+    "layers/attention/key_norm/scale": "model.layers.{n}.self_attn.k_norm.weight",
+    "layers/attention/out/kernel": "model.layers.{n}.self_attn.o_proj.weight",
+    "layers/mlp_norm/scale": "model.layers.{n}.post_attention_layernorm.weight",
+    "layers/mlp/gate/kernel": "model.layers.{n}.mlp.gate_proj.weight",
+    "layers/mlp/up/kernel": "model.layers.{n}.mlp.up_proj.weight",
+    "layers/mlp/down/kernel": "model.layers.{n}.mlp.down_proj.weight",
+    "final_norm/scale": "model.norm.weight",
+    "lm_head/kernel": "lm_head.weight",
+}
+
+# Hugging Face's name of a projection -> where it stands in a layer of ours: what an adapter can be put on.
+LORA_TARGETS = {
+    "q_proj": ("attention", "query"),
+    "k_proj": ("attention", "key"),
+    "v_proj": ("attention", "value"),
+    "o_proj": ("attention", "out"),
+    "gate_proj": ("mlp", "gate"),
+    "up_proj": ("mlp", "up"),
+    "down_proj": ("mlp", "down"),
+}

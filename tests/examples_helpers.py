@@ -28,12 +28,15 @@ class RewritingChat(FakeChat):
         return prefix_length, (*(300 + id for id in trunk[prefix_length:]), 300, *self.user_turn(text))
 
 
-def target_examples(episode, targets, chat=FakeChat(), number=0, weights={"divergence": 1.0}, **options):
-    """The examples of all targets of an episode, feedback right before each; one for each of its streams that has any."""
-    return examples(episode, feedback_at_target(episode, targets, chat, weights), number, **options)
+FAKE_CHAT = FakeChat()
 
 
-def target_example(episode, targets, chat=FakeChat(), **options):
+def target_examples(episode, targets, chat=FAKE_CHAT, number=0, **options):
+    """The examples of all targets of an episode, feedback right before each; one for each of its streams."""
+    return examples(episode, feedback_at_target(episode, targets, chat, {"divergence": 1.0}), number, **options)
+
+
+def target_example(episode, targets, chat=FAKE_CHAT, **options):
     """The example of an episode with one stream."""
     (example,) = target_examples(episode, targets, chat, **options)
     return example

@@ -140,7 +140,7 @@ def make_batches(
     _check_weights(examples, loss)
     dropped: dict[str, int] = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Example] = []
-    for example in sorted(examples, key=_order):
+    for example in sorted((example for example in examples if example.branches), key=_order):
         fitting += _fit(example, shapes, dropped)
     fitting.sort(key=lambda example: (_pair(example.branches, shapes), len(example.tokens)))  # stable: ties stay sorted
     part_scale = _part_scales(fitting, loss)

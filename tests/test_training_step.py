@@ -1,5 +1,6 @@
-"""The update: trunk and branches against one row per target, accumulation, the single division, optimizer, EMA,
-skipping, donation, adapters, the number of compilations."""
+"""The update: trunk and branches against one example per target, accumulation, the single division, optimizer, EMA,
+skipping, donation, adapters, the number of compilations.
+"""
 
 import dataclasses
 import functools
@@ -18,12 +19,14 @@ from test_models_lora import merge
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
-from hintsd_jax.models.sharding import make_mesh, put_rows, shardings
-from hintsd_jax.training.batching import Shapes, blank_batch, pack
-from hintsd_jax.training.examples import Branch, Row, single
-from hintsd_jax.training.losses import LossConfig
+from hintsd_jax.models.sharding import make_mesh, put_batch, shardings
+from hintsd_jax.training.batching import BatchShapes, blank_batch, make_batches
+from hintsd_jax.training.examples import Branch, Example
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
+from hintsd_jax.training.losses import Loss
 from hintsd_jax.training.state import OptimConfig, TrainState, create, learning_rate, moment_shardings, optimizer
 from hintsd_jax.training.train_step import Accumulator, accumulate, apply, batch_losses, update, zeros
+from tests import loss_oracles
 
 POLICY = PolicyConfig(
     vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24,
@@ -32,70 +35,106 @@ POLICY = PolicyConfig(
 ADAPTED = dataclasses.replace(
     POLICY, lora=LoraConfig(rank=2, alpha=3.0, dropout=0.3, targets=("q_proj", "o_proj", "up_proj"))
 )
-LOSS = LossConfig(top_k=5, chunk=12)
-SFT = LossConfig(loss="sft", chunk=12)
+# Two losses for all: one with a teacher and parts that act on different tokens, one without a teacher.
+LOSS = Loss((Divergence(top_k=5), PolicyGradient(coefficient=0.5)), chunk_tokens=12)
+SFT = Loss((CrossEntropy(),), chunk_tokens=12)
 OPTIM = OptimConfig(lr=1e-2, schedule="constant", total_steps=10, ema_decay=0.9, clip_norm=0.5, weight_decay=0.1)
 MESH = make_mesh(devices=jax.devices()[:1])
-# Nearly every test packs to one of these: a compilation costs far more than running it.
-SHAPES = Shapes((32,), (24,), (8,), rows=6)
-ALONE = Shapes((32,), (40,), (4,), rows=6, trunk=False)
+# Nearly every test's batches have one of these shapes: a compilation costs far more than running it.
+SHAPES = BatchShapes((32,), (24,), (8,), batch_size=6, parts=2)
+ALONE = BatchShapes((32,), (40,), (4,), batch_size=6, parts=2, trunk=False)
 
 
-def make_rows(number=5, seed=0):
-    """Rows of one or two targets; the first 5 are one batch in SHAPES."""
+def make_branch(rng, step, start, stop, prefix_length, context):
+    """Trained on by both parts of LOSS where a teacher reads it, else by the policy gradient alone."""
+    weights = ({"divergence": 1.0} if context else {}) | {"policy_gradient": 1.0}
+    logprobs = tuple(rng.normal(-3, 1, stop - start).tolist())
+    return Branch(step, start, stop, prefix_length, context, logprobs, weights, advantage=float(rng.normal()))
+
+
+def make_examples(number=5, seed=0):
+    """Examples of one or two actions; a teacher reads all but the second of the fourth. The first 5 are one batch in
+    SHAPES.
+    """
     rng = np.random.default_rng(seed)
     ids = lambda n: tuple(int(i) for i in rng.integers(0, POLICY.vocab_size, n))
-    rows = []
+    result = []
     for n in range(number):
         branches, at = [], int(rng.integers(1, 4))
         for step in range(1, 2 + n % 2):
             start, size = at + int(rng.integers(1, 3)), 1 + (n + step) % 3
-            seen, at = start - int(rng.integers(1, 3)), start + size
-            branches.append(
-                Branch(step, start, at, seen, ids(int(rng.integers(1, 4))), tuple(rng.normal(-3, 1, size).tolist()))
-            )
-        rows.append(Row(n, ids(at), tuple(branches), micro=n // 3, key=(seed, n)))
-    return rows
+            prefix_length, at = start - int(rng.integers(1, 3)), start + size
+            context = ids(int(rng.integers(1, 4)))
+            where = (0, ()) if n % 4 == 3 and step == 2 else (prefix_length, context)
+            branches.append(make_branch(rng, step, start, at, *where))
+        result.append(Example(n, ids(at), tuple(branches), micro_step=n // 3, key=(seed, n)))
+    return result
 
 
-def alone(rows):
-    return [part for row in rows for part in single(row)]
+def reweighted(example, weights):
+    branches = [dataclasses.replace(branch, weights=weights) for branch in example.branches]
+    return dataclasses.replace(example, branches=tuple(branches))
 
 
-def tokens_of(rows):
-    return sum(branch.size for row in rows for branch in row.branches)
+def separated(examples):
+    return [part for example in examples for part in example.separated()]
 
 
-def batches_of(*micro_batches, shapes=SHAPES, **options):
-    """One packed batch for each of the lists of rows."""
-    packed = [pack(rows, shapes, **options) for rows in micro_batches]
-    assert not any(count for each in packed for count in each.dropped.values())
-    return [batch for each in packed for batch in each.batches]
+def tokens_of(examples):
+    return sum(branch.action_tokens for example in examples for branch in example.branches)
+
+
+def batches_of(*micro_batches, shapes=SHAPES, loss=LOSS, **options):
+    """One batch for each of the lists of examples; of SFT all tokens are trained on."""
+    batches = []
+    for examples in micro_batches:
+        if loss is SFT:
+            examples = [reweighted(example, {"cross_entropy": 1.0}) for example in examples]
+        result = make_batches(examples, dataclasses.replace(shapes, parts=len(loss.parts)), loss, **options)
+        assert not any(result.dropped.values())
+        batches += result.batches
+    return batches
 
 
 def laid_out(tree, axes):
     return jax.device_put(tree, shardings(tree, axes, MESH, "train"))
 
 
+@functools.cache
+def initial(seed):
+    """Random weights; drawn by NumPy, because compiling `init_params` takes longer than most tests here."""
+    shapes = jax.eval_shape(functools.partial(decoder.init_params, POLICY), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        norm = "norm" in jax.tree_util.keystr(path)
+        return np.float32(rng.normal(float(norm), 0.1 if norm else 0.25, leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def make_params(seed=0):
-    return laid_out(decoder.init_params(POLICY, jax.random.key(seed)), decoder.logical_axes(POLICY))
+    return laid_out(initial(seed), decoder.logical_axes(POLICY))
+
+
+def with_teacher(state, teacher, axes):
+    return state.replace(ema=laid_out(teacher, axes))
 
 
 def make_state(seed=0):
     """A state whose teacher is not the student."""
-    state = create(make_params(seed), OPTIM)
-    return state.replace(ema=jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, state.params, make_params(seed + 100)))
+    teacher = jax.tree.map(lambda a, b: np.float32(0.7) * a + np.float32(0.3) * b, initial(seed), initial(seed + 100))
+    return with_teacher(create(make_params(seed), OPTIM), teacher, decoder.logical_axes(POLICY))
 
 
 def make_adapter_state():
     """An adapter with no zero in it, and another one as its teacher."""
-    shapes, rng = (
-        jax.eval_shape(functools.partial(lora.init_adapter, ADAPTED), jax.random.key(0)),
-        np.random.default_rng(8),
+    shapes = jax.eval_shape(functools.partial(lora.init_adapter, ADAPTED), jax.random.key(0))
+    rng, axes = np.random.default_rng(8), lora.logical_axes(ADAPTED)
+    student, teacher = (
+        jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes) for _ in range(2)
     )
-    draw = lambda: jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    student, teacher = (laid_out(draw(), lora.logical_axes(ADAPTED)) for _ in range(2))
-    return create(student, OPTIM).replace(ema=teacher)
+    return with_teacher(create(laid_out(student, axes), OPTIM), teacher, axes)
 
 
 def gather(batches, state=None, loss=LOSS, frozen=None, policy=POLICY):
@@ -103,7 +142,7 @@ def gather(batches, state=None, loss=LOSS, frozen=None, policy=POLICY):
     with jax.set_mesh(MESH):
         accumulator = zeros(state.params, loss)
         for batch in batches:
-            accumulator, _ = accumulate(frozen, state, accumulator, put_rows(batch, MESH), policy=policy, loss=loss)
+            accumulator, _ = accumulate(frozen, state, accumulator, put_batch(batch, MESH), policy=policy, loss=loss)
     return accumulator
 
 
@@ -129,11 +168,6 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def oracle_log_softmax(logits):
-    logits = np.float64(logits)
-    return logits - np.log(np.sum(np.exp(logits)))
-
-
 def assert_same_update(actual, expected, rtol=1e-5):
     """Of two accumulators: sums within rtol of each, gradients within rtol of the largest entry of each array."""
     for name in expected.sums:
@@ -147,116 +181,130 @@ def assert_same_update(actual, expected, rtol=1e-5):
 
 
 def test_sums_match_scoring_every_target_on_its_own():
-    """Targets one by one, and the reference's formula in float64, against the packed batch."""
-    state, rows = make_state(), make_rows()
-    sums = gather(batches_of(rows), state).sums
+    """Actions one by one, and the reference's formulas in float64, against the batch."""
+    state, examples = make_state(), make_examples()
+    sums = gather(batches_of(examples), state).sums
     score = jax.jit(lambda params, tokens: decoder.project(params, POLICY, decoder.forward(params, POLICY, tokens)))
     expected = dict.fromkeys(LOSS.sum_names, 0.0)
-    for row, branch in [(row, branch) for row in rows for branch in row.branches]:
-        logits, action = [], row.tokens[branch.start : branch.stop]
+    part_sums = dict.fromkeys((part.name for part in LOSS.parts), 0.0)
+    pairs = [(example, branch) for example in examples for branch in example.branches]
+    for example, branch in pairs:
+        logits, action = [], example.tokens[branch.start : branch.stop]
         for params, context in (
-            (state.params, row.tokens[: branch.start]),
-            (state.ema, row.tokens[: branch.seen] + branch.words),
+            (state.params, example.tokens[: branch.start]),
+            (state.ema, example.tokens[: branch.prefix_length] + branch.context),
         ):
             tokens = np.zeros((1, 24), np.int32)  # one length, one compilation
             tokens[0, : len(context + action)] = context + action
-            logits.append(np.array(score(params, tokens))[0, len(context) - 1 : len(context + action) - 1])
-        for student, teacher, token, sampled in zip(*logits, action, branch.sampled, strict=True):
-            s, t = oracle_log_softmax(student), oracle_log_softmax(teacher)
-            top = np.argsort(-s)[: LOSS.top_k]
-            p, q = (
-                np.append(x[top], np.log(1 - np.exp(np.minimum(np.log(np.exp(x[top]).sum()), -1e-7)))) for x in (s, t)
-            )
-            expected["loss"] += np.sum(np.exp(p) * (p - q))
-            expected["divergence"] += np.sum(np.exp(p) * (p - q))
+            logits.append(np.array(score(params, tokens))[0, max(len(context), 1) - 1 :][: len(action)])
+        scored = bool(branch.context)
+        for student, teacher, token, sampler in zip(*logits, action, branch.logprobs, strict=True):
+            s, t = loss_oracles.log_softmax(student), loss_oracles.log_softmax(teacher)
+            for part in (part for part in LOSS.parts if part.name in branch.weights):
+                value, reported = loss_oracles.token_loss(
+                    part, student, teacher, token, sampler, branch.advantage, scored
+                )
+                part_sums[part.name] += value
+                expected[f"{part.name}_tokens"] += 1
+                for name in part.reports:
+                    expected[name] += reported[name]
             expected["tokens"] += 1
-            expected["taught"] += 1
             expected["entropy"] -= np.sum(np.exp(s) * s)
             expected["logprob"] += s[token]
-            expected["teacher_gap"] += t[token] - s[token]
-            expected["mismatch"] += abs(s[token] - sampled)
-            expected["mismatch_max"] = max(expected["mismatch_max"], abs(s[token] - sampled))
+            expected["teacher_scored_tokens"] += scored
+            expected["teacher_gap"] += scored * (t[token] - s[token])
+            expected["logprob_mismatch"] += abs(s[token] - sampler)
+            expected["logprob_mismatch_max"] = max(expected["logprob_mismatch_max"], abs(s[token] - sampler))
+    assert 0 < expected["divergence_tokens"] < expected["policy_gradient_tokens"] == expected["tokens"]
+    # each part's mean over its own tokens, times its coefficient; the sum is divided by all tokens later
+    means = [part.coefficient * part_sums[part.name] / expected[f"{part.name}_tokens"] for part in LOSS.parts]
+    expected["loss"] = expected["tokens"] * sum(means)
     for name, value in expected.items():
         np.testing.assert_allclose(sums[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-    sft = gather(batches_of(rows), state, SFT).sums
+    sft = gather(batches_of(examples, loss=SFT), state, SFT).sums
     assert "teacher_gap" not in sft
     np.testing.assert_allclose(sft["loss"], -expected["logprob"], rtol=1e-5)
-    for name in ("mismatch", "mismatch_max", "entropy"):
+    for name in ("logprob_mismatch", "logprob_mismatch_max", "entropy"):
         np.testing.assert_allclose(sft[name], expected[name], rtol=1e-5, err_msg=name)
 
 
 @st.composite
 def training_steps(draw):
-    """Rows of up to three targets, of any layout that SHAPES and ALONE hold; some rows become several in SHAPES."""
-    rng, rows = np.random.default_rng(draw(st.integers(0, 10**6))), []
+    """Examples of up to three actions, of any layout that SHAPES and ALONE hold; some become several in SHAPES."""
+    rng, result = np.random.default_rng(draw(st.integers(0, 10**6))), []
     ids = lambda n: tuple(int(i) for i in rng.integers(0, POLICY.vocab_size, n))
     for n in range(draw(st.integers(1, 9))):
         branches, at = [], 0
         for number in range(1, draw(st.integers(1, 3)) + 1):
             start = at + draw(st.integers(1, 5))
             at = start + draw(st.integers(1, 4))
-            seen, words = start - draw(st.integers(0, min(start, 5))), ids(draw(st.integers(1, 6)))
-            branches.append(Branch(number, start, at, seen, words, tuple(rng.normal(-3, 1, at - start).tolist())))
-        rows.append(Row(n, ids(at), tuple(branches), micro=n // 2, key=(n, 5)))
-    return rows
+            prefix_length, context = start - draw(st.integers(0, min(start, 5))), ids(draw(st.integers(1, 6)))
+            where = (prefix_length, context) if draw(st.integers(0, 4)) else (0, ())
+            branches.append(make_branch(rng, number, start, at, *where))
+        result.append(Example(n, ids(at), tuple(branches), micro_step=n // 2, key=(n, 5)))
+    return result
 
 
 @given(training_steps(), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_trunk_and_branches_equal_one_row_per_target(rows, mean_of_micro_means):
+def test_trunk_and_branches_equal_one_example_per_target(examples, mean_of_micro_means):
     """Losses and gradients within 1e-5 in fp32, whatever the episodes."""
     options = {"mean_of_micro_means": mean_of_micro_means}
-    together, apart = batches_of(rows, **options), batches_of(alone(rows), shapes=ALONE, **options)
+    together, apart = batches_of(examples, **options), batches_of(separated(examples), shapes=ALONE, **options)
     state = shared_state()
     assert_same_update(gather(together, state), gather(apart, state))
 
 
-@pytest.mark.parametrize("loss", [LOSS, SFT], ids=["distill", "sft"])
+@pytest.mark.parametrize("loss", [LOSS, SFT], ids=["distil", "sft"])
 def test_micro_batches_add_up_to_the_big_batch(loss):
-    rows = make_rows()
-    whole, parts = gather(batches_of(rows), loss=loss), gather(batches_of(rows[3:], rows[:1], rows[1:3]), loss=loss)
+    """Where weights are one: with parts that act on some of the tokens, these are scaled by the whole step's counts."""
+    examples = [example for example in make_examples() if example.episode != 3]
+    examples = [*examples, dataclasses.replace(examples[-1], episode=5)]
+    whole = gather(batches_of(examples, loss=loss), loss=loss)
+    parts = gather(batches_of(examples[3:], examples[:1], examples[1:3], loss=loss), loss=loss)
     assert_trees_close(parts, whole)
-    assert float(whole.sums["tokens"]) == tokens_of(rows)
+    assert float(whole.sums["tokens"]) == tokens_of(examples)
 
 
 def test_padding_adds_nothing():
-    rows = make_rows()
-    tight = gather(batches_of(rows))
-    assert_trees_close(gather([blank_batch(SHAPES, 32, 0), *batches_of(rows)]), tight)
-    # what stands in the padding does not matter; longer buckets: see the test of both forms
-    (loose,) = batches_of(rows)
+    examples = make_examples()
+    tight = gather(batches_of(examples))
+    assert_trees_close(gather([blank_batch(SHAPES, 32, 0), *batches_of(examples)]), tight)
+    # what stands in the padding does not matter; longer buckets: see the test of both layouts
+    (loose,) = batches_of(examples)
     ends = np.where(loose.mask_BA, loose.student_at_BA + 2, 0).max(axis=1)
     for tokens_BT in (loose.student_BT, loose.trunk_BP):
         tokens_BT[np.arange(32) >= ends[:, None]] = 17
-    nothing = loose.branch_id_BM < 0
-    loose.stream_BM[nothing], loose.position_BM[nothing], loose.prefix_length_BM[nothing] = 17, 3, 30
-    loose.actions_BA[~loose.mask_BA], loose.sampled_BA[~loose.mask_BA] = 13, -99.0
-    loose.student_at_BA[~loose.mask_BA], loose.teacher_at_BA[~loose.mask_BA] = 31, 23
+    nothing, out = loose.branch_id_BM < 0, ~loose.mask_BA
+    loose.branch_BM[nothing], loose.position_BM[nothing], loose.prefix_length_BM[nothing] = 17, 3, 30
+    loose.actions_BA[out], loose.sampler_logprob_BA[out] = 13, -9.0
+    loose.student_at_BA[out], loose.teacher_at_BA[out] = 31, 23
+    loose.weight_BAP[out], loose.advantage_BA[out], loose.scored_BA[out] = 2.0, -1.0, True
     assert_trees_close(gather([loose]), tight)
 
 
 def test_the_mean_of_micro_means_is_another_update_on_unequal_micro_steps():
-    """With `Row.micro` as micro-steps: equal to averaging the micro-steps' own token means, and not the token mean."""
-    rows, state = make_rows(), make_state()
-    mean = lambda rows, **options: (
+    """Equal to averaging the micro-steps' own token means, and not the token mean."""
+    examples, state = make_examples(), make_state()
+    mean = lambda examples, **options: (
         lambda a: jax.tree.map(lambda g: np.array(g) / np.array(a.sums["tokens"]), (a.grads, a.sums["loss"]))
-    )(gather(batches_of(rows, **options), state))
-    released = mean(rows, mean_of_micro_means=True)
-    by_hand = jax.tree.map(lambda a, b: (a + b) / 2, mean(rows[:3]), mean(rows[3:]))
+    )(gather(batches_of(examples, loss=SFT, **options), state, SFT))
+    released = mean(examples, mean_of_micro_means=True)
+    by_hand = jax.tree.map(lambda a, b: (a + b) / 2, mean(examples[:3]), mean(examples[3:]))
     assert_trees_close(released, by_hand)
-    assert abs(released[1] - mean(rows)[1]) > 1e-3 * abs(released[1])
+    assert abs(released[1] - mean(examples)[1]) > 1e-3 * abs(released[1])
 
 
 def test_apply_is_adamw_and_the_ema_follows_it():
     state = make_state()
-    accumulator = gather(batches_of(make_rows()), state)
+    accumulator = gather(batches_of(make_examples()), state)
     tokens = float(accumulator.sums["tokens"])
     grads = jax.tree.map(lambda g: np.array(g, np.float64) / tokens, accumulator.grads)
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
     clipped = jax.tree.map(lambda g: g * min(1.0, 0.5 / norm), grads)
     before = host(state)
     with jax.set_mesh(MESH):
-        state, metrics = apply(state, accumulator, optim=OPTIM)
+        state, metrics = apply(state, accumulator, 1.0, loss=LOSS, optim=OPTIM)
     # Adam's first step: m / (1 - b1) = g and v / (1 - b2) = g^2
     params = jax.tree.map(lambda p, g: p - 1e-2 * (g / (np.abs(g) + 1e-8) + 0.1 * p), before.params, clipped)
     # entries whose gradient is rounding noise beside eps have no well-defined first step
@@ -273,14 +321,18 @@ def test_apply_is_adamw_and_the_ema_follows_it():
     assert int(state.step) == 1 and set(counts) == {1}
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for name in LOSS.sum_names:
-        divisor = 1.0 if name in ("tokens", "taught", "mismatch_max") else tokens
+        counted = LOSS.mean_over.get(name)
+        divisor = float(accumulator.sums[counted]) if counted else 1.0
         np.testing.assert_allclose(metrics[name], accumulator.sums[name] / divisor, rtol=1e-6)
+    own = LOSS.mean_over
+    assert (own["divergence"], own["clip_fraction"]) == ("divergence_tokens", "policy_gradient_tokens")
+    assert (own["loss"], own["teacher_gap"]) == ("tokens", "teacher_scored_tokens")
     assert float(metrics["skipped"]) == 0.0
 
 
 @pytest.mark.parametrize("batches", [[], [blank_batch(SHAPES, 32, 0)]], ids=["no batch", "only padding"])
 def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
-    state, _ = step(make_state(), batches_of(make_rows()))
+    state, _ = step(make_state(), batches_of(make_examples()))
     before = host(state)  # moments are not zero, and weight decay would move the weights without any gradient
     state, metrics = step(state, batches)
     assert_trees_equal(state, before)
@@ -290,7 +342,7 @@ def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
 
 def test_teacher_gets_no_gradient_and_is_not_the_student():
     state = make_state()
-    (batch,) = batches_of(make_rows())
+    (batch,) = batches_of(make_examples())
     loss = lambda params, ema: batch_losses(params, ema, batch, POLICY, LOSS)[0]["loss"]
     assert not any(
         np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=1))(state.params, state.ema))
@@ -302,42 +354,45 @@ def test_teacher_gets_no_gradient_and_is_not_the_student():
 
 
 def test_identical_contexts_and_weights_have_no_loss():
-    state = create(make_params(), OPTIM)
-    same = lambda row, branch: dataclasses.replace(branch, words=row.tokens[branch.seen : branch.start])
-    rows = [
-        dataclasses.replace(row, branches=tuple(same(row, branch) for branch in row.branches)) for row in make_rows()
+    def same(example, branch):
+        context = example.tokens[branch.prefix_length : branch.start] if branch.context else ()
+        return dataclasses.replace(branch, context=context, advantage=0.0)
+
+    examples = [
+        dataclasses.replace(example, branches=tuple(same(example, branch) for branch in example.branches))
+        for example in make_examples()
     ]
-    accumulator = gather(batches_of(rows), state)
-    np.testing.assert_allclose(accumulator.sums["loss"], 0, atol=1e-4)
-    np.testing.assert_allclose(accumulator.sums["teacher_gap"], 0, atol=1e-4)
+    sums = gather(batches_of(examples), create(make_params(), OPTIM)).sums
+    for name in ("loss", "divergence", "teacher_gap"):
+        np.testing.assert_allclose(sums[name], 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", [LOSS, SFT], ids=["distill", "sft"])
-def test_updates_lower_the_loss(loss):
-    state, batches = make_state(), batches_of(make_rows())
+@pytest.mark.parametrize("loss, metric", [(LOSS, "divergence"), (SFT, "loss")], ids=["distil", "sft"])
+def test_updates_lower_the_loss(loss, metric):
+    state, batches = make_state(), batches_of(make_examples(), loss=loss)
     history = []
     for _ in range(8):
         state, metrics = step(state, batches, loss)
-        history.append(float(metrics["loss"]))
+        history.append(float(metrics[metric]))
     assert history[-1] < 0.8 * history[0]
 
 
 def test_buffers_are_donated_and_the_callers_weights_survive():
     params = make_params()
     state = create(params, OPTIM)
-    (batch,) = batches_of(make_rows())
+    (batch,) = batches_of(make_examples())
     with jax.set_mesh(MESH):
         accumulator = zeros(state.params, LOSS)
-        added, _ = accumulate(None, state, accumulator, put_rows(batch, MESH), policy=POLICY, loss=LOSS)
+        added, _ = accumulate(None, state, accumulator, put_batch(batch, MESH), policy=POLICY, loss=LOSS)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(accumulator))
-        after, _ = apply(state, added, optim=OPTIM)
+        after, _ = apply(state, added, 1.0, loss=LOSS, optim=OPTIM)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, after)))
 
 
-def test_one_compilation_per_bucket_whatever_the_rows(caplog):
+def test_one_compilation_per_bucket_whatever_the_examples(caplog):
     """Blank batches compile everything; what comes later compiles nothing."""
-    shapes = dataclasses.replace(SHAPES, length_buckets=(9, 32))
+    shapes = dataclasses.replace(SHAPES, length_buckets=(9, 32), parts=1)
     caplog.set_level("WARNING", "jax")
     compiled = lambda name: sum(record.getMessage().startswith(f"Compiling jit({name})") for record in caplog.records)
     with jax.log_compiles():
@@ -345,12 +400,12 @@ def test_one_compilation_per_bucket_whatever_the_rows(caplog):
         assert compiled("accumulate") in (1, 2)  # one is every other test's
         assert compiled("apply") <= 1
         caplog.clear()
-        seen = set()
+        shapes_met = set()
         for seed in range(5):
-            batches = batches_of(make_rows(7 + seed, seed), shapes=shapes)
-            seen |= {(batch.student_BT.shape, batch.actions_BA.shape) for batch in batches}
+            batches = batches_of(make_examples(7 + seed, seed), shapes=shapes, loss=SFT)
+            shapes_met |= {(batch.student_BT.shape, batch.actions_BA.shape) for batch in batches}
             state, _ = step(state, batches, SFT)
-    assert len(seen) == len(shapes.all()) == 2 and int(state.step) == 5
+    assert len(shapes_met) == len(shapes.all()) == 2 and int(state.step) == 5
     assert compiled("accumulate") == compiled("apply") == 0
 
 
@@ -358,7 +413,7 @@ def test_no_array_holds_the_vocabulary_for_a_whole_row():
     policy = dataclasses.replace(POLICY, vocab_size=997)
     params = jax.eval_shape(functools.partial(decoder.init_params, policy), jax.random.key(0))
     state = TrainState(np.int32(0), params, params, jax.eval_shape(optimizer(OPTIM).init, params))
-    (batch,) = batches_of(make_rows())
+    (batch,) = batches_of(make_examples())
     sums = jax.eval_shape(lambda: {name: jnp.zeros(()) for name in LOSS.sum_names})
     run = functools.partial(accumulate, None, policy=policy, loss=LOSS)
     jaxpr = jax.make_jaxpr(run)(state, Accumulator(grads=state.params, sums=sums), batch)
@@ -373,7 +428,7 @@ def test_no_array_holds_the_vocabulary_for_a_whole_row():
 def test_an_adapter_is_all_that_is_trained():
     frozen, state = make_params(), make_adapter_state()
     before, shapes = host((frozen, state)), [leaf.shape for leaf in jax.tree.leaves(state.params)]
-    state, metrics = step(state, batches_of(make_rows()), frozen=frozen, policy=ADAPTED)
+    state, metrics = step(state, batches_of(make_examples()), frozen=frozen, policy=ADAPTED)
     assert float(metrics["skipped"]) == 0.0 and int(state.step) == 1
     assert_trees_equal(frozen, before[0])  # it is alive, and as it was
     structure = jax.tree.structure(before[1].params)
@@ -395,7 +450,7 @@ def merged(frozen, state):
 def test_gradients_of_an_adapter_follow_from_those_of_the_merged_weights():
     """dL/dA = s dL/dW B^T and dL/dB = s A^T dL/dW, with dL/dW from the update of all weights at W + s A B."""
     policy = dataclasses.replace(ADAPTED, lora=dataclasses.replace(ADAPTED.lora, dropout=0.0))
-    frozen, state, batches = make_params(), make_adapter_state(), batches_of(make_rows())
+    frozen, state, batches = make_params(), make_adapter_state(), batches_of(make_examples(), loss=SFT)
     whole, adapted = gather(batches, merged(frozen, state), SFT), gather(batches, state, SFT, frozen, policy)
     grads = {}
     for part, modules in host(state.params["layers"]).items():
@@ -410,18 +465,19 @@ def test_gradients_of_an_adapter_follow_from_those_of_the_merged_weights():
     assert_same_update(adapted, Accumulator(grads={"layers": grads}, sums=whole.sums), rtol=3e-5)
 
 
-def test_adapter_dropout_is_the_same_in_both_forms_and_on_the_students_side_only():
-    frozen, state, rows = make_params(), make_adapter_state(), make_rows()
-    scored = lambda rows: gather(batches_of(rows), state, frozen=frozen, policy=ADAPTED)
-    together = scored(rows)
-    assert len(alone(rows)) > len(rows)
-    assert_same_update(together, scored(alone(rows)))  # in the same shape: no branch looks back
-    # the mask is that of the row's key, wherever the row stands
-    assert_same_update(scored([dataclasses.replace(row, episode=9 - row.episode) for row in rows]), together)
-    other = scored([dataclasses.replace(row, key=(1, row.key[1])) for row in rows])
+def test_adapter_dropout_is_the_same_in_both_layouts_and_on_the_students_side_only():
+    frozen, state = make_params(), make_adapter_state()
+    examples = [example for example in make_examples() if example.episode != 3]  # a teacher reads all of these
+    scored = lambda examples: gather(batches_of(examples), state, frozen=frozen, policy=ADAPTED)
+    together = scored(examples)
+    assert len(separated(examples)) > len(examples)
+    assert_same_update(together, scored(separated(examples)))  # in the same shape: no branch leaves the trunk
+    # the mask is that of the example's key, wherever the example stands
+    assert_same_update(scored([dataclasses.replace(each, episode=9 - each.episode) for each in examples]), together)
+    other = scored([dataclasses.replace(each, key=(1, each.key[1])) for each in examples])
     assert abs(other.sums["loss"] - together.sums["loss"]) > 1e-3 * together.sums["loss"]
     # the teacher scores as without any dropout, the student does not
-    plain = gather(batches_of(rows), merged(frozen, state))
+    plain = gather(batches_of(examples), merged(frozen, state))
     teacher = lambda accumulator: accumulator.sums["teacher_gap"] + accumulator.sums["logprob"]
     np.testing.assert_allclose([teacher(together), teacher(other)], 2 * [teacher(plain)], rtol=1e-5)
     assert abs(plain.sums["logprob"] - together.sums["logprob"]) > 1e-3 * abs(plain.sums["logprob"])

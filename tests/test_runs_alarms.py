@@ -1,4 +1,4 @@
-"""A collapse is told once it has lasted, again only after as long again, and the same in a run that was killed."""
+"""A collapse raises an alarm once it has lasted, again only after as long again; the same in a run that was killed."""
 
 import dataclasses
 import json
@@ -11,19 +11,12 @@ from hypothesis import strategies as st
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.metrics import MetricsWriter, read_metrics
 
-OFF = AlarmConfig(
-    "note",
-    patience=3,
-    min_entropy=0.0,
-    max_divergence=0.0,
-    max_action_length=0.0,
-    min_success=0.0,
-    max_success_drop=0.0,
-)
+THRESHOLDS = ("min_entropy", "max_divergence", "max_action_length", "min_success", "max_success_drop")
+OFF = AlarmConfig("warn", patience=3, **dict.fromkeys(THRESHOLDS, 0.0))
 ON = dataclasses.replace(OFF, min_entropy=0.1, max_divergence=2.0, max_action_length=50.0, min_success=0.05)
 BEYOND = {"train/entropy": 0.01, "train/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
 FINE = {"train/entropy": 0.5, "train/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
-NAMES = ("min_entropy", "max_divergence", "max_action_length", "min_success")
+NAMES = THRESHOLDS[:-1]
 METRICS = dict(zip(NAMES, BEYOND))
 
 
@@ -59,24 +52,13 @@ def test_what_was_not_measured_counts_for_nothing():
     """Neither beyond the threshold nor back: rows of skipped updates, rows without the metric."""
     skipped = {"train/skipped": 1, "train/entropy": 0.0, "train/divergence": 0.0}
     config = dataclasses.replace(OFF, min_entropy=0.1)
-    assert names(Alarms(config), [BEYOND, skipped, BEYOND, {}, skipped, BEYOND]) == [
-        [],
-        [],
-        [],
-        [],
-        [],
-        ["min_entropy"],
-    ]
+    assert names(Alarms(config), [BEYOND, skipped, BEYOND, {}, skipped, BEYOND]) == [[]] * 5 + [["min_entropy"]]
     assert names(Alarms(config), [skipped] * 9) == [[]] * 9
     assert names(Alarms(ON), [skipped | {"rollout/success": 0.0}] * 3) == [[], [], ["min_success"]]
     assert names(Alarms(config), [BEYOND | {"train/skipped": 0.0}] * 3) == [[], [], ["min_entropy"]]
-    untaught = FINE | {"train/teacher_scored_tokens": 0.0, "train/divergence": 0.0}
-    assert names(Alarms(ON), [BEYOND | {"train/teacher_scored_tokens": 5.0}, BEYOND, untaught, BEYOND]) == [
-        [],
-        [],
-        [],
-        ["max_divergence"],
-    ]
+    unscored = FINE | {"train/teacher_scored_tokens": 0.0, "train/divergence": 0.0}
+    rows = [BEYOND | {"train/teacher_scored_tokens": 5.0}, BEYOND, unscored, BEYOND]
+    assert names(Alarms(ON), rows) == [[]] * 3 + [["max_divergence"]]
     unplayed = {"rollout/episodes": 0, "rollout/success": 0.0, "rollout/action_length": 0.0}
     assert names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])[2:] == [*[[]] * 5, [*NAMES]]
 
@@ -87,24 +69,21 @@ def test_what_is_not_finite_is_an_alarm_at_once_whatever_is_off(metric, value):
     alarms = Alarms(OFF)
     assert alarms.check(FINE | {metric: value}) == [Alarm("not_finite", f"{metric}: not a finite number")]
     assert alarms.check(FINE | {"eval/avg@4": None, "train/teacher_gap": math.nan}) == []  # not watched
-    assert names(Alarms(ON), [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND), BEYOND]) == [
-        [],
-        [],
-        ["not_finite"],
-        [*NAMES],
-    ]
+    rows = [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND), BEYOND]
+    assert names(Alarms(ON), rows) == [[], [], ["not_finite"], [*NAMES]]
 
 
 def test_success_that_falls_from_its_own_best():
     config = dataclasses.replace(OFF, patience=2, max_success_drop=0.25)
     rows = [{"rollout/success": value} for value in (0.1, 0.1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.25, 0.5, 0.25)]
     alarms = Alarms(config)
-    told = [alarms.check(row) for row in rows]
-    # means of two: 0.1, 0.425, 0.75, 0.625, 0.5 (0.25 below: not more), 0.375: told; begins again: 0.25: told; 0.375:
-    # told
-    assert [len(each) for each in told] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1]
-    assert told[6][0].text == (
-        "rollout/success = 0.375, the mean of 2 steps, is 0.375 below its best so far, 0.75 (alarms.max_success_drop = 0.25)"
+    raised = [alarms.check(row) for row in rows]
+    # Means of two: 0.1, 0.425, 0.75, 0.625, 0.5 (0.25 below: not more), 0.375: an alarm. Then the count begins again,
+    # and 0.25 and 0.375 are alarms.
+    assert [len(each) for each in raised] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1]
+    assert raised[6][0].text == (
+        "rollout/success = 0.375, the mean of 2 steps, is 0.375 below its best so far, 0.75"
+        " (alarms.max_success_drop = 0.25)"
     )
     assert alarms.state["best_success"] == 0.75
     assert names(Alarms(dataclasses.replace(config, max_success_drop=0.0)), rows) == [[]] * len(rows)
@@ -116,8 +95,8 @@ def test_the_rows_of_a_file(tmp_path):
     given_back = [writer.write(n, BEYOND | {"train/grad_norm": math.nan if n == 2 else 1.0}) for n in range(4)]
     writer.close()
     written, read = Alarms(ON), Alarms(ON)
-    told = names(written, given_back)
-    assert told == names(read, read_metrics(tmp_path / "metrics.jsonl")) == [[], [], ["not_finite", *NAMES], []]
+    raised = names(written, given_back)
+    assert raised == names(read, read_metrics(tmp_path / "metrics.jsonl")) == [[], [], ["not_finite", *NAMES], []]
     assert written.state == read.state
 
 
@@ -126,7 +105,7 @@ KEYS = st.sampled_from(["train/skipped", "train/teacher_scored_tokens", "rollout
 ROWS = st.lists(st.dictionaries(KEYS, VALUES | st.just(1), max_size=6), max_size=25)
 CONFIGS = st.builds(
     AlarmConfig,
-    action=st.sampled_from(["note", "stop", "halve_lr"]),
+    action=st.sampled_from(["warn", "stop", "halve_lr"]),
     patience=st.integers(1, 4),
     min_entropy=st.sampled_from([0.0, 0.1, 0.5]),
     max_divergence=st.sampled_from([0.0, 0.5, 2.0]),
@@ -141,11 +120,11 @@ CONFIGS = st.builds(
 def test_a_killed_run_decides_the_same(config, rows, data):
     cut = data.draw(st.integers(0, len(rows)))
     whole, first = Alarms(config), Alarms(config)
-    told = [whole.check(row) for row in rows]
+    raised = [whole.check(row) for row in rows]
     before = [first.check(row) for row in rows[:cut]]
     saved = json.loads(json.dumps(first.state, allow_nan=False))
     resumed = Alarms(config, saved)
-    assert before + [resumed.check(row) for row in rows[cut:]] == told and resumed.state == whole.state
+    assert before + [resumed.check(row) for row in rows[cut:]] == raised and resumed.state == whole.state
     assert saved == first.state  # what was given is not changed
 
 
@@ -155,7 +134,7 @@ def test_thresholds_against_runs_of_rows(config, rows):
     """The oracle looks at the measured values alone: an alarm stands where a multiple of `patience` of them in a row
     lies beyond.
     """
-    told = names(Alarms(config), rows)
+    raised = names(Alarms(config), rows)
     for name, metric in METRICS.items():
         limit, sign = getattr(config, name), -1 if name.startswith("min") else 1
         expected, length = [], 0
@@ -171,4 +150,4 @@ def test_thresholds_against_runs_of_rows(config, rows):
             if measured:
                 length = length + 1 if limit and (value - limit) * sign > 0 else 0
             expected.append(measured and length > 0 and length % config.patience == 0)
-        assert [name in each for each in told] == expected
+        assert [name in each for each in raised] == expected

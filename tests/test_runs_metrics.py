@@ -1,4 +1,4 @@
-"""Metrics are exact, strict JSON, and cut back to the restored step; the bar and the last table say what they should."""
+"""Metrics are exact, strict JSON, and cut back to the restored step; the bar and the last table are right."""
 
 import io
 import json
@@ -147,16 +147,18 @@ def test_bar_on_a_terminal():
 
 
 def test_last_table():
-    results = [progress.Result("held-out Avg@4", 0.4, 0.575), progress.Result("greedy", None, 0.5)]
-    facts = {"wall time": progress.format_seconds(3725), "analyser": "environment (privileged)"}
-    plain = progress.plain_table(results, facts).splitlines()
-    assert plain[0].split() == ["success,", "%", "before", "after", "change"]
-    assert plain[2].split() == ["held-out", "Avg@4", "40.0", "57.5", "+17.5"] and plain[3].split() == [
-        "greedy",
-        "-",
-        "50.0",
+    results = [progress.Result("held-out Avg@4", 0.4, 0.575, None, (0.5, 0.65)), progress.Result("greedy", None, 0.5)]
+    facts = {"wall time": progress.format_seconds(3725), "analyser": "environment (PRIVILEGED)"}
+    plain, markdown = (make(results, facts).splitlines() for make in (progress.plain_table, progress.markdown_table))
+    cells = lambda line, mark: [cell.strip() for cell in re.split(mark, line.strip("| "))]
+    expected = [
+        ["success, %", "before", "after", "change"],
+        ["held-out Avg@4", "40.0", "57.5 (50.0 to 65.0)", "+17.5"],
+        ["greedy", "-", "50.0"],
     ]
-    assert plain[4:] == ["wall time: 1:02:05", "analyser: environment (privileged)"]
-    assert len({line.rstrip().rfind(word) for line, word in ((plain[0], "after"), (plain[2], " 57.5"))}) == 1
-    assert "| held-out Avg@4 | 40.0 | 57.5 | +17.5 |" in progress.markdown_table(results, facts)
+    assert [cells(plain[n], "  +") for n in (0, 2, 3)] == expected
+    assert [cells(markdown[n], r"\|") for n in (0, 2, 3)] == expected
+    assert len({line.find(word) + len(word) for line, word in ((plain[0], "after"), (plain[3], " 50.0"))}) == 1
+    assert plain[4:] == ["wall time: 1:02:05", "analyser: environment (PRIVILEGED)"]
+    assert markdown[4:] == ["", "- wall time: 1:02:05", "- analyser: environment (PRIVILEGED)"]
     assert progress.format_seconds(59.6) == "1:00"

@@ -1,8 +1,8 @@
-"""Watches a run's metrics rows for collapse: rows in, alarms out.
+"""Watches a run's metrics for collapse: rows flow in, alarms flow out.
 
-Invariant: pure in the rows since the run's start, as they stand in `metrics.jsonl`. `state` carries what is remembered
-of earlier ones; saved with a checkpoint and given back, it makes a resumed run decide the same. What is done about an
-alarm is the trainer's.
+Invariant: a function of the rows since the run's start, as they stand in `metrics.jsonl`, and of nothing else. `state`
+is what is remembered of earlier ones; saved with a checkpoint and given back, it makes a resumed run decide the same.
+What is done about an alarm is the trainer's decision.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ NOT_FINITE = "not_finite"
 
 @dataclasses.dataclass(frozen=True)
 class AlarmConfig:
-    """action: "note", "stop" or "halve_lr". patience: rows in a row beyond a threshold that make an alarm. Each
-    threshold is off at 0.
+    """The thresholds; each is off at 0.
 
-    min_entropy: nats a token, below it `train/entropy`. max_divergence: nats a token that a teacher has scored, above
-    it `train/divergence`. max_action_length: tokens an action, above it `rollout/action_length`. min_success: below it
-    `rollout/success`.
+    action: "warn", "stop" or "halve_lr". patience: consecutive rows beyond a threshold that make an alarm.
+    min_entropy: of `train/entropy`, nats a token. max_divergence: of `train/divergence`, nats a token that a teacher
+    has scored. max_action_length: of `rollout/action_length`, tokens. min_success: of `rollout/success`, a share.
     max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far
     (0.2: 20 points).
     """
@@ -38,13 +37,13 @@ class AlarmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    """name: the threshold's, or "not_finite", after which the weights are not to be trusted. text: one line for people."""
+    """name: the threshold's, or "not_finite": the weights are not to be trusted then. text: one line for people."""
 
     name: str
     text: str
 
 
-# threshold: (metric, +1: too high above it, -1: too low below it)
+# threshold -> (metric, +1: too high above it, -1: too low below it)
 _THRESHOLDS = {
     "min_entropy": ("train/entropy", -1),
     "max_divergence": ("train/divergence", +1),
@@ -52,18 +51,16 @@ _THRESHOLDS = {
     "min_success": ("rollout/success", -1),
 }
 _FINITE = ("train/loss", "train/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
-# where a row says so, these of its metrics stand at 0 because there was nothing to measure
-_EMPTY = {
-    ("train/skipped", 1): "distill/",
+# Where a row has this value, its metrics that begin so are 0 because there was nothing to measure.
+_NOT_MEASURED = {
+    ("train/skipped", 1): "train/",
     ("train/teacher_scored_tokens", 0): "train/divergence",
     ("rollout/episodes", 0): "rollout/",
 }
 
 
 class Alarms:
-    """`state` is plain JSON: rows in a row beyond each threshold, the success of the last rows, and the best mean of it
-    so far.
-    """
+    """`state` is plain JSON: consecutive rows beyond each threshold, success of the last rows, and its best mean."""
 
     def __init__(self, config: AlarmConfig, state: Mapping[str, Any] | None = None):
         self.config = config
@@ -74,22 +71,22 @@ class Alarms:
 
         A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped
         update, the divergence where no teacher has scored a token, and success and lengths where there was no episode:
-        they stand at 0. After an alarm its count begins again.
+        they are 0. After an alarm its count begins again.
         """
-        empty = tuple(start for (metric, value), start in _EMPTY.items() if row.get(metric) == value)
-        seen = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(empty)}
-        broken = [metric for metric, value in seen.items() if value is None or not math.isfinite(value)]
-        values = {metric: value for metric, value in seen.items() if metric not in broken}
-        alarms = [Alarm(NOT_FINITE, f"{', '.join(broken)}: not a finite number")] if broken else []
+        unmeasured = tuple(start for (metric, value), start in _NOT_MEASURED.items() if row.get(metric) == value)
+        measured = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(unmeasured)}
+        values = {metric: value for metric, value in measured.items() if value is not None and math.isfinite(value)}
+        alarms = []
+        if not_finite := [metric for metric in measured if metric not in values]:
+            alarms.append(Alarm(NOT_FINITE, f"{', '.join(not_finite)}: not a finite number"))
         counts = dict(self.state["counts"])
         for name, (metric, sign) in _THRESHOLDS.items():
             limit = getattr(self.config, name)
             if limit and metric in values:
                 counts[name] = counts.get(name, 0) + 1 if sign * values[metric] > sign * limit else 0
                 if counts[name] >= self.config.patience:
-                    alarms.append(
-                        Alarm(name, self._text(metric, values[metric], "above" if sign > 0 else "below", name))
-                    )
+                    side = "above" if sign > 0 else "below"
+                    alarms.append(Alarm(name, self._text(metric, values[metric], side, name)))
                     counts[name] = 0
         self.state = self.state | {"counts": counts}
         if self.config.max_success_drop and "rollout/success" in values:
@@ -105,8 +102,8 @@ class Alarms:
             best = mean if best is None else max(best, mean)
             if best - mean > config.max_success_drop:
                 text = (
-                    f"rollout/success = {mean:.4g}, the mean of {_steps(config.patience)}, is {best - mean:.4g} below its best so far,"
-                    f" {best:.4g} (alarms.max_success_drop = {config.max_success_drop:g})"
+                    f"rollout/success = {mean:.4g}, the mean of {_steps(config.patience)}, is {best - mean:.4g} below"
+                    f" its best so far, {best:.4g} (alarms.max_success_drop = {config.max_success_drop:g})"
                 )
                 alarms, recent = [Alarm("max_success_drop", text)], []
         self.state = self.state | {"recent_success": recent, "best_success": best}

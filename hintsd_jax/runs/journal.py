@@ -1,13 +1,11 @@
-"""Answers of the outside world: a key and a JSON value go in, and come out again when the step is done again after a
-kill.
+"""Answers of the outside world: a key and a JSON value flow in, and come out again when a killed run repeats the step.
 
-A step is recomputed from its checkpoint, and everything it computes comes out as before. What it was told does not:
-whether an environment answered in time, what an endpoint replied. Such an answer is put down here first and acted on
-second.
+A step is computed again from its checkpoint, and everything that it computes comes out as before. What the outside
+world answered does not: whether an environment answered in time, what an endpoint replied. Such an answer is written
+here first and acted on second.
 
 Invariant: an answer that anything was built on is on disk, under one key once. Journals are never cut back: a resumed
-run reads those of the steps that it does again, the others stay as a record. A run that puts nothing down leaves no
-file.
+run reads those of the steps that it repeats, the others stay as a record. A run that writes nothing leaves no file.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ Key = tuple[str | int, ...]
 class Journal:
     """The answers of one step, one file: `{"key": [...], "value": ...}` a line. Safe to use from several threads.
 
-    A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next one is
-    put down.
+    A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next answer
+    is written.
 
     Args:
-      path: the file; it and its folder are made with the first answer.
+      path: the file; it and its folder are created with the first answer.
 
     Raises:
       UserError: another line is broken.
@@ -41,18 +39,18 @@ class Journal:
         self._lock = threading.Lock()
         self._answers: dict[Key, Any] = {}
         self._bytes = 0  # of whole lines
-        for line in read_jsonl(self.path, "an answer put down by this program", _answer):
+        for line in read_jsonl(self.path, "an answer written by this program", _answer):
             key, value = line.value
             self._answers[key] = value
             self._bytes = line.end
 
     def get(self, *key: str | int, default: Any = None) -> Any:
-        """The JSON value put down under `key`, in this process or an earlier one."""
+        """The JSON value under `key`, written by this process or an earlier one."""
         with self._lock:
             return self._answers.get(key, default)
 
     def put(self, *key: str | int, value: Any) -> None:
-        """Puts a JSON value down under a new key; on return it is on disk.
+        """Writes a JSON value under a new key; on return it is on disk.
 
         Raises:
           ValueError: the key has a value already, or the value is not JSON.
@@ -70,7 +68,7 @@ class Journal:
             if not self._bytes:
                 _sync_folder(self.path.parent)
             self._bytes += len(line)
-            self._answers[key] = json.loads(line)["value"]  # what a resumed run will read: tuples are lists
+            self._answers[key] = json.loads(line)["value"]  # as a resumed run will read it: tuples are lists
 
 
 def _answer(entry: Any) -> tuple[Key, Any]:
@@ -78,7 +76,7 @@ def _answer(entry: Any) -> tuple[Key, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts a new file's name on disk as well; and its folder's own."""
+    """Puts the names of a new file and of its folder on disk."""
     for path in (folder, folder.parent):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,8 +1,10 @@
-"""Numbers of a run: one mapping a step goes in, one line of `metrics.jsonl` and TensorBoard events come out.
+"""Numbers of a run: one mapping a step flows in, one line of `metrics.jsonl` and TensorBoard events flow out.
 
-Invariant: after a resume at step s the file holds exactly the rows of steps <= s, so a run that was killed and
-continued ends with the file of one that never was. For that, write the row of a step *before* its checkpoint is saved.
+Invariant: after a resume at step s the file has exactly the rows of steps <= s, so a run that was killed and continued
+ends with the file of one that never was. For that, write the row of a step *before* its checkpoint is saved.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
@@ -32,10 +34,10 @@ class MetricsWriter:
 
     Args:
       directory: the workdir.
-      resume_step: the step whose checkpoint was restored: later rows are cut off. None (a fresh start) cuts all.
+      resume_step: the step whose checkpoint was restored: later rows are cut off. None (a new start): all are.
 
     Raises:
-      UserError: `metrics.jsonl` holds a line, other than a torn last one, that is not a row.
+      UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row.
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
@@ -43,8 +45,8 @@ class MetricsWriter:
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         with atomic_writer(path) as file:
             file.writelines(_line(row) for row in kept)
-        self._file = open(path, "a", encoding="utf-8")
-        # purge_step hides the events of the steps that are made again.
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        # purge_step hides the events of the steps that are repeated.
         purge_step = None if resume_step is None else resume_step + 1
         self._board = tensorboardX.SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=purge_step)
 
@@ -134,12 +136,12 @@ def _compilations() -> collections.Counter:
 
 
 def compile_count() -> int:
-    """Programs that the backend compiled, or loaded from the persistent cache, since the first call of this function."""
+    """Programs that were compiled, or loaded from the persistent cache, since the first call of this function."""
     return _compilations()["count"]
 
 
 def peak_bytes() -> int:
-    """Highest memory in use so far: of the fullest local device, or where devices keep no account (CPU) of the process."""
+    """Highest memory in use so far, bytes: of the fullest local device; of the process on a CPU, which reports none."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if stat and "peak_bytes_in_use" in stat]
     if peaks:

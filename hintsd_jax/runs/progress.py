@@ -1,8 +1,10 @@
-"""What a person sees: metrics rows go in, a progress bar (terminal) or plain lines (no terminal) and the last table
-come out.
+"""What a person reads: metrics rows flow in, a progress bar (terminal) or plain lines (no terminal) and the last table
+flow out.
 
 Nothing here feeds back into the run, so reading the clock is allowed.
 """
+
+from __future__ import annotations
 
 import sys
 import time
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 import tqdm
+from tabulate import tabulate
 
 
 class Progress:
@@ -40,10 +43,10 @@ class Progress:
             self._bar.set_postfix_str("  ".join(shown), refresh=False)
             self._bar.update(step - self._bar.n)
             return
-        done = step - self._start
-        if done > 0:
-            left = (time.monotonic() - self._began) / done * (self._total - step)
-            shown.append(f"left {format_seconds(left)}")
+        steps = step - self._start
+        if steps > 0:
+            seconds = (time.monotonic() - self._began) / steps * (self._total - step)
+            shown.append(f"left {format_seconds(seconds)}")
         self.note("  ".join([f"step {step}/{self._total}", *shown]))
 
     def note(self, text: str) -> None:
@@ -70,23 +73,25 @@ def _shown(metrics: Mapping[str, float | None]) -> list[str]:
     return shown
 
 
+Interval = tuple[float, float]  # lower and upper end
+
+
 @dataclass(frozen=True)
 class Result:
-    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with the
-    ends of their intervals where they are to be shown."""
+    """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with their
+    intervals where these are to be shown.
+    """
 
     name: str
     before: float | None
     after: float | None
-    before_ends: tuple[float, float] | None = None
-    after_ends: tuple[float, float] | None = None
+    before_interval: Interval | None = None
+    after_interval: Interval | None = None
 
     def cells(self) -> tuple[str, str, str, str]:
+        before, after = _percent(self.before, self.before_interval), _percent(self.after, self.after_interval)
         change = "" if self.before is None or self.after is None else f"{100 * (self.after - self.before):+.1f}"
-        return self.name, _percent(self.before, self.before_ends), _percent(self.after, self.after_ends), change
-
-
-HEADER = ("success, %", "before", "after", "change")
+        return self.name, before, after, change
 
 
 def plain_table(results: Sequence[Result], facts: Mapping[str, str]) -> str:
@@ -95,27 +100,20 @@ def plain_table(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     Args:
       results: its lines, such as held-out Avg@4, Best@4 and greedy.
       facts: what stands below, such as {"wall time": "5:12", "tokens": "1,234,567", "analyser": "environment
-        (privileged)"}.
+        (PRIVILEGED)"}.
     """
-    rows = [HEADER, *(result.cells() for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*lines, *(f"{name}: {value}" for name, value in facts.items())]) + "\n"
+    return "\n".join([_table(results, "simple"), *(f"{name}: {value}" for name, value in facts.items())]) + "\n"
 
 
 def markdown_table(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     """The same table in Markdown."""
-    lines = [
-        f"| {' | '.join(HEADER)} |",
-        "|---|--:|--:|--:|",
-        *(f"| {' | '.join(result.cells())} |" for result in results),
-        "",
-    ]
-    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts.items())]) + "\n"
+    return "\n".join([_table(results, "pipe"), "", *(f"- {name}: {value}" for name, value in facts.items())]) + "\n"
+
+
+def _table(results: Sequence[Result], form: str) -> str:
+    header, align = ("success, %", "before", "after", "change"), ("left", "right", "right", "right")
+    rows = [result.cells() for result in results]
+    return tabulate(rows, header, tablefmt=form, colalign=align, disable_numparse=True)
 
 
 def format_seconds(seconds: float) -> str:
@@ -125,7 +123,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _percent(value: float | None, ends: tuple[float, float] | None = None) -> str:
+def _percent(value: float | None, interval: Interval | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")
+    return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")

@@ -1,9 +1,10 @@
-"""The folder of one run: a config goes in, a locked folder with `config.json`, `checkpoints/` and `episodes/` comes
-out.
+"""The folder of one run: a config flows in, a locked folder with `config.json`, `checkpoints/`, `episodes/` flows out.
 
-Invariants: one folder holds one config and one running process; every file appears whole or not at all (written beside
-its place, then renamed), so a kill at any moment leaves nothing half-written.
+Invariants: one folder belongs to one config and one running process; every file appears whole or not at all (written
+beside its place, then renamed), so a kill at any moment leaves nothing half-written.
 """
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -56,18 +57,10 @@ def versions() -> dict[str, Any]:
 
 
 class Workdir:
-    """An open, locked workdir. Use `Workdir.open(...)`, as a context manager or with `close()`.
+    """An open, locked workdir, the folder `path`. Use `Workdir.open(...)`, as a context manager or with `close()`."""
 
-    Attributes:
-      path: the folder.
-      checkpoints: `path/checkpoints`, not made here.
-      resumed: whether the folder held a config already, that is, a run may be continued.
-    """
-
-    def __init__(self, path: Path, lock: IO[str], resumed: bool):
+    def __init__(self, path: Path, lock: IO[str]):
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.resumed = resumed
         self._lock = lock
 
     @classmethod
@@ -78,17 +71,17 @@ class Workdir:
         *,
         may_differ: tuple[str, ...] = (),
         benchmark: str = "",
-    ) -> "Workdir":
-        """Makes or reopens the folder, locks it and writes `config.json`.
+    ) -> Workdir:
+        """Creates or reopens the folder, locks it and writes `config.json`.
 
         A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because
         a run that continues under another jax need not be bit-equal.
 
         Args:
-          path: the folder; its parents are made too.
-          config: the resolved config of this run.
+          path: the folder; its parents are created too.
+          config: the config of this run.
           may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`),
-            beside `config.NOT_OF_A_RUN`.
+            beside `NOT_OF_A_RUN`.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
 
         Raises:
@@ -97,25 +90,25 @@ class Workdir:
         path = Path(path).expanduser().absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "a+", encoding="utf-8")
+            lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         except OSError as error:
             raise UserError(f"workdir {path} cannot be written ({error.strerror}): give another --workdir") from error
         try:
             _take_lock(lock, path)
-            resumed = _settle_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
+            _keep_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
         except BaseException:
             lock.close()
             raise
-        return cls(path, lock, resumed)
+        return cls(path, lock)
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         self._lock.close()
 
-    def __enter__(self) -> "Workdir":
+    def __enter__(self) -> Workdir:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         self.close()
 
     def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> Path:
@@ -138,13 +131,13 @@ class Workdir:
     def journal(self, kind: str, step: int) -> Journal:
         """`journal/<kind>_<step>.jsonl`: what the outside world answered there, in this process and in those before it.
 
-        One journal for each time that tasks are played: "step" (a training step's rollouts and hindsight), "eval" (the
-        evaluation after that step), "before" and "after" (the held-out tasks).
+        kind: "step" (a training step's rollouts and analysis), "eval" (the evaluation after that step), "before" and
+        "after" (the held-out tasks).
         """
         return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
 
     def discard_after(self, step: int | None) -> None:
-        """Removes the episodes of steps later than `step` (None: all): a resumed run makes them again."""
+        """Removes the episodes of steps later than `step` (None: all): a resumed run repeats them."""
         for path in (self.path / "episodes").glob("*.jsonl"):
             match = _EPISODES.fullmatch(path.name)
             if match and (step is None or int(match[1]) > step):
@@ -167,33 +160,30 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def _settle_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> bool:
-    """Writes or compares `config.json`; returns whether it was there already."""
+def _keep_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
+    """Writes `config.json`, or compares it where it exists and adds this process's versions."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
-    stored = None
+    stored, known = {"config": now}, []
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            differing = _differences(stored["config"], now, may_differ)
-            known = stored["versions"]
-        except (ValueError, KeyError, TypeError) as error:
+            differing, known = _differences(stored["config"], now, may_differ), list(stored["versions"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a config written by this program: give another --workdir") from error
         if differing:
             raise UserError(
                 f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
                 "give the same settings to continue it, or another --workdir"
             )
-    resumed, here = stored is not None, versions() | ({"benchmark": benchmark} if benchmark else {})
-    if not resumed:
-        stored, known = {"config": now}, []
-    if not known or not here.items() <= known[-1].items():
-        try:
-            with atomic_writer(path) as file:
-                json.dump({**stored, "versions": [*known, here]}, file, indent=2)
-                file.write("\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): give another --workdir") from error
-    return resumed
+    here = versions() | ({"benchmark": benchmark} if benchmark else {})
+    if known and here.items() <= known[-1].items():
+        return
+    try:
+        with atomic_writer(path) as file:
+            json.dump({**stored, "versions": [*known, here]}, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another --workdir") from error
 
 
 def _differences(stored: Mapping, now: Mapping, may_differ: tuple[str, ...]) -> list[str]:

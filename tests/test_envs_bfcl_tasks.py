@@ -226,6 +226,7 @@ def test_bfcl_tasks_are_the_wheels_entries(data_dir, category):
 
 
 def test_a_missing_or_another_wheel_is_one_clear_line(monkeypatch):
+    bfcl.require_wheel.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(

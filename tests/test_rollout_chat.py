@@ -2,6 +2,8 @@
 history.
 """
 
+import functools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +39,7 @@ FAMILIES = {
 KEEPING = ("keeping", "minimal", "qwen25", "llama3")
 
 
+@functools.cache
 def tokenizer_of(family):
     text = FAMILIES[family][0]
     return make_llama_tokenizer() if text is LLAMA3_TEMPLATE else make_tokenizer(text)
@@ -46,6 +49,7 @@ def other_stop_of(family):
     return tokenizer_of(family).convert_tokens_to_ids("<|eom_id|>" if family == "llama3" else "<|endoftext|>")
 
 
+@functools.cache
 def format_of(family, history=None):
     return ChatFormat(tokenizer_of(family), history=history, stop_ids=(other_stop_of(family),), **FAMILIES[family][1])
 

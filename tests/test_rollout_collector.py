@@ -143,7 +143,7 @@ class Hostile(Echo):
 def test_a_failing_environment_ends_its_own_episode_only(engine, params):
     tasks = [{"id": mode, "mode": mode} for mode in ("reset", "step", "hang", "report", "fine")]
     greedy = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6))
-    episodes, dropped, _ = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=1.0)
+    episodes, dropped, _ = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=0.5)
     ended = {task["id"]: [e.ended for e in episodes if e.task_id == task["id"]] for task in tasks}
     assert dropped["env_error"] == 2 and ended["reset"] == []
     allowed = {"step": {"env_error", "action_length"}, "hang": {"env_timeout", "action_length"}}

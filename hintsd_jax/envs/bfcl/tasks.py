@@ -14,6 +14,7 @@ of their tasks). `ground_truth` is for scoring and for privileged reports only.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -36,6 +37,7 @@ DOMAIN_SIZE = 50
 CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
 
+@functools.cache
 def require_wheel() -> Path:
     """The data folder of the installed wheel.
 

@@ -7,8 +7,8 @@ wrong choice is answered with "Ok." and shows only in the final state. The hour 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import json
 from typing import Any
 
 LOOKUPS: dict[str, tuple[str, ...]] = {
@@ -96,13 +96,13 @@ class Office:
 
     @classmethod
     def from_json(cls, state: dict) -> Office:
-        return cls(**copy.deepcopy(state))
+        return cls(**_copy(state))
 
     def to_json(self) -> dict:
-        return dataclasses.asdict(self)
+        return _copy(vars(self))
 
     def clone(self) -> Office:
-        return copy.deepcopy(self)
+        return Office(**self.to_json())
 
     def final_state(self) -> dict:
         """What the outcome is decided by: everything but the clock; the order inside one hour does not count."""
@@ -173,3 +173,8 @@ class Office:
     def _require(condition: bool, problem: str) -> None:
         if not condition:
             raise CallError(problem)
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy of JSON values; several times faster than `copy.deepcopy`."""
+    return json.loads(json.dumps(state))

@@ -1,4 +1,4 @@
-"""Checkpoints: a train state and a small JSON record go in under a step, and come out bit-equal.
+"""Checkpoints: a train state and a small JSON record flow in under a step, and come out bit-equal.
 
 Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on
 disk; what a kill left behind, half written or half deleted, is ignored and removed at the next start.
@@ -26,7 +26,7 @@ class Checkpoints:
     """The checkpoints of one run, saved in the background. Keeps the last `keep` and the best by `best`.
 
     Args:
-      directory: made when absent.
+      directory: created where there is none.
       keep: how many of the latest checkpoints stay.
       best: name of the metric of which the highest value so far stays as well.
     """
@@ -34,22 +34,18 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, keep: int, best: str = "eval/avg@4"):
         self._directory = Path(directory).absolute()
         self._best = best
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[best],
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [
-                        preservation_policy.LatestN(keep),
-                        preservation_policy.BestN(
-                            get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
+        score = lambda metrics: metrics[best]
+        kept = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,
+            preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
         # Orbax deletes file by file: a kill leaves half a checkpoint, which it would offer as a whole one.
         steps = self._manager.all_steps()
         for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
@@ -143,18 +139,16 @@ class Checkpoints:
         try:
             # Not by the manager: one that has saved reads whole states only.
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                found = reader.restore(self._directory / str(step) / "state", args=args)
-            for (path, wanted), leaf in zip(
-                jax.tree_util.tree_flatten_with_path(part)[0], jax.tree.leaves(found), strict=True
-            ):
+                restored = reader.restore(self._directory / str(step) / "state", args=args)
+            wanted_leaves = jax.tree_util.tree_flatten_with_path(part)[0]
+            for (path, wanted), leaf in zip(wanted_leaves, jax.tree.leaves(restored), strict=True):
                 # Orbax hands back what it was asked with where there is no such leaf.
                 if leaf is wanted or getattr(wanted, "shape", leaf.shape) != leaf.shape:
                     raise KeyError(f"it has no {jax.tree_util.keystr(path)} of this shape")
-            return found
+            return restored
         except Exception as error:  # see `restore`
-            raise self._unreadable(
-                step, error, "choose another checkpoint, or give the config that the run was trained with"
-            ) from error
+            remedy = "choose another checkpoint, or give the config that the run was trained with"
+            raise self._unreadable(step, error, remedy) from error
 
     def _unreadable(self, step: int, error: Exception, remedy: str) -> UserError:
         reason = " ".join(str(error).split())[:300]
@@ -167,7 +161,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then gives the background threads back."""
+        """Waits, then ends the background threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 

@@ -1,7 +1,7 @@
-"""What a policy thinks of given words: contexts and actions in, the log-probability of every action token out.
+"""Scoring of given actions: contexts and actions flow in, the log-probability of every action token flows out.
 
-Rows are sorted by length and padded to few shapes, one compiled program each; the vocabulary projection is made for
-action tokens alone.
+Rows are sorted by length and padded to few shapes, one compiled program each; only action tokens are projected to the
+vocabulary.
 
 Letters: B rows, T tokens of context and action, A action tokens, V vocabulary.
 """
@@ -25,7 +25,7 @@ LOGITS = 1 << 27  # entries of all action tokens of a batch x vocabulary: 512 Mi
 
 
 def span_logprobs(
-    params,
+    params: decoder.Params,
     policy: PolicyConfig,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
     mesh: Mesh | None = None,
@@ -45,7 +45,7 @@ def span_logprobs(
     shapes = [(_bucket(len(context) + len(action) - 1, 64), _bucket(len(action), 16)) for context, action in rows]
     if one_shape and rows:
         shapes = [(max(T for T, _ in shapes), max(A for _, A in shapes))] * len(rows)
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+    logprobs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh):
         for T, A in sorted(set(shapes)):
             members = [n for n, shape in enumerate(shapes) if shape == (T, A)]
@@ -54,8 +54,8 @@ def span_logprobs(
                 part = members[first : first + B]
                 scores_BA = np.asarray(_scores(params, policy, *_padded([rows[n] for n in part], B, T, A)))
                 for n, scores_A in zip(part, scores_BA, strict=False):
-                    found[n] = scores_A[: len(rows[n][1])]
-    return found
+                    logprobs[n] = scores_A[: len(rows[n][1])]
+    return logprobs
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,7 +1,7 @@
-"""Weights as training holds them in, weights as serving wants them out: split over all devices, in the compute dtype.
+"""Weights as training lays them out flow in, weights as serving needs them flow out: split over all devices, in the
+compute dtype.
 
-A decoding step reads every weight once, so it wants them in bfloat16 where that is what is computed in, and never to be
-gathered.
+A decoding step reads every weight once, so it needs them in the dtype that it computes in, and never gathered.
 Invariant: where layout and dtype are what they were, the arrays that come out are the ones that went in, not copies.
 """
 
@@ -25,9 +25,8 @@ class ServingLayout:
     def __init__(self, policy: PolicyConfig, mesh: Mesh):
         self._policy, self._mesh = policy, mesh
         self._axes = decoder.logical_axes(policy) | ({"lora": lora.logical_axes(policy)} if policy.lora else {})
-        self._frozen: dict[
-            int, tuple[jax.Array, jax.Array]
-        ] = {}  # id of an array -> the array (so that the id stays its own), its copy
+        # id of an array -> the array (so that no other gets this id) and its copy
+        self._frozen: dict[int, tuple[jax.Array, jax.Array]] = {}
 
     def __call__(self, params: decoder.Params) -> decoder.Params:
         axes = {name: self._axes[name] for name in params}
@@ -35,9 +34,8 @@ class ServingLayout:
         frozen = {id(leaf) for leaf in jax.tree.leaves({**params, "lora": {}})} if "lora" in params else set()
 
         def lay(path: tuple, leaf: jax.Array, sharding: Any) -> jax.Array:
-            kept = self._frozen.get(id(leaf))
-            if kept is not None:
-                return kept[1]
+            if id(leaf) in self._frozen:
+                return self._frozen[id(leaf)][1]
             # RMSNorm computes in float32 whatever the rest does.
             dtype = leaf.dtype if path[-1].key == "scale" else self._policy.compute_dtype
             laid = jax.device_put(leaf.astype(dtype), sharding)

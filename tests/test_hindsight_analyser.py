@@ -1,4 +1,4 @@
-"""Hindsight with an asker that answers from a script: what is asked, what is dropped, what is privileged."""
+"""Analysers with an asker that answers from a script: what is asked, what is dropped, what is privileged."""
 
 import json
 from collections import Counter
@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
-from hintsd_jax.hindsight import analyser
-from hintsd_jax.hindsight.analyser import (
-    Analysis,
-    HindsightConfig,
-    analyse,
-    ask_environment,
-    attribution,
-    given_steps,
-    judge,
-)
+from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight import selectors
+from hintsd_jax.hindsight.analyser import EnvironmentAnalyser, ModelAnalyser, privileged
+from hintsd_jax.hindsight.analysis import Analysis, attribution
 from hintsd_jax.hindsight.questions import Answers
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
@@ -45,8 +39,16 @@ class Script:
         return Answers(texts, Counter(silent=texts.count(None)) if None in texts else Counter(), 7 * len(questions))
 
 
-def config(select="hindsight", max_targets=2):
-    return HindsightConfig(select, max_targets, clip_chars=12_000)
+def key_of(episode):
+    return job_key(0, 0, episode.task_id, 0)
+
+
+def model(ask, select="hindsight", max_targets=2):
+    return ModelAnalyser(ask, key_of, select, max_targets, max_trajectory_chars=12_000)
+
+
+def review(episodes, ask, select="hindsight", max_targets=2):
+    return model(ask, select, max_targets).review(episodes)
 
 
 def failed(steps=3, name="a", faults=None):
@@ -59,10 +61,9 @@ def failed(steps=3, name="a", faults=None):
         messages = [{"role": "tool", "content": f"seen {number}"}]
         episode.append_observation(None if last else CHAT.delta(messages), messages)
     episode.ended, episode.terminated = "terminated", True
-    episode.report = Report(
-        SECRET, None if faults is None else tuple(Fault(step, f"{SECRET} {step}") for step in faults)
-    )
-    return episode, job_key(0, 0, name, 0)
+    known = None if faults is None else tuple(Fault(step, f"{SECRET} {step}") for step in faults)
+    episode.report = Report(SECRET, known)
+    return episode
 
 
 def answer(*failures):
@@ -75,35 +76,32 @@ def test_answers_become_targets_and_drops_are_counted():
         "no json",
         "think " + answer((2, "b")),
     ]
-    found = analyse([failed(), failed(name="b"), failed(name="c")], config(), Script(answers))
-    assert [analysis.targets for analysis in found.analyses] == [
-        (Target(1, "a"), Target(2, "b")),
-        (),
-        (Target(2, "b"),),
-    ]
-    assert found.dropped == Counter(bad_step=1, repeated_step=1, empty_feedback=1, over_limit=1, unparsable=1)
-    assert (found.asked, found.parsed, found.tokens) == (3, 2, 21)
-    assert found.analyses[1].problem and found.analyses[0].answer == answers[0]
+    hindsight = review([failed(), failed(name="b"), failed(name="c")], Script(answers))
+    expected = [(Target(1, "a"), Target(2, "b")), (), (Target(2, "b"),)]
+    assert [analysis.targets for analysis in hindsight.analyses] == expected
+    assert hindsight.dropped == Counter(bad_step=1, repeated_step=1, empty_feedback=1, over_limit=1, unparsable=1)
+    assert (hindsight.questions, hindsight.readable_answers, hindsight.generated_tokens) == (3, 2, 21)
+    assert hindsight.analyses[1].problem and hindsight.analyses[0].answer == answers[0]
 
 
-def test_the_policy_analyser_sees_the_episode_and_nothing_privileged():
+def test_a_model_reads_the_episode_and_nothing_privileged():
     script = Script([answer((1, "a"))] * 2)
-    analyse([failed(faults=(2,)), failed(faults=(1, 3), name="b")], config(), script)
+    review([failed(faults=(2,)), failed(faults=(1, 3), name="b")], script)
     for asked in script.asked:
         assert SECRET not in asked and "4711" not in asked
         assert all(f"act {n}" in asked and f"seen {n}" in asked for n in range(3))
 
 
-def test_given_steps_are_asked_about_and_answered_for():
-    pairs = [failed(name=name) for name in "abcdefgh"]
-    steps = [given_steps(*pair, config("random", 1)) for pair in pairs]
+def test_selected_steps_are_asked_about_and_answered_for():
+    episodes, random_step = [failed(name=name) for name in "abcdefgh"], selectors.find("random")
+    steps = [random_step(episode, key_of(episode), 1) for episode in episodes]
     assert {len(chosen) for chosen in steps} == {1} and len({chosen[0] for chosen in steps}) > 1
-    assert steps == [given_steps(*pair, config("random", 1)) for pair in pairs]
+    assert steps == [random_step(episode, key_of(episode), 1) for episode in episodes]
     steps = [chosen[0] for chosen in steps]
     script = Script([answer((step, "so")) for step in steps[:-1]] + [answer((steps[-1] % 3 + 1, "elsewhere"))])
-    found = analyse(pairs, config("random", 1), script)
-    assert [analysis.targets for analysis in found.analyses[:-1]] == [(Target(step, "so"),) for step in steps[:-1]]
-    assert found.analyses[-1].targets == () and found.dropped == Counter(bad_step=1)
+    hindsight = review(episodes, script, "random", 1)
+    assert [analysis.targets for analysis in hindsight.analyses[:-1]] == [(Target(step, "so"),) for step in steps[:-1]]
+    assert hindsight.analyses[-1].targets == () and hindsight.dropped == Counter(bad_step=1)
     assert all(f"#{step}" in asked for step, asked in zip(steps, script.asked, strict=True))
 
 
@@ -111,63 +109,111 @@ def test_given_steps_are_asked_about_and_answered_for():
     "select, steps",
     [("first", [1]), ("last", [4]), ("all", [1, 2, 3, 4]), ("oracle", [2, 3]), ("random", 2), ("hindsight", None)],
 )
-def test_which_steps_are_given(select, steps):
-    episode, key = failed(steps=4, faults=(3, 2, 4))
-    given = given_steps(episode, key, config(select))
+def test_which_steps_are_selected(select, steps):
+    episode, selector = failed(steps=4, faults=(3, 2, 4)), selectors.find(select)
+    selected = selector(episode, key_of(episode), 2) if selector else None
     if select == "random":
-        assert len(set(given)) == steps and given == sorted(given) and set(given) <= {1, 2, 3, 4}
+        assert len(set(selected)) == steps and selected == sorted(selected) and set(selected) <= {1, 2, 3, 4}
+        assert selector(episode, key_of(episode), 9) == [1, 2, 3, 4]  # there are no more
     else:
-        assert given == steps
-    assert analyser.privileged(select, "policy") == (select == "oracle") and analyser.privileged(select, "environment")
+        assert selected == steps
+    assert privileged(select, "student") == (select == "oracle") and privileged(select, "environment")
 
 
-def test_several_given_steps_of_an_episode_make_one_analysis():
-    """Each question is about its own step; the limit of targets is the choice's, not the parser's."""
+def test_several_selected_steps_of_an_episode_make_one_analysis():
+    """Each question is about its own step; the limit of targets is the selector's, not the parser's."""
     script = Script([answer((1, "a")), "no json", answer((3, "c"))])
-    (analysis,) = (found := analyse([failed()], config("all", 1), script)).analyses
+    (analysis,) = (hindsight := review([failed()], script, "all", 1)).analyses
     assert analysis.targets == (Target(1, "a"), Target(3, "c")) and analysis.problem and "no json" in analysis.answer
-    assert (found.asked, found.parsed, found.dropped) == (3, 2, Counter(unparsable=1))
-    assert len(set(script.names)) == 3
+    assert (hindsight.questions, hindsight.readable_answers) == (3, 2)
+    assert hindsight.dropped == Counter(unparsable=1) and len(set(script.names)) == 3
 
 
 def test_an_oracle_without_a_fault_or_a_report_asks_nothing():
-    found = analyse([failed(faults=()), failed(faults=None)], config("oracle"), Script([]))
-    assert found.analyses == [] and found.dropped == Counter(nothing_named=1, no_report=1)
+    hindsight = review([failed(faults=()), failed(faults=None)], Script([]), "oracle")
+    assert hindsight.analyses == [] and hindsight.dropped == Counter(nothing_named=1, no_report=1)
+
+
+def longest_action(episode, key, max_targets):
+    """A selector from outside of the package."""
+    sizes = [step.stop - step.start for step in episode.steps]
+    return [sizes.index(max(sizes)) + 1]
+
+
+def no_step(episode, key, max_targets):
+    return []
+
+
+def backwards(episode, key, max_targets):
+    return [2, 1]
+
+
+def beyond(episode, key, max_targets):
+    return [1, len(episode.steps) + 1]
+
+
+HERE = "tests.test_hindsight_analyser"
+
+
+def test_a_selector_of_ones_own_by_its_path():
+    episode = failed(faults=(1, 2))
+    script = Script([answer((1, "so"))])
+    hindsight = review([episode], script, f"{HERE}:longest_action")
+    assert [analysis.targets for analysis in hindsight.analyses] == [(Target(1, "so"),)] and "#1" in script.asked[0]
+    assert not privileged(f"{HERE}:longest_action", "student")
+    by_report = EnvironmentAnalyser(key_of, f"{HERE}:longest_action", 3).review([episode])
+    assert [target.step for target in by_report.analyses[0].targets] == [1]
+    assert review([episode], Script([]), f"{HERE}:no_step").dropped == Counter(nothing_named=1)
+
+
+def test_a_selector_that_cannot_be_used_is_refused_by_name():
+    for name, says in {
+        "frist": "selector 'frist' is unknown: did you mean 'first'?",
+        f"{HERE}:SECRET": "is no function",
+        f"{HERE}:nothing": "has no 'nothing'",
+    }.items():
+        with pytest.raises(UserError, match=says.replace("?", r"\?")):
+            model(Script([]), name)
+    for name, steps in {"backwards": r"\[2, 1\]", "beyond": r"\[1, 4\]"}.items():
+        with pytest.raises(UserError, match=f"{HERE}:{name}' gave {steps} of 3 steps: .* ascending"):
+            review([failed()], Script([]), f"{HERE}:{name}")
 
 
 def test_what_has_no_answer_is_counted():
-    found = analyse([failed(), failed(steps=0), failed(name="b")], config(), Script([None, answer((1, "a"))]))
-    assert [analysis.episode.task_id for analysis in found.analyses] == ["b"] and found.dropped == Counter(
-        silent=1, no_steps=1
-    )
+    hindsight = review([failed(), failed(steps=0), failed(name="b")], Script([None, answer((1, "a"))]))
+    assert [analysis.episode.task_id for analysis in hindsight.analyses] == ["b"]
+    assert hindsight.dropped == Counter(silent=1, no_steps=1)
 
 
-def test_a_judge_sees_one_step_and_its_answer_alone():
+def test_a_judge_reads_one_step_and_its_observation_alone():
     script = Script([answer(), answer((1, "b")), "hm", None, answer((2, "not its step")), answer()])
-    found = judge([failed(faults=(2,)), failed(name="b")], script)
+    hindsight = model(script).judge_steps([failed(faults=(2,)), failed(steps=0), failed(name="b")])
     for n, asked in enumerate(script.asked):
         assert f"act {n % 3}" in asked and f"seen {n % 3}" in asked and "Do it." not in asked
         assert sum(f"act {m}" in asked for m in range(3)) == 1 and SECRET not in asked
-    first, second = found.analyses
-    assert (first.targets, first.rewards) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
-    assert (second.targets, second.rewards) == (
-        (),
-        (0.0, 1.0, 1.0),
-    )  # named no step that was shown: nothing speaks against it
-    assert found.dropped == Counter(unparsable=1, bad_step=1, silent=1) and (found.asked, found.parsed) == (6, 4)
+    first, second = hindsight.analyses
+    assert (first.targets, first.verdicts) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
+    # where it named no step that was shown, nothing speaks against the step
+    assert (second.targets, second.verdicts, second.episode.task_id) == ((), (0.0, 1.0, 1.0), "b")
+    assert hindsight.dropped == Counter(unparsable=1, bad_step=1, silent=1, no_steps=1)
+    assert (hindsight.questions, hindsight.readable_answers) == (6, 4)
 
 
 def test_the_environment_analyser_gives_its_faults():
-    found = ask_environment([failed(faults=(1, 2, 3)), failed(faults=None), failed(faults=())], config())
-    assert [[t.step for t in analysis.targets] for analysis in found.analyses] == [[1, 2], []]
-    assert found.dropped == Counter(over_limit=1, no_report=1, nothing_named=1)
-    given = ask_environment([failed(faults=(1, 2, 3))], config("last"))
-    assert [t.step for t in given.analyses[0].targets] == [3] and not given.dropped
+    by_report = lambda select, *episodes: EnvironmentAnalyser(key_of, select, 2).review(episodes)
+    hindsight = by_report("hindsight", failed(faults=(1, 2, 3)), failed(faults=None), failed(faults=()))
+    assert [[t.step for t in analysis.targets] for analysis in hindsight.analyses] == [[1, 2], []]
+    assert hindsight.dropped == Counter(over_limit=1, no_report=1, nothing_named=1) and hindsight.questions == 2
+    last = by_report("last", failed(faults=(1, 2, 3)))
+    assert [t.step for t in last.analyses[0].targets] == [3] and not last.dropped
+    assert by_report("last", failed(steps=0, faults=())).dropped == Counter(nothing_named=1)
+    with pytest.raises(ValueError, match="whole episodes"):
+        EnvironmentAnalyser(key_of, "all", 2).judge_steps([failed(faults=(1,))])
 
 
 def test_attribution_against_counting_by_hand():
     def analysis(faults, targets):
-        return Analysis(failed(faults=faults)[0], tuple(Target(step, "f") for step in targets))
+        return Analysis(failed(faults=faults), tuple(Target(step, "f") for step in targets))
 
     rates = attribution(
         [
@@ -178,15 +224,14 @@ def test_attribution_against_counting_by_hand():
             analysis((2, 3), (2, 3)),
         ]
     )
-    assert rates == pytest.approx(
-        {"hindsight/precision": 3 / 5, "hindsight/recall": 3 / 6, "hindsight/first_fault": 2 / 4}
-    )
+    assert rates == pytest.approx({"precision": 3 / 5, "recall": 3 / 6, "first_fault": 2 / 4})
     assert attribution([]) == {}
 
 
 def test_an_answer_that_names_nothing_is_counted():
-    found = analyse([failed()], config(), Script([answer()]))
-    assert found.parsed == 1 and found.analyses[0].targets == () and found.dropped == Counter(nothing_named=1)
+    hindsight = review([failed()], Script([answer()]))
+    assert hindsight.readable_answers == 1 and hindsight.analyses[0].targets == ()
+    assert hindsight.dropped == Counter(nothing_named=1)
 
 
 def test_question_keys_differ_by_episode():

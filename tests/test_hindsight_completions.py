@@ -37,7 +37,10 @@ def environment(monkeypatch):
     monkeypatch.setenv("TEST_KEY", KEY)
 
 
-def chat(url, key_env="TEST_KEY", timeout=20.0, sampling=Sampling(0.6, 0.95, 0, 512)):
+SAMPLING = Sampling(0.6, 0.95, 0, 512)
+
+
+def chat(url, key_env="TEST_KEY", timeout=20.0, sampling=SAMPLING):
     return ChatServer(url, "some-model", key_env, timeout, sampling)
 
 
@@ -143,7 +146,8 @@ GARBAGE_BODIES = {
     "empty choices": b'{"choices": []}',
     "choices are text": b'{"choices": "abc"}',
     "a choice is null": b'{"choices": [null]}',
-    "content is null": b'{"choices": [{"message": {"content": null}}], "usage": {"prompt_tokens": 5, "completion_tokens": 6}}',
+    "content is null": b'{"choices": [{"message": {"content": null}}],'
+    b' "usage": {"prompt_tokens": 5, "completion_tokens": 6}}',
     "content is a list": b'{"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]}',
 }
 
@@ -151,7 +155,7 @@ GARBAGE_BODIES = {
 @pytest.mark.parametrize("body", GARBAGE_BODIES.values(), ids=GARBAGE_BODIES.keys())
 def test_garbage_is_no_answer_and_may_be_followed_by_a_better_one(body):
     reply, _ = ask(lambda e: e.send(body))
-    assert (reply.text, reply.reason, reply.again, reply.stop) == (None, GARBAGE, True, "")
+    assert (reply.text, reply.reason, reply.retryable, reply.stop) == (None, GARBAGE, True, "")
     assert reply.detail and "\n" not in reply.detail and len(reply.detail) <= 300
     assert (reply.prompt_tokens, reply.completion_tokens) == ((5, 6) if b"usage" in body else (0, 0))
 
@@ -170,9 +174,15 @@ def test_a_babbling_server_is_cut_off():
     assert sent["bytes"] < 50_000_000  # of the 100 MB; what the sockets hold may go out
 
 
-@given(st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2)
-       | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "prompt_tokens"]), inner, max_size=3), max_leaves=8).map(
-       lambda value: json.dumps(value).encode()))  # fmt: skip
+_names = st.sampled_from(["choices", "message", "content", "usage", "prompt_tokens"])
+_values = st.recursive(
+    st.none() | st.booleans() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_names, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=60) | _values.map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=60, deadline=None)
 def test_no_body_raises(body):
     reply = _answer(body, MESSAGES)
@@ -202,9 +212,12 @@ def test_tokens_are_estimated_where_they_are_not_reported(usage):
 
 @pytest.mark.parametrize(
     ("status", "reason", "again"),
-    [(500, ERROR, True), (502, ERROR, True), (503, ERROR, True), (408, REFUSED, True), (409, REFUSED, True), (425, REFUSED, True),
-     (429, REFUSED, True), (400, REFUSED, False), (413, REFUSED, False), (422, REFUSED, False)],
-)  # fmt: skip
+    [
+        *((status, ERROR, True) for status in (500, 502, 503)),
+        *((status, REFUSED, True) for status in (408, 409, 425, 429)),
+        *((status, REFUSED, False) for status in (400, 413, 422)),
+    ],
+)
 def test_statuses(status, reason, again):
     reply, _ = ask(lambda e: e.refuse(status, "because\n of it", {"Retry-After": "2.5"}))
     assert reply == Reply(None, reason, f"HTTP {status}: because of it", again, wait_s=2.5 if again else 0.0)
@@ -229,7 +242,7 @@ def test_what_no_other_request_will_change_ends_the_run(monkeypatch):
         reply, _ = ask(
             lambda e: e.refuse(status, f"Incorrect key: {e.headers['Authorization']}", headers), key_env=key_env
         )
-        assert reply.text is None and not reply.again and KEY not in str(reply) and "\n" not in reply.stop
+        assert reply.text is None and not reply.retryable and KEY not in str(reply) and "\n" not in reply.stop
         return reply.stop
 
     assert "into the environment variable TEST_KEY" in line(401) and "into the environment variable TEST_KEY" in line(
@@ -244,14 +257,14 @@ def test_what_no_other_request_will_change_ends_the_run(monkeypatch):
 
 def test_time_and_network():
     silent, _ = ask(lambda e: e.be_silent(), timeout=0.3)
-    assert silent == Reply(None, TIMEOUT, "no whole answer within 0.3 s", again=True)
+    assert silent == Reply(None, TIMEOUT, "no whole answer within 0.3 s", retryable=True)
     cut, _ = ask(lambda e: e.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"))
-    assert (cut.reason, cut.again) == (ERROR, True) and "IncompleteRead" in cut.detail
+    assert (cut.reason, cut.retryable) == (ERROR, True) and "IncompleteRead" in cut.detail
     with serving(right) as server:
         gone = chat(server.url)
         assert gone.ask(MESSAGES).text == "yes"
     reply = gone.ask(MESSAGES)
-    assert (reply.reason, reply.again) == (ERROR, True) and "refused" in reply.detail
+    assert (reply.reason, reply.retryable) == (ERROR, True) and "refused" in reply.detail
 
 
 def test_a_slow_answer_is_an_answer():
@@ -265,7 +278,6 @@ def test_the_key_is_in_no_reply():
             "/a": lambda: exchange.answer(said),
             "/b": lambda: exchange.refuse(400, said),
             "/c": lambda: exchange.send(said.encode(), 500),
-            # fmt: skip
             "/d": lambda: exchange.send({"choices": said}),
             "/e": lambda: exchange.wfile.write(f"{said}\r\n".encode()),
         }[exchange.path[:2]]()

@@ -252,7 +252,7 @@ def test_a_step_done_again_sends_nothing(tmp_path):
     again = make(server, max_calls=6, concurrency=2)  # nobody listens there now
     assert again.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl")) == answers
     assert again.used == made.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
-    assert [json.loads(line)["key"][:2] for line in open(tmp_path / "j.jsonl")] == [
+    assert [json.loads(line)["key"][:2] for line in (tmp_path / "j.jsonl").read_text().splitlines()] == [
         ["endpoint", f"task/{n}"] for n in range(5)
     ]
 
@@ -375,7 +375,7 @@ class Scripted:
         return {
             "y": Reply(f"answer {text}", prompt_tokens=7, completion_tokens=3),
             "n": Reply(reason=REFUSED, detail="no"),
-            "r": Reply(reason=ERROR, detail="again", again=True, completion_tokens=1),
+            "r": Reply(reason=ERROR, detail="again", retryable=True, completion_tokens=1),
         }[reply]
 
 

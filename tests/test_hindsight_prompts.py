@@ -39,19 +39,19 @@ def test_requests_end_with_what_is_asked():
     assert review["role"] == "user"
     assert review["content"] == prompts.render_trajectory(episode) + prompts.REVIEW + prompts.AT_MOST + "3"
     assert prompts.review_messages(episode, 1)[0]["content"].endswith(prompts.REVIEW + prompts.ONLY_FIRST)
-    (advise,) = prompts.advise_messages(episode, 2)
+    (advise,) = prompts.step_feedback_messages(episode, 2)
     assert advise["content"] == prompts.render_trajectory(episode) + prompts.ADVISE + prompts.GIVEN + "#2"
     for step in (0, 4):
         with pytest.raises(ValueError, match="step"):
-            prompts.advise_messages(episode, step)
+            prompts.step_feedback_messages(episode, step)
 
 
 def test_the_ground_truth_is_never_read():
     episode = make_episode()
-    before = (prompts.review_messages(episode, 3), prompts.advise_messages(episode, 1))
+    before = (prompts.review_messages(episode, 3), prompts.step_feedback_messages(episode, 1))
     episode.report = Report("SECRET", (Fault(2, "SECRET"),))
     episode.detail = "SECRET"
-    assert (prompts.review_messages(episode, 3), prompts.advise_messages(episode, 1)) == before
+    assert (prompts.review_messages(episode, 3), prompts.step_feedback_messages(episode, 1)) == before
 
 
 def test_the_step_list_is_clipped_from_its_beginning_and_says_so():

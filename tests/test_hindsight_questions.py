@@ -6,7 +6,7 @@ import numpy as np
 
 from hintsd_jax.hindsight.questions import Question, policy_asker
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.sampling import Sampling, Stats
+from hintsd_jax.sampling import Sampling, SamplingStats
 from tests.helpers import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -21,7 +21,7 @@ class Engine:
         for job in jobs:
             job.submit([*job.prompt[:3], CHAT.stop_ids[0]], [0.0] * 4, True)
             assert job.collect() is None
-        return Stats(sampled=4 * len(jobs))
+        return SamplingStats(sampled_tokens=4 * len(jobs))
 
 
 def ask(*contents, context=200):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hintsd_jax.errors import UserError
 from hintsd_jax.plugins import load
 from hintsd_jax.rollout.episode import Episode
 
@@ -58,8 +59,24 @@ PRIVILEGED_SELECTORS = ("oracle",)
 def find(name: str) -> Selector | None:
     """The selector of a name, or at a path "package.module:function"; None where the analyser names the steps.
 
-    Raises UserError for an unknown name, and for a path that leads to no function.
+    Raises UserError for an unknown name, and for a path that leads to no function; one of somebody's own raises it too,
+    where it gives steps that the episode does not have.
     """
     if name == HINDSIGHT:
         return None
-    return SELECTORS.get(name) or load(name, "selector", (HINDSIGHT, *SELECTORS))
+    if name in SELECTORS:
+        return SELECTORS[name]
+    selector = load(name, "selector", (HINDSIGHT, *SELECTORS))
+    if not callable(selector):
+        raise UserError(f"selector {name!r} is no function of (episode, key, max_targets)")
+
+    def checked(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
+        steps = list(selector(episode, key, max_targets))
+        if steps != sorted(set(steps)) or not all(1 <= step <= len(episode.steps) for step in steps):
+            count = len(episode.steps)
+            raise UserError(
+                f"selector {name!r} gave {steps} of {count} steps: give different ones, from 1 on, ascending"
+            )
+        return steps
+
+    return checked

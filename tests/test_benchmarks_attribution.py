@@ -12,41 +12,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import attribution, attribution_words, looking_back, placement
-from benchmarks.attribution_words import CONTEXTS, Case
+from benchmarks import attribution, feedback_effect, hindsight_setup, injected_faults, placement
+from benchmarks.feedback_effect import CONTEXTS
+from benchmarks.hindsight_setup import Setup
+from benchmarks.injected_faults import Case
+from benchmarks.rates import cell, percent, ratio
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
-from hintsd_jax.config.schema import base
+from hintsd_jax.config import base, build
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.errors import UserError
-from hintsd_jax.evaluate import interval
 from hintsd_jax.hindsight.targets import Target
-from hintsd_jax.methods import resolved
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.session import Session
+from hintsd_jax.statistics import interval
 from tests.chat_server import PROXIES, serving
 
 POLICY = str(Path(__file__).parents[1] / "assets" / "desk-policy")
 CHAT = ChatFormat(load_tokenizer(POLICY))
 TASKS = [generate_task(2, n) for n in range(6)]
-SCRIPTS = attribution.scripts_of("desk", CHAT.style)
+SCRIPTS = injected_faults.scripts_of("desk", CHAT.style)
 
 
-def session_of(engine, env_class=Desk, name="desk", **parts):
-    config = base()
-    config.policy.path, config.env.name = POLICY, name
-    config.env.options = {}
-    fields = {"mesh": None, "policy": None, "frozen": None, "trained": {}} | parts
-    return Session(resolved(config), chat=CHAT, engine=engine, env_class=env_class, **fields)
+def setup_of(engine=None, policy=None, trained=None, env_class=Desk, name="desk", **settings):
+    """With an engine there is a session, whose weights are `trained` as they are; without, only scripts are played."""
+    edge = base()
+    edge.policy.path, edge.env.name = POLICY, name
+    config = build.build(edge).replaced({key.replace("__", "."): value for key, value in settings.items()})
+    session = None
+    if engine is not None:
+        session = Session(config, build.algorithm(config), None, policy, None, trained, CHAT, engine, env_class)
+        session.weights = lambda trained: trained
+    return Setup(config, CHAT, env_class, session)
+
+
+def inject(setup, tasks, scripts):
+    return injected_faults.inject(CHAT, setup.env_class, setup.config, tasks, scripts, 0)
 
 
 @pytest.fixture(scope="module")
 def injected():
-    return attribution.inject(session_of(None), TASKS, SCRIPTS, 0)
+    return inject(setup_of(), TASKS, SCRIPTS)
 
 
 def test_every_case_fails_by_its_one_fault(injected):
@@ -54,21 +64,21 @@ def test_every_case_fails_by_its_one_fault(injected):
     assert (
         sum(count["failed"] for count in counts.values()) == len(cases) == Counter(case.fault for case in cases).total()
     )
-    assert counts["wrong_order"]["failed"] == 0 < counts["wrong_order"]["made"]
-    assert all(count["failed"] == count["made"] for kind, count in counts.items() if kind != "wrong_order")
+    assert counts["wrong_order"]["failed"] == 0 < counts["wrong_order"]["injected"]
+    assert all(count["failed"] == count["injected"] for kind, count in counts.items() if kind != "wrong_order")
     for case in cases:
         assert not case.episode.success and [fault.step for fault in case.episode.report.faults] == [case.step]
         task = next(task for task in TASKS if task["id"] == case.episode.task_id)
         reference = script.ground_truth(task).actions
         assert case.right == reference[case.step - 1] != case.episode.steps[case.step - 1].text
         assert [step.text for step in case.episode.steps[: case.step - 1]] == list(reference[: case.step - 1])
-    told = next(case for case in cases if case.fault == "forgotten_call")
-    assert [call.name for call in told.wanted] == ["notify"]
+    forgotten = next(case for case in cases if case.fault == "forgotten_call")
+    assert [call.name for call in forgotten.wanted] == ["notify"]
     stopped = next(case for case in cases if case.fault == "early_stop")  # a look-up, or at once what it is for
     assert 1 <= len(stopped.wanted) <= 2
 
 
-def test_an_analyser_is_told_the_step_and_nothing_else(injected):
+def test_an_analyser_is_given_the_step_and_nothing_else(injected):
     cases = injected[0][:4]
     asked = []
 
@@ -77,14 +87,13 @@ def test_an_analyser_is_told_the_step_and_nothing_else(injected):
         step = cases[len(asked) - 1].step + (len(asked) == 2)  # the second speaks of another step
         return [json.dumps({"failures": [{"step": step, "feedback": f"do {len(asked)}"}]})]
 
-    session = session_of(ScriptedEngine(CHAT, answers))
-    session.weights = lambda trained: trained
+    setup = setup_of(ScriptedEngine(CHAT, answers))
     reports = [case.episode.report for case in cases]
-    found, dropped = looking_back.advise(
-        session, "policy", [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases]
+    targets, dropped = hindsight_setup.feedback_on_steps(
+        setup, "policy", [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases]
     )
     wanted = [Target(case.step, f"do {n}") for n, case in enumerate(cases, 1)]
-    assert found == [wanted[0], None, *wanted[2:]] and dropped == {"bad_step": 1}
+    assert targets == [wanted[0], None, *wanted[2:]] and dropped == {"bad_step": 1}
     assert [case.episode.report for case in cases] == reports
     for case, question in zip(cases, asked, strict=True):
         assert (
@@ -102,13 +111,11 @@ def test_a_model_behind_a_server_is_asked_without_any_weights(injected, monkeypa
     with serving(
         lambda exchange: exchange.answer(json.dumps({"failures": [{"step": 5, "feedback": "Go home."}]}))
     ) as server:
-        config = looking_back.load_config(
-            str(path), POLICY, ["env.name=desk", f"endpoint.url={server.url}", "endpoint.model=m"]
-        )
-        session = looking_back.open_session(config, ["endpoint", "random"])
-        found = attribution.measure(session, "endpoint", cases, SCRIPTS, 0)
-        assert len(server.requests) == len(cases) and "words" not in found
-    row = found["where"]["all"]
+        names, values = ["endpoint", "random"], ["env.name=desk", f"endpoint.url={server.url}", "endpoint.model=m"]
+        setup = hindsight_setup.open_setup(hindsight_setup.load_config(str(path), POLICY, values, names), names)
+        result = attribution.measure(setup, "endpoint", cases, SCRIPTS, 0)
+        assert len(server.requests) == len(cases) and "feedback" not in result
+    row = result["location"]["all"]
     assert row["targets"]["value"] == 1 and row["recall"]["value"] == pytest.approx(
         np.mean([case.step == 5 for case in cases]), abs=1e-6
     )
@@ -120,10 +127,10 @@ def case_of(step, steps=6, fault="a"):
     return Case(episode, fault, step, "right", ())
 
 
-def test_where_by_hand():
+def test_location_by_hand():
     cases = [case_of(2), case_of(3), case_of(5), case_of(6)]
     named = [[Target(2, "w"), Target(4, "w")], [Target(4, "w")], [], [Target(1, "w"), Target(2, "w"), Target(3, "w")]]
-    found = attribution.where(cases, named)
+    found = attribution.location(cases, named)
     values = {name: found[name] if isinstance(found[name], int) else found[name]["value"] for name in found}
     known = {
         "episodes": 4,
@@ -137,7 +144,7 @@ def test_where_by_hand():
     }
     assert values == pytest.approx(known, abs=1e-6)
     assert found["precision"]["n"] == 6 and found["distance"]["n"] == 3
-    nothing = attribution.where(cases, [[]] * 4)
+    nothing = attribution.location(cases, [[]] * 4)
     assert nothing["precision"] is None and nothing["distance"] is None and nothing["recall"]["value"] == 0
     assert [case_of(step).third for step in range(1, 7)] == ["early", "early", "middle", "middle", "late", "late"]
     assert [case_of(step, 2).third for step in (1, 2)] == ["early", "middle"] and case_of(1, 1).third == "early"
@@ -145,35 +152,37 @@ def test_where_by_hand():
 
 def test_analysers_against_the_injected_step(injected):
     cases, _ = injected
-    session = session_of(None)
-    environment = attribution.measure(session, "environment", cases, SCRIPTS, 0)
-    assert environment["where"]["all"]["precision"]["value"] == environment["where"]["all"]["recall"]["value"] == 1.0
-    assert "words" not in environment  # there is no teacher
-    drawn = attribution.measure(session, "random", cases, SCRIPTS, 0)["where"]["all"]
+    setup = setup_of()
+    environment = attribution.measure(setup, "environment", cases, SCRIPTS, 0)
+    assert (
+        environment["location"]["all"]["precision"]["value"] == environment["location"]["all"]["recall"]["value"] == 1.0
+    )
+    assert "feedback" not in environment  # there is no teacher
+    drawn = attribution.measure(setup, "random", cases, SCRIPTS, 0)["location"]["all"]
     expected = np.mean([1 / len(case.episode.steps) for case in cases])
     assert (
         abs(drawn["recall"]["value"] - expected) < 4 * np.sqrt(expected / len(cases)) and drawn["targets"]["value"] == 1
     )
     groups = {"the demonstrator's kinds", "other kinds", "all"}
-    assert set(environment["where"]) == {case.fault for case in cases} | groups
-    parts = [environment["where"][group]["episodes"] for group in ("the demonstrator's kinds", "other kinds")]
-    assert sum(parts) == environment["where"]["all"]["episodes"] == len(cases)
+    assert set(environment["location"]) == {case.fault for case in cases} | groups
+    parts = [environment["location"][group]["episodes"] for group in ("the demonstrator's kinds", "other kinds")]
+    assert sum(parts) == environment["location"]["all"]["episodes"] == len(cases)
     keyed = [(case.episode, np.zeros(2, np.uint32), case.step) for case in cases]
-    told, dropped = looking_back.advise(session, "environment", keyed)
-    assert not dropped and [target.step for target in told] == [case.step for case in cases]
-    elsewhere, dropped = looking_back.advise(
-        session, "environment", [(episode, key, step - 1) for episode, key, step in keyed if step > 1]
+    targets, dropped = hindsight_setup.feedback_on_steps(setup, "environment", keyed)
+    assert not dropped and [target.step for target in targets] == [case.step for case in cases]
+    elsewhere, dropped = hindsight_setup.feedback_on_steps(
+        setup, "environment", [(episode, key, step - 1) for episode, key, step in keyed if step > 1]
     )
     assert set(elsewhere) == {None} and dropped == {"not_a_fault_to_it": len(elsewhere)}
     with pytest.raises(UserError, match="no analyser 'oracle' that answers"):
-        looking_back.look_back(session, "oracle", [])
+        hindsight_setup.analyse(setup, "oracle", [])
     with pytest.raises(UserError, match="no analyser oracle"):
-        looking_back.open_session(session.config, ["oracle"])
+        hindsight_setup.open_setup(setup.config, ["oracle"])
 
 
 def test_contexts_are_the_templates_own(injected):
     case = next(case for case in injected[0] if case.step > 4)
-    found = attribution_words.contexts(CHAT, case, "Use a.", "Use b.")
+    found = feedback_effect.contexts(CHAT, case, "Use a.", "Use b.")
     before, tools = case.episode.dialogue(case.step), case.episode.tools
     at = len(case.episode.prompt_messages)
     said = lambda text: [{"role": "user", "content": text}]
@@ -191,36 +200,35 @@ def test_contexts_are_the_templates_own(injected):
 
 def test_others_are_of_another_task_and_say_something_else(injected):
     cases = injected[0]
-    words = [f"say {n % 5}" for n in range(len(cases))]
-    for n, other in enumerate(attribution_words.others(cases, words)):
-        assert other != words[n]
-    assert attribution_words.others(cases[:1], ["only"]) == ["only"]
+    feedback = [f"say {n % 5}" for n in range(len(cases))]
+    for n, other in enumerate(feedback_effect.feedback_of_others(cases, feedback)):
+        assert other != feedback[n]
+    assert feedback_effect.feedback_of_others(cases[:1], ["only"]) == ["only"]
 
 
-def test_what_a_teacher_makes_of_words(injected):
-    """A teacher that obeys what it reads last: acts are right with the words at the step, nowhere else."""
+def test_what_a_teacher_makes_of_feedback(injected):
+    """A teacher that obeys what it reads last: acts are right with the feedback at the step, nowhere else."""
     later = [case for case in injected[0] if case.step > 2]
     cases = list({case.episode.task_id: case for case in later}.values())  # one a task
     policy = PolicyConfig(
         vocab_size=CHAT.vocab_size, num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=16,
         rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
-    words = [f"Now number {n}." for n in range(len(cases))]
+    feedback = [f"Now number {n}." for n in range(len(cases))]
 
     def obey(job):
         text = CHAT.decode(job.prompt)
-        told = [
+        obeyed = [
             case.right
             for n, case in enumerate(cases)
             if text.endswith(f"number {n}.<|im_end|>\n<|im_start|>assistant\n")
         ]
-        return [*told, "Done."]
+        return [*obeyed, "Done."]
 
     params = decoder.init_params(policy, jax.random.key(0))
-    session = session_of(ScriptedEngine(CHAT, obey), policy=policy, trained=params)
-    session.weights = lambda trained: trained
-    readings = attribution_words.read(session, cases, words, 0)
-    found = attribution_words.summary(readings)
+    setup = setup_of(ScriptedEngine(CHAT, obey), policy, params)
+    readings = feedback_effect.read(setup, cases, feedback, 0)
+    found = feedback_effect.summary(readings)
     acts = {context: rate["value"] for context, rate in found["acts"].items()}
     assert (
         acts == {"none": 0.0, "start": 0.0, "other": 0.0, "step": 1.0} and found["acts_gain"]["start"]["value"] == 1.0
@@ -232,22 +240,21 @@ def test_what_a_teacher_makes_of_words(injected):
         0, step.start - 1 : -1
     ].astype(np.float64)
     wanted = logits[np.arange(len(right)), right] - np.log(np.exp(logits).sum(axis=-1))
-    np.testing.assert_allclose(reading["right none"], wanted, atol=1e-4)
+    np.testing.assert_allclose(reading.right["none"], wanted, atol=1e-4)
     assert found["logprob"]["right none"]["value"] == pytest.approx(
-        np.mean([r["right none"].mean() for r in readings]), abs=1e-6
+        np.mean([r.right["none"].mean() for r in readings]), abs=1e-6
     )
     taken = case.episode.tokens[step.start : step.stop]
-    assert reading["taken step"].shape == (len(taken),) and taken[: reading["differs"]] == list(
-        right[: reading["differs"]]
-    )
-    assert taken[reading["differs"]] != right[reading["differs"]]
-    tight = dataclasses.replace(session.engine.config, context=60)
-    session.engine = ScriptedEngine(CHAT, obey, tight)
-    assert attribution_words.read(session, cases, words, 0) == [None] * len(cases)
+    assert reading.taken["step"].shape == (len(taken),)
+    assert taken[: reading.differs] == list(right[: reading.differs])
+    assert taken[reading.differs] != right[reading.differs]
+    tight = dataclasses.replace(setup.policy.engine.config, context=60)
+    tight_setup = setup_of(ScriptedEngine(CHAT, obey, tight), policy, params)
+    assert feedback_effect.read(tight_setup, cases, feedback, 0) == [None] * len(cases)
 
 
 def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
-    """Without a word it makes the habitual mistake; told just before an action, it goes on rightly from there."""
+    """Without feedback it makes the usual mistake; with it just before an action it goes on rightly from there."""
     faulty = {task["id"]: script.with_fault(task, "forgotten_call", 0) for task in TASKS}
     tasks = [task for task in TASKS if faulty[task["id"]]]
     assert len(tasks) >= 2
@@ -264,18 +271,16 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
                 ]
             yield made.actions[number - 1]
 
-    session = session_of(ScriptedEngine(CHAT, policy))
-    session.weights = lambda trained: trained
-    session.config.rollout.context = session.config.hindsight.context = 1 << 20
-    episodes, _, _ = session.play({}, tasks, 2, step=0)
+    setup = setup_of(ScriptedEngine(CHAT, policy), rollout__context=1 << 20, hindsight__context=1 << 20)
+    episodes, _, _ = setup.policy.play({}, tasks, 2, step=0)
     assert not any(episode.success for episode in episodes)
-    found = placement.measure(session, "environment", {task["id"]: task for task in tasks}, episodes, 2, 0)
+    found = placement.measure(setup, "environment", {task["id"]: task for task in tasks}, episodes, 2, 0)
     assert found["targets"] == len(episodes) == found["episodes"] and not found["dropped"]
     for subset in ("all targets", "first targets", "targets that are the only true fault"):
         row = found["subsets"][subset]
         rates = {arm: rate["value"] for arm, rate in row["success"].items()}
-        assert rates == {"none": 0.0, "start": 0.0, "target": 1.0, "redo": 0.0, "advised": 1.0}
-        assert row["gain"]["target"]["value"] == 1.0 and row["episodes"] == len(episodes)
+        assert rates == {"none": 0.0, "start": 0.0, "target": 1.0, "retry": 0.0, "retry_start": 1.0}
+        assert row["gain"]["target - none"]["value"] == 1.0 and row["episodes"] == len(episodes)
     assert "| environment | all targets" in placement.table({"environment": found})
 
 
@@ -287,25 +292,25 @@ def test_bfcl_by_the_same_code(tmp_path):
     from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 
     tasks = bfcl_tasks("eval", str(tmp_path))[:3]
-    scripts = attribution.scripts_of("bfcl", CHAT.style)
-    session = session_of(None, Bfcl, "bfcl")
-    cases, counts = attribution.inject(session, tasks, scripts, 0)
-    assert counts["early_stop"] == {"made": 3, "failed": 3} and len(cases) >= 10
-    found = attribution.measure(session, "environment", cases, scripts, 0)
-    assert found["where"]["all"]["recall"]["value"] == 1.0
+    scripts = injected_faults.scripts_of("bfcl", CHAT.style)
+    setup = setup_of(env_class=Bfcl, name="bfcl")
+    cases, counts = inject(setup, tasks, scripts)
+    assert counts["early_stop"] == {"injected": 3, "failed": 3} and len(cases) >= 10
+    found = attribution.measure(setup, "environment", cases, scripts, 0)
+    assert found["location"]["all"]["recall"]["value"] == 1.0
     dropped = next(case for case in cases if case.fault == "dropped_call")
     start = dropped.episode.steps[dropped.step - 1].start
     assert (
-        dropped.wanted and attribution_words.contexts(CHAT, dropped, "a", "b")["none"] == dropped.episode.tokens[:start]
+        dropped.wanted and feedback_effect.contexts(CHAT, dropped, "a", "b")["none"] == dropped.episode.tokens[:start]
     )
     text = attribution.tables({"injected": counts, "analysers": {"environment": found}, "own": {}}, scripts)
-    assert "Not scored" in text and "| early_stop |" in text
+    assert "Not scored" in text and "| early_stop " in text
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_ratios(pairs):
     parts, wholes = [min(a, b) for a, b in pairs], [b for _, b in pairs]
-    found = looking_back.ratio(parts, wholes)
+    found = ratio(parts, wholes)
     if not sum(wholes):
         assert found is None
         return
@@ -315,23 +320,23 @@ def test_ratios(pairs):
 
 def test_a_ratio_over_ones_is_the_mean_with_its_known_interval():
     values = np.random.default_rng(1).random(60)
-    found = looking_back.ratio(values)
+    found = ratio(values)
     np.testing.assert_allclose([found["low"], found["high"]], interval(values), atol=0.01)
-    assert looking_back.percent(looking_back.ratio([1, 1, 0, 0, 1, 1, 1, 1])).startswith("75.0 [")
-    assert looking_back.cell(None) == "-"
+    assert percent(ratio([1, 1, 0, 0, 1, 1, 1, 1])).startswith("75.0 [")
+    assert cell(None) == "-"
 
 
 def test_configs_and_their_mistakes(tmp_path):
     path = tmp_path / "a.py"
     path.write_text("from hintsd_jax.config import base\nget_config = base\n")
-    config = looking_back.load_config(str(path), POLICY, ["hindsight.max_targets=1", "env.name=desk"])
+    config = hindsight_setup.load_config(str(path), POLICY, ["hindsight.max_targets=1", "env.name=desk"])
     assert (config.policy.path, config.hindsight.max_targets, config.env.name) == (POLICY, 1, "desk")
     for override, message in {
         "hindsight.max_targts=1": "max_targts",
-        "history=template": "history = keep",
+        "chat.history=template": r"chat\.history = keep",
         "seed=-1": "impossible",
     }.items():
         with pytest.raises(UserError, match=message):
-            looking_back.load_config(str(path), POLICY, [override])
+            hindsight_setup.load_config(str(path), POLICY, [override])
     with pytest.raises(UserError, match="no scripts"):
-        attribution.scripts_of("appworld", CHAT.style)
+        injected_faults.scripts_of("appworld", CHAT.style)

@@ -31,13 +31,12 @@ PROMPT_TOO_LONG = "prompt_too_long"
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """max_steps: assistant generations an episode. context: tokens that the student may read and write at once.
-    sampling: of every generation. reports: ask environments for theirs (privileged).
+    sampling: of every generation.
     """
 
     max_steps: int
     context: int
     sampling: Sampling
-    reports: bool = True
 
 
 def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
@@ -117,7 +116,7 @@ class Rollout:
 
     def _report(self) -> None:
         """Asks the environment for its privileged report; a failure is noted in the episode, and costs nothing else."""
-        if not self._config.reports or self.episode.ended.startswith("env_"):
+        if self.episode.ended.startswith("env_"):
             return
         report = self._pool.report(self._worker).result()
         if isinstance(report, CallFailure):

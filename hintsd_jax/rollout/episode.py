@@ -29,7 +29,8 @@ class Step:
 
     start, stop: `streams[stream].tokens[start:stop]` is the action span, its stop token included. prompt_start: where
     the generation prompt of this step begins; the teacher's feedback message goes in there. text: of the action,
-    without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with it.
+    without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with
+    it.
     """
 
     start: int
@@ -159,15 +160,15 @@ class Episode:
         return self.terminated and self.reward >= 1
 
     def action_mask(self, stream: int = -1) -> np.ndarray:
-        """bool [tokens of the stream], True exactly on the ids that were sampled in it. `stream`: by default the
-        current one.
+        """mask_T, bool, for the T tokens of a stream (by default the current one): True exactly on the ids that were
+        sampled in it.
         """
         stream %= len(self.streams)
-        mask = np.zeros(len(self.streams[stream].tokens), dtype=bool)
+        mask_T = np.zeros(len(self.streams[stream].tokens), dtype=bool)
         for step in self.steps:
             if step.stream == stream:
-                mask[step.start : step.stop] = True
-        return mask
+                mask_T[step.start : step.stop] = True
+        return mask_T
 
     def dialogue(self, number: int) -> list[Message]:
         """The messages before step `number` (from 1 on)."""

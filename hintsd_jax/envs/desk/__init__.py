@@ -1,6 +1,4 @@
-"""The embedded environment: an office of files, mail, calendar and contacts, its tasks, its solver and its
-demonstrations.
-"""
+"""The embedded environment: an office of files, mail, calendar and contacts, its tasks and its demonstrations."""
 
 from hintsd_jax.envs.desk.env import Desk
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import Fault
-from hintsd_jax.envs.desk import feedback, solver
+from hintsd_jax.envs.desk import feedback, reference
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.tool_calls import parse_action
@@ -130,7 +130,7 @@ def review(task: Mapping[str, Any], actions: Sequence[str]) -> tuple[list[str], 
             expected, chosen = request["calls"][0][1][choice], new[0][2][choice]
             what = f'{request["label"]} "{expected}" {REVIEW_VERBS[request["kind"]]} "{chosen}" '
         elif faulty and not new:
-            left_out = solver.missing_calls(desk.office, task, hour)[0]
+            left_out = reference.missing_calls(desk.office, task, hour)[0]
             what = f'forgot "{next(iter(left_out[1].values()))}" '
         else:
             what = ""

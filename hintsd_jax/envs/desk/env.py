@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import Action, Fault, Report, Start, StepResult
-from hintsd_jax.envs.desk import feedback, solver
+from hintsd_jax.envs.desk import feedback, reference
 from hintsd_jax.envs.desk.office import CallError, Office, tool_docs
 from hintsd_jax.envs.desk.tasks import desk_tasks
 
@@ -55,7 +55,7 @@ class Desk:
         self.office.hour += 1
         self._hour_faulty = False
         if self.office.hour == len(self._task["requests"]):
-            success = self.office.final_state() == solver.reference_state(self._task)
+            success = self.office.final_state() == reference.goal_state(self._task)
             return StepResult(messages=(), reward=float(success), terminated=True)
         return StepResult(messages=({"role": "user", "content": self._task["requests"][self.office.hour]["text"]},))
 
@@ -64,7 +64,7 @@ class Desk:
         faults = list(self.faults)
         open_hour = self.office.hour
         if open_hour < len(self._task["requests"]) and self._steps and not self._hour_faulty:
-            missing = solver.possible_calls(self.office, self._task, open_hour)
+            missing = reference.possible_calls(self.office, self._task, open_hour)
             if missing:  # the episode was cut: its last step is the last that could have gone on
                 faults.append(Fault(self._steps, feedback.make_call(missing[0])))
         summary = "All requests were carried out."
@@ -88,8 +88,8 @@ class Desk:
         if self._hour_faulty:
             return
         hour = self.office.hour
-        surplus = solver.surplus_entries(self.office, self._task, hour)
-        missing = solver.possible_calls(self.office, self._task, hour) if closing else []
+        surplus = reference.surplus_calls(self.office, self._task, hour)
+        missing = reference.possible_calls(self.office, self._task, hour) if closing else []
         if surplus:
             self.faults.append(Fault(self._steps, feedback.instead_of(surplus[0], self._task["requests"][hour])))
         elif missing:

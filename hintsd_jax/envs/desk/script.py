@@ -17,6 +17,7 @@ from typing import Any
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, reference_steps
 from hintsd_jax.envs.desk.generator import DECISIONS
 from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, CallError, Office
+from hintsd_jax.envs.desk.reference import office_before
 from hintsd_jax.envs.script import Script, choose_site
 
 FAULTS = {
@@ -114,7 +115,7 @@ def _other_arguments(task: Mapping[str, Any], site: Site, call: Sequence) -> lis
     that the office takes there. Unlike a wrong choice, nothing that was shown speaks for it.
     """
     (hour, _), (tool, arguments) = site, call
-    kind, office = task["requests"][hour]["kind"], _office_before(task, hour)
+    kind, office = task["requests"][hour]["kind"], office_before(task, hour)
     parameters = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].choice]
     names = sorted(set(_names(task)))
     changed = [arguments | {key: name} for key in parameters for name in names if name not in arguments.values()]
@@ -126,17 +127,6 @@ def _names(task: Mapping[str, Any]) -> Iterator[str]:
     for request in task["requests"]:
         for _, arguments in [*request["calls"], *([request["lookup"]] if request["lookup"] else [])]:
             yield from arguments.values()
-
-
-def _office_before(task: Mapping[str, Any], hour: int) -> Office:
-    """The office when a request comes, after the reference's earlier calls."""
-    office = Office.from_json(task["world"])
-    for earlier, request in enumerate(task["requests"][:hour]):
-        office.hour = earlier
-        for tool, arguments in request["calls"]:
-            office.call(tool, arguments)
-    office.hour = hour
-    return office
 
 
 def _accepts(office: Office, tool: str, arguments: Mapping[str, str]) -> bool:

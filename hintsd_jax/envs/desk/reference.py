@@ -1,9 +1,9 @@
-"""The solver of Desk, and with it the truth about faults: an office and its task in, whether the goal can still be
-reached and which calls are missing or surplus out.
+"""An office against its task's reference: an office and a request in; the goal, and the calls that are missing,
+possible or surplus, out.
 
-The solver plays what is still missing, now and in later hours. Because nothing can be undone and every effect carries
-its hour, it succeeds if and only if anything can. The true faulty step of a failed episode is the first step before
-which the solver can still succeed and after which it cannot.
+Nothing can be undone and every effect carries its hour. So the goal can be reached as long as no hour has a surplus
+call and the office still accepts what is missing, and the true faulty step of a failed episode is the first one after
+which that is no longer so.
 """
 
 from __future__ import annotations
@@ -15,29 +15,20 @@ from typing import Any
 from hintsd_jax.envs.desk.office import CallError, Office
 
 
-def reference_state(task: Mapping[str, Any]) -> dict:
-    """The final state after the reference's calls: the goal."""
+def office_before(task: Mapping[str, Any], hour: int) -> Office:
+    """The office when request `hour` comes, after the reference's earlier calls."""
     office = Office.from_json(task["world"])
-    for hour, request in enumerate(task["requests"]):
-        office.hour = hour
+    for earlier, request in enumerate(task["requests"][:hour]):
+        office.hour = earlier
         for tool, arguments in request["calls"]:
             office.call(tool, arguments)
-    return office.final_state()
+    office.hour = hour
+    return office
 
 
-def can_succeed(office: Office, task: Mapping[str, Any], hour: int) -> bool:
-    """Whether the goal can still be reached from `office` while request `hour` is open (`hour == len(requests)`: none
-    is).
-    """
-    office = office.clone()
-    for later in range(hour, len(task["requests"])):
-        office.hour = later
-        for tool, arguments in missing_calls(office, task, later):
-            try:
-                office.call(tool, arguments)
-            except CallError:
-                return False
-    return office.final_state() == reference_state(task)
+def goal_state(task: Mapping[str, Any]) -> dict:
+    """The final state after all calls of the reference."""
+    return office_before(task, len(task["requests"])).final_state()
 
 
 def missing_calls(office: Office, task: Mapping[str, Any], hour: int) -> list[list]:
@@ -52,7 +43,7 @@ def missing_calls(office: Office, task: Mapping[str, Any], hour: int) -> list[li
     return missing
 
 
-def surplus_entries(office: Office, task: Mapping[str, Any], hour: int) -> list[list]:
+def surplus_calls(office: Office, task: Mapping[str, Any], hour: int) -> list[list]:
     """The ledger's `[tool, arguments]` of that hour that the reference does not have: each is beyond repair."""
     expected = Counter(repr(call) for call in task["requests"][hour]["calls"])
     surplus = []

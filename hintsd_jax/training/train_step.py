@@ -117,7 +117,7 @@ def apply(
         updates, opt_state = optimizer(optim).update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda leaf: lr_scale * leaf, updates)  # AdamW's are proportional to the learning rate
         params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda old, new: old + (1.0 - optim.ema_decay) * (new - old), state.ema, params)
+        ema = optax.incremental_update(params, state.ema, 1.0 - optim.ema_decay)
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
     taken = tokens > 0

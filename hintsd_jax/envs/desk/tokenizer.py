@@ -21,7 +21,8 @@ from hintsd_jax.envs.desk.office import PARAMETERS, tool_docs
 
 VOCAB_SIZE = 1024
 PAD, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-MAX_STEPS = 20  # step numbers that have a token of their own
+# Step numbers that have a token of their own.
+MAX_STEPS = 20
 
 _PRE_TOKENISER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -90,14 +91,8 @@ def build_tokenizer(corpus: Iterable[str], fixed_strings: Sequence[str]) -> PreT
 
 
 def _scaffold() -> list[str]:
-    strings = [
-        "system\n",
-        "user\n",
-        "assistant\n",
-        "user\n<tool_response>\n",
-        "\n</tool_response>",
-        "\n<tool_response>\n",
-    ]
+    strings = ["system\n", "user\n", "assistant\n"]
+    strings += ["user\n<tool_response>\n", "\n</tool_response>", "\n<tool_response>\n"]
     strings += [_TOOLS_HEAD, _TOOLS_FOOT, *("\n" + json.dumps(doc) for doc in tool_docs())]
     strings += ['<tool_call>\n{"name": "', '"}}\n</tool_call>', "</tool_call>"]
     for tool, (first, *others) in PARAMETERS.items():
@@ -106,9 +101,8 @@ def _scaffold() -> list[str]:
     strings += ['{"failures": [', *(f'{{"step": {k}, "feedback": "' for k in range(1, MAX_STEPS + 1)), '"}, ', '"}]}']
     # A label or a verb with the quote behind it: the name that belongs to it is then the very next token.
     labels = [label for decision in DECISIONS.values() for label in decision.labels]
-    strings += [f' {word} "' for word in (*labels, *REVIEW_VERBS.values(), "forgot")] + [
-        f' {label} \\"' for label in labels
-    ]
+    strings += [f' {word} "' for word in (*labels, *REVIEW_VERBS.values(), "forgot")]
+    strings += [f' {label} \\"' for label in labels]
     return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", ' <tool_call>\n{"name": "']
 
 

@@ -18,7 +18,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether text is Unicode: Python and JSON strings can hold half a surrogate pair, which no tokenizer or file takes."""
+    """Whether text is Unicode. Strings can hold half a surrogate pair, which no tokenizer and no file takes."""
     return text.isascii() or encodable(text) == text
 
 

@@ -10,7 +10,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request, as the script gets it: `path`, `headers`, `body` (the JSON), `number` (from 0, in order of arrival)."""
+    """One request, as the script gets it: `path`, `headers`, `body` (the JSON), `number` (from 0, as they arrive)."""
 
     def do_POST(self):
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

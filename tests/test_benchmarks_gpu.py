@@ -10,8 +10,8 @@ from hintsd_jax.models import attention, decoder
 from hintsd_jax.models.config import PolicyConfig
 
 POLICY = PolicyConfig(
-    vocab_size=512, num_layers=1, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=512, rope_theta=1e4, norm_eps=1e-6,
-    tie_embeddings=True, max_positions=512,
+    vocab_size=512, num_layers=1, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=512, rope_theta=1e4,
+    norm_eps=1e-6, tie_embeddings=True, max_positions=512,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of runs as Hugging Face directories and PEFT adapters, compared with the files that training starts from."""
+"""Checkpoints of runs as Hugging Face directories and PEFT adapters, compared with what training starts from."""
 
 import json
 import pathlib

@@ -52,7 +52,7 @@ def test_only_relative_positions_matter(params):
 
 
 def test_prefill_and_decode_equal_the_full_forward(params):
-    """Ragged rows, prefilled in padded chunks and continued token by token, in a cache that held something else before."""
+    """Ragged rows, prefilled in padded chunks and continued token by token, in a cache that held something else."""
     tokens, prompts = random_tokens(2, B, T), np.array([6, 3, 8, 1])
     expected = np.asarray(forward(params, CONFIG, tokens))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The TPU kernel's Python, run on this CPU, against plain attention: values and gradients; and which shapes go to it."""
+"""The TPU kernel's Python, run on this CPU, against plain attention: values and gradients; which shapes go to it."""
 
 from functools import partial
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hintsd_jax.config import base
 from hintsd_jax.config.build import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.configs import desk_smoke
@@ -33,3 +34,11 @@ TINY = {  # four updates on six episodes each
 
 def tiny_config(data_dir: Path, overrides: dict[str, Any] | None = None) -> Config:
     return smoke_config(data_dir, TINY | (overrides or {}))
+
+
+def algorithm_config(name: str, overrides: dict[str, Any] | None = None) -> Config:
+    """The default settings with an algorithm; for tests that load no policy."""
+    config = base()
+    config.policy.path, config.algorithm, config.tasks.rollouts, config.rollout.slots = "policy", name, 2, 4
+    config.update_from_flattened_dict(overrides or {})
+    return build(config)

@@ -1,8 +1,11 @@
-"""Shared by the tests of examples and of batching: episodes of random ids, and stand-ins for the chat format."""
+"""Shared by tests of algorithms, examples and batching: episodes of random ids, stand-ins for the chat format."""
 
 import numpy as np
 
 from hintsd_jax.algorithms.branching import examples, feedback_at_target
+from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.hindsight.analysis import Analysis, Hindsight
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
 
@@ -55,3 +58,36 @@ def make_episode(seed=0, steps=4, longest=5, rewrites=False):
             delta(int(rng.integers(2, 9)), new_stream=True) if rewrites and rng.random() < 0.4 else delta(3)
         )
     return episode
+
+
+class Keeping(FakeChat):
+    """Remembers which feedback was put into words."""
+
+    def __init__(self):
+        self.texts = []
+
+    def user_turn(self, text):
+        self.texts.append(text)
+        return super().user_turn(text)
+
+
+def four_episodes():
+    """Two tasks with two rollouts: one success and one failure of "a", two failures of "b"."""
+    episodes = [make_episode(seed, steps=3) for seed in range(4)]
+    for n, episode in enumerate(episodes):
+        episode.task_id, episode.rollout = "ab"[n // 2], n % 2
+        episode.reward, episode.terminated = float(n == 0), True
+        for number, step in enumerate(episode.steps, 1):
+            step.text = f"deed {n}.{number}"
+    return episodes
+
+
+def experience_of(episodes, analyses=(), chat=None, rollouts=2):
+    """analyses: (number of the episode, its targets as pairs, its verdicts)."""
+    hindsight = Hindsight(
+        [
+            Analysis(episodes[n], tuple(Target(*target) for target in targets), verdicts=verdicts)
+            for n, targets, verdicts in analyses
+        ]
+    )
+    return Experience(episodes, hindsight, chat or Keeping(), seed=42, step=3, rollouts=rollouts)

@@ -1,149 +1,166 @@
-"""What each method trains on, from the same four episodes and the same hindsight."""
+"""What each algorithm trains on, from the same four episodes and the same hindsight; the keys and groups that follow
+from an episode.
+"""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from hintsd_jax import lessons
-from hintsd_jax.config import schema as schema
-from hintsd_jax.config.validation import validate
+from hintsd_jax.algorithms.experience import successful_siblings
+from hintsd_jax.config import build
 from hintsd_jax.hindsight import prompts
-from hintsd_jax.hindsight.analyser import Analysis, Hindsight
 from hintsd_jax.hindsight.targets import Target
-from tests.examples_helpers import FakeChat, make_episode
+from hintsd_jax.random_keys import job_key
+from tests.configs import algorithm_config
+from tests.examples_helpers import FakeChat, Keeping, experience_of, four_episodes, make_episode
 
 
-class Keeping(FakeChat):
-    """Remembers what advice was worded."""
-
-    def __init__(self):
-        self.said = []
-
-    def user_turn(self, text):
-        self.said.append(text)
-        return super().user_turn(text)
+def examples_of(name, analyses=(), changes=(), episodes=None):
+    """(examples, episodes without any by reason, the feedback that the teacher reads)."""
+    episodes, chat = episodes or four_episodes(), Keeping()
+    algorithm = build.algorithm(algorithm_config(name, dict(changes)))
+    examples, without = algorithm.examples(experience_of(episodes, analyses, chat))
+    return examples, dict(without), chat.texts
 
 
-def episodes():
-    """Two tasks with two rollouts: one success and one failure of "a", two failures of "b"."""
-    made = [make_episode(seed, steps=3) for seed in range(4)]
-    for n, episode in enumerate(made):
-        episode.task_id, episode.rollout = "ab"[n // 2], n % 2
-        episode.reward, episode.terminated = float(n == 0), True
-        for number, step in enumerate(episode.steps, 1):
-            step.text = f"deed {n}.{number}"
-    return made
-
-
-def make_rows(method, analyses=(), changes=(), made=None):
-    config = schema.base()
-    config.policy.path, config.algorithm, config.tasks.rollouts, config.rollout.slots = "policy", method, 2, 4
-    config.update_from_flattened_dict(dict(changes))
-    made, chat = made or episodes(), Keeping()
-    found = Hindsight(
-        [
-            Analysis(made[n], tuple(Target(*target) for target in targets), rewards=rewards)
-            for n, targets, rewards in analyses
-        ]
-    )
-    found_rows, without = lessons.make_rows(validate(config), chat, made, found, step=3)
-    return made, found_rows, dict(without), chat.said
-
-
-def told(found_rows):
-    """(episode, step, whether a teacher reads it, weight, advantage) of every action."""
+def actions(examples):
+    """(episode, step, whether a teacher reads it, weights, advantage) of every action."""
     return [
-        (row.episode, b.step, bool(b.words), b.weight, round(b.advantage, 3))
-        for row in found_rows
-        for b in row.branches
+        (example.episode, b.step, bool(b.context), dict(b.weights), round(b.advantage, 3))
+        for example in examples
+        for b in example.branches
     ]
 
 
-def test_hint_sd_trains_on_targets_alone():
-    _, found_rows, without, said = make_rows(
-        "hint_sd", [(1, [(2, "x"), (3, "y")], ()), (2, [], ()), (3, [(1, "z")], ())]
-    )
-    assert told(found_rows) == [(1, 2, True, 1.0, 0.0), (1, 3, True, 1.0, 0.0), (3, 1, True, 1.0, 0.0)] and not without
-    assert said == ["x", "y", "z"] and [row.micro for row in found_rows] == [0, 1]
+DISTILLED, SUPERVISED, REINFORCED = {"divergence": 1.0}, {"cross_entropy": 1.0}, {"policy_gradient": 1.0}
+TARGETS = [(1, [(2, "x"), (3, "y")], ()), (2, [], ()), (3, [(1, "z")], ())]
+
+
+@pytest.mark.parametrize("name", ["hint_sd", "hint_sd_single"])
+def test_hint_sd_trains_on_targets_alone(name):
+    examples, without, texts = examples_of(name, TARGETS)
+    expected = [(1, 2), (1, 3), (3, 1)]
+    assert actions(examples) == [(*which, True, DISTILLED, 0.0) for which in expected] and not without
+    assert texts == ["x", "y", "z"] and [example.micro_step for example in examples] == [0, 1]
 
 
 def test_hint_sd_with_feedback_at_the_start_reads_each_on_its_own():
-    made, (row,), _, said = make_rows(
-        "hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"hindsight.feedback_position": "start"}
-    )
-    assert said == ["x", "y"] and [(b.step, b.seen, b.joined) for b in row.branches] == [(2, 0, False), (3, 0, False)]
-    first = made[1].steps[0]
-    for branch, text in zip(row.branches, said, strict=True):
-        assert branch.words == (
-            *made[1].tokens[: first.prompt_start],
-            *FakeChat().user_turn(text),
-            *made[1].tokens[first.start : branch.start],
-        )
+    episodes = four_episodes()
+    changes = {"hindsight.feedback_position": "start"}
+    (example,), _, texts = examples_of("hint_sd", TARGETS[:1], changes, episodes)
+    assert texts == ["x", "y"] and actions([example]) == [(1, 2, True, DISTILLED, 0.0), (1, 3, True, DISTILLED, 0.0)]
+    tokens, first = episodes[1].tokens, episodes[1].steps[0]
+    for branch, text in zip(example.branches, texts, strict=True):
+        assert (branch.prefix_length, branch.continues) == (0, False)
+        before, after = tokens[: first.prompt_start], tokens[first.start : branch.start]
+        assert branch.context == (*before, *FakeChat().user_turn(text), *after)
 
 
-def test_forms_with_a_row_per_target():
-    _, found_rows, _, _ = make_rows("hint_sd", [(1, [(2, "x"), (3, "y")], ())], {"batch.layout": "rows"})
-    assert [[b.step for b in row.branches] for row in found_rows] == [[2], [3]] and all(
-        row.branches[0].seen == 0 for row in found_rows
-    )
+def test_the_separate_layout_has_an_example_per_target():
+    examples, _, _ = examples_of("hint_sd", TARGETS[:1], {"batch.layout": "separate"})
+    assert [[b.step for b in example.branches] for example in examples] == [[2], [3]]
+    assert all(example.branches[0].prefix_length == 0 for example in examples)
+    whole, _, _ = examples_of("grpo", changes={"batch.layout": "separate"})
+    assert [len(example.branches) for example in whole] == [3, 3]  # nothing to part where no teacher reads
 
 
 def test_grpo_trains_on_all_steps_where_rollouts_differ():
-    _, found_rows, without, said = make_rows("grpo")
+    examples, without, texts = examples_of("grpo")
     value = round(0.5 / (np.std([1.0, 0.0], ddof=1) + 1e-6), 3)
-    assert told(found_rows) == [
-        (n, step, False, 0.0, sign * value) for n, sign in ((0, 1), (1, -1)) for step in (1, 2, 3)
-    ]
-    assert without == {"no_advantage": 2} and not said
+    expected = [(n, step, False, REINFORCED, sign * value) for n, sign in ((0, 1), (1, -1)) for step in (1, 2, 3)]
+    assert actions(examples) == expected
+    assert without == {"no_advantage": 2} and not texts
 
 
 def test_advantages_against_numpy():
-    made = [make_episode(seed) for seed in range(7)]
+    episodes = [make_episode(seed) for seed in range(7)]
     rewards = np.array([1.0, 0.25, 0.0, 0.5, 0.5, 0.5, 0.75])
-    for n, episode in enumerate(made):
+    for n, episode in enumerate(episodes):
         episode.task_id, episode.reward = "aaabbbc"[n], rewards[n]
+    experience = experience_of(episodes)
     group = rewards[:3]
     spread = np.sqrt(((group - group.mean()) ** 2).sum() / 2)
-    np.testing.assert_allclose(lessons.advantages(made), [*((group - group.mean()) / (spread + 1e-6)), 0, 0, 0, 0])
+    expected = [*((group - group.mean()) / (spread + 1e-6)), 0, 0, 0, 0]
+    np.testing.assert_allclose([experience.advantage(episode) for episode in episodes], expected)
 
 
-def test_sft_trains_on_successes_and_sharpening_on_one_step_of_each():
-    _, found_rows, _, _ = make_rows("sft")
-    assert told(found_rows) == [(0, step, False, 1.0, 0.0) for step in (1, 2, 3)]
-    _, found_rows, _, _ = make_rows("sharpen")
-    assert [row.episode for row in found_rows] == [0, 1, 2, 3] and all(len(row.branches) == 1 for row in found_rows)
+def test_rejection_sampling_trains_on_successes_and_self_training_on_one_step_of_each():
+    examples, without, _ = examples_of("rejection_sampling")
+    assert actions(examples) == [(0, step, False, SUPERVISED, 0.0) for step in (1, 2, 3)] and not without
+    examples, without, _ = examples_of("self_training")
+    assert [example.episode for example in examples] == [0, 1, 2, 3] and not without
+    assert all(action[2:] == (False, SUPERVISED, 0.0) for action in actions(examples)) and len(actions(examples)) == 4
+    assert actions(examples_of("self_training")[0]) == actions(examples)  # chosen by the episode's key
 
 
-def test_dense_adds_the_judges_reward_to_what_the_hint_says():
-    rewards = ((1.0, -1.0, 0.0), (0.0, 0.0, 0.0))
-    _, found_rows, without, said = make_rows("dense", [(0, [(2, "x")], rewards[0]), (3, [], rewards[1])])
-    assert told(found_rows) == [(0, 1, False, 0.0, 1.0), (0, 2, True, 1.0, -1.0)]
-    assert without == {"no_advantage": 3} and said == ["x"]
+def test_openclaw_rl_adds_the_judges_verdict_to_what_the_hint_says():
+    verdicts = ((1.0, -1.0, 0.0), (0.0, 0.0, 0.0))
+    analyses = [(0, [(2, "x")], verdicts[0]), (3, [], verdicts[1])]
+    examples, without, texts = examples_of("openclaw_rl", analyses)
+    assert actions(examples) == [(0, 1, False, REINFORCED, 1.0), (0, 2, True, REINFORCED, -1.0)]
+    assert without == {"no_advantage": 3} and texts == ["x"]
 
 
 def test_hint_sd_with_grpo_has_both():
-    _, found_rows, without, _ = make_rows("hint_sd+grpo", [(1, [(2, "x")], ()), (3, [(1, "z")], ())])
-    actions = told(found_rows)
-    assert [action[:4] for action in actions if action[0] == 1] == [
-        (1, 1, False, 0.0),
-        (1, 2, True, 1.0),
-        (1, 3, False, 0.0),
+    examples, without, _ = examples_of("hint_sd+grpo", [TARGETS[0], TARGETS[2]])
+    value = round(-0.5 / (np.std([1.0, 0.0], ddof=1) + 1e-6), 3)
+    both, of_failure = DISTILLED | REINFORCED, [action for action in actions(examples) if action[0] == 1]
+    assert of_failure == [
+        (1, 1, False, REINFORCED, value),
+        (1, 2, True, both, value),
+        (1, 3, True, both, value),
     ]
-    assert [action for action in actions if action[0] == 3] == [(3, 1, True, 1.0, 0.0)]  # no advantage, but feedback
-    assert {action[0] for action in actions} == {0, 1, 3} and without == {"no_advantage": 1}
+    # no advantage, but feedback: distilled alone
+    assert [action for action in actions(examples) if action[0] == 3] == [(3, 1, True, DISTILLED, 0.0)]
+    assert {action[0] for action in actions(examples)} == {0, 1, 3} and without == {"no_advantage": 1}
 
 
 def test_sdpo_reads_a_siblings_success_or_else_the_feedback():
-    made, found_rows, without, said = make_rows("sdpo", [(2, [(1, "z"), (3, "y")], ())])
-    assert said == [prompts.solution_hint(made[0]), prompts.combined_feedback([Target(1, "z"), Target(3, "y")])]
-    assert [(row.episode, [b.step for b in row.branches], [b.joined for b in row.branches]) for row in found_rows] == [
-        (1, [1, 2, 3], [False, True, True]), (2, [1, 2, 3], [False, True, True])
-    ]  # fmt: skip
-    assert without == {"no_advice": 2}  # the only success has no sibling that succeeded; one failure was not advised
-    assert "deed 0.2" in said[0] and "deed 1" not in said[0]
+    episodes, targets = four_episodes(), [(1, "z"), (3, "y")]
+    examples, without, texts = examples_of("sdpo", [(2, targets, ())], episodes=episodes)
+    combined = prompts.combined_feedback([Target(*target) for target in targets])
+    assert texts == [prompts.solution_hint(episodes[0]), combined]
+    assert [(example.episode, [b.step for b in example.branches]) for example in examples] == [
+        (1, [1, 2, 3]),
+        (2, [1, 2, 3]),
+    ]
+    assert all([b.continues for b in example.branches] == [False, True, True] for example in examples)
+    assert all(action[2:] == (True, DISTILLED, 0.0) for action in actions(examples))
+    # the only success has no sibling that succeeded; of one failure nothing was said
+    assert without == {"no_feedback": 2}
+    assert "deed 0.2" in texts[0] and "deed 1" not in texts[0]
 
 
-@pytest.mark.parametrize("method", ["hint_sd", "grpo", "sdpo", "sft", "sharpen", "dense"])
-def test_an_episode_without_a_step_trains_nothing(method):
-    made = episodes()
-    made[1].steps, made[1].logprobs = [], []
-    assert all(row.episode != 1 for row in make_rows(method, made=made)[1])
+@pytest.mark.parametrize(
+    "name", ["hint_sd", "hint_sd+grpo", "grpo", "sdpo", "rejection_sampling", "self_training", "openclaw_rl"]
+)
+def test_an_episode_without_a_step_trains_nothing(name):
+    episodes = four_episodes()
+    episodes[1].steps, episodes[1].logprobs = [], []
+    assert all(example.episode != 1 for example in examples_of(name, episodes=episodes)[0])
+
+
+def test_everything_random_about_an_episode_follows_from_its_keys():
+    """Not from its place among the others; micro-steps are tasks."""
+    episodes = four_episodes()
+    experience, alone = experience_of(episodes), experience_of(episodes[2:3])
+    for purpose in ("dropout", "sharpen"):
+        expected = job_key(42, 3, f"{purpose} b", 0)
+        for each in (experience, alone):
+            np.testing.assert_array_equal(each.key(episodes[2], purpose), expected)
+    examples = examples_of("self_training", episodes=episodes)[0]
+    assert [example.key for example in examples] == [
+        tuple(job_key(42, 3, f"dropout {episode.task_id}", episode.rollout).tolist()) for episode in episodes
+    ]
+    assert [example.micro_step for example in examples] == [0, 0, 1, 1]
+
+
+def test_episodes_are_told_apart_by_what_they_are_not_by_what_they_hold():
+    """Two equal rollouts are siblings; what hindsight says of one it does not say of the other."""
+    first = four_episodes()[0]
+    twin = dataclasses.replace(first)
+    experience = experience_of([first, twin], [(0, [(1, "x")], ())])
+    assert experience.successful_siblings(first) == [twin] == successful_siblings([first, twin], first)
+    assert experience.analysis(first).targets and not experience.analysis(twin).targets
+    assert experience.analysis(twin).episode is twin

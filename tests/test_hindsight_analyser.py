@@ -152,7 +152,7 @@ def beyond(episode, key, max_targets):
     return [1, len(episode.steps) + 1]
 
 
-HERE = "tests.test_hindsight_analyser"
+HERE = __name__
 
 
 def test_a_selector_of_ones_own_by_its_path():

@@ -1,5 +1,5 @@
 """The two dialogue formats of BFCL: which calls an action makes, against the official handler and by hand, and how
-results are told.
+results come back.
 """
 
 import ast
@@ -112,7 +112,7 @@ def test_calls_of_another_style_stand_as_the_host_loop_read_them():
         assert read_calls(parse_action("{broken", BARE), form) == ()
 
 
-def test_results_are_told_in_the_formats_own_messages():
+def test_results_come_in_the_formats_own_messages():
     results = ['{"current": ["a"]}', "Error: [x"]
     assert result_messages((ls, cd), results, "official") == tuple(
         {"role": "tool", "content": text} for text in results

@@ -25,13 +25,13 @@ def test_tools_and_messages_are_the_official_ones(category):
         assert list(start.messages) == entry_of(task)["question"][0]
         assert list(start.tools) == [doc | {"description": doc["description"] + NOTE} for doc in docs_of(task)]
         assert not any("Python 3 syntax" in doc["description"] for doc in docs_of(task))  # shared, unchanged
-        _, _, turns = play(task)
-        told = [list(turn.messages) for turn in turns if not any(m["role"] == "tool" for m in turn.messages)]
-        assert told == entry_of(task)["question"][1:] + [[]]
-        assert not any(turn.tools for turn in turns)
+        _, _, results = play(task)
+        questions = [list(r.messages) for r in results if not any(m["role"] == "tool" for m in r.messages)]
+        assert questions == entry_of(task)["question"][1:] + [[]]
+        assert not any(result.tools for result in results)
 
 
-def test_held_out_tools_come_with_the_user_turn_that_announces_them():
+def test_tools_that_come_later_come_with_the_user_turn_that_announces_them():
     for task in tasks("miss_func"):
         ((turn, names),) = entry_of(task)["missed_function"].items()
         start = Bfcl().reset(task)
@@ -39,20 +39,19 @@ def test_held_out_tools_come_with_the_user_turn_that_announces_them():
         assert list(start.tools) == [
             doc | {"description": doc["description"] + NOTE} for doc in docs if doc["name"] not in names
         ]
-        _, last, turns = play(task)
+        _, last, results = play(task)
         assert last.reward == 1.0
-        ends = [found for found in turns if all(m["role"] == "user" for m in found.messages)]  # the ends of user turns
-        for index, found in enumerate(ends, 1):
+        closing = [result for result in results if all(m["role"] == "user" for m in result.messages)]
+        for index, result in enumerate(closing, 1):
             if index == int(turn):
-                assert found.messages == ({"role": "user", "content": MORE_TOOLS},)
-                assert list(found.tools) == [
-                    next(doc for doc in docs if doc["name"] == name) for name in names
-                ]  # without the note
+                assert result.messages == ({"role": "user", "content": MORE_TOOLS},)
+                # without the note
+                assert list(result.tools) == [next(doc for doc in docs if doc["name"] == name) for name in names]
             else:
-                assert list(found.messages) == (entry_of(task)["question"] + [[]])[index] and not found.tools
+                assert list(result.messages) == (entry_of(task)["question"] + [[]])[index] and not result.tools
 
 
-def test_a_tool_that_is_held_out_is_there_all_the_same():
+def test_a_tool_that_comes_later_can_be_called_before():
     """The benchmark's executor finds the method on the backend, whatever the list says."""
     task = task_of("miss_func", 0)
     assert entry_of(task)["missed_function"] == {"3": ["sort"]}
@@ -130,7 +129,7 @@ def test_long_results_are_cut_for_the_agent_and_scored_whole():
 # --- the paper's format ---
 
 
-def test_the_papers_format_tells_results_in_a_user_message_and_shows_no_new_tools():
+def test_the_papers_format_writes_results_in_a_user_message_and_shows_no_new_tools():
     task = task_of("miss_func", 0)
     start = Bfcl(format="paper").reset(task)
     assert [tool["description"] for tool in start.tools] == [

@@ -109,15 +109,13 @@ def test_hard_but_legal_mathematics_still_works():
     assert backends.call("square_root", {"number": 2, "precision": 40}).count("1") > 3
     assert "not an argument name" in backends.call("add", {"a": 1, "b": 2, "c d": 3})
     assert backends.call("round_number", {"number": 2.567, "decimal_places": 1}) == '{"result": 2.6}'
-    assert backends.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps(
-        {"result": "__import__('os')!"}
-    )  # text stays text
+    # text stays text
+    assert backends.call("add", {"a": "__import__('os')", "b": "!"}) == json.dumps({"result": "__import__('os')!"})
     assert backends.call("add", {"a": 1}).startswith(
         "Error during execution: MathAPI.add() missing 1 required positional argument: 'b'"
     )
-    assert (
-        backends.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"
-    )  # what the executor says
+    # as the executor says
+    assert backends.call("add", {"a": float("nan"), "b": 1}) == "Error during execution: name 'nan' is not defined"
     assert backends.call("mean", {"numbers": [1, float("-inf")]}) == "Error during execution: name 'inf' is not defined"
 
 

@@ -76,10 +76,10 @@ def faults_of(task, answer, **options):
 @pytest.fixture
 def task():
     """One whose first user turn is cd, mkdir, mv."""
-    found = task_of("base", 0)
-    names = [[call.name for call in calls] for calls in answer_of(found)]
+    first = task_of("base", 0)
+    names = [[call.name for call in calls] for calls in answer_of(first)]
     assert names == [["cd", "mkdir", "mv"], ["cd", "grep"], ["sort"], ["cd", "mv", "cd", "diff"]]
-    return found
+    return first
 
 
 def test_words_say_what_was_wrong_and_values_only_on_request(task):

@@ -62,7 +62,7 @@ def test_turns_calls_and_closing_texts(tasks):
 
 @pytest.mark.parametrize("fault", script.FAULTS)
 def test_a_fault_is_one_change_at_its_step(tasks, fault):
-    made = failed = 0
+    count = failed = 0
     drawn = set()
     for task in tasks:
         faulty = script.with_fault(task, fault, seed=3)
@@ -70,7 +70,7 @@ def test_a_fault_is_one_change_at_its_step(tasks, fault):
         if faulty is None:
             assert not script.sites(task, fault)
             continue
-        made += 1
+        count += 1
         right = script.ground_truth(task, True).actions
         at = faulty.step - 1
         assert faulty.fault == fault and faulty.actions[:at] == right[:at] and faulty.actions[at] != right[at]
@@ -110,7 +110,7 @@ def test_a_fault_is_one_change_at_its_step(tasks, fault):
     share = {"dropped_call": 0.95, "wrong_argument": 0.8, "wrong_tool": 0.95, "wrong_order": 0.2, "early_stop": 1.0}[
         fault
     ]
-    assert made >= 60 and share <= failed / made <= (1.0 if fault != "wrong_order" else 0.7)
+    assert count >= 60 and share <= failed / count <= (1.0 if fault != "wrong_order" else 0.7)
     assert len(drawn) > 1  # another seed, another place
 
 
@@ -138,23 +138,20 @@ def test_the_loop_scores_scripts_as_the_environment_does(tmp_path):
         *(task for task in whole if task["id"] in ("multi_turn_long_context_38", "multi_turn_long_context_46")),
     ]
     chat = ChatFormat(make_tokenizer())
-    found = bfcl_scripted.truth(chat, some)
+    result = bfcl_scripted.truth(chat, some)
     assert (
-        found["tasks"] == {"multi_turn_base": 5, "multi_turn_long_context": 7}
-        and sum(found["valid"].values()) == 24 - 2
+        result["tasks"] == {"multi_turn_base": 5, "multi_turn_long_context": 7}
+        and sum(result["valid"].values()) == 24 - 2
     )
-    assert [(task_id, way, calls) for task_id, way, calls, _ in found["failed"]] == [
+    assert [(task_id, way, calls) for task_id, way, calls, _ in result["failed"]] == [
         ("multi_turn_long_context_38", "apart", 34),
         ("multi_turn_long_context_46", "apart", 34),
     ]
     for row in bfcl_scripted.faults(chat, some):
-        scripts = [
-            (task, script.with_fault(task, row["fault"], 0)) for task in some[:-2]
-        ]  # without the two that cannot be solved so
-        made = [(task, faulty) for task, faulty in scripts if faulty]
-        assert row["made"] == len(made) and row["failed"] == sum(
-            play(task, faulty.actions)[0].reward == 0 for task, faulty in made
-        )
+        # without the two that cannot be solved so
+        scripts = [(task, script.with_fault(task, row["fault"], 0)) for task in some[:-2]]
+        rewards = [play(task, faulty.actions)[0].reward for task, faulty in scripts if faulty]
+        assert (row["made"], row["failed"]) == (len(rewards), rewards.count(0))
 
 
 def test_attribution_is_measured_against_the_injected_step():
@@ -165,10 +162,10 @@ def test_attribution_is_measured_against_the_injected_step():
     # (named, injected): right; right and one too many; later by two; earlier by one; nothing named; not known; a fourth
     # is cut off
     failed = [(episode(3), 3), (episode(2, 5), 5), (episode(4), 2), (episode(1), 2), (episode(), 1), (episode(None), 1)]
-    found = bfcl_scripted.attribution([*failed, (episode(1, 2, 3, 4), 4)])
-    assert (found["failed"], found["targets"], found["later"], found["earlier"]) == (7, 8, 1, 2)
-    assert found["dropped"] == {"nothing_named": 1, "no_report": 1, "over_limit": 1}
-    assert found["precision"] == pytest.approx(2 / 8) and found["recall"] == pytest.approx(2 / 6)
+    result = bfcl_scripted.attribution([*failed, (episode(1, 2, 3, 4), 4)])
+    assert (result["failed"], result["targets"], result["later"], result["earlier"]) == (7, 8, 1, 2)
+    assert result["dropped"] == {"nothing_named": 1, "no_report": 1, "over_limit": 1}
+    assert result["precision"] == pytest.approx(2 / 8) and result["recall"] == pytest.approx(2 / 6)
 
 
 def test_the_tables_stand_between_the_markers(tmp_path):

@@ -36,12 +36,12 @@ class NumberTasks(TaskBuilder):
     FEATURES = {
         "id": tfds.features.Text(),
         "number": tfds.features.Scalar(np.int32),
-        "words": tfds.features.Sequence(tfds.features.Text()),
+        "texts": tfds.features.Sequence(tfds.features.Text()),
     }
 
     def splits(self):
         count = 50 if self.builder_config.name == "many" else 5
-        tasks = [{"id": f"täsk {index}", "number": index, "words": ["a", "é"][: index % 3]} for index in range(count)]
+        tasks = [{"id": f"täsk {index}", "number": index, "texts": ["a", "é"][: index % 3]} for index in range(count)]
         return {"train": tasks[:-2], "test": iter(tasks[-2:])}
 
 
@@ -79,7 +79,7 @@ def build_slowly(data_dir):
 def test_reads_python_values_in_the_builders_order(tmp_path, capfd):
     tasks = data_source(NumberTasks, str(tmp_path), "train", config="many")
     assert len(tasks) == 48
-    assert tasks[1] == {"id": "täsk 1", "number": 1, "words": ["a"]} and type(tasks[1]["number"]) is int
+    assert tasks[1] == {"id": "täsk 1", "number": 1, "texts": ["a"]} and type(tasks[1]["number"]) is int
     assert [task["number"] for task in tasks] == list(range(48))
     assert tasks[-1] == tasks[47] and [task["number"] for task in tasks[3:9:2]] == [3, 5, 7]
     for outside in (48, -49):
@@ -144,13 +144,13 @@ def test_clean_splits_share_no_index_and_are_even_over_domains_and_categories(da
         assert len(places) == size and sorted(counts) == sorted((c, d) for c in CATEGORIES for d in range(4))
         assert set(counts.values()) == {size // 16}
         by_category = [{index for category, index in places if category == wanted} for wanted in CATEGORIES]
-        assert all(found == by_category[0] for found in by_category)  # a twin stands on the same side
+        assert all(chosen == by_category[0] for chosen in by_category)  # a twin stands on the same side
         indices[split] = by_category[0]
         for first in range(16, size, 16):  # the first tasks, which an evaluation may be cut to, are an even sample
             assert set(collections.Counter((category, index // 50) for category, index in places[:first]).values()) == {
                 first // 16
             }
-    assert sorted(index for found in indices.values() for index in found) == list(range(200))
+    assert sorted(index for chosen in indices.values() for index in chosen) == list(range(200))
     assert os.listdir(os.path.join(data_dir, "bfcl_multi_turn", "clean")) == [bfcl.WHEEL_VERSION]
 
 
@@ -180,10 +180,8 @@ def test_categories_are_chosen_in_the_order_of_the_split(data_dir):
         task["id"] for task in whole if place(task)[0] in (CATEGORIES[0], CATEGORIES[2])
     ]
     assert len(some) == 40
-    options = {
-        "split": "paper",
-        "categories": ("multi_turn_long_context",),
-    }  # `split` is an option and an argument's name
+    # `split` is an option and an argument's name
+    options = {"split": "paper", "categories": ("multi_turn_long_context",)}
     paper = Bfcl.tasks("eval", data_dir, **options)
     assert [task["id"] for task in paper] == [
         task["id"] for task in bfcl.bfcl_tasks("eval", data_dir, "paper") if "long" in task["id"]

@@ -58,11 +58,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "value", "words"), REFUSED)
-def test_anything_else_is_refused_in_one_line(method, value, words):
+@pytest.mark.parametrize(("method", "value", "message"), REFUSED)
+def test_anything_else_is_refused_in_one_line(method, value, message):
     with pytest.raises(ProtocolError) as error:
         checked(method, value)
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("method", "value"), [("step", StepResult(None)), ("report", Report("x", 3))])

@@ -49,7 +49,7 @@ def test_a_path_and_a_registered_name_give_the_class():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("dsk", "did you mean 'desk'"),
         ("zzzz", "choose one of bfcl, desk"),
@@ -62,10 +62,10 @@ def test_a_path_and_a_registered_name_give_the_class():
         (":X", "'package.module:name'"),
     ],
 )
-def test_mistakes_are_one_clear_line(name, words):
+def test_mistakes_are_one_clear_line(name, message):
     with pytest.raises(UserError) as error:
         resolve(name)
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_command_finds_an_environment_where_it_starts(tmp_path, monkeypatch, capsys):

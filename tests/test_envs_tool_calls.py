@@ -70,7 +70,7 @@ def block(payload: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (block('{"name": "x", "arguments": {}'), "not valid JSON"),
         (block("{'name': 'x', 'arguments': {}}"), "not valid JSON"),
@@ -101,10 +101,10 @@ def block(payload: str) -> str:
         ("<think>\nhm " + GOOD, "<think> without </think>"),
     ],
 )
-def test_what_cannot_be_read_is_a_problem(text, words):
+def test_what_cannot_be_read_is_a_problem(text, message):
     action = parse_action(text)
     assert action.calls == ()
-    assert words in action.problem
+    assert message in action.problem
 
 
 def test_render_refuses_what_is_not_json():
@@ -114,24 +114,8 @@ def test_render_refuses_what_is_not_json():
 
 BARE_GOOD = '{"name": "cat", "parameters": {"path": "a.txt"}}'
 _bare_fragments = st.sampled_from(
-    [
-        BARE_GOOD,
-        PYTHON_TAG,
-        ";",
-        "\n",
-        "{",
-        "}",
-        "[",
-        ":",
-        ",",
-        "{}",
-        '"name"',
-        '"parameters"',
-        "NaN",
-        "<think>",
-        "</think>",
-        "<tool_call>",
-    ]
+    [BARE_GOOD, PYTHON_TAG, ";", "\n", "{", "}", "[", ":", ",", "{}", '"name"', '"parameters"', "NaN"]
+    + ["<think>", "</think>", "<tool_call>"]
 )
 
 
@@ -179,7 +163,7 @@ def test_bare_text_that_begins_otherwise_holds_no_call(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (BARE_GOOD.replace("parameters", "arguments"), 'lacks "parameters"'),
         ('{"name": "x", "parameters": "{}"}', '"parameters" must be'),
@@ -200,10 +184,10 @@ def test_bare_text_that_begins_otherwise_holds_no_call(text):
         (f"<think>\nhm {BARE_GOOD}", "<think> without </think>"),
     ],
 )
-def test_bare_calls_that_cannot_be_read_are_a_problem(text, words):
+def test_bare_calls_that_cannot_be_read_are_a_problem(text, message):
     action = parse_action(text, BARE)
     assert action.calls == ()
-    assert words in action.problem
+    assert message in action.problem
 
 
 def test_the_styles_write_what_their_templates_write():

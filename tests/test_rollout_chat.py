@@ -60,7 +60,7 @@ def tokenizer(request):
 
 
 def render(tokenizer, messages, tools=None, generate=True, **variables):
-    """The template's own words, past everything that is tested here."""
+    """The template's own text, past everything that is tested here."""
     variables = {"date_string": "26 Jul 2024"} | variables
     return tokenizer.apply_chat_template(
         messages, tools=tools, add_generation_prompt=generate, tokenize=False, **variables
@@ -130,29 +130,9 @@ def test_thinking_stands_while_the_user_says_nothing_new(family, data):
 
 
 # no letters that NFC changes, so that ids decode to the text itself; pieces of tags and of control tokens too
-_pieces = st.lists(
-    st.sampled_from(
-        [
-            "a",
-            " b",
-            "\n",
-            "  ",
-            "{",
-            '"',
-            "é",
-            "漢",
-            "🙂",
-            "<think>\n",
-            "</think>",
-            "\n\n",
-            "<",
-            "|im_end|>",
-            "|eot_id|>",
-            "ok",
-        ]
-    ),
-    max_size=12,
-)
+_PIECES = ["a", " b", "\n", "  ", "{", '"', "é", "漢", "🙂", "ok", "\n\n"]
+_PIECES += ["<think>\n", "</think>", "<", "|im_end|>", "|eot_id|>"]
+_pieces = st.lists(st.sampled_from(_PIECES), max_size=12)
 
 
 def spelled(tokenizer, pieces):
@@ -229,7 +209,7 @@ def test_stock_qwen3_forgets_at_a_new_query_only():
     )
     assert not within.new_stream and within == chat.delta([tool("1")])
     assert after.new_stream and "hm" not in tokenizer.decode(after.ids) and "Looking." in tokenizer.decode(after.ids)
-    # to the teacher, feedback is a new query: it reads the dialogue up to the action's first words as the student did
+    # to the teacher, feedback is a new query: it reads the dialogue up to the action's first tokens as the student did
     trunk = (*chat.prompt([user("Go.")]).ids, *action, *within.ids[: within.prompt_start])
     prefix_length, context = chat.teacher_context([user("Go."), assistant(said), tool("1")], (), trunk, "Look twice.")
     assert tokenizer.decode(trunk[:prefix_length]) == "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n"
@@ -342,7 +322,7 @@ def test_template_kwargs_reach_the_template():
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "message"),
     [
         (
             KEEPING_TEMPLATE.replace("'\\n<tool_response>", "raise_exception('no tools') ~ '\\n<tool_response>"),
@@ -364,8 +344,8 @@ def test_template_kwargs_reach_the_template():
         ),
     ],
 )
-def test_unusable_templates_are_refused_in_one_line(template, words):
-    with pytest.raises(UserError, match=words) as error:
+def test_unusable_templates_are_refused_in_one_line(template, message):
+    with pytest.raises(UserError, match=message) as error:
         ChatFormat(make_tokenizer(template))
     assert "\n" not in str(error.value)
 

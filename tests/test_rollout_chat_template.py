@@ -140,7 +140,7 @@ def test_another_format_of_calls_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (None, "no chat template"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "one piece each"),
@@ -150,15 +150,15 @@ def test_another_format_of_calls_is_refused():
         ("{{ nothing.here }}", "cannot render"),
     ],
 )
-def test_templates_without_frames_are_refused_in_one_line(text, words):
-    with pytest.raises(UserError, match=words) as error:
+def test_templates_without_frames_are_refused_in_one_line(text, message):
+    with pytest.raises(UserError, match=message) as error:
         Template(make_tokenizer(text), {})
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("family, lines", [("qwen", 9), ("minimal", 2), ("llama", 11)])
 def test_the_documentation_of_tools_is_what_the_template_writes_about_them(family, lines):
-    """Each in its own words: the whole block where it is one piece, the tools alone where it is not; read off here by
+    """Each in its own way: the whole block where it is one piece, the tools alone where it is not; read off here by
     eye.
     """
     tokenizer = (

@@ -288,7 +288,7 @@ def test_with_template_every_step_is_sampled_after_the_templates_own_text(closin
     compiled = compile_count()
     _, episodes, dropped, stats = play_closing(closing, template, "template")
     assert compile_count() == compiled  # not even for the keys of further streams
-    fresh, context = 0, 0
+    rewritten, context = 0, 0
     for episode in episodes:
         episode.verify()
         for number, step in enumerate(episode.steps, 1):
@@ -297,20 +297,20 @@ def test_with_template_every_step_is_sampled_after_the_templates_own_text(closin
             assert tokenizer.decode(read) == truth
             if number == 1 or step.stream > episode.steps[number - 2].stream:
                 assert read == tokenizer.encode(truth)
-                fresh += number > 1
+                rewritten += number > 1
             context += len(read)
     steps = sum(len(e.steps) for e in episodes)
     # not thinking, every answer rewrites (the empty thinking goes); the absent-minded one rewrites only some
-    assert fresh == steps - len(episodes) if template is QWEN3_TEMPLATE else 5 < fresh < steps - len(episodes) - 5
     assert (
-        not dropped and stats.prefill_tokens + stats.copied_tokens < 0.6 * context
-    )  # what contexts begin with in common is not prefilled again
+        rewritten == steps - len(episodes) if template is QWEN3_TEMPLATE else 5 < rewritten < steps - len(episodes) - 5
+    )
+    # what contexts begin with in common is not prefilled again
+    assert not dropped and stats.prefill_tokens + stats.copied_tokens < 0.6 * context
 
     _, kept, *_ = play_closing(closing, template, "keep")
     for one, other in zip(kept, episodes, strict=True):
-        assert (
-            len(one.streams) == 1 and one.steps[0].text == other.steps[0].text
-        )  # the same key until something is rewritten
+        # the same key until something is rewritten
+        assert len(one.streams) == 1 and one.steps[0].text == other.steps[0].text
     assert [e.steps[1:] for e in kept] != [e.steps[1:] for e in episodes]
 
 
@@ -375,14 +375,8 @@ def test_actions_are_read_in_the_style_of_the_template():
     chat = ChatFormat(tokenizer)
     with EnvPool(Caller, 1, 20.0) as pool:
         start = pool.reset(0, {"id": "a", "turns": 1}).result()
-        job = Rollout(
-            Episode.begin("a", 0, start.messages, chat.prompt(start.messages)),
-            0,
-            pool,
-            chat,
-            CONFIG,
-            job_key(0, 0, "a", 0),
-        )
+        episode = Episode.begin("a", 0, start.messages, chat.prompt(start.messages))
+        job = Rollout(episode, 0, pool, chat, CONFIG, job_key(0, 0, "a", 0))
         ids = [*tokenizer.encode('{"name": "cat", "parameters": {}}', add_special_tokens=False), chat.stop_ids[0]]
         job.submit(ids, [0.0] * len(ids), True)
         answered = tokenizer.decode(job.collect())

@@ -90,7 +90,7 @@ def test_a_good_environment():
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (ValueError("boom\nand more"), "ValueError: boom and more (in behaviour, line"),
         (SystemExit(3), "SystemExit: 3"),
@@ -99,9 +99,9 @@ def test_a_good_environment():
         (Unspeakable(), "Unspeakable: (its message cannot be read: SystemExit)"),
     ],
 )
-def test_whatever_is_raised_is_an_error_value(error, words):
+def test_whatever_is_raised_is_an_error_value(error, message):
     failure = step_once(env := FakeEnv(raising(error)))
-    assert failure.reason == ENV_ERROR and words in failure.detail and "\n" not in failure.detail
+    assert failure.reason == ENV_ERROR and message in failure.detail and "\n" not in failure.detail
     assert_no_threads_left()
     assert env.called == ["reset", "step", "close"]
 

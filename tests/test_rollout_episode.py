@@ -12,7 +12,7 @@ from hintsd_jax.rollout.chat import ChatFormat, Delta
 from hintsd_jax.rollout.episode import Episode
 from tests.helpers import make_tokenizer
 
-SEEN = [{"role": "tool", "content": "seen"}]
+OBSERVATION = [{"role": "tool", "content": "observed"}]
 
 
 def random_turns(seed: int):
@@ -42,7 +42,7 @@ def test_random_episodes_are_append_only(seed):
         assert (step.stream, step.prompt_start) == (len(streams) - 1, openings[number])
         sampled[-1] += range(len(streams[-1]), len(streams[-1]) + len(ids))
         streams[-1] += ids
-        episode.append_observation(delta, SEEN, reward=number)
+        episode.append_observation(delta, OBSERVATION, reward=number)
         if delta is not None:
             if delta.new_stream:
                 streams.append([])
@@ -66,7 +66,7 @@ def test_random_episodes_are_append_only(seed):
     assert record["streams"] == streams and [step["stream"] for step in record["steps"]] == [
         step.stream for step in episode.steps
     ]
-    said = [{"role": "user", "content": "Go."}] + [{"role": "assistant", "content": "text"}, *SEEN] * len(turns)
+    said = [{"role": "user", "content": "Go."}] + [{"role": "assistant", "content": "text"}, *OBSERVATION] * len(turns)
     assert [episode.dialogue(number) for number in range(1, len(turns) + 2)] == [
         said[: 1 + 2 * n] for n in range(len(turns) + 1)
     ]
@@ -97,7 +97,7 @@ def test_an_episode_of_real_text_reads_as_the_template_writes_it():
 def episode_of_two_steps() -> Episode:
     episode = Episode.begin("t", 0, [{"role": "user", "content": "Go."}], Delta((1, 2, 3), 2))
     episode.append_action([4, 5], [-1.0, -2.0], "one")
-    episode.append_observation(Delta((6, 7), 1), SEEN, 0.5)
+    episode.append_observation(Delta((6, 7), 1), OBSERVATION, 0.5)
     episode.append_action([8], [-3.0], "two")
     return episode
 
@@ -125,7 +125,7 @@ def test_tokens_changed_from_outside_are_found_out(break_it):
 def test_an_earlier_stream_is_guarded_too():
     def rewritten():
         episode = episode_of_two_steps()
-        episode.append_observation(Delta((1, 2), 1, new_stream=True), SEEN)
+        episode.append_observation(Delta((1, 2), 1, new_stream=True), OBSERVATION)
         return episode
 
     for break_it in (lambda e: e.streams[0].tokens.append(9), lambda e: e.streams[0].tokens.__setitem__(0, 9)):
@@ -142,7 +142,7 @@ def test_an_earlier_stream_is_guarded_too():
     episode = episode_of_two_steps()
     episode.tokens.append(9)
     with pytest.raises(RuntimeError, match="changed outside append"):
-        episode.append_observation(Delta((1, 2), 1, new_stream=True), SEEN)
+        episode.append_observation(Delta((1, 2), 1, new_stream=True), OBSERVATION)
 
 
 def test_spans_that_lie_are_found_out():
@@ -168,9 +168,8 @@ def test_actions_and_observations_alternate():
         episode.append_action([3], [0.0], "x")
     with pytest.raises(ValueError, match="prompt_start 2 lies outside the 2 tokens"):
         episode.append_observation(Delta((1, 2), 2))
-    episode.append_observation(
-        None, [{"role": "tool", "content": "the end"}], 1.0
-    )  # nothing is tokenised once it ended
+    # nothing is tokenised once it ended
+    episode.append_observation(None, [{"role": "tool", "content": "the end"}], 1.0)
     assert episode.tokens == [1, 2, 3] and episode.steps[0].observation == "the end"
     with pytest.raises(ValueError, match="must follow a generation prompt"):
         episode.append_action([3], [0.0], "x")
@@ -197,7 +196,7 @@ def test_the_record_holds_everything():
         "stop": 5,
         "prompt_start": 2,
         "text": "one",
-        "observation": "seen",
+        "observation": "observed",
         "reward": 0.5,
         "stream": 0,
     }

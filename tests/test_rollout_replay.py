@@ -1,5 +1,5 @@
 """Replays: with the record's own key and no message the record comes out again; a message stands where the template
-would write it; an environment that answers otherwise is found out."""
+would write it; an environment that answers otherwise is noticed."""
 
 from collections import Counter
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_with_its_own_key_and_no_message_the_record_comes_out_again():
 
 @pytest.mark.parametrize("position", ["target", "start"])
 def test_a_message_stands_where_the_template_writes_it_and_the_outcome_is_repaired(position):
-    """A script as the policy: the first fault of a forgetful office, and what it does once it is told."""
+    """A script as the policy: the first fault of a forgetful office, and what it does after a message."""
     faulty = {task["id"]: script.with_fault(task, "dropped_call", 0) for task in TASKS}
     recorded = record(ScriptedEngine(CHAT, lambda job: faulty[job.episode.task_id].actions), rollouts=1)
     assert not any(episode.success for episode in recorded)
@@ -166,9 +166,8 @@ def test_a_replay_that_departs_from_its_record_is_dropped_and_counted(mood, reas
 
     Today.mood = mood
     episodes, dropped, _ = again(engine, plans, make_env=Today)
-    early = [
-        episode is None for episode in episodes[::2]
-    ]  # continued from step 2: its answer is not looked at any more
+    # those that continue from step 2: what follows that step is not compared any more
+    early = [episode is None for episode in episodes[::2]]
     assert early == [mood == "rude"] * 4 and episodes[1::2] == [None] * 4
     assert dropped == Counter({reason: 8 if mood == "rude" else 4})
 

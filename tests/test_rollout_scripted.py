@@ -159,11 +159,11 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
     result = held_out(session, None, "eval", 8)
     assert result.success == [[1, 0]] * 8 and result.greedy == [1] * 8 and result.benchmark == "bfcl-eval 2026.3.23"
     for part, count in {"eval": 8, "eval/multi_turn_base": 4, "eval/multi_turn_long_context": 4}.items():
-        found = {
+        metrics = {
             name: result.metrics[f"{part}/{name}"]
             for name in ("avg@2", "best@2", "greedy", "tasks", "avg_low", "best_high")
         }
-        assert found == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
+        assert metrics == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
     chosen = session.tasks("eval")[:4]
     episodes, dropped, _ = session.play({}, chosen, 2, step=0)
     assert not dropped and [episode.success for episode in episodes] == [True, False] * 4

@@ -48,8 +48,8 @@ def export(config: Config, workdir: str) -> list[Path]:
     """
     if not Path(workdir, "checkpoints").is_dir():
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
-    policy = read_config(config.policy.path, lora=lora_config(config))
-    source = open_checkpoint(Path(config.policy.path), policy)
+    policy = read_config(config.policy.location, lora=lora_config(config))
+    source = open_checkpoint(Path(config.policy.location), policy)
     # The base model may lie elsewhere than it did while training.
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
         checkpoints = Checkpoints.open(folder.path, config)
@@ -63,10 +63,10 @@ def export(config: Config, workdir: str) -> list[Path]:
             if name in config.export.weights:
                 tensors = _trained(policy, read) if adapter is None else _merged(policy, source, adapter)
                 written.append(out / name)
-                write_like(written[-1], config.policy.path, source, tensors, dtype)
+                write_like(written[-1], config.policy.location, source, tensors, dtype)
             if adapter is not None:
                 written.append(out / f"{name}_adapter")
-                save_adapter(written[-1], policy, adapter, config.policy.path)
+                save_adapter(written[-1], policy, adapter, config.policy.location)
         checkpoints.close()
     for path in written:
         print(f"step {step}: {path}")

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
+from ml_collections import ConfigDict
 
-from hintsd_jax.config import files, reference, validation
-from hintsd_jax.config.edge import unknown_key
+import hintsd_jax
+from hintsd_jax.config import files, flags, reference, validation
+from hintsd_jax.config.edge import flatten
 from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean, is_encodable
 
 MODES = {
     "train": "trains in --workdir, or continues what is there",
@@ -30,13 +31,7 @@ MODES = {
     "plan": "says whether the run fits its devices; needs no --workdir",
     "report": "writes one HTML page about runs: hintsd-jax report WORKDIR [WORKDIR ...] [--out=report.html]",
 }
-FLAGS = {
-    "config": "name of a shipped config, or path of a file with a get_config()",
-    "workdir": "folder of this run; one that holds a run already continues it",
-    "mode": f"what to do, if the first word does not say it: {', '.join(MODES)}",
-    "print_config": "print the resolved config and end",
-    "help": "print this and end",
-}
+_HELP = {"--help", "-h", "-help", "--helpfull"}
 
 
 class Command(NamedTuple):
@@ -55,34 +50,24 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
       UserError: an unknown flag, mode or key, a value that cannot be read, a config file that cannot be used.
     """
-    words = list(argv)
-    mode = words.pop(0) if words and words[0] in MODES else None
+    words, mode = flags.take(argv, "mode")
+    if words and words[0] in MODES:
+        first = words.pop(0)
+        if mode not in (None, first):
+            raise UserError(f"{first} and --mode={mode} are two modes: give one")
+        mode = first
+    mode = "train" if mode is None else mode
+    if mode not in MODES:
+        raise UserError(f"--mode={mode} is unknown: {did_you_mean(mode, MODES)}")
     if mode == "report":
         return Command(mode, None, None, rest=words)
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, FLAGS["workdir"], flag_values=values)
-    flags.DEFINE_enum("mode", "train", list(MODES), FLAGS["mode"], flag_values=values)
-    flags.DEFINE_bool("print_config", False, FLAGS["print_config"], flag_values=values)
-    words, named = _take_config(words)
-    _refuse_unknown_keys(words)
-    config = None if named is None else files.load(named)
-    try:
-        if config is not None:
-            config_flags.DEFINE_config_dict(
-                "config", config, FLAGS["config"], flag_values=values, sys_argv=["hintsd-jax", *words]
-            )
-        rest = values(["hintsd-jax", *words])[1:]
-    except flags.Error as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error
-    except (AttributeError, KeyError) as error:  # only groups that take any key come so far
-        raise UserError(f"unknown config key, to be given in the config file first: {error.args[0]}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"a --config. flag cannot be read: {error}") from error
-    if rest and values["mode"].value != "report":
-        known = f"; modes are {', '.join(MODES)}" if mode is None else ""
-        raise UserError(f"unexpected argument {rest[0]!r}: write settings as --config.key=value{known}")
-    workdir, print_config = values["workdir"].value, bool(values["print_config"].value)
-    return Command(mode or str(values["mode"].value), config, workdir, print_config, rest)
+    config, workdir, print_config, rest = flags.parse(words)
+    if rest and rest[0] in MODES:
+        raise UserError(f"the mode {rest[0]} comes first, and only one: hintsd-jax {rest[0]} --config=...")
+    if rest:
+        hint = did_you_mean(rest[0], MODES, "write settings as --config.key=value, and the mode first")
+        raise UserError(f"unexpected argument {rest[0]!r}: {hint}")
+    return Command(mode, config, workdir, print_config)
 
 
 def run(command: Command) -> int:
@@ -92,16 +77,23 @@ def run(command: Command) -> int:
       UserError: whatever the user can mend.
     """
     if command.mode == "report":
-        return importlib.import_module("hintsd_jax.tools.report.__main__").main(command.rest)
+        if not command.rest:
+            raise UserError("report needs folders of runs: hintsd-jax report WORKDIR [WORKDIR ...]")
+        try:
+            return importlib.import_module("hintsd_jax.tools.report.__main__").main(command.rest)
+        except SystemExit as end:  # its own --help, or a flag that it does not know
+            return int(end.code or 0)
     if command.config is None:
-        raise UserError(f"--config is missing: {FLAGS['config']}; shipped are {', '.join(files.shipped())}")
-    if not command.workdir and command.mode != "plan" and not command.print_config:
+        raise UserError(f"--config is missing: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}")
+    if not (command.workdir or "").strip() and command.mode != "plan" and not command.print_config:
         problem = "missing" if command.workdir is None else "empty"
-        raise UserError(f"--workdir is {problem}: give the {FLAGS['workdir']}")
+        raise UserError(f"--workdir is {problem}: give the {flags.FLAGS['workdir']}")
+    if command.workdir and not (is_encodable(command.workdir) and command.workdir.isprintable()):
+        raise UserError(f"--workdir={command.workdir!r} cannot be the name of a folder")
     validation.check(command.config)  # before importing jax takes a second
     config = importlib.import_module("hintsd_jax.config.build").build(command.config)
     if command.print_config:
-        print(ConfigDict(config.to_dict()))
+        _print("\n".join(f"{name} = {value!r}" for name, value in flatten(config.to_dict()).items()))
         return 0
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
     if command.mode == "plan":
@@ -112,8 +104,12 @@ def run(command: Command) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """`parse` and `run`, with what the user can mend as one line on stderr."""
-    if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv) or argv[0] == "help":
-        print(reference.help_text(MODES, FLAGS))
+    first = argv[0] if argv else "help"
+    if first == "--version":
+        print(f"hintsd-jax {hintsd_jax.__version__}")
+        return 0
+    if first == "help" or (_HELP & set(argv) and first != "report"):  # report has a --help of its own
+        _print(reference.help_text(MODES, flags.FLAGS))
         return 0 if argv else 2
     try:
         return run(parse(argv))
@@ -131,29 +127,12 @@ def cli() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
-def _take_config(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without --config=NAME (or --config NAME), and that name; the last one counts."""
-    rest, named, position = [], None, 0
-    while position < len(words):
-        match = re.fullmatch(r"--?config(?:=(.*))?", words[position], re.DOTALL)
-        if match is None:
-            rest.append(words[position])
-        elif match[1] is not None:
-            named = match[1]
-        elif position + 1 < len(words):
-            position += 1
-            named = words[position]
-        else:
-            raise UserError(f"--config has no value: give the {FLAGS['config']}")
-        position += 1
-    return rest, named
-
-
-def _refuse_unknown_keys(words: Sequence[str]) -> None:
-    for word in words:
-        override = re.match(r"--?(?:no)?config\.([^=]*)", word)
-        if override and (problem := unknown_key(override[1])):
-            raise UserError(problem)
+def _print(text: str) -> None:
+    """Prints a long text; its reader may leave in the middle, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
 
 
 if __name__ == "__main__":

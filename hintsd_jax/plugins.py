@@ -25,7 +25,7 @@ def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
     module_name, colon, name = path.partition(":")
     if not colon:
         hint = did_you_mean(path, sorted(known))
-        raise UserError(f"{kind} {path!r} is unknown: {hint} Or give your own as 'package.module:name'")
+        raise UserError(f"{kind} {path!r} is unknown: {hint} (or give your own as 'package.module:name')")
     if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"{kind} {path!r}: write it as 'package.module:name'")
     try:

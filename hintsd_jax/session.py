@@ -79,17 +79,17 @@ class Session:
             raise UserError(
                 f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}"
             )
-        tokenizer = load_tokenizer(config.policy.path)
+        tokenizer = load_tokenizer(config.policy.location)
         chat = ChatFormat(
             tokenizer,
             history=config.chat.history,
-            stop_ids=generation_stops(config.policy.path),
+            stop_ids=generation_stops(config.policy.location),
             enable_thinking=config.chat.enable_thinking,
             **config.chat.template_kwargs,
         )
         adapter = build.lora_config(config)
         policy, weights = load_policy(
-            config.policy.path,
+            config.policy.location,
             mesh,
             compute_dtype=build.compute_dtype(config),
             remat=config.policy.remat,
@@ -204,13 +204,13 @@ def _check_fit(config: Config, policy: PolicyConfig, chat: ChatFormat, context: 
     """Raises UserError where tokenizer, model and context do not belong together."""
     if chat.vocab_size > policy.vocab_size:
         raise UserError(
-            f"the tokenizer of {config.policy.path} has ids up to {chat.vocab_size - 1}, but its model only"
+            f"the tokenizer of {config.policy.location} has ids up to {chat.vocab_size - 1}, but its model only"
             f" {policy.vocab_size} entries: use the tokenizer that belongs to the checkpoint"
         )
     if context > policy.max_positions:
         raise UserError(
             f"rollout.context or hindsight.context = {context} exceeds the {policy.max_positions} positions of"
-            f" {config.policy.path}: lower it"
+            f" {config.policy.location}: lower it"
         )
 
 

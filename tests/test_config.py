@@ -1,5 +1,6 @@
 """The schema: sound defaults, locked keys, every impossible setting named at once, and a page that says the same."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.algorithms import ALGORITHMS
+from hintsd_jax.algorithms.base import DEFAULTS, Algorithm
 from hintsd_jax.config import base, edge, files, reference
 from hintsd_jax.config.build import build
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.selectors import HINDSIGHT, SELECTORS
+from hintsd_jax.models.families import LORA_TARGETS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -64,6 +67,44 @@ def test_a_typed_config_has_the_types_of_its_schema():
     assert build(ml_collections.ConfigDict(config.to_dict())) == config  # nothing is left to decide
 
 
+class TakesSeed(Algorithm):
+    defaults = DEFAULTS | {"seed": 3}
+
+
+class LeavesOpen(Algorithm):
+    defaults = {name: value for name, value in DEFAULTS.items() if name != "loss.divergence"}
+
+
+class DecidesNonsense(Algorithm):
+    defaults = DEFAULTS | {"optim.ema_decay": 2.0, "loss.divergence": "kl"}
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("TakesSeed", "has a default for seed, which is not for it"),
+        ("LeavesOpen", "has no default for loss.divergence, which the config leaves open"),
+        ("DecidesNonsense", "optim.ema_decay = 2.0 must lie in [0, 1]"),
+    ],
+)
+def test_an_algorithm_decides_what_it_may_and_must(name, says):
+    assert says in problem(edge_config({"algorithm": f"{__name__}:{name}"}))
+
+
+def test_options_may_be_none():
+    assert build(edge_config({"env.options": {"split": None}})).env.options == {"split": None}
+
+
+def test_a_relative_policy_is_found_in_the_folder_or_in_the_package(tmp_path, monkeypatch):
+    config = build(files.load("desk"))
+    monkeypatch.chdir(tmp_path)
+    assert config.policy.path == "assets/desk-policy"  # what config.json keeps is the same everywhere
+    assert Path(config.policy.location, "config.json").is_file()
+    (tmp_path / "assets" / "desk-policy").mkdir(parents=True)
+    assert config.policy.location == "assets/desk-policy"
+    assert config.replaced({"policy.path": "assets/none"}).policy.location == "assets/none"
+
+
 def test_every_problem_of_a_kind_is_listed_at_once():
     wrong = {
         "chat.history": "templat", "hindsight.analyser": "ema_techer", "rollout.top_p": 0.0,
@@ -96,7 +137,9 @@ def test_every_problem_of_a_kind_is_listed_at_once():
         ({"tasks.eval_split": "train[:5]"}, "tasks.eval_split = 'train[:5]' is of the split that is trained on"),
         ({"lora.path": "adapter", "lora.rank": 0}, "lora.path is given, but lora.rank = 0"),
         ({"hindsight.analyser": "endpoint"}, "endpoint.url is empty"),
-        ({"export.weights": ("teacher",)}, "export.weights = ('teacher',)"),
+        ({"export.weights": ("teacher",)}, "export.weights = ('teacher',): 'teacher' is unknown"),
+        ({"export.weights": ("ema", "ema")}, "names one of them twice"),
+        ({"lora.targets": ()}, "lora.targets is empty"),
         ({"export.checkpoint": "newest"}, "must be 'latest', 'best' or a step"),
         ({"hindsight.feedback_position": "start", "chat.history": "template"}, "needs chat.history = keep"),
     ],
@@ -112,7 +155,7 @@ def test_what_does_not_go_together(changes, says):
         ("chat.template_kwargs", {"date_string": "1 Jan"}),
         ("optim.lr", 0.0), ("lora.rank", 0), ("lora.alpha", 0.0),
         ("batch.layout", "separate"), ("optim.ema_decay", 1.0),
-        ("optim.clip_norm", 0.0), ("eval.every", 0), ("algorithm", "self_training"), ("hindsight.select", "a.b:c"),
+        ("optim.clip_norm", 0.0), ("eval.every", 0), ("algorithm", "self_training"), ("hindsight.select", "math:prod"),
     ],
 )  # fmt: skip
 def test_controls_are_possible(key, value):
@@ -130,7 +173,17 @@ def test_controls_are_possible(key, value):
         ("batch.length_buckets", (True, 288), "must be a list, each entry a whole number"),
         ("lora.targets", (1, 2), "must be a list, each entry text"),
         ("hindsight.select", "Hindsight", "did you mean 'hindsight'?"),
+        ("seed", True, "must be a whole number"),
+        ("optim.steps", 10**5000, "optim.steps = a int must lie in"),
+        ("endpoint.max_calls", 10**400, "must lie in [0, 1000000000000]"),
+        ("lora.targets", ("q_proj", "v"), "'v' is unknown"),
+        ("env.name", "desk\n", "a character that no name can have"),
+        ("env.data_dir", "\udc80", "a character that no name can have"),
+        ("policy.path", "x" * 5000, "has more than 4096 characters"),
+        ("env.options", {"seeds": {1, 2}}, "env.options.seeds = {1, 2} must be text"),
+        ("chat.template_kwargs", {"date": [1, math.inf]}, "chat.template_kwargs.date = [1, inf] must be text"),
     ],
+    ids=lambda value: "" if isinstance(value, int) else None,  # pytest cannot print the longest
 )
 def test_types_and_sane_ranges(key, value, says):
     assert says in problem(edge_config({key: value}))
@@ -218,20 +271,29 @@ def test_a_key_like_no_other_has_no_nearest():
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(sorted(edge.settings())),
-    st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.lists(st.integers())),
+    st.recursive(
+        st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.just(10**400),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=4,
+    ),
 )
 def test_any_value_is_taken_or_refused_in_one_line(key, value):
     values = edge_config().to_dict()
     group, _, name = key.rpartition(".")
     (values[group] if group else values)[name] = value
     try:
-        build(values)
+        config = build(values)
     except UserError as error:
-        assert str(error) and len(str(error)) < 100_000
+        assert 0 < len(str(error)) < 2000 and "\n" not in str(error)
+    else:
+        json.dumps(config.to_dict(), allow_nan=False)  # config.json can hold it
+        assert build(config.to_dict()) == config
 
 
 def test_choices_are_those_of_the_registries():
     assert set(edge.settings()["hindsight.select"].key.choices) == {HINDSIGHT, *SELECTORS}
+    assert set(edge.settings()["lora.targets"].key.choices) == set(LORA_TARGETS)
+    assert edge.by_algorithm() == set(DEFAULTS)
     page = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
     assert all(f"`{name}`" in page for name in ALGORITHMS)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import hintsd_jax
 from hintsd_jax import main as entry
-from hintsd_jax.config import edge, files
+from hintsd_jax.config import edge, files, flags
 from hintsd_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -59,48 +60,105 @@ def test_runs_the_mode_with_overrides(modes):
     assert others[1][1].env.options["length"] == 2
 
 
+RUN = [CONFIG, "--workdir=w"]
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
-        ([CONFIG, "--workdir=w", "--config.optim.lrr=1"], "unknown config key optim.lrr: did you mean optim.lr?"),
-        ([CONFIG, "--workdir=w", "--config.optimm.lr=1"], "unknown config key optimm.lr: did you mean optim.lr?"),
-        ([CONFIG, "--workdir=w", "--config.sed=1"], "unknown config key sed: did you mean seed?"),
-        ([CONFIG, "--workdir=w", "--config.distill.form=rows"], "distill.form is now called batch.layout"),
-        ([CONFIG, "--workdir=w", "--noconfig.method"], "method is now called algorithm"),
-        ([CONFIG, "--workdir=w", "--config.algorithm=dense"], "algorithm = 'dense' is now called 'openclaw_rl'"),
-        ([CONFIG, "--workdir=w", "--config.algorithm=grop"], "did you mean 'grpo'?"),
-        ([CONFIG, "--workdir=w", "--config.algorithm=os:path"], "no subclass of hintsd_jax.algorithms.base.Algorithm"),
-        ([CONFIG, "--workdir=w", "--config.algorithm=no.such:Thing"], "cannot import 'no.such'"),
-        ([CONFIG, "--workdir=w", "--config.env.options.lenth=1"], "lenth"),
-        ([CONFIG, "--workdir=w", "--config.optim.lr=fast"], "could not convert string to float: 'fast'"),
-        ([CONFIG, "--workdir=w", "--config.optim.lr"], "config.optim.lr"),
-        ([CONFIG, "--workdir=w", "--config.=1"], "unknown config key"),
-        ([CONFIG, "--workdir=w", "--config.optim=1"], "optim"),
-        ([CONFIG, "--workdir=w", "--config.rollout.slots=99", "--config.batch.layout=x"], "choose one of branches"),
-        ([CONFIG, "--workdir=w", "--config.rollout.slots=99"], "rollout.slots = 99 exceeds the 16 episodes"),
-        ([CONFIG, "--workdir=w", "--config.rollout.prefill_buckets=(8,"], "prefill_buckets"),
-        ([CONFIG, "--workdir=w", "--config.chat.template_kwargs.dat=1"], "dat"),
-        ([CONFIG, "--workdir=w", "--mode=trian"], "--mode=trian"),
-        ([CONFIG, "--workdr=w"], "workdir"),
+        # keys
+        ([*RUN, "--config.optim.lrr=1"], "unknown config key optim.lrr: did you mean optim.lr?"),
+        ([*RUN, "--config.optimm.lr=1"], "unknown config key optimm.lr: did you mean optim.lr?"),
+        ([*RUN, "--config.OPTIM.LR=1"], "unknown config key OPTIM.LR: did you mean optim.lr?"),
+        ([*RUN, "--config.sed=1"], "unknown config key sed: did you mean seed?"),
+        ([*RUN, "--config.optim..lr=1"], "did you mean optim.lr?"),
+        ([*RUN, "--config.seed.x=1"], "unknown config key seed.x"),
+        ([*RUN, "--config.rollout.prefill_buckets[0]=8"], "did you mean rollout.prefill_buckets?"),
+        ([*RUN, "--config.=1"], "unknown config key"),
+        ([*RUN, "--config.distill.form=rows"], "distill.form is now called batch.layout"),
+        ([*RUN, "--config.distill=1"], "under loss and batch"),
+        ([*RUN, "--config.template_kwargs.date=1"], "is now called chat.template_kwargs.date"),
+        ([*RUN, "--noconfig.method"], "method is now called algorithm"),
+        ([*RUN, "--optim.lr=1"], "unknown flag --optim.lr: write --config.optim.lr"),
+        # values
+        ([*RUN, "--config.algorithm=dense"], "algorithm = 'dense' is now called 'openclaw_rl'"),
+        ([*RUN, "--config.algorithm=grop"], "did you mean 'grpo'?"),
+        ([*RUN, "--config.algorithm="], "choose one of"),
+        ([*RUN, "--config.algorithm=os:path"], "no subclass of hintsd_jax.algorithms.base.Algorithm"),
+        ([*RUN, "--config.algorithm=no.such:Thing"], "cannot import 'no.such'"),
+        ([*RUN, "--config.hindsight.select=:"], "write it as 'package.module:name'"),
+        ([*RUN, "--config.hindsight.select=no.such:f"], "cannot import 'no.such'"),
+        ([*RUN, "--config.optim.lr=fast"], "optim.lr = 'fast' cannot be read; allowed: number [0, inf)"),
+        ([*RUN, "--config.optim.lr=" + "9" * 400], "optim.lr = inf must lie in [0, inf)"),
+        ([*RUN, "--config.optim.steps=" + "9" * 400], "must lie in [1, 1073741824]"),
+        ([*RUN, "--config.optim.steps=" + "9" * 5000], "optim.steps = "),
+        ([*RUN, "--config.optim.lr=nan"], "optim.lr = nan must lie in"),
+        ([*RUN, "--config.optim.lr"], "config.optim.lr"),
+        ([*RUN, "--config.seed=1.0"], "seed = '1.0' cannot be read; allowed: whole number [0, 4294967295]"),
+        ([*RUN, "--config.seed=True"], "seed = 'True' cannot be read"),
+        ([*RUN, "--config.seed="], "seed = '' cannot be read"),
+        ([*RUN, "--config.policy.remat=yes"], "policy.remat = 'yes' cannot be read; allowed: true or false"),
+        ([*RUN, "--noconfig.policy.remat=true"], "does not take an argument"),
+        ([*RUN, "--noconfig.seed"], "which seed is not"),
+        ([*RUN, "--config.hindsight.max_targets=2.5"], "allowed: whole number [1, 65536]"),
+        ([*RUN, "--config.hindsight.select=None"], "choose one of hindsight, first"),
+        ([*RUN, "--config.optim=1"], "optim"),
+        ([*RUN, "--config.optim={}"], "start from hintsd_jax.config.base()"),
+        ([*RUN, "--config.rollout.slots=99", "--config.batch.layout=x"], "choose one of branches"),
+        ([*RUN, "--config.rollout.slots=99"], "rollout.slots = 99 exceeds the 16 episodes"),
+        ([*RUN, "--config.rollout.prefill_buckets=(8,"], "prefill_buckets"),
+        ([*RUN, "--config.rollout.prefill_buckets="], "prefill_buckets"),
+        ([*RUN, "--config.rollout.prefill_buckets=(8,'a')"], "each entry a whole number"),
+        ([*RUN, "--config.rollout.prefill_buckets=exit(3)"], "each entry a whole number"),
+        ([*RUN, "--config.lora.targets=('q_pro',)"], "did you mean 'q_proj'?"),
+        ([*RUN, "--config.policy.path=a\0b"], "a character that no name can have"),
+        ([*RUN, "--config.policy.path=\udcff"], "a character that no name can have"),
+        ([*RUN, "--config.env.options=3"], "env.options = '3' cannot be read"),
+        ([*RUN, "--config.env.options.length=abc"], "env.options.length"),
+        ([*RUN, "--config.env.options.a.b=1"], "is not set in the config file"),
+        ([*RUN, "--config.chat.template_kwargs.dat=1"], "config key dat is not set in the config file"),
+        # modes, folders and other words
+        ([*RUN, "--mode=trian"], "--mode=trian is unknown: did you mean 'train'?"),
+        ([*RUN, "--mode="], "--mode= is unknown"),
+        ([*RUN, "--mode"], "--mode has no value"),
+        (["train", "--mode=evaluate", *RUN], "train and --mode=evaluate are two modes"),
+        (["evaluate", *RUN, "train"], "the mode train comes first, and only one"),
+        (["tarin", *RUN], "unexpected argument 'tarin': did you mean 'train'?"),
+        ([CONFIG, "--workdr=w"], "unknown flag --workdr: did you mean 'workdir'?"),
         ([CONFIG], "--workdir is missing"),
         ([CONFIG, "--workdir="], "--workdir is empty"),
+        ([CONFIG, "--workdir= "], "--workdir is empty"),
+        ([CONFIG, "--workdir=a\0b"], "cannot be the name of a folder"),
         ([CONFIG, "--workdir"], "workdir"),
+        ([*RUN, "--print_config=maybe"], "--print_config = 'maybe' must be true or false"),
+        ([*RUN, "optim.lr=1"], "unexpected argument 'optim.lr=1': write settings as --config.key=value"),
+        ([*RUN, ""], "unexpected argument ''"),
+        (["--", *RUN], "unexpected argument"),
+        ([*RUN, "-?"], "unknown flag --?"),
+        # config files
         (["--workdir=w"], "--config is missing"),
         (["--config"], "--config has no value"),
         (["--config=", "--workdir=w"], "--config is empty"),
-        ([CONFIG, "--workdir=w", "optim.lr=1"], "unexpected argument 'optim.lr=1'"),
-        (["tarin", CONFIG, "--workdir=w"], "unexpected argument 'tarin'"),
-        (["--config=configs/nowhere.py", "--workdir=w"], "configs/nowhere.py cannot be read (no such file)"),
-        (["--config=configs", "--workdir=w"], "config 'configs' is neither shipped nor a file"),
-        (["--config=./configs", "--workdir=w"], "./configs cannot be read (a folder)"),
+        (["--config=configs/nowhere.py", "--workdir=w"], "the config file configs/nowhere.py does not exist"),
+        (["--config=configs", "--workdir=w"], "the config file configs is no file"),
+        (["--config=elsewhere/desk.py", "--workdir=w"], "--config=desk is the one that ships"),
         (["--config=README.md", "--workdir=w"], "its name must end with .py"),
         (["--config=dekc", "--workdir=w"], "did you mean 'desk'?"),
+        (["--config=desk:x", "--workdir=w"], "did you mean 'desk'?"),
+        (["--config=a\0b", "--workdir=w"], "is neither shipped nor a file"),
+        (["--config=configs/desk_warmup.py", "--workdir=w"], "start from hintsd_jax.config.base()"),
         ([CONFIG, "--workdir=refused"], "error: no such thing"),
         (["report", "/no/such/run"], "/no/such/run"),
+        (["--mode=report", "/no/such/run", "--out=x.html"], "/no/such/run"),
+        (["report"], "report needs folders of runs"),
+        (["plan"], "--config is missing"),
     ],
 )
 def test_a_mistake_is_one_line(modes, capsys, words, says):
     assert says in refusal(capsys, *words)
+
+
+CHANGE = "from hintsd_jax.config import base\ndef get_config():\n    c = base()\n    {}\n    return c\n"
 
 
 @pytest.mark.parametrize(
@@ -109,16 +167,32 @@ def test_a_mistake_is_one_line(modes, capsys, words, says):
         ("from hintsd_jax.config import base\ndef get_config():\n    c = base()\n    c.optim.lrr = 1\n", "lrr"),
         (
             "from hintsd_jax.config import base\ndef get_config():\n    c = base()\n    c.optim.lr = 'fast'\n",
-            "(line 4)",
+            "TypeError: Could not override field 'lr' (reference). fast is of original type",
         ),
+        (CHANGE.format("c.optim.lr = 'fast'"), "(c.py, line 4)"),
+        (CHANGE.format("c.method = 'grpo'"), "config key method is now called algorithm (c.py, line 4)"),
+        (CHANGE.format("c.distill.form = 'rows'"), "config key distill.form is now called batch.layout (c.py, line 4)"),
+        (CHANGE.format("c.hindsight.place = 'start'"), "hindsight.place is now called hindsight.feedback_position"),
+        (CHANGE.format("c.hindsight.plcae = 'start'"), "unknown config key hindsight.plcae"),
+        (CHANGE.format("c.update({'method': 'grpo'})"), "config key method is now called algorithm"),
+        (CHANGE.format("c.alarms.action = 'note'"), "alarms.action = 'note' is now called 'warn'"),
+        (CHANGE.format("c.env.options.f = print"), "env.options.f = <built-in function print> must be text"),
+        (CHANGE.format("c.env.options.f = float('nan')"), "env.options.f = nan must be text"),
+        (CHANGE.format("c.env.options.me = c.env.options"), "the config holds itself"),
+        (CHANGE.format("c.algorithm = 'x' * 100_000"), "has more than 4096 characters"),
+        (CHANGE.format("c.optim = {'lr': 1.0}"), "start from hintsd_jax.config.base()"),
+        (CHANGE.format("c.seed = None"), "seed = None must be a whole number"),
+        (CHANGE.format("return os.nothing"), "NameError: name 'os' is not defined (c.py, line 4)"),
+        ("def get_config():\n    return get_config()\n", "RecursionError"),
+        ("\0", "SyntaxError"),
         ("from hintsd_jax.config import bas\n", "ImportError: cannot import name 'bas'"),
-        ("import no_such_module\n", "No module named 'no_such_module' (line 1)"),
-        ("def get_config(:\n", "SyntaxError: invalid syntax (line 1)"),
+        ("import no_such_module\n", "No module named 'no_such_module' (c.py, line 1)"),
+        ("def get_config(:\n", "SyntaxError: invalid syntax (c.py, line 1)"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    return {}\n", "returns dict, not hintsd_jax.config.base()"),
-        ("def get_config():\n    raise SystemExit(0)\n", "SystemExit: 0 (line 2)"),
+        ("def get_config():\n    raise SystemExit(0)\n", "SystemExit: 0 (c.py, line 2)"),
         ("def get_config(name):\n    return name\n", "missing 1 required positional argument"),
-        ("raise ValueError('two\\nlines')\n", "ValueError: two lines (line 1)"),
+        ("raise ValueError('two\\nlines')\n", "ValueError: two lines (c.py, line 1)"),
         ("", "has no function get_config()"),
     ],
 )
@@ -139,14 +213,31 @@ def test_help_lists_every_mode_flag_and_key(capsys, words):
     assert entry.main(words) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text or f"  {name}\n" in text for name in (*entry.MODES, *edge.settings()))
-    assert all(f"--{name}" in text for name in entry.FLAGS) and all(name in text for name in files.shipped())
+    assert all(f"--{name}" in text for name in flags.FLAGS) and all(name in text for name in files.shipped())
+    assert max(map(len, text.split("\n"))) <= 110
     assert entry.main([]) == 2
 
 
 def test_print_config_prints_what_is_resolved(capsys):
     assert entry.main([CONFIG, "--print_config", "--config.algorithm=sdpo"]) == 0
-    text = capsys.readouterr().out
-    assert "feedback_position: start" in text and "divergence: jsd" in text and "None" not in text
+    lines = capsys.readouterr().out.splitlines()
+    assert "hindsight.feedback_position = 'start'" in lines and "loss.divergence = 'jsd'" in lines
+    assert not [line for line in lines if line.endswith(" = None")]
+    assert [line.split(" = ")[0] for line in lines if not line.startswith("env.options.")] == [
+        name for name in edge.settings() if name != "env.options"
+    ]
+
+
+def test_an_option_that_the_config_file_does_not_set_is_taken_from_a_flag(modes):
+    new = ["--config.env.options.format=official", "--config.env.options.categories=('a', 'b')"]
+    assert entry.main([*RUN, *new, "--config.env.options.length=2"]) == 0
+    options = modes[0][1].env.options
+    assert (options["format"], options["categories"], options["length"]) == ("official", ("a", "b"), 2)
+
+
+def test_version_and_the_help_of_report(capsys):
+    assert entry.main(["--version"]) == 0 and hintsd_jax.__version__ in capsys.readouterr().out
+    assert entry.main(["report", "--help"]) == 0 and "--episodes" in capsys.readouterr().out
 
 
 def test_its_own_process_from_another_folder_and_without_jax_where_it_can(tmp_path):
@@ -155,17 +246,17 @@ def test_its_own_process_from_another_folder_and_without_jax_where_it_can(tmp_pa
         "print([name for name in ('jax', 'flax', 'transformers') if name in sys.modules]); sys.exit(status)"
     )
 
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
     def start(*words):
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     wrong = start("-c", code, "train", CONFIG, "--workdir=w", "--config.rollout.top_p=2")
     assert (wrong.returncode, wrong.stdout) == (2, "[]\n") and "rollout.top_p = 2.0 must lie in (0, 1]" in wrong.stderr
     right = start("-m", "hintsd_jax", "train", CONFIG, "--print_config")
-    assert right.returncode == 0 and str(ROOT / "hintsd_jax" / "assets" / "desk-policy") in right.stdout
+    assert right.returncode == 0 and "policy.path = 'assets/desk-policy'" in right.stdout
+    left = f"{sys.executable} -m hintsd_jax --help | head -1"
+    shell = subprocess.run(left, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shell.stdout.startswith("usage: ") and shell.stderr == ""
     assert list(tmp_path.iterdir()) == []

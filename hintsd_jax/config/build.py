@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import jax
@@ -17,14 +16,13 @@ from ml_collections import ConfigDict
 from hintsd_jax import algorithms
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.config import validation
-from hintsd_jax.config.edge import flatten
+from hintsd_jax.config.edge import by_algorithm, flatten, plain
 from hintsd_jax.config.schema import Config, Section
+from hintsd_jax.hindsight import selectors
 from hintsd_jax.models.config import LoraConfig
 from hintsd_jax.rollout.collector import RolloutConfig
 from hintsd_jax.sampling import EngineConfig, Sampling
 from hintsd_jax.training.state import OptimConfig
-
-_PACKAGE = Path(__file__).parents[1]
 
 
 def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
@@ -33,23 +31,27 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
     Raises:
       UserError: one line that lists every problem, not only the first.
     """
-    if isinstance(edge, ConfigDict):
-        edge = edge.copy_and_resolve_references().to_dict()
-    values = validation.check(edge)
-    name = values["algorithm"]
-    algorithm = algorithms.find(name)
-    config = _typed(Config, edge)
-    config = config.replaced({key: value for key, value in algorithm.defaults.items() if values[key] is None})
-    still_open = [key for key, value in flatten(config.to_dict()).items() if value is None]
-    validation.refuse([f"{key} is left open by algorithm {name!r}: its defaults must decide it" for key in still_open])
-    validation.refuse(validation.relation_problems(config) + algorithm.problems(config))
-    return config.replaced({"policy.path": _found(config.policy.path)})
+    tree = plain(edge)
+    values = validation.check(tree)
+    chosen = algorithms.find(values["algorithm"])
+    config = _decided(_typed(Config, tree), chosen)
+    selectors.find(config.hindsight.select)  # one of the user's own is looked for now, not after the first rollouts
+    validation.refuse(validation.relation_problems(config) + chosen.problems(config))
+    return config
 
 
-def _found(path: str) -> str:
-    """`assets/...` where the current folder has no such thing: of the installed package."""
-    packaged = _PACKAGE / path
-    return str(packaged) if path.startswith("assets/") and not Path(path).exists() and packaged.exists() else path
+def _decided(config: Config, chosen: type[Algorithm]) -> Config:
+    """The config with what it leaves open as the algorithm has it; what the config says itself stands."""
+    ours = {name: value for name, value in flatten(config.to_dict()).items() if name in by_algorithm()}
+    not_ours = sorted(chosen.defaults.keys() - ours.keys())
+    problems = [f"algorithm {config.algorithm!r} has a default for {name}, which is not for it" for name in not_ours]
+    for name, value in ours.items():
+        if value is None and chosen.defaults.get(name) is None:
+            problems.append(f"algorithm {config.algorithm!r} has no default for {name}, which the config leaves open")
+    validation.refuse(problems)
+    config = config.replaced({name: chosen.defaults[name] for name, value in ours.items() if value is None})
+    validation.check(config.to_dict())  # an algorithm's defaults are held to the same ranges
+    return config
 
 
 def algorithm(config: Config) -> Algorithm:

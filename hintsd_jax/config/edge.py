@@ -4,6 +4,7 @@ schema lacks.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -11,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import RequiredValueError, placeholder
 
 from hintsd_jax.config.fields import Key
 from hintsd_jax.config.schema import FREE, Config, Section
+from hintsd_jax.errors import UserError
 
 # Keys of earlier versions -> what they are called now.
 RENAMED = {
@@ -63,9 +65,14 @@ def settings() -> dict[str, Setting]:
     return {setting.name: setting for setting in _settings(Config, "")}
 
 
+def by_algorithm() -> set[str]:
+    """The keys that the algorithm decides where the config leaves them open."""
+    return {name for name, setting in settings().items() if setting.key.by_algorithm}
+
+
 def sections() -> dict[str, str]:
     """Section -> what it is about, in order; "" for the keys that stand in none."""
-    docs = {"": "The run."}
+    docs = {"": "The run as a whole."}
     for field in dataclasses.fields(Config):
         if "key" not in field.metadata:
             docs[field.name] = " ".join((field.default_factory.__doc__ or "").split())  # pyright: ignore - a Section class
@@ -96,6 +103,36 @@ def base() -> ConfigDict:
     return config
 
 
+def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain dicts of a config, its references resolved. Raises UserError where they have no value or no end."""
+    if not isinstance(config, ConfigDict):
+        return dict(config)
+    try:
+        tree = config.copy_and_resolve_references().to_dict()
+        flatten(tree)
+        return tree
+    except RequiredValueError as error:
+        raise UserError("a required placeholder of the config has no value: give it one") from error
+    except RecursionError as error:
+        raise UserError("the config holds itself, or mappings too deep in each other") from error
+
+
+def add_option(config: ConfigDict, key: str, text: str) -> bool:
+    """Sets `env.options.<name>` from a flag, where the config has no such option yet whose type the flag could follow:
+    a Python literal, or else the text itself. Returns whether it did.
+    """
+    name = key.removeprefix("env.options.")
+    if name == key or "." in name or config.env.options.get(name) is not None:
+        return False
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    with config.env.options.unlocked():
+        config.env.options[name] = value
+    return True
+
+
 def flatten(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
     flat = {}
@@ -116,8 +153,9 @@ def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
     groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
     if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
         return None
-    if key in RENAMED:
-        return f"config key {key} is now called {RENAMED[key]}"
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            return f"config key {key} is now called {new}{key.removeprefix(old)}"
     if key == "distill":
         return "the config keys under distill are now under loss and batch: see docs/config.md"
 

@@ -6,12 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
+_SHOWN = 160  # characters of a value in a message
+
 
 @dataclasses.dataclass(frozen=True)
 class Key:
     """meaning: one line. interval: "[0, 1)" of a number ("inf" bounds are open), or of each number of a tuple.
-    choices: of a text. by_algorithm: None in a config means "as the algorithm decides". open: may also be a path
-    "package.module:name".
+    choices: of a text, or of each text of a tuple. by_algorithm: None in a config means "as the algorithm decides".
+    open: may also be a path "package.module:name".
     """
 
     meaning: str
@@ -29,8 +31,21 @@ def key(default: Any, meaning: str, interval: str = "", **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"key": spec})
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: its repr, cut where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a mapping that holds itself
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def inside(value: float, interval: str) -> bool:
     """Whether a number lies in an interval such as "(0, 1]"; NaN lies in none."""
+    try:
+        value = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
     if math.isnan(value):
         return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))

@@ -7,16 +7,20 @@ told in one line with its place.
 from __future__ import annotations
 
 import importlib.util
+import re
+import sys
 import traceback
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from hintsd_jax.config.edge import plain, unknown_key
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # in a checkout a link to the configs at its top
 _OTHERS = ("__init__", "desk_warmup")  # not configs of a run
+_LONGEST = 300  # characters of an error's own text
 
 
 def shipped() -> list[str]:
@@ -33,9 +37,11 @@ def find(named: str) -> Path:
     path = Path(named).expanduser()
     if path.is_file():
         return path
-    if "/" not in named and not named.endswith(".py"):
-        raise UserError(f"config {named!r} is neither shipped nor a file: {did_you_mean(named, shipped())}")
-    raise UserError(f"the config file {named} cannot be read ({'a folder' if path.is_dir() else 'no such file'})")
+    if path.stem in shipped():
+        raise UserError(f"the config file {named} does not exist: --config={path.stem} is the one that ships")
+    if path.exists() or "/" in named or named.endswith(".py"):
+        raise UserError(f"the config file {named} {'is no file' if path.exists() else 'does not exist'}")
+    raise UserError(f"config {named!r} is neither shipped nor a file: {did_you_mean(named, shipped())}")
 
 
 def load(named: str) -> ConfigDict:
@@ -48,7 +54,7 @@ def load(named: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("hintsd_jax_config_file", path)
     if spec is None or spec.loader is None:
         raise UserError(f"the config file {path} cannot be read: its name must end with .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
@@ -58,18 +64,35 @@ def load(named: str) -> ConfigDict:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the user's file may fail in any way
-        raise UserError(f"the config file {path} fails: {_place(error, path)}") from error
+        raise UserError(f"the config file {path} fails: {_reason(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() of {path} returns {type(config).__name__}, not hintsd_jax.config.base() with changes"
         )
-    return config
+    plain(config)  # refuses what has no value or no end
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
 
 
-def _place(error: BaseException, path: Path) -> str:
-    """Type and message of an error, and the last line of the file that led to it."""
-    message = " ".join(str(error).split())[:300]
+def _reason(error: BaseException, path: Path) -> str:
+    """What went wrong, and the last line of the file that led to it."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f"{type(error).__name__}: {message}" + (f" (line {lines[-1]})" if lines else "")
+        where = f"{Path(error.filename).name}, line {error.lineno}" if error.filename and error.lineno else path.name
+        return f"{type(error).__name__}: {error.msg} ({where})"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename) == path.absolute()]
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
+    if frames and Path(frames[-1].filename).name == "config_dict.py" and isinstance(error, AttributeError | KeyError):
+        what = _wrong_key(error, (ours[-1].line or "") if ours else "") or what
+    return what + (f" ({path.name}, line {ours[-1].lineno})" if ours else "")
+
+
+def _wrong_key(error: BaseException, line: str) -> str | None:
+    """One line about the key that a ConfigDict has refused, read off the line of the config file that named it."""
+    quoted = re.search(r"['\"](\w+)['\"]", str(error).replace("\\", ""))
+    if quoted is None:
+        return None
+    for chain in re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", line):
+        key = chain.partition(".")[2]
+        if quoted[1] in key.split(".") and (problem := unknown_key(key)):
+            return problem
+    return unknown_key(quoted[1])

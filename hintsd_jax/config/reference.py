@@ -27,7 +27,8 @@ def help_text(modes: Mapping[str, str], flags: Mapping[str, str]) -> str:
         lines += ["", f"{section or 'run'}: {about}"]
         for setting in settings().values():
             if setting.name.rpartition(".")[0] == section:
-                lines.append(_entry(setting.name, f"{setting.key.meaning} [{_default(setting)}]"))
+                choices = f" ({allowed(setting)})" if setting.key.choices else ""
+                lines.append(_entry(setting.name, f"{setting.key.meaning}{choices} [{_default(setting)}]"))
     return "\n".join(lines)
 
 
@@ -46,7 +47,7 @@ def page() -> str:
         lines += ["| key | default | range | meaning |", "|---|---|---|---|"]
         for setting in settings().values():
             if setting.name.rpartition(".")[0] == section:
-                cells = (f"`{setting.name}`", _default(setting), _range(setting), setting.key.meaning)
+                cells = (f"`{setting.name}`", _default(setting), allowed(setting), setting.key.meaning)
                 lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     lines += ["", "## Old names", "", "Refused, with the new name in the message.", "", "| old | new |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
@@ -70,15 +71,17 @@ def _default(setting: Setting) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value == {} else str(value)
 
 
-def _range(setting: Setting) -> str:
+def allowed(setting: Setting) -> str:
+    """Type and range, or choices, of a key."""
     key, kind = setting.key, setting.kind
-    if key.choices:
-        return ", ".join(key.choices) + (", or package.module:name" if key.open else "")
-    if get_origin(kind) is tuple:
-        return f"list of {get_args(kind)[0].__name__} {key.interval}".strip()
     if get_origin(kind) is dict:
-        return "any keys"
-    return f"{kind.__name__} {key.interval}".strip()
+        return "mapping with any keys"
+    item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    what = ", ".join(key.choices) if key.choices else f"{_KINDS[item]} {key.interval}".strip()
+    return f"{'list of ' if item is not kind else ''}{what}{', or package.module:name' if key.open else ''}"
+
+
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hintsd_jax.config.fields import key
@@ -17,6 +18,7 @@ from hintsd_jax.config.fields import key
 NOT_OF_A_RUN = ("export.", "plan.")
 # Groups that take any key.
 FREE = ("env.options", "chat.template_kwargs")
+_PACKAGE = Path(__file__).parents[1]
 
 
 class Section:
@@ -33,11 +35,11 @@ class ChatSection(Section):
 
     history: str = key(
         "keep",
-        "keep: the sampled tokens stand, also where the chat template would rewrite earlier messages; template: it is"
-        " followed, and batch.branch_buckets must hold what it rewrites",
+        "keep: sampled tokens stand, even where the chat template would rewrite earlier messages; template: the"
+        " template is followed, and batch.branch_buckets must hold what it rewrites",
         choices=("keep", "template"),
     )
-    enable_thinking: bool = key(True, "for templates that know it; true is their own default")
+    enable_thinking: bool = key(True, "the model thinks before it acts, where the chat template knows the switch")
     template_kwargs: dict[str, Any] = key({}, "further variables of the chat template, such as date_string")
 
 
@@ -47,35 +49,54 @@ class PolicySection(Section):
 
     path: str = key(
         "",
-        "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; assets/... is also found"
-        " in the installed package",
+        "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; a path assets/... that the"
+        " current folder lacks is looked for in the installed package",
     )
     compute_dtype: str = key(
         "auto",
-        "of activations and served weights; auto: bfloat16 on TPU and GPU, float32 on CPU",
+        "dtype of activations and of the weights that serve; auto: bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
     )
     remat: bool = key(True, "layers are computed again in the backward pass instead of kept")
+
+    @property
+    def location(self) -> str:
+        """Where `path` is: as it stands, or in the installed package where the current folder has no such assets/..."""
+        packaged = _PACKAGE / self.path
+        in_package = self.path.startswith("assets/") and not Path(self.path).exists() and packaged.exists()
+        return str(packaged) if in_package else self.path
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraSection(Section):
     """The adapter that is trained."""
 
-    rank: int = key(32, "0: train all weights", "[0, 65536]")
+    rank: int = key(32, "rank of the adapter; 0: no adapter, all weights are trained", "[0, 65536]")
     alpha: float = key(64.0, "the adapter's output is scaled by alpha / rank", "[0, inf)")
-    dropout: float = key(0.05, "of the student's adapter inputs in the update", "[0, 1)")
-    targets: tuple[str, ...] = key(("q_proj", "v_proj"), "the projections that have an adapter")
-    path: str = key("", "a folder in PEFT's format to start from; empty: a new adapter")
+    dropout: float = key(
+        0.05, "share of the adapter's inputs that is set to 0, in the student's pass of the update", "[0, 1)"
+    )
+    targets: tuple[str, ...] = key(
+        ("q_proj", "v_proj"),
+        "the projections that have an adapter",
+        choices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+    path: str = key("", "folder of an adapter in PEFT's format to start from; empty: a new adapter")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSection(Section):
     """How the devices are used: devices = data x fsdp x tensor; one of them may be -1: all that are left."""
 
-    data: int = key(1, "replicas", "[-1, 1048576]")
-    fsdp: int = key(-1, "parts that weights, optimizer and batches are scattered over", "[-1, 1048576]")
-    tensor: int = key(1, "parts that heads, ffn and vocabulary are split into", "[-1, 1048576]")
+    data: int = key(1, "copies of the model; -1: all devices that are left", "[-1, 1048576]")
+    fsdp: int = key(
+        -1,
+        "parts that weights, optimizer state and batches are split into (fully sharded); -1 as above",
+        "[-1, 1048576]",
+    )
+    tensor: int = key(
+        1, "parts that heads, feed-forward layers and vocabulary are split into; -1 as above", "[-1, 1048576]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +104,9 @@ class EnvSection(Section):
     """The environment."""
 
     name: str = key("bfcl", "a registered name, or package.module:Class")
-    options: dict[str, Any] = key({}, "what the environment's constructor and `tasks` take")
-    data_dir: str = key("data", "where task data sets are built")
-    call_timeout_s: float = key(60.0, "limit of one environment call, wall clock", "(0, 1000000]")
+    options: dict[str, Any] = key({}, "keyword arguments of the environment's constructor and of its `tasks`")
+    data_dir: str = key("data", "folder where task data sets are built, relative to the current folder")
+    call_timeout_s: float = key(60.0, "seconds (wall clock) that one call of the environment may take", "(0, 1000000]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +116,7 @@ class TasksSection(Section):
     train_split: str = key("train", "the split that is trained on")
     eval_split: str = key("eval", "the split that is evaluated while training")
     test_split: str = key("test", "the split that is evaluated before and after")
-    tasks_per_step: int = key(
-        2, "tasks of a training step; released: 1 task a micro-step x 2 micro-steps", "[1, 1048576]"
-    )
+    tasks_per_step: int = key(2, "tasks of a training step; released: 2 micro-steps of 1 task", "[1, 1048576]")
     rollouts: int = key(4, "episodes of each task", "[1, 65536]")
 
 
@@ -106,97 +125,115 @@ class RolloutSection(Section):
     """How episodes are sampled."""
 
     slots: int = key(8, "episodes that are decoded at the same time", "[1, 1048576]")
-    context: int = key(24_576, "tokens of a whole episode", "[2, 16777216]")
-    max_steps: int = key(20, "steps of an episode", "[1, 1048576]")
-    max_action_tokens: int = key(1024, "tokens of an action", "[1, 16777216]")
-    temperature: float = key(0.6, "0: greedy", "[0, 1000]")
-    top_p: float = key(1.0, "smallest set of likeliest tokens with this mass; 1: all", "(0, 1]")
-    top_k: int = key(0, "likeliest tokens that are sampled from; 0: all", "[0, 16777216]")
+    context: int = key(24_576, "most tokens of an episode; one that needs more ends as failed", "[2, 16777216]")
+    max_steps: int = key(20, "most steps of an episode", "[1, 1048576]")
+    max_action_tokens: int = key(1024, "most tokens of an action", "[1, 16777216]")
+    temperature: float = key(0.6, "temperature of sampling; 0: greedy", "[0, 1000]")
+    top_p: float = key(
+        1.0, "sampling from the smallest set of likeliest tokens with this probability; 1: all tokens", "(0, 1]"
+    )
+    top_k: int = key(0, "sampling from so many likeliest tokens; 0: all", "[0, 16777216]")
     prefill_buckets: tuple[int, ...] = key(
-        (64, 256, 1024), "chunk lengths of prefill, growing; longer prompts go in several chunks", "[1, 16777216]"
+        (64, 256, 1024),
+        "lengths of prefill's chunks in tokens, growing; a longer prompt goes in several chunks",
+        "[1, 16777216]",
     )
-    prefill_rows: int = key(1, "rows that are prefilled at the same time", "[1, 65536]")
+    prefill_rows: int = key(1, "prompts that are prefilled at the same time", "[1, 65536]")
     refill_fraction: float = key(
-        0.25, "share of the active slots that must have stopped before decoding returns to the host", "(0, 1]"
+        0.25,
+        "share of the active slots that must have stopped before decoding hands back to the environments",
+        "(0, 1]",
     )
-    overlap_env: bool = key(True, "environment steps run beside decoding")
+    overlap_env: bool = key(True, "environments work while other episodes are decoded")
 
 
 @dataclasses.dataclass(frozen=True)
 class HindsightSection(Section):
-    """Who looks back on episodes, and what is asked."""
+    """Who analyses episodes, and what is asked."""
 
     select: str = key(
         None,
-        "who names the steps: the analyser (hindsight), or it is asked for feedback on given ones; oracle: those that"
-        " the environment knows to be wrong, PRIVILEGED; or a function of your own, package.module:name",
+        "which steps get feedback: those that the analyser names (hindsight), or given ones; oracle: those that the"
+        " environment knows to be wrong, PRIVILEGED; or a function of your own",
         choices=("hindsight", "first", "last", "random", "all", "oracle"),
         by_algorithm=True,
         open=True,
     )
     analyser: str = key(
         "ema_teacher",
-        "who writes feedback: the policy with its EMA, its current or its initial weights, a server, or the"
+        "who writes feedback: the policy with its EMA, its current or its initial weights; a server; or the"
         " environment's report, which knows the ground truth: PRIVILEGED",
         choices=("ema_teacher", "student", "initial_policy", "endpoint", "environment"),
     )
     max_targets: int = key(
-        None, "targets of an episode; of select = random the number of steps", "[1, 65536]", by_algorithm=True
+        None,
+        "most targets of an episode; with hindsight.select = random, how many steps are drawn",
+        "[1, 65536]",
+        by_algorithm=True,
     )
     feedback_position: str = key(
         None,
-        "where the teacher reads feedback: right before the step, or at the start of the episode",
+        "where the teacher reads feedback: right before the target step, or at the start of the episode",
         choices=("target", "start"),
         by_algorithm=True,
     )
-    temperature: float = key(0.6, "of the analyser's answers", "[0, 1000]")
-    top_p: float = key(0.95, "of the analyser's answers", "(0, 1]")
-    max_tokens: int = key(512, "of the analyser's answers", "[1, 16777216]")
-    context: int = key(24_576, "tokens of the analyser's prompt and answer", "[2, 16777216]")
-    max_trajectory_chars: int = key(12_000, "the list of steps is cut to its last characters", "[1, 1073741824]")
+    temperature: float = key(0.6, "temperature of the analyser's answers; 0: greedy", "[0, 1000]")
+    top_p: float = key(0.95, "top-p of the analyser's answers; 1: all tokens", "(0, 1]")
+    max_tokens: int = key(512, "most tokens of an answer", "[1, 16777216]")
+    context: int = key(24_576, "most tokens of the analyser's prompt and answer together", "[2, 16777216]")
+    max_trajectory_chars: int = key(
+        12_000, "of the trajectory that the analyser reads, so many last characters", "[1, 1073741824]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class EndpointSection(Section):
     """Of hindsight.analyser = endpoint: a server with OpenAI's /v1/chat/completions."""
 
-    url: str = key("", "such as http://127.0.0.1:8000/v1")
-    model: str = key("", "as the server names it")
-    key_env: str = key("", "the environment variable that holds the key, such as OPENAI_API_KEY; never the key itself")
+    url: str = key("", "address of the server, such as http://127.0.0.1:8000/v1")
+    model: str = key("", "name of the model, as the server has it")
+    key_env: str = key(
+        "", "name of the environment variable that holds the key, such as OPENAI_API_KEY; never the key itself"
+    )
     concurrency: int = key(8, "requests at the same time", "[1, 4096]")
-    timeout_s: float = key(60.0, "limit of a whole request", "(0, 1000000]")
-    retries: int = key(4, "of a question, after its first request", "[0, 1000]")
-    backoff_s: float = key(1.0, "wait before the first retry; doubled each time", "[0, 1000000]")
-    max_calls: int = key(0, "requests in the whole run; 0: no limit", "[0, inf)")
-    max_tokens: int = key(0, "tokens of prompts and answers in the whole run; 0: no limit", "[0, inf)")
-    max_failures: int = key(64, "questions in a row without an answer that end the run", "[1, inf)")
+    timeout_s: float = key(60.0, "seconds that a whole request may take", "(0, 1000000]")
+    retries: int = key(4, "further requests of a question after a failed one", "[0, 1000]")
+    backoff_s: float = key(1.0, "seconds before the first retry; doubled for each further one", "[0, 1000000]")
+    max_calls: int = key(0, "most requests of the whole run; 0: no limit", "[0, 1000000000000]")
+    max_tokens: int = key(0, "most tokens of prompts and answers of the whole run; 0: no limit", "[0, 1000000000000]")
+    max_failures: int = key(64, "the run ends after so many questions in a row without an answer", "[1, 1073741824]")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSection(Section):
-    """What is minimised on the action tokens; which parts there are is the algorithm's affair."""
+    """What is minimised on the action tokens; the algorithm says which parts the loss has."""
 
     divergence: str = key(
-        None, "of teacher and student", choices=("reverse_kl", "forward_kl", "jsd"), by_algorithm=True
+        None,
+        "divergence of teacher and student, token by token",
+        choices=("reverse_kl", "forward_kl", "jsd"),
+        by_algorithm=True,
     )
     support: str = key(
         "student_topk",
-        "entries that the divergence compares: the likeliest of one side and one tail, or the full vocabulary",
+        "entries that the divergence compares: the likeliest of one side and one tail bucket, or the full vocabulary",
         choices=("student_topk", "teacher_topk", "full"),
     )
-    top_k: int = key(100, "entries of a top-k support", "[1, 16777216]")
-    alpha: float = key(0.5, "of jsd: 0 is forward KL, 1 reverse KL", "[0, 1]")
+    top_k: int = key(100, "likeliest entries of loss.support = student_topk and teacher_topk", "[1, 16777216]")
+    alpha: float = key(0.5, "mixture of loss.divergence = jsd: 0 is forward KL, 1 reverse KL", "[0, 1]")
     importance_clip: float = key(
         None,
-        "a token's divergence is weighed with min(p_student / p_sampler, this); 0: it is not",
+        "a token's divergence is multiplied by min(p_student / p_sampler, this); 0: it is not",
         "[0, inf)",
         by_algorithm=True,
     )
-    clip_low: float = key(0.2, "a policy gradient counts while p_student / p_sampler is above 1 - this", "[0, 1]")
-    clip_high: float = key(0.28, "and below 1 + this", "[0, inf)")
-    policy_gradient_weight: float = key(1.0, "of the policy gradient in hint_sd+grpo", "[0, inf)")
+    clip_low: float = key(0.2, "of the policy gradient: p_student / p_sampler counts down to 1 - this", "[0, 1]")
+    clip_high: float = key(0.28, "of the policy gradient: p_student / p_sampler counts up to 1 + this", "[0, inf)")
+    policy_gradient_weight: float = key(1.0, "weight of the policy gradient in hint_sd+grpo", "[0, inf)")
     chunk_tokens: int = key(128, "action tokens that are projected to the vocabulary at once", "[1, 16777216]")
-    mean_of_micro_means: bool = key(False, "the released code's average, which weighs tokens unevenly")
+    mean_of_micro_means: bool = key(
+        False, "averages micro-steps first, as the released code does; tokens of short ones then weigh more"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,23 +242,27 @@ class BatchSection(Section):
 
     layout: str = key(
         "branches",
-        "branches: one pass for all targets of an episode; separate: one example per target, the plain reference",
+        "branches: one pass for all targets of an episode; separate: an example for each target (slow, the reference)",
         choices=("branches", "separate"),
     )
     length_buckets: tuple[int, ...] = key(
-        (4096, 8192, 16_384, 24_576), "tokens of an episode, growing", "[1, 16777216]"
+        (4096, 8192, 16_384, 24_576), "padded lengths of an episode in tokens, growing", "[1, 16777216]"
     )
     branch_buckets: tuple[int, ...] = key(
         (768, 3072),
-        "tokens that the teacher reads beyond it, feedback and actions of all its targets, growing",
+        "padded lengths in tokens of what the teacher reads beyond the episode (feedback and actions of all its"
+        " targets), growing",
         "[1, 16777216]",
     )
     action_buckets: tuple[int, ...] = key(
-        (256, 1536), "action tokens, growing; the n-th goes with the n-th of branch_buckets", "[1, 16777216]"
+        (256, 1536),
+        "padded lengths of the action tokens, growing; the n-th goes with the n-th of batch.branch_buckets",
+        "[1, 16777216]",
     )
     whole_episode_buckets: tuple[int, ...] = key(
         (26_624, 8192),
-        "the same two where all actions of an episode are trained on, or the teacher reads whole episodes",
+        "the one branch length and the one action length where all actions of an episode are trained on, or the"
+        " teacher reads whole episodes",
         "[1, 16777216]",
     )
     rows_per_device: int = key(1, "examples of a batch on each of the mesh's data x fsdp parts", "[1, 65536]")
@@ -234,75 +275,85 @@ class OptimSection(Section):
     lr: float = key(5e-6, "peak learning rate", "[0, inf)")
     b1: float = key(0.9, "decay of the first moment", "[0, 1)")
     b2: float = key(0.999, "decay of the second moment", "[0, 1)")
-    eps: float = key(1e-8, "added to the root of the second moment", "(0, inf)")
-    weight_decay: float = key(0.0, "decoupled", "[0, inf)")
+    eps: float = key(1e-8, "added to the square root of the second moment", "(0, inf)")
+    weight_decay: float = key(0.0, "decoupled weight decay", "[0, inf)")
     clip_norm: float = key(1.0, "limit of the gradient's global norm; 0: off", "[0, inf)")
-    schedule: str = key("linear", "linear: decay to 0", choices=("constant", "linear"))
-    warmup_steps: int = key(0, "the rate rises linearly from 0", "[0, inf)")
-    ema_decay: float = key(None, "of the teacher, a step", "[0, 1]", by_algorithm=True)
+    schedule: str = key("linear", "linear: the rate falls to 0 at optim.steps", choices=("constant", "linear"))
+    warmup_steps: int = key(0, "optimizer steps over which the rate rises linearly from 0", "[0, 1073741824]")
+    ema_decay: float = key(
+        None, "share of the teacher that stays in an optimizer step; 1: it never changes", "[0, 1]", by_algorithm=True
+    )
     steps: int = key(1500, "optimizer steps of the run; released: 15 epochs over 200 tasks", "[1, 1073741824]")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSection(Section):
-    """Evaluation."""
+    """Success on tasks that are not trained on."""
 
-    every: int = key(100, "optimizer steps; 0: only before and after", "[0, inf)")
-    tasks: int = key(40, "of the eval split", "[1, inf)")
+    every: int = key(100, "optimizer steps between evaluations; 0: only before and after", "[0, 1073741824]")
+    tasks: int = key(40, "tasks of the eval split", "[1, 1073741824]")
     rollouts: int = key(4, "episodes of each task", "[1, 65536]")
-    test_tasks: int = key(160, "of the test split, before and after; 0: none", "[0, inf)")
+    test_tasks: int = key(160, "tasks of the test split, before and after; 0: none", "[0, 1073741824]")
     greedy: bool = key(True, "also one greedy episode a task, before and after")
 
 
 @dataclasses.dataclass(frozen=True)
 class AlarmsSection(Section):
-    """Thresholds of a collapse; 0 turns one off."""
+    """Thresholds that say that a run collapses; 0 turns one off."""
 
     action: str = key(
         "warn",
-        "what an alarm does beside the warning: stop saves and ends the run, halve_lr halves the learning rate",
+        "what an alarm does: warn, nothing but a line; stop, save and end the run; halve_lr, go on with half the rate",
         choices=("warn", "stop", "halve_lr"),
     )
-    patience: int = key(3, "steps in a row beyond a threshold that make an alarm", "[1, 1048576]")
-    min_entropy: float = key(0.0, "nats a token", "[0, inf)")
-    max_divergence: float = key(0.0, "nats a token", "[0, inf)")
-    max_action_length: float = key(0.0, "tokens, mean", "[0, inf)")
-    min_success: float = key(0.0, "share of a step's episodes", "[0, 1]")
-    max_success_drop: float = key(0.0, "of the mean success over `patience` steps, below the best so far", "[0, 1]")
+    patience: int = key(3, "training steps in a row beyond a threshold that make an alarm", "[1, 1048576]")
+    min_entropy: float = key(0.0, "alarm below this mean entropy, nats a token", "[0, inf)")
+    max_divergence: float = key(0.0, "alarm above this divergence from the teacher, nats a token", "[0, inf)")
+    max_action_length: float = key(0.0, "alarm above this mean length of actions, tokens", "[0, inf)")
+    min_success: float = key(0.0, "alarm below this share of successful episodes of a step", "[0, 1]")
+    max_success_drop: float = key(
+        0.0, "alarm when the mean success of alarms.patience steps falls so far below its best", "[0, 1]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSection(Section):
-    """Checkpoints."""
+    """When the state of a run is saved."""
 
-    every: int = key(50, "optimizer steps; the last step is always saved", "[1, 1073741824]")
-    keep: int = key(2, "the latest ones; the best by evaluation stays as well", "[1, 1048576]")
+    every: int = key(50, "optimizer steps between checkpoints; the last step is always saved", "[1, 1073741824]")
+    keep: int = key(2, "latest checkpoints that stay; the best by evaluation stays as well", "[1, 1048576]")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportSection(Section):
-    """Of export; changes no run."""
+    """What `hintsd-jax export` writes; changes no run."""
 
-    checkpoint: str = key("latest", "latest, best by evaluation, or a step")
+    checkpoint: str = key("latest", "latest; best, by evaluation; or the number of a step")
     weights: tuple[str, ...] = key(
-        ("student",), "student, ema: written as whole directories. Adapters are written of both, where one was trained"
+        ("student",),
+        "weights that are written as whole directories; adapters are written of both, where one was trained",
+        choices=("student", "ema"),
     )
     dtype: str = key(
         "auto",
-        "of the whole directories; auto: as policy.path stores it",
+        "dtype of the whole directories; auto: as policy.path stores it",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    path: str = key("", "where to; empty: export/step_<n> in the workdir")
+    path: str = key("", "folder to write to; empty: export/step_<n> in the workdir")
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanSection(Section):
-    """Of plan, which says whether a run fits; changes no run."""
+    """What `hintsd-jax plan` assumes; changes no run."""
 
-    devices: str = key("", "v5e-8, v5p-64, v5e:2x4, h100, h200:8, ...; empty: the devices of this machine")
-    memory_gib: float = key(0.0, "of one device, for this program; 0: what the device is known to give", "[0, 1000000]")
+    devices: str = key("", "such as v5e-8, v5p-64, v5e:2x4, h100, h200:8; empty: the devices of this machine")
+    memory_gib: float = key(
+        0.0, "memory of one device for this program, in GiB; 0: what the device is known to give", "[0, 1000000]"
+    )
     compile: bool = key(True, "ask the compiler where there is one for the devices (minutes); false: arithmetic alone")
-    cache_dir: str = key(".cache/plan", "what the compiler said is kept here; empty: nowhere")
+    cache_dir: str = key(
+        ".cache/plan", "folder where the compiler's answers are kept, relative to the current folder; empty: nowhere"
+    )
 
 
 def _section(cls: type[Section]) -> Any:

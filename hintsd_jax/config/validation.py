@@ -7,17 +7,19 @@ What only one algorithm refuses stands with that algorithm (`Algorithm.problems`
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, settings, unknown_key
-from hintsd_jax.config.fields import inside
+from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, plain, settings, unknown_key
+from hintsd_jax.config.fields import inside, shown
 from hintsd_jax.config.schema import FREE, Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import did_you_mean
+from hintsd_jax.texts import did_you_mean, is_encodable
 
 _RESERVED = (  # not variables of a template: keys of this schema, and what says how to render
     *("history", "enable_thinking", "stop_ids", "tokenizer", "conversation", "messages", "tools", "chat_template"),
@@ -26,6 +28,10 @@ _RESERVED = (  # not variables of a template: keys of this schema, and what says
 )
 _GROWING = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buckets", "batch.action_buckets")
 
+_INSIDE_FREE = tuple(f"{group}." for group in FREE)
+_LONGEST = 4096  # characters of a text
+_FEW = 4  # missing keys; a config that lacks more was not made from `base`
+
 
 def check(edge: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config by dotted key, each possible by itself.
@@ -33,9 +39,7 @@ def check(edge: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: one line that lists every problem, not only the first.
     """
-    if isinstance(edge, ConfigDict):
-        edge = edge.copy_and_resolve_references().to_dict()
-    values = flatten(edge)
+    values = flatten(plain(edge))
     refuse(schema_problems(values) or value_problems(values))
     return values
 
@@ -50,9 +54,12 @@ def schema_problems(values: Mapping[str, Any]) -> list[str]:
     """Keys that the schema lacks, or that a config lacks; `values` by dotted key."""
     known = settings()
     problems = [problem for name in values if (problem := unknown_key(name, known))]
-    inside_free = tuple(f"{group}." for group in FREE)
     missing = [name for name in known if name not in values and name not in FREE]
-    missing = [name for name in missing if not name.startswith(inside_free)]
+    if len(missing) > _FEW:
+        known_ones = len(known) - len(missing)
+        return [
+            f"it has {known_ones} of {len(known)} keys: start from hintsd_jax.config.base() and change what differs"
+        ]
     return problems + [f"config key {name} is missing: start from hintsd_jax.config.base()" for name in missing]
 
 
@@ -63,6 +70,11 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
         if name in values and not (values[name] is None and setting.key.by_algorithm):
             problem = _value_problem(setting, values[name])
             problems += [problem] if problem else []
+    for name, value in values.items():
+        if name.startswith(_INSIDE_FREE) and not _is_plain(value):
+            problems.append(
+                f"{name} = {shown(value)} must be text, a finite number, true, false, none or a list of these"
+            )
     return problems
 
 
@@ -73,25 +85,57 @@ def relation_problems(config: Config) -> list[str]:
 
 def _value_problem(setting: Setting, value: Any) -> str | None:
     name, key, kind = setting.name, setting.key, setting.kind
+    says = f"{name} = {shown(value)}"
     if get_origin(kind) is dict:
-        return None if isinstance(value, Mapping) else f"{name} = {value!r} must be a mapping"
+        return None if isinstance(value, Mapping) else f"{says} must be a mapping"
     if get_origin(kind) is tuple:
-        if not isinstance(value, tuple | list) or not all(_is(item, get_args(kind)[0]) for item in value):
-            return f"{name} = {value!r} must be a list, each entry {_NAMES[get_args(kind)[0]]}"
-        if key.interval and not (value and all(inside(item, key.interval) for item in value)):
-            return f"{name} = {tuple(value)!r} must hold numbers in {key.interval}"
-        if name in _GROWING and any(a >= b for a, b in itertools.pairwise(value)):
-            return f"{name} = {tuple(value)!r} must be growing lengths"
-        return None
+        return _list_problem(setting, value)
     if not _is(value, kind):
-        return f"{name} = {value!r} must be {_NAMES[kind]}"
+        return f"{says} must be {_NAMES[kind]}"
     if key.interval and not inside(value, key.interval):
-        return f"{name} = {value!r} must lie in {key.interval}"
+        return f"{says} must lie in {key.interval}"
+    if kind is str and (problem := _text_problem(value)):
+        return f"{says} {problem}"
     if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
-        return f"{name} = {value!r} is now called {RENAMED_VALUES[name, value]!r}"
+        return f"{says} is now called {RENAMED_VALUES[name, value]!r}"
     if key.choices and value not in key.choices and not (key.open and ":" in value):
-        return f"{name} = {value!r} is unknown, {did_you_mean(value, key.choices)}"
+        return f"{says} is unknown, {did_you_mean(value, key.choices)}"
     return None
+
+
+def _list_problem(setting: Setting, value: Any) -> str | None:
+    name, key, (kind, _) = setting.name, setting.key, get_args(setting.kind)
+    says = f"{name} = {shown(tuple(value) if isinstance(value, list) else value)}"
+    if not isinstance(value, tuple | list) or not all(_is(item, kind) for item in value):
+        return f"{says} must be a list, each entry {_NAMES[kind]}"
+    if key.interval and not (value and all(inside(item, key.interval) for item in value)):
+        return f"{says} must hold numbers in {key.interval}"
+    if name in _GROWING and any(a >= b for a, b in itertools.pairwise(value)):
+        return f"{says} must be growing lengths"
+    unknown = [item for item in value if key.choices and item not in key.choices]
+    if unknown:
+        return f"{says}: {shown(unknown[0])} is unknown, {did_you_mean(unknown[0], key.choices)}"
+    if key.choices and len(set(value)) < len(value):
+        return f"{says} names one of them twice"
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value, as config.json must."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return is_encodable(value)
+    return value is None or isinstance(value, bool | int) or value == {}
+
+
+def _text_problem(value: str) -> str | None:
+    """Why a text can be no name, path or address."""
+    if not is_encodable(value) or any(unicodedata.category(char) == "Cc" for char in value):
+        return "holds a character that no name can have"
+    return f"has more than {_LONGEST} characters" if len(value) > _LONGEST else None
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -123,8 +167,8 @@ def _named(config: Config) -> list[str]:
         group, _, last = name.partition(".")
         if not getattr(getattr(config, group), last):
             problems.append(f"{name} is empty: name {what}")
-    if set(config.export.weights) - {"student", "ema"}:
-        problems.append(f"export.weights = {config.export.weights!r}: name some of 'student' and 'ema', or none")
+    if config.lora.rank and not config.lora.targets:
+        problems.append("lora.targets is empty: name the projections that have an adapter")
     checkpoint = config.export.checkpoint
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")

@@ -92,7 +92,7 @@ def scales(plan: Plan, answers: Sequence[compiler.Answer]) -> dict[str, Callable
 
 def policy_file(config: Config) -> Path:
     """The config.json of the policy: of a directory, or the file itself."""
-    path = Path(config.policy.path)
+    path = Path(config.policy.location)
     return path if path.suffix == ".json" else path / "config.json"
 
 

@@ -1,0 +1,109 @@
+"""Flags: the words of a command line go in; the config with its overrides, and the other flags' values come out.
+
+`--config=NAME` gives the config, `--config.KEY=VALUE` an override of the type that the key has (ml_collections reads
+it). Whatever cannot be read is one line in the schema's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from hintsd_jax.config import files, reference
+from hintsd_jax.config.edge import add_option, settings, unknown_key
+from hintsd_jax.config.fields import shown
+from hintsd_jax.errors import UserError
+from hintsd_jax.texts import did_you_mean
+
+FLAGS = {
+    "config": "name of a shipped config, or path of a file with a get_config()",
+    "workdir": "folder of this run; one that holds a run already continues it",
+    "mode": "what to do, if the first word does not say it",
+    "print_config": "print the resolved config and end",
+    "help": "print this and end",
+    "version": "print the version and end",
+}
+
+
+class Flags(NamedTuple):
+    """Parsed flags. config: not checked yet; None where none is named. rest: the words that are no flags."""
+
+    config: ConfigDict | None
+    workdir: str | None
+    print_config: bool
+    rest: Sequence[str]
+
+
+def parse(words: Sequence[str]) -> Flags:
+    """Reads the flags but --mode, --help and --version.
+
+    Raises:
+      UserError: an unknown flag or key, a value that cannot be read, a config file that cannot be used.
+    """
+    words, named = take(words, "config")
+    for word in words:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if override and (problem := unknown_key(override[1])):
+            raise UserError(problem)
+    config = None if named is None else files.load(named)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, FLAGS["workdir"], flag_values=values)
+    flags.DEFINE_bool("print_config", False, FLAGS["print_config"], flag_values=values)
+    try:
+        if config is not None:
+            words = _new_options(config, words)
+            config_flags.DEFINE_config_dict(
+                "config", config, FLAGS["config"], flag_values=values, sys_argv=["hintsd-jax", *words]
+            )
+        rest = values(["hintsd-jax", *words])[1:]
+    except flags.Error as error:
+        raise UserError(_problem(error)) from error
+    except (AttributeError, KeyError) as error:  # only keys of groups that take any key come so far
+        key = str(error.args[0]).strip("\"'")
+        raise UserError(f"config key {key} is not set in the config file: a flag changes only what is there") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a --config. flag cannot be read: {error}") from error
+    return Flags(config, values["workdir"].value, bool(values["print_config"].value), rest)
+
+
+def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """The words without --FLAG=VALUE (or --FLAG VALUE), and that value; the last one counts."""
+    rest, value, words = [], None, iter(argv)
+    for word in words:
+        match = re.fullmatch(rf"--?{flag}(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            rest.append(word)
+            continue
+        value = next(words, None) if match[1] is None else match[1]
+        if value is None:
+            raise UserError(f"--{flag} has no value: {FLAGS[flag]}")
+    return rest, value
+
+
+def _new_options(config: ConfigDict, words: Sequence[str]) -> list[str]:
+    """The words without those that bring an option of the environment which the config file does not set."""
+    pairs = ((word, re.fullmatch(r"--?config\.([^=]*)=(.*)", word, re.DOTALL)) for word in words)
+    return [word for word, match in pairs if not (match and add_option(config, match[1], match[2]))]
+
+
+def _problem(error: flags.Error) -> str:
+    """What absl says about a flag, in the schema's words where it is a key's."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname
+        if name in settings():
+            return f"unknown flag --{name}: write --config.{name}"
+        if name.startswith("noconfig."):
+            return f"--{name} turns off what is true or false, which {name.removeprefix('noconfig.')} is not"
+        return f"unknown flag --{name}: {did_you_mean(name, FLAGS, 'settings are written --config.key=value')}"
+    text = " ".join(str(error).split())
+    match = re.match(r"flag --(?:config\.)?([\w.]+)=(.*?): ", text)
+    if match and match[1] in settings():
+        takes = reference.allowed(settings()[match[1]])
+        return f"{match[1]} = {shown(match[2])} cannot be read; allowed: {takes}"
+    if match and "Non-boolean" in text:
+        return f"--{match[1]} = {shown(match[2])} must be true or false"
+    return text

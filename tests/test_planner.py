@@ -5,7 +5,6 @@ compiler against itself.
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -396,20 +395,14 @@ def small(tmp_path):
     return configured(devices="v5e-4").replaced(settings)
 
 
+@pytest.mark.libtpu
 def test_a_small_policy_through_the_real_compiler(small, monkeypatch, capsys):
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        pytest.skip("libtpu is for Linux x86_64 only")
     deciding = compiler.deciding_programs
     # The update alone takes a minute and a half to compile, whatever its size.
     without_update = lambda *args: [program for program in deciding(*args) if program.kind != "update"]
     monkeypatch.setattr(compiler, "deciding_programs", without_update)
     devices = find(small.plan.devices)
-    try:
-        answers = compiler.ask(small, planned(small).policy, devices)
-    except UserError as error:
-        if "make libtpu" not in str(error):
-            raise
-        pytest.skip(str(error))
+    answers = compiler.ask(small, planned(small).policy, devices)
     assert [(answer.kind, answer.refused) for answer in answers] == [("prefill", False), ("decode", False)]
     # 512 positions of a slot, one head a device, keys and values of two layers: what prefill copies out, and more
     # beside it.

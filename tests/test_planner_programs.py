@@ -6,8 +6,6 @@ Two layers always; every program at full depth under the marker `tpu` (`make tes
 
 import functools
 import itertools
-import platform
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +22,6 @@ from hintsd_jax.tools.planner import topologies
 from hintsd_jax.tools.planner.devices import TPUS
 from hintsd_jax.tools.planner.programs import Program, described_policy
 from hintsd_jax.tools.planner.programs import programs as all_programs
-
-if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-    pytest.skip("libtpu is for Linux x86_64 only", allow_module_level=True)
 
 SHAPE = Path(__file__).parents[1] / "assets" / "shapes" / "qwen3-4b.json"
 MESHES = {"v5e:2x4": {"data": 1, "fsdp": 8, "tensor": 1}, "v5p:2x2x1": {"data": 1, "fsdp": 4, "tensor": 1}}
@@ -66,12 +61,14 @@ def check_decode(program: Program, report: program_report.Report, size: Bytes) -
     assert 0.99 * cache < report.alias < cache  # updated in place, all of it
 
 
+@pytest.mark.libtpu
 def test_decoding_holds_and_gathers_no_weight_twice():
     by_name, size = programs("v5e:2x4", 32, layers=2)
     program = by_name["decode 8 slots x 24576"]
     check_decode(program, program_report.report(program), size)
 
 
+@pytest.mark.libtpu
 @pytest.mark.parametrize("name", ["copy", "apply"])
 def test_copy_and_apply_work_in_place(name):
     report = program_report.report(programs("v5e:2x4", 32, layers=2)[0][name])
@@ -109,18 +106,21 @@ def loop():
     return text
 
 
+@pytest.mark.libtpu
 def test_a_planted_gather_of_a_weight_in_a_loop_is_found(loop):
     weight = 4096 * 4096 * 2
     counts = program_report.collectives(loop((None, "fsdp"), gathered=True))
     assert max(counts).kind == "all-gather" and max(operation.size for operation in counts) >= weight // 8
 
 
+@pytest.mark.libtpu
 def test_a_loop_without_one_has_only_its_activations(loop):
     counts = program_report.collectives(loop((None, "fsdp"), gathered=False))
     assert counts and max(operation.size for operation in counts) <= 8 * 4096 * 4
 
 
 @pytest.mark.tpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize(("topology", "rank", "kind"), FITTING)
 def test_programs_at_full_depth(topology, rank, kind):
     room = TPUS[topology.partition(":")[0]].memory_gib * 2**30
@@ -136,9 +136,13 @@ def test_programs_at_full_depth(topology, rank, kind):
             assert max(operation.size for operation in report.collectives) <= size.largest, program.name
 
 
-def test_unknown_topologies_and_a_missing_compiler_are_one_line(monkeypatch, tmp_path):
+@pytest.mark.libtpu
+def test_an_unknown_topology_is_one_line():
     with pytest.raises(UserError, match="v5e:2x4 or v5p"):
         topologies.tpu_mesh("v5e:7x7")
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch, tmp_path):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(topologies, "_LIBTPU", tmp_path / "libtpu.so")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

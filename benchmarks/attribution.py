@@ -207,7 +207,7 @@ def main() -> None:
     splits = arguments.splits or ("test" if config.env.name == "desk" else "train,eval,test")
     tasks = [task for split in splits.split(",") for task in setup.tasks(split)]
     tasks = tasks[:: max(1, len(tasks) // arguments.limit)][: arguments.limit] if arguments.limit else tasks
-    cases, counts = inject(setup.chat, setup.env_class, config, tasks, scripts, seed)
+    cases, counts = inject(setup.chat, setup.make_env, tasks, scripts, seed)
     print(f"{len(tasks)} tasks, {len(cases)} failed episodes", flush=True)
     results = {"tasks": len(tasks), "splits": splits, "seed": seed, "injected": counts, "analysers": {}, "own": {}}
     for name in names:

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import markdown_table
 from hintsd_jax.envs.base import Action, ToolCall
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.execute import Backends, tool_docs
@@ -51,7 +52,7 @@ def all_tasks(categories: Sequence[str] = CATEGORIES) -> list[dict[str, str]]:
     return tasks
 
 
-def method_of(name: str, class_names: Sequence[str]) -> Any:
+def tool_function(name: str, class_names: Sequence[str]) -> Any:
     """The wheel's function behind a tool name."""
     paths = importlib.import_module("bfcl_eval.constants.executable_backend_config").CLASS_FILE_PATH_MAPPING
     for class_name in reversed(class_names):
@@ -70,7 +71,7 @@ def answer_of(task: Mapping[str, str]) -> Answer:
             node = ast.parse(text, mode="eval").body
             keywords = {item.arg: ast.literal_eval(item.value) for item in node.keywords}
             positional = [ast.literal_eval(item) for item in node.args]
-            bound = inspect.signature(method_of(node.func.id, class_names)).bind(None, *positional, **keywords)
+            bound = inspect.signature(tool_function(node.func.id, class_names)).bind(None, *positional, **keywords)
             bound.arguments.pop("self")
             calls.append(ToolCall(node.func.id, dict(bound.arguments)))
         answer.append(calls)
@@ -199,7 +200,7 @@ class Official:
 
     def texts(self, task: Mapping[str, str]) -> list[str]:
         """The results of the ground truth's calls."""
-        entry, calls = json.loads(task["entry"]), sum(json.loads(task["ground_truth"]), [])
+        entry, calls = json.loads(task["entry"]), [call for turn in json.loads(task["ground_truth"]) for call in turn]
         long_context = "long_context" in task["id"]
         with _Fresh(self) as name:
             where = (entry["initial_config"], entry["involved_classes"], name, entry["id"], long_context)
@@ -247,11 +248,12 @@ def steps_of(answer: Answer, rng: random.Random | None = None) -> list[list[list
 def play(task: Mapping[str, str], steps: Sequence[Sequence[Sequence[ToolCall]]], env: Bfcl) -> tuple[bool, str | None]:
     """(valid, error type) by the environment."""
     env.reset(task)
+    reward = 0.0
     for turn in steps:
         for step in turn:
             env.step(Action("", tuple(step)))
-        last = env.step(Action("Done."))
-    return last.reward == 1.0, None if last.reward else env.failure.error_type
+        reward = env.step(Action("Done.")).reward
+    return reward == 1.0, None if reward or env.failure is None else env.failure.error_type
 
 
 def main() -> None:
@@ -272,20 +274,20 @@ def main() -> None:
         ours = [backends.call(call.name, call.arguments) for turn in answer_of(task) for call in turn]
         theirs = official.texts(task)
         calls, different = calls + len(theirs), different + sum(a != b for a, b in zip(ours, theirs, strict=True))
-    rows = [f"| result texts of the ground truth's calls | {calls:,} | {different} | |"]
+    rows = [["result texts of the ground truth's calls", f"{calls:,}", different, ""]]
 
     def compare(what: str, answers: Iterator[tuple[Mapping[str, str], Answer]], cut: bool) -> None:
-        began, count, wrong, seen = time.perf_counter(), 0, 0, collections.Counter()
+        began, count, wrong, official_verdicts = time.perf_counter(), 0, 0, collections.Counter()
         for task, answer in answers:
             steps = steps_of(answer, rng if cut else None)
             ours, theirs = play(task, steps, env), official.verdict(task, steps)
             count, wrong = count + 1, wrong + (ours != theirs)
-            seen[theirs[1] or "valid"] += 1
+            official_verdicts[theirs[1] or "valid"] += 1
             if ours != theirs:
                 apart.append(f"{task['id']}: ours {ours}, official {theirs}: {steps}")
-        verdicts = ", ".join(f"{name.removeprefix('multi_turn:')} {number:,}" for name, number in seen.most_common())
-        rows.append(f"| {what} | {count:,} | {wrong} | {verdicts} |")
-        print(rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
+        named = [f"{name.removeprefix('multi_turn:')} {number:,}" for name, number in official_verdicts.most_common()]
+        rows.append([what, f"{count:,}", wrong, ", ".join(named)])
+        print(*rows[-1], f"{time.perf_counter() - began:.0f} s", sep=", ", flush=True)
 
     compare("ground truth", ((task, answer_of(task)) for task in tasks), cut=False)
     mixed = [tasks[number % len(tasks)] for number in range(max(arguments.corrupted, arguments.random))]
@@ -294,17 +296,16 @@ def main() -> None:
     compare("corrupted", faulty, cut=True)
     compare("random", ((task, random_answer(task, rng)) for task in mixed[: arguments.random]), cut=True)
 
-    lines = [
+    text = (
         f"# Agreement with the official BFCL checker\n\n{time.strftime('%Y-%m-%d')}."
-        f" `python -m benchmarks.bfcl_agreement --seed={arguments.seed}`, bfcl-eval {WHEEL_VERSION}, all four multi-turn categories."
-        " Compared: (valid, error type), and the texts of results."
-        f" Checks after which the official long contexts had to be put back: {official.leaks}.\n",
-        "| answers | count | disagreements | official verdicts |\n|:--|--:|--:|:--|",
-        *rows,
-    ]
+        f" `python -m benchmarks.bfcl_agreement --seed={arguments.seed}`, bfcl-eval {WHEEL_VERSION}, all four"
+        " multi-turn categories. Compared: (valid, error type), and the texts of results. Checks after which the official long"
+        f" contexts had to be put back: {official.leaks}.\n\n"
+    )
+    text += markdown_table(["answers", "count", "disagreements", "official verdicts"], rows, left=(0, 3)) + "\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text("\n".join(lines) + "\n")
-    print("\n".join([*lines, *apart[:20]]))
+    arguments.out.write_text(text)
+    print(text, *apart[:20], sep="\n")
 
 
 if __name__ == "__main__":

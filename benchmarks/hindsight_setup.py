@@ -74,6 +74,10 @@ class Setup:
             raise UserError("this needs a policy: name it among --analysers")
         return self.session
 
+    def make_env(self) -> Environment:
+        """A new environment with the config's options."""
+        return self.env_class(**self.config.env.options)
+
     def tasks(self, split: str) -> Sequence[Mapping]:
         """The tasks of a split."""
         env = self.config.env

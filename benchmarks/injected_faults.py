@@ -10,10 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.base import Environment, ToolCall
 from hintsd_jax.envs.script import Script
 from hintsd_jax.envs.tool_calls import parse_action
@@ -135,12 +133,7 @@ def play_scripts(
 
 
 def inject(
-    chat: ChatFormat,
-    env_class: type[Environment],
-    config: Config,
-    tasks: Sequence[Mapping],
-    scripts: Scripts,
-    seed: int,
+    chat: ChatFormat, make_env: Callable[[], Environment], tasks: Sequence[Mapping], scripts: Scripts, seed: int
 ) -> tuple[list[Case], dict[str, Counter]]:
     """Cases that fail, and by kind how many were `injected` and how many `failed`."""
     cases, counts = [], {kind: Counter(injected=0, failed=0) for kind in scripts.faults}
@@ -150,7 +143,6 @@ def inject(
     actions = {
         name: [right[name], *(script.actions if script else right[name] for script in faulty[name])] for name in right
     }
-    make_env = partial(env_class, **config.env.options)
     for task, (reference, *episodes) in play_scripts(chat, make_env, tasks, actions, seed):
         if not reference.success:  # some tasks of BFCL cannot be solved one call a step
             continue

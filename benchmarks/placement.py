@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from benchmarks import hindsight_setup
@@ -86,12 +85,12 @@ def play(setup: Setup, plans: Sequence[Continuation], dropped: Counter[str]) -> 
     # Room for the feedback, in every arm.
     context = min(session.engine.config.context, config.rollout.context + config.hindsight.max_tokens)
     rollout = dataclasses.replace(build.rollout_config(config), context=context)
-    make_env, params = partial(setup.env_class, **config.env.options), session.weights(session.trained)
+    params, timeout = session.weights(session.trained), config.env.call_timeout_s
     success: list[bool | None] = []
     for first in range(0, len(plans), BATCH):
-        batch, timeout = plans[first : first + BATCH], config.env.call_timeout_s
+        batch = plans[first : first + BATCH]
         episodes, reasons, _ = continue_episodes(
-            session.engine, params, setup.chat, make_env, batch, rollout, call_timeout_s=timeout
+            session.engine, params, setup.chat, setup.make_env, batch, rollout, call_timeout_s=timeout
         )
         dropped.update(reasons)
         success += [None if episode is None else episode.success for episode in episodes]

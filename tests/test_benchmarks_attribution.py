@@ -51,7 +51,7 @@ def setup_of(engine=None, policy=None, trained=None, env_class=Desk, name="desk"
 
 
 def inject(setup, tasks, scripts):
-    return injected_faults.inject(CHAT, setup.env_class, setup.config, tasks, scripts, 0)
+    return injected_faults.inject(CHAT, setup.make_env, tasks, scripts, 0)
 
 
 @pytest.fixture(scope="module")

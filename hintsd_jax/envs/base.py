@@ -99,7 +99,7 @@ class Environment(Protocol):
     """
 
     @classmethod
-    def tasks(cls, split: str, data_dir: str, **options: Any) -> Sequence[Mapping[str, Any]]:
+    def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:
         """The tasks of a split, cheap to index; each mapping has a str "id", unique in the split."""
         ...
 

@@ -89,7 +89,7 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def abstract(params: Params, config: OptimConfig) -> TrainState:
-    """Shapes, dtypes and layout of the state that `create` makes of these weights, or of their shapes with shardings."""
+    """Shapes, dtypes and layout of the state that `create` makes of weights, or of their shapes with shardings."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, params)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), params, layout

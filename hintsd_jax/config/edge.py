@@ -121,15 +121,16 @@ def add_option(config: ConfigDict, key: str, text: str) -> bool:
     """Sets `env.options.<name>` from a flag, where the config has no such option yet whose type the flag could follow:
     a Python literal, or else the text itself. Returns whether it did.
     """
-    name = key.removeprefix("env.options.")
-    if name == key or "." in name or config.env.options.get(name) is not None:
+    env: Any = config.get("env", {})
+    options, name = env.get("options"), key.removeprefix("env.options.")
+    if name == key or "." in name or not isinstance(options, ConfigDict) or options.get(name) is not None:
         return False
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    with config.env.options.unlocked():
-        config.env.options[name] = value
+    with options.unlocked():
+        options[name] = value
     return True
 
 

@@ -69,8 +69,8 @@ def load(named: str) -> ConfigDict:
         raise UserError(
             f"get_config() of {path} returns {type(config).__name__}, not hintsd_jax.config.base() with changes"
         )
-    plain(config)  # refuses what has no value or no end
-    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+    tree = plain(config)  # refuses what has no value or no end
+    return ConfigDict(tree) if isinstance(config, FrozenConfigDict) else config
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -14,46 +14,21 @@ A phase with a learning rate of its own starts a fresh optimizer, so it can be m
 from ml_collections import ConfigDict
 
 
-def _phase(
-    steps,
-    clean,
-    shapes,
-    episode_length,
-    answer_length,
-    plain,
-    drill,
-    hinted,
-    review,
-    step_feedback,
-    judgement=0,
-    guided=0,
-    lr=0.0,
-    contradict_rate=0.0,
-    vague_rate=0.0,
-):
-    return ConfigDict(
-        {
-            "steps": steps,
-            "lr": lr,  # the peak of a fresh optimizer's rate; 0 goes on with the one before
-            "contradict_rate": contradict_rate,  # hinted decisions that go wrong all the same
-            "vague_rate": vague_rate,  # hints without names
-            "clean": clean,  # the demonstrator makes no mistakes yet
-            "shapes": shapes,  # (requests, decisions) of the tasks
-            "episode_length": episode_length,
-            "answer_length": answer_length,
-            "guided_length": 352,
-            "drill_length": 96,
-            "rows": {
-                "plain": plain,
-                "drill": drill,
-                "hinted": hinted,
-                "review": review,
-                "step_feedback": step_feedback,
-                "judgement": judgement,
-                "guided": guided,
-            },
-        }
-    )
+def _phase(steps: int, rows: dict[str, int], **different) -> ConfigDict:
+    """A phase of `steps` updates. rows: rows of each kind in a batch. different: what is not as in a full phase."""
+    usual = {
+        "lr": 0.0,  # the peak of a fresh optimizer's rate; 0 goes on with the one before
+        "contradict_rate": 0.0,  # hinted decisions that go wrong all the same
+        "vague_rate": 0.0,  # hints without names
+        "clean": False,  # the demonstrator makes no mistakes yet
+        "shapes": ((4, 3),),  # (requests, decisions) of the tasks
+        "episode_length": 264,  # tokens, as are the other lengths
+        "answer_length": 304,
+        "guided_length": 352,
+        "drill_length": 96,
+    }
+    kinds = ("plain", "drill", "hinted", "review", "step_feedback", "judgement", "guided")
+    return ConfigDict({"steps": steps, **usual, **different, "rows": dict.fromkeys(kinds, 0) | rows})
 
 
 def get_config():
@@ -83,67 +58,36 @@ def get_config():
                 # Copying first, on short rows; then short tasks, whose reviews have few steps; then the full length.
                 "1_drills": _phase(
                     120,
-                    True,
-                    ((1, 1), (2, 1)),
-                    128,
-                    176,
-                    plain=10,
-                    drill=14,
-                    hinted=4,
-                    review=8,
-                    step_feedback=4,
+                    {"plain": 10, "drill": 14, "hinted": 4, "review": 8, "step_feedback": 4},
                     lr=3e-3,
+                    clean=True,
+                    shapes=((1, 1), (2, 1)),
+                    episode_length=128,
+                    answer_length=176,
                 ),
                 "2_short": _phase(
                     280,
-                    True,
-                    ((1, 1), (2, 1), (2, 2)),
-                    160,
-                    208,
-                    plain=12,
-                    drill=4,
-                    hinted=4,
-                    review=10,
-                    step_feedback=4,
+                    {"plain": 12, "drill": 4, "hinted": 4, "review": 10, "step_feedback": 4},
+                    clean=True,
+                    shapes=((1, 1), (2, 1), (2, 2)),
+                    episode_length=160,
+                    answer_length=208,
                 ),
                 "3_full": _phase(
                     800,
-                    False,
-                    ((4, 3), (4, 3), (3, 2)),
-                    264,
-                    304,
-                    plain=10,
-                    drill=1,
-                    hinted=4,
-                    review=8,
-                    step_feedback=3,
+                    {"plain": 10, "drill": 1, "hinted": 4, "review": 8, "step_feedback": 3},
+                    shapes=((4, 3), (4, 3), (3, 2)),
                 ),
                 # A teacher scores failed actions: it must stay sane after words that contradict the hint.
                 "4_contradicted": _phase(
                     140,
-                    False,
-                    ((4, 3),),
-                    264,
-                    304,
-                    plain=8,
-                    drill=0,
-                    hinted=12,
-                    review=9,
-                    step_feedback=4,
+                    {"plain": 8, "hinted": 12, "review": 9, "step_feedback": 4},
                     lr=1e-3,
                     contradict_rate=0.5,
                 ),
                 "5_settle": _phase(
                     100,
-                    False,
-                    ((4, 3),),
-                    264,
-                    304,
-                    plain=8,
-                    drill=0,
-                    hinted=14,
-                    review=9,
-                    step_feedback=4,
+                    {"plain": 8, "hinted": 14, "review": 9, "step_feedback": 4},
                     lr=8e-4,
                     contradict_rate=0.35,
                 ),
@@ -151,17 +95,7 @@ def get_config():
                 # following feedback at the start.
                 "6_compared": _phase(
                     180,
-                    False,
-                    ((4, 3),),
-                    264,
-                    304,
-                    plain=8,
-                    drill=0,
-                    hinted=12,
-                    review=8,
-                    step_feedback=4,
-                    judgement=6,
-                    guided=8,
+                    {"plain": 8, "hinted": 12, "review": 8, "step_feedback": 4, "judgement": 6, "guided": 8},
                     lr=8e-4,
                     contradict_rate=0.35,
                     vague_rate=0.15,
@@ -169,17 +103,7 @@ def get_config():
                 # Following feedback has rubbed off on what the policy does without: its habits once more.
                 "7_habits": _phase(
                     100,
-                    False,
-                    ((4, 3),),
-                    264,
-                    304,
-                    plain=20,
-                    drill=0,
-                    hinted=8,
-                    review=6,
-                    step_feedback=3,
-                    judgement=4,
-                    guided=4,
+                    {"plain": 20, "hinted": 8, "review": 6, "step_feedback": 3, "judgement": 4, "guided": 4},
                     lr=6e-4,
                     contradict_rate=0.35,
                     vague_rate=0.15,

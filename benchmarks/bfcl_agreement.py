@@ -299,8 +299,8 @@ def main() -> None:
     text = (
         f"# Agreement with the official BFCL checker\n\n{time.strftime('%Y-%m-%d')}."
         f" `python -m benchmarks.bfcl_agreement --seed={arguments.seed}`, bfcl-eval {WHEEL_VERSION}, all four"
-        " multi-turn categories. Compared: (valid, error type), and the texts of results. Checks after which the official long"
-        f" contexts had to be put back: {official.leaks}.\n\n"
+        " multi-turn categories. Compared: (valid, error type), and the texts of results. Checks after which the"
+        f" official long contexts had to be put back: {official.leaks}.\n\n"
     )
     text += markdown_table(["answers", "count", "disagreements", "official verdicts"], rows, left=(0, 3)) + "\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,16 @@
 """Summaries of runs in, SVG figures out. The same summaries give the same bytes; letters stay letters, for a small file
 that can be searched.
 
-OUT_steps.svg, OUT_time.svg, OUT_tokens.svg: success on the evaluation tasks against updates, seconds of training,
-tokens generated. OUT.svg, for the README: held-out Avg@k by arm with intervals and seeds, beside success against
-seconds of training.
+OUT_steps.svg, OUT_time.svg, OUT_tokens.svg: success on the evaluation tasks against training steps, seconds of
+training, tokens generated. OUT.svg, for the README: held-out Avg@k by arm with intervals and seeds, beside success
+against seconds of training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,9 +21,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.compare_tables import Curve, by_arm, level, plain
+from benchmarks.comparison import Curve, by_arm, level
+from benchmarks.comparison_tables import plain
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hintsd_jax",
     "font.family": "sans-serif",
@@ -39,10 +41,10 @@ STYLE = {
 # or repeats with dashes.
 COLOURS = {
     "hint_sd": ("#d55e00", "-"),
-    "dense": ("#0072b2", "-"),
+    "openclaw_rl": ("#0072b2", "-"),
     "sdpo": ("#009e73", "-"),
     "grpo": ("#cc79a7", "-"),
-    "sft": ("#56b4e9", "-"),
+    "rejection_sampling": ("#56b4e9", "-"),
     "random": ("#e69f00", "-"),
     "hint_sd+grpo": ("#7a3b00", "-"),
     "hint_sd_single": ("#d55e00", "--"),
@@ -53,18 +55,10 @@ COLOURS = {
 }
 OTHERS = ("#8c8c8c", "-")
 NOT_DRAWN = ("lr0",)  # a line without news
-MAIN = (
-    "hint_sd",
-    "dense",
-    "sdpo",
-    "grpo",
-    "sft",
-    "hint_sd+grpo",
-    "random",
-    "environment",
-)  # the lines of the README's figure
+# The lines of the README's figure.
+MAIN = ("hint_sd", "openclaw_rl", "sdpo", "grpo", "rejection_sampling", "hint_sd+grpo", "random", "environment")
 AXES = {
-    "steps": "updates",
+    "steps": "training steps",
     "time": "seconds of training (without evaluation)",
     "tokens": "tokens generated (rollouts and feedback)",
 }
@@ -80,8 +74,9 @@ def draw(runs: Sequence[Mapping], labels: Mapping[str, str], out: Path) -> list[
 def progress(arms: Mapping, axis: str, path: Path) -> Path:
     """Success during training against one of `AXES`, all arms."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 5), layout="constrained")
-        curves(axes, arms, axis)
+        height = 5
+        figure, axes = plt.subplots(figsize=(8.2, height), layout="constrained")
+        curves(axes, height, arms, axis)
         axes.set_xlabel(AXES[axis])
         return save(figure, path)
 
@@ -92,7 +87,7 @@ def overview(arms: Mapping, labels: Mapping[str, str], path: Path) -> Path:
         height = max(3.6, 0.27 * len(arms) + 0.9)
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained", width_ratios=(1.05, 1))
         dots(left, arms, labels)
-        curves(right, {arm: arms[arm] for arm in MAIN if arm in arms} or arms, "time")
+        curves(right, height, {arm: arms[arm] for arm in MAIN if arm in arms} or arms, "time")
         right.set_xlabel(AXES["time"])
         return save(figure, path)
 
@@ -103,9 +98,9 @@ def save(figure, path: Path) -> Path:
     return path
 
 
-def curves(axes: Axes, arms: Mapping, axis: str) -> None:
+def curves(axes: Axes, height: float, arms: Mapping, axis: str) -> None:
     """One line an arm, the mean over its seeds, with the seeds' range behind those that matter most; names at the
-    lines' ends.
+    lines' ends. height: of the figure, inches.
     """
     ends = []
     for arm, seeds in arms.items():
@@ -126,20 +121,23 @@ def curves(axes: Axes, arms: Mapping, axis: str) -> None:
     axes.set_ylabel("success on the evaluation tasks, %")
     if axis != "steps":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    name_ends(axes, ends)
+    name_ends(axes, height, ends)
 
 
-def name_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """The arms' names in a column to the right, apart from each other, each tied to the end of its line."""
+def name_ends(axes: Axes, height: float, ends: Sequence[tuple[str, str, float, float]]) -> None:
+    """The arms' names in a column to the right, apart from each other, each tied to the end of its line.
+
+    height: of the figure, inches.
+    """
     right = axes.get_xlim()[1]
-    gap = 100 * 1.25 * plt.rcParams["font.size"] / 72 / (0.78 * axes.figure.get_figheight())
+    gap = 100 * 1.25 * plt.rcParams["font.size"] / 72 / (0.78 * height)
     order = sorted(ends, key=lambda end: end[3])
-    heights = spread([y for *_, y in order], gap, 0.0, 100.0)
-    for (arm, colour, x, y), height in zip(order, heights, strict=True):
+    places = spread([y for *_, y in order], gap, 0.0, 100.0)
+    for (arm, colour, x, y), place in zip(order, places, strict=True):
         axes.annotate(
             arm,
             (x, y),
-            xytext=(1.06 * right, height),
+            xytext=(1.06 * right, place),
             color=colour,
             fontweight="bold" if arm == "hint_sd" else "normal",
             va="center",

@@ -4,6 +4,7 @@ trained.
 
 import json
 import os
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -12,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import compare_methods, compare_tables
-from benchmarks.compare_tables import Curve
-from benchmarks.compare_timing import retimed
-from hintsd_jax.evaluate import interval
+from benchmarks import compare_algorithms, comparison, comparison_tables
+from benchmarks.comparison import Curve, retimed
+from hintsd_jax.statistics import interval
 
-LABELS = {"hint_sd": "**HINT-SD**", "dense": "dense", "environment": "PRIVILEGED: report"}
+LABELS = {"hint_sd": "**HINT-SD**", "openclaw_rl": "OpenClaw", "environment": "PRIVILEGED: report"}
 
 
 def held_out(rng, rate, tasks=50, k=4):
@@ -38,11 +38,11 @@ def summary(arm, seed, rate=0.7, step_s=2.0, steps=4, **more):
         "rollout/tokens": [None, *[1000] * steps],
         "rollout/episodes": [None, *[64] * steps],
         "hindsight/tokens": [None, *[100] * steps],
-        "train/passed": [None, *[3000] * steps],
+        "train/student_tokens": [None, *[3000] * steps],
         "memory/peak_bytes": [2**20, *[2**30] * steps],
         "eval/avg@4": [0.3 + 0.05 * n if even[n] else None for n in range(steps + 1)],
     }
-    before = compare_tables.encode(held_out(np.random.default_rng(seed), 0.3))
+    before = comparison.encode(held_out(np.random.default_rng(seed), 0.3))
     machine = {"cpu": "x", "cores": 4, "jobs": 2, "cores_per_job": 2}
     found = {
         "arm": arm,
@@ -50,49 +50,51 @@ def summary(arm, seed, rate=0.7, step_s=2.0, steps=4, **more):
         "status": "finished",
         "config": "c.py",
         "settings": {"a": "1"},
-        "overrides": [f"method={arm}"],
+        "overrides": [f"algorithm={arm}"],
         "rows": rows,
     }
-    after = compare_tables.encode(held_out(rng, rate))
+    after = comparison.encode(held_out(rng, rate))
     found |= {"before": before, "after": after, "machines": [machine], "versions": {"jax": "1"}, "date": "2026-01-01"}
     return found | more
 
 
 def test_success_is_kept_by_task():
     result = {"success": [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], "greedy": [0, 0, 1]}
-    run = {"after": json.loads(json.dumps(compare_tables.encode(result)))}
-    assert compare_tables.success(run, "after", "avg").tolist() == [0.25, 0.0, 1.0]
-    assert compare_tables.success(run, "after", "best").tolist() == [1.0, 0.0, 1.0]
-    assert compare_tables.success(run, "after", "greedy").tolist() == [0.0, 0.0, 1.0]
-    assert compare_tables.encode(None) is None
+    run = {"after": json.loads(json.dumps(comparison.encode(result)))}
+    assert comparison.success(run, "after", "avg").tolist() == [0.25, 0.0, 1.0]
+    assert comparison.success(run, "after", "best").tolist() == [1.0, 0.0, 1.0]
+    assert comparison.success(run, "after", "greedy").tolist() == [0.0, 0.0, 1.0]
+    assert comparison.encode(None) is None
 
 
 def test_estimates_are_paired_by_task_and_seed():
     better = {seed: summary("hint_sd", seed, 0.9) for seed in (0, 1, 2)}
-    worse = {seed: summary("dense", seed, 0.5) for seed in (1, 2, 3)}
+    worse = {seed: summary("openclaw_rl", seed, 0.5) for seed in (1, 2, 3)}
     raw = {
         (arm["arm"], seed): np.array([[int(digit) for digit in row] for row in arm["after"]["success"]])
         for runs in (better, worse)
         for seed, arm in runs.items()
     }
-    found = compare_tables.contrast(better, worse, "avg")
-    expected_SN = np.array([raw["hint_sd", seed].mean(axis=1) - raw["dense", seed].mean(axis=1) for seed in (1, 2)])
+    found = comparison.contrast(better, worse, "avg")
+    expected_SN = np.array(
+        [raw["hint_sd", seed].mean(axis=1) - raw["openclaw_rl", seed].mean(axis=1) for seed in (1, 2)]
+    )
     assert found.mean == pytest.approx(expected_SN.mean()) and found.seeds == pytest.approx(expected_SN.mean(axis=1))
     assert (found.low, found.high) == interval(expected_SN.mean(axis=0)) and found.low < found.mean < found.high
-    assert compare_tables.contrast(better, {9: worse[3]}, "avg") is None
-    change = compare_tables.change(better, "greedy")
+    assert comparison.contrast(better, {9: worse[3]}, "avg") is None
+    change = comparison.change(better, "greedy")
     gained = [run["after"]["greedy"].count("1") - run["before"]["greedy"].count("1") for run in better.values()]
     assert change.mean == pytest.approx(np.mean(gained) / 50)
     # a pair of the same runs differs by nothing, with certainty
-    assert compare_tables.contrast(better, better, "best").text("+") == "+0.0 [+0.0, +0.0]"
+    assert comparison.contrast(better, better, "best").text("+") == "+0.0 [+0.0, +0.0]"
 
 
 def test_the_first_updates_do_not_count_as_step_times():
     run = summary("hint_sd", 0, step_s=2.0, steps=6)
-    assert compare_tables.a_step(run, "time/step") == 2.0  # not the 50 and 40 s
-    assert compare_tables.a_step(summary("hint_sd", 0, steps=2), "time/step") == 40.0  # nothing else is there
-    assert np.isnan(compare_tables.a_step(run, "time/none"))
-    assert compare_tables.a_step(run, "time/step", np.mean, 0) == pytest.approx((50 + 40 + 4 * 2) / 6)
+    assert comparison.a_step(run, "time/step") == 2.0  # not the 50 and 40 s
+    assert comparison.a_step(summary("hint_sd", 0, steps=2), "time/step") == 40.0  # nothing else is there
+    assert np.isnan(comparison.a_step(run, "time/none"))
+    assert comparison.a_step(run, "time/step", np.mean, 0) == pytest.approx((50 + 40 + 4 * 2) / 6)
 
 
 def test_curves_and_equal_time_by_hand():
@@ -106,9 +108,9 @@ def test_curves_and_equal_time_by_hand():
     assert curve.at_time(45) == pytest.approx(0.35) and curve.at_time(94) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="ended after 94.0 s, before 95.0 s"):
         curve.at_time(95)
-    slower = Curve.of(summary("dense", 0, step_s=6.0))  # 102 s
-    assert compare_tables.equal_time(curve, slower) == pytest.approx((94, 0.4 + 0.1 * 4 / 12, 0.5))
-    assert compare_tables.equal_time(slower, curve) == pytest.approx((94, 0.5, 0.4 + 0.1 * 4 / 12))
+    slower = Curve.of(summary("openclaw_rl", 0, step_s=6.0))  # 102 s
+    assert comparison.equal_time(curve, slower) == pytest.approx((94, 0.4 + 0.1 * 4 / 12, 0.5))
+    assert comparison.equal_time(slower, curve) == pytest.approx((94, 0.5, 0.4 + 0.1 * 4 / 12))
     assert (
         curve.reaches(0.3) == 0
         and curve.reaches(0.35) == pytest.approx(45)
@@ -134,54 +136,67 @@ def test_when_a_level_is_reached_the_curve_is_at_it(values, wanted):
         assert values[0] >= wanted
 
 
+def test_summaries_of_earlier_versions_are_read_by_the_names_of_today(tmp_path):
+    old = {"arm": "dense", "seed": 0, "overrides": ["method=dense", "hindsight.place=start"], "settings": {"a": "1"}}
+    old["rows"] = {"step": [0, 1], "time/distill": [None, 2.0], "hindsight/asked": [None, 5], "time/step": [None, 3.0]}
+    (tmp_path / "old.json").write_text(comparison_tables.to_json([old]))
+    (run,) = comparison.read_summaries(f"{tmp_path}/old.json")
+    assert run["arm"] == "openclaw_rl" and run["settings"] == {"a": "1"}
+    assert run["overrides"] == ["algorithm=openclaw_rl", "hindsight.feedback_position=start"]
+    assert list(run["rows"]) == ["step", "time/update", "hindsight/questions", "time/step"]
+
+
 def test_the_page_has_every_run():
     runs = [
         summary(arm, seed, rate, step_s)
         for seed in (0, 1)
-        for arm, rate, step_s in (("hint_sd", 0.8, 2.0), ("dense", 0.4, 6.0))
+        for arm, rate, step_s in (("hint_sd", 0.8, 2.0), ("openclaw_rl", 0.4, 6.0))
     ]
     runs += [
-        {**summary("sft", 0), "status": "failed", "problem": "error: no | success"},
-        {**summary("sft", 1), "status": "unfinished"},
+        {**summary("rejection_sampling", 0), "status": "failed", "problem": "error: no | success"},
+        {**summary("rejection_sampling", 1), "status": "unfinished"},
     ]
-    text = compare_tables.page(runs, LABELS)
-    for row in ("| sft | 0 |  | **failed**: error: no / success |  |  |  |", "| sft | 1 |  | not finished |  |  |  |"):
+    text = re.sub(" +", " ", comparison_tables.page(runs, LABELS))
+    for row in (
+        "| rejection_sampling | 0 | | **failed**: error: no / success | | | |",
+        "| rejection_sampling | 1 | | not finished | | | |",
+    ):
         assert text.count(row) == 3  # Avg@4, Best@4, greedy
     assert text.count("| **HINT-SD** | 0, 1 |") == 3 and "Before training 0 of 400 rollouts differ" in text
-    dense = next(line for line in text.splitlines() if line.startswith("| dense | 6.00 |"))
-    assert dense.split(" | ")[1:7] == ["6.00", "3.00", "1.00", "1.50", "1.50", "3.00"] and "| 1,024 |" in dense
+    cost = next(line for line in text.splitlines() if line.startswith("| OpenClaw | 6.00 |"))
+    assert cost.split(" | ")[1:7] == ["6.00", "3.00", "1.00", "1.50", "1.50", "3.00"] and "| 1,024 |" in cost
     for change in (
         {"settings": {"a": "2"}},
-        {"after": compare_tables.encode(held_out(np.random.default_rng(0), 0.5, tasks=49))},
+        {"after": comparison.encode(held_out(np.random.default_rng(0), 0.5, tasks=49))},
     ):
-        with pytest.raises(SystemExit, match="hint_sd-0 and dense-7"):
-            compare_tables.page([*runs, {**summary("dense", 7), **change}], LABELS)
-    with pytest.raises(SystemExit, match="dense-7 has no held-out results to compare: set eval.test_tasks"):
-        compare_tables.page([*runs, {**summary("dense", 7), "after": None}], LABELS)
-    assert json.loads(compare_tables.to_json(runs))["runs"] == runs
+        with pytest.raises(SystemExit, match="hint_sd-0 and openclaw_rl-7"):
+            comparison_tables.page([*runs, {**summary("openclaw_rl", 7), **change}], LABELS)
+    with pytest.raises(SystemExit, match=r"openclaw_rl-7 has no held-out results to compare: set eval\.test_tasks"):
+        comparison_tables.page([*runs, {**summary("openclaw_rl", 7), "after": None}], LABELS)
+    assert json.loads(comparison_tables.to_json(runs))["runs"] == runs
 
 
 def test_figures_are_the_same_bytes_every_time(tmp_path):
     pytest.importorskip("matplotlib")
-    from benchmarks import compare_plots
+    from benchmarks import comparison_figures
 
     arms = {
         arm: {seed: summary(arm, seed, rate) for seed in (0, 1)}
-        for arm, rate in (("hint_sd", 0.8), ("dense", 0.4), ("environment", 0.9))
+        for arm, rate in (("hint_sd", 0.8), ("openclaw_rl", 0.4), ("environment", 0.9))
     }
-    figures = [compare_plots.overview(arms, LABELS, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")]
+    figures = [comparison_figures.overview(arms, LABELS, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")]
     assert figures[0] == figures[1]
-    for figure in (figures[0], compare_plots.progress(arms, "tokens", tmp_path / "c.svg").read_bytes()):
+    for figure in (figures[0], comparison_figures.progress(arms, "tokens", tmp_path / "c.svg").read_bytes()):
         words = "".join(ElementTree.fromstring(figure).itertext())
-        assert {"hint_sd", "dense", "environment"} <= set(words.split()) and len(figure) < 60_000
-    values = compare_plots.spread([10.0, 11.0, 50.0, 51.0, 99.0], 5.0, 0.0, 100.0)
+        assert {"hint_sd", "openclaw_rl", "environment"} <= set(words.split()) and len(figure) < 60_000
+    values = comparison_figures.spread([10.0, 11.0, 50.0, 51.0, 99.0], 5.0, 0.0, 100.0)
     assert values == pytest.approx([8.0, 13.0, 48.0, 53.0, 99.0])
 
 
 def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path, monkeypatch, capsys):
     """--read brings summaries up to what the workdirs hold, and takes those of other machines from a collected file."""
     runs = {}
-    for arm in ("hint_sd", "dense"):
+    for arm in ("hint_sd", "openclaw_rl"):
         run = runs[arm] = summary(arm, 0)
         folder = tmp_path / "runs" / f"{arm}-0"
         folder.mkdir(parents=True)
@@ -191,51 +206,53 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
     results = {when: held_out(np.random.default_rng(5), 0.5) for when in ("before", "after")}
     (tmp_path / "runs/hint_sd-0/held_out.json").write_text(json.dumps(results))
     (tmp_path / "far.json").write_text(
-        compare_tables.to_json([summary("grpo", 0), summary("dense", 0, status="failed", problem="x")])
+        comparison_tables.to_json([summary("grpo", 0), summary("openclaw_rl", 0, status="failed", problem="x")])
     )
 
     def read(*options):
         monkeypatch.setattr(
             sys, "argv", ["compare", "--read", f"--workdir={tmp_path}/runs", f"--out={tmp_path}/out/table", *options]
         )
-        monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
+        monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
         with pytest.raises(SystemExit) as exit:
-            compare_methods.main()
+            compare_algorithms.main()
         return exit.value.code, {
             (run["arm"], run["seed"]): run for run in json.loads((tmp_path / "out/table.json").read_text())["runs"]
         }
 
-    status, found = read("--seeds=0", "--arms=hint_sd,dense,grpo", f"--collected={tmp_path}/far.json")
+    status, found = read("--seeds=0", "--arms=hint_sd,openclaw_rl,grpo", f"--collected={tmp_path}/far.json")
     assert (
         status == 0
-        and list(found) == [("hint_sd", 0), ("dense", 0), ("grpo", 0)]
+        and list(found) == [("hint_sd", 0), ("openclaw_rl", 0), ("grpo", 0)]
         and "3 of 3 runs are finished" in capsys.readouterr().out
     )
     assert found["hint_sd", 0]["rows"] == {"step": [0, 1], "eval/avg@4": [0.25, 0.58333], "time/step": [1.5, 1.5]}
-    assert found["hint_sd", 0]["status"] == "finished" and found["dense", 0]["rows"] == runs["dense"]["rows"]
-    assert (tmp_path / "out/table.md").read_text().startswith("# Methods side by side")
-    assert read("--seeds=0,1", "--arms=hint_sd,dense")[0] == 75
+    assert (
+        found["hint_sd", 0]["status"] == "finished" and found["openclaw_rl", 0]["rows"] == runs["openclaw_rl"]["rows"]
+    )
+    assert (tmp_path / "out/table.md").read_text().startswith("# Algorithms side by side")
+    assert read("--seeds=0,1", "--arms=hint_sd,openclaw_rl")[0] == 75
 
 
 def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, capsys):
     """A real process: the entry refuses the misspelt key at once."""
     out = tmp_path / "table"
     elsewhere = summary(
-        "dense", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"}
+        "openclaw_rl", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"}
     )  # not run again here
-    (tmp_path / "far.json").write_text(compare_tables.to_json([elsewhere]))
+    (tmp_path / "far.json").write_text(comparison_tables.to_json([elsewhere]))
     options = [
         f"--workdir={tmp_path}/runs",
         f"--out={out}",
         f"--collected={tmp_path}/far.json",
-        "--arms=hint_sd,dense",
+        "--arms=hint_sd,openclaw_rl",
         "--seeds=0",
         "optim.lrr=1",
     ]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
-    monkeypatch.setattr(compare_methods, "draw", lambda *unused: None)
+    monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
     with pytest.raises(SystemExit) as exit:
-        compare_methods.main()
+        compare_algorithms.main()
     assert exit.value.code == 1 and "1 of 2 runs are finished, 1 failed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "runs/hint_sd-0/summary.json").read_text())
     assert (
@@ -243,8 +260,10 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
         and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
     )
     monkeypatch.setattr(sys, "argv", ["compare", *options, "optim.lr=0"])
-    with pytest.raises(SystemExit, match="dense-0 was run with other settings .*: give the same, or another --workdir"):
-        compare_methods.main()
+    with pytest.raises(
+        SystemExit, match=r"openclaw_rl-0 was run with other settings .*: give the same, or another --workdir"
+    ):
+        compare_algorithms.main()
     assert kept["status"] == "failed" and kept["problem"].startswith(
         "error: unknown config key optim.lrr: did you mean optim.lr?"
     )
@@ -258,10 +277,10 @@ def test_clean_times_take_the_place_of_disturbed_ones():
         "eval/avg@4": [0.1] * 6,
     }
     clean = {
-        "arm": "dense",
+        "arm": "openclaw_rl",
         "rows": {"step": [0, 1, 2, 3, 4], "time/step": [None, 7.0, 7.0, 5.0, 10.0], "time/compile": [6.0, *[None] * 4]},
     }
-    (run,) = retimed([{"arm": "dense", "rows": rows}], [clean])
+    (run,) = retimed([{"arm": "openclaw_rl", "rows": rows}], [clean])
     assert run["rows"]["time/step"] == [None, 7.0, 7.0, 5.0, 10.0, 7.5]
     assert (
         run["rows"]["time/compile"] == [6.0, *[None] * 5]
@@ -269,5 +288,5 @@ def test_clean_times_take_the_place_of_disturbed_ones():
         and rows["time/step"][3] == 20.0
     )
     for others in ([clean | {"arm": "grpo"}], [clean, clean]):
-        with pytest.raises(SystemExit, match="one run with clean times of dense"):
-            retimed([{"arm": "dense", "rows": rows}], others)
+        with pytest.raises(SystemExit, match="one run with clean times of openclaw_rl"):
+            retimed([{"arm": "openclaw_rl", "rows": rows}], others)

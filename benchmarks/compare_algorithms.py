@@ -1,11 +1,14 @@
-"""Methods side by side on Desk: every arm and seed from the same policy, on the same tasks, with the same number of
+"""Algorithms side by side on Desk: every arm and seed from the same policy, on the same tasks, with the same number of
 rollouts.
 
-  python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2                  run every arm with every seed, then
-  tables and figures python -m benchmarks.compare_methods --jobs=7 --cores-per-job=2 --minutes=8      the same in
-  slices: call it until it says that all are done python -m benchmarks.compare_methods --read
-            run nothing: tables and figures of what is there python -m benchmarks.compare_methods --read
-              --collected=benchmarks/results/compare_methods.json     the same from the kept results alone
+  python -m benchmarks.compare_algorithms --jobs=7 --cores-per-job=2
+      run every arm with every seed, then tables and figures
+  python -m benchmarks.compare_algorithms --jobs=7 --cores-per-job=2 --minutes=8
+      the same in slices: call it until it says that all are done
+  python -m benchmarks.compare_algorithms --read
+      run nothing: tables and figures of what is there
+  python -m benchmarks.compare_algorithms --read --collected=benchmarks/results/compare_methods.json
+      the same from the kept results alone
 
 An arm is the config plus a few overrides (`ARMS`). Each run is a process of its own in WORKDIR/<arm>-<seed>: one that
 is finished is read, not run again, and one that was cut continues, because the trainer resumes. A run leaves a small
@@ -33,30 +36,30 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import compare_tables
-from benchmarks.compare_timing import retimed
+from benchmarks import comparison_tables
+from benchmarks.comparison import encode, read_summaries, retimed
+from benchmarks.pages import REPO, RESULTS
 from hintsd_jax.runs.metrics import read_metrics
 
-REPO = Path(__file__).resolve().parents[1]
 # name: (label, overrides). The first is what the others are compared with.
 ARMS = {
-    "hint_sd": ("**HINT-SD**, up to 3 targets", ["method=hint_sd"]),
-    "hint_sd_single": ("HINT-SD, the first mistake alone", ["method=hint_sd_single"]),
-    "dense": ("dense: hints and rewards a turn", ["algorithm=openclaw_rl"]),
-    "sdpo": ("SDPO", ["method=sdpo"]),
-    "grpo": ("GRPO", ["method=grpo"]),
-    "sft": ("SFT on successes", ["method=sft"]),
-    "hint_sd+grpo": ("HINT-SD + GRPO", ["method=hint_sd+grpo"]),
-    "random": ("a random step, 1 target", ["method=hint_sd", "hindsight.select=random", "hindsight.max_targets=1"]),
-    "random3": ("random steps, 3 targets", ["method=hint_sd", "hindsight.select=random", "hindsight.max_targets=3"]),
-    "first": ("the first step", ["method=hint_sd", "hindsight.select=first"]),
-    "last": ("the last step", ["method=hint_sd", "hindsight.select=last"]),
-    "all": ("every step, seen from the end", ["method=hint_sd", "hindsight.select=all"]),
-    "start": ("HINT-SD, feedback at the start", ["method=hint_sd", "hindsight.feedback_position=start"]),
-    "oracle": ("PRIVILEGED: true steps, own words", ["method=hint_sd", "hindsight.select=oracle"]),
-    "environment": ("PRIVILEGED: the environment's report", ["method=hint_sd", "hindsight.analyser=environment"]),
-    "sharpen": ("its own unselected samples", ["method=sharpen"]),
-    "lr0": ("learning rate 0, 3 updates", ["method=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
+    "hint_sd": ("**HINT-SD**, up to 3 targets", ["algorithm=hint_sd"]),
+    "hint_sd_single": ("HINT-SD, the first mistake alone", ["algorithm=hint_sd_single"]),
+    "openclaw_rl": ("OpenClaw-RL: hints and verdicts a step", ["algorithm=openclaw_rl"]),
+    "sdpo": ("SDPO", ["algorithm=sdpo"]),
+    "grpo": ("GRPO", ["algorithm=grpo"]),
+    "rejection_sampling": ("rejection sampling: its own successes", ["algorithm=rejection_sampling"]),
+    "hint_sd+grpo": ("HINT-SD + GRPO", ["algorithm=hint_sd+grpo"]),
+    "random": ("a random step, 1 target", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=1"]),
+    "random3": ("random steps, 3 targets", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=3"]),
+    "first": ("the first step", ["algorithm=hint_sd", "hindsight.select=first"]),
+    "last": ("the last step", ["algorithm=hint_sd", "hindsight.select=last"]),
+    "all": ("every step, analysed from the end", ["algorithm=hint_sd", "hindsight.select=all"]),
+    "start": ("HINT-SD, feedback at the start", ["algorithm=hint_sd", "hindsight.feedback_position=start"]),
+    "oracle": ("PRIVILEGED: true steps, own words", ["algorithm=hint_sd", "hindsight.select=oracle"]),
+    "environment": ("PRIVILEGED: the environment's report", ["algorithm=hint_sd", "hindsight.analyser=environment"]),
+    "self_training": ("self-training: its own unselected samples", ["algorithm=self_training"]),
+    "lr0": ("learning rate 0, 3 updates", ["algorithm=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
 }
 KEPT = [
     "time/",
@@ -70,7 +73,6 @@ KEPT = [
     "hindsight/targets",
     "hindsight/precision",
     "hindsight/recall",
-    "train/passed",
     "train/student_tokens",
     "train/teacher_tokens",
     "eval/avg@",
@@ -88,7 +90,8 @@ class Runner:
         cores, per_job = sorted(os.sched_getaffinity(0)), arguments.cores_per_job
         if arguments.jobs * per_job > len(cores):
             raise SystemExit(
-                f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here: lower one of them"
+                f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here:"
+                " lower one of them"
             )
         self._cores = queue.SimpleQueue()
         for job in range(arguments.jobs):
@@ -116,10 +119,10 @@ class Runner:
         command = [
             sys.executable,
             "-m",
-            "hintsd_jax.main",
+            "hintsd_jax",
+            "train",
             f"--config={self.arguments.config}",
             f"--workdir={folder}",
-            "--mode=train",
         ]
         command += [f"--config.{key}={value}" for key, value in merged.items()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +152,8 @@ class Runner:
             else {"status": "failed", "problem": last_line(folder / "log.txt") or f"exit status {status}"}
         )
         summary = write_summary(folder, problem, seconds=time.monotonic() - began)
-        print(
-            f"{arm} seed {seed}: {summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip(),
-            flush=True,
-        )
+        outcome = f"{summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip()
+        print(f"{arm} seed {seed}: {outcome}", flush=True)
 
 
 def facts_of(arguments: argparse.Namespace, arm: str, seed: int) -> dict:
@@ -208,7 +209,7 @@ def write_summary(folder: Path, facts: dict | None = None, machine: dict | None 
     if (folder / "held_out.json").exists():
         held_out = json.loads((folder / "held_out.json").read_text())
         new |= {"status": "finished", "date": old.get("date", time.strftime("%Y-%m-%d"))}
-        new |= {when: compare_tables.encode(held_out[when]) for when in ("before", "after")}
+        new |= {when: encode(held_out[when]) for when in ("before", "after")}
     if new != old:
         partial = path.with_name(".summary.json.partial")
         partial.write_text(json.dumps(new) + "\n")
@@ -236,18 +237,13 @@ def cpu_model() -> str:
     )
 
 
-def read_collected(files: str) -> list[dict]:
-    """The summaries in files of --collect, whose names are separated by commas."""
-    return [run for file in filter(None, files.split(",")) for run in json.loads(Path(file).read_text())["runs"]]
-
-
 def gather(workdir: Path, collected: Sequence[dict]) -> list[dict]:
     """The summaries of a workdir and the collected ones, one a run: where there are several, a finished one, then the
     one furthest on.
     """
-    found = [*collected, *(write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json")))]
+    summaries = [*collected, *(write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json")))]
     best: dict[tuple[str, int], dict] = {}
-    for summary in found:
+    for summary in summaries:
         key = (summary["arm"], summary["seed"])
         if key not in best or worth(summary) > worth(best[key]):
             best[key] = summary
@@ -277,7 +273,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="some of %(default)s")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--once", default="lr0", help="arms to run with the first seed only")
-    parser.add_argument("--steps", type=int, default=0, help="updates; 0: as the config says")
+    parser.add_argument("--steps", type=int, default=0, help="training steps; 0: as the config says")
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument(
         "--cores-per-job", type=int, default=0, help="cores of its own for each process; 0: all share all"
@@ -296,13 +292,13 @@ def main() -> None:
     parser.add_argument(
         "--clean-times",
         default="",
-        help="a file of --collect, of short runs that had the machine to themselves: see compare_timing",
+        help="a file of --collect, of short runs that had the machine to themselves: see `comparison.retimed`",
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compare_methods"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compare_algorithms"))
     parser.add_argument(
         "--out",
         type=Path,
-        default=REPO / "benchmarks/results/compare_methods",
+        default=RESULTS / "compare_algorithms",
         help="tables and figures; without a suffix",
     )
     parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
@@ -312,7 +308,7 @@ def main() -> None:
     if unknown := set(arms) - set(ARMS):
         raise SystemExit(f"error: --arms: {', '.join(sorted(unknown))} is unknown: choose some of {', '.join(ARMS)}")
     wanted = [(arm, seed) for seed in seeds for arm in arms if seed == seeds[0] or arm not in arguments.once.split(",")]
-    collected = read_collected(arguments.collected)
+    collected = read_summaries(arguments.collected)
     if not arguments.read:
         elsewhere = {(run["arm"], run["seed"]) for run in collected if run["status"] == "finished"}
         refuse_others(arguments, wanted, collected)
@@ -324,18 +320,18 @@ def main() -> None:
         )
     if arguments.collect:
         arguments.collect.parent.mkdir(parents=True, exist_ok=True)
-        arguments.collect.write_text(compare_tables.to_json(runs))
+        arguments.collect.write_text(comparison_tables.to_json(runs))
     left = len(wanted) - sum(run["status"] == "finished" for run in runs)
     failed = sum(run["status"] == "failed" for run in runs)
     print(f"{len(wanted) - left} of {len(wanted)} runs are finished, {failed} failed", flush=True)
     if any(run["status"] == "finished" for run in runs):
         labels = {arm: label for arm, (label, _) in ARMS.items()}
-        clean = read_collected(arguments.clean_times)
+        clean = read_summaries(arguments.clean_times)
         shown = retimed(runs, clean) if clean else runs
-        text = compare_tables.page(shown, labels, clean)
+        text = comparison_tables.page(shown, labels, clean)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".md").write_text(text)
-        arguments.out.with_suffix(".json").write_text(compare_tables.to_json(shown))
+        arguments.out.with_suffix(".json").write_text(comparison_tables.to_json(shown))
         print(text)
         draw(shown, labels, arguments.out)
     sys.exit(1 if failed else 75 if left else 0)
@@ -343,13 +339,13 @@ def main() -> None:
 
 def draw(runs: Sequence[dict], labels: dict[str, str], out: Path) -> None:
     try:
-        from benchmarks import compare_plots
+        from benchmarks import comparison_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         print("no figures: matplotlib is missing; pip install -r requirements-bench.txt", file=sys.stderr)
         return
-    compare_plots.draw(runs, labels, out)
+    comparison_figures.draw(runs, labels, out)
 
 
 if __name__ == "__main__":

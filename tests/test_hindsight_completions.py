@@ -223,7 +223,7 @@ def test_statuses(status, reason, again):
     assert reply == Reply(None, reason, f"HTTP {status}: because of it", again, wait_s=2.5 if again else 0.0)
 
 
-SAID = [
+DETAILS = [
     ({"detail": "too long"}, "too long"),
     ({"error": "bad"}, "bad"),
     (b"plain", "plain"),
@@ -232,9 +232,9 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("body", "said"), SAID)
-def test_what_the_server_says_of_it(body, said):
-    assert ask(lambda e: e.send(body, 400))[0].detail == f"HTTP 400: {said}"
+@pytest.mark.parametrize(("body", "text"), DETAILS)
+def test_what_the_server_says_of_it(body, text):
+    assert ask(lambda e: e.send(body, 400))[0].detail == f"HTTP 400: {text}"
 
 
 def test_what_no_other_request_will_change_ends_the_run(monkeypatch):
@@ -273,20 +273,20 @@ def test_a_slow_answer_is_an_answer():
 
 def test_the_key_is_in_no_reply():
     def echo(exchange):
-        said = f"you sent {exchange.headers['Authorization']}"
+        text = f"you sent {exchange.headers['Authorization']}"
         {
-            "/a": lambda: exchange.answer(said),
-            "/b": lambda: exchange.refuse(400, said),
-            "/c": lambda: exchange.send(said.encode(), 500),
-            "/d": lambda: exchange.send({"choices": said}),
-            "/e": lambda: exchange.wfile.write(f"{said}\r\n".encode()),
+            "/a": lambda: exchange.answer(text),
+            "/b": lambda: exchange.refuse(400, text),
+            "/c": lambda: exchange.send(text.encode(), 500),
+            "/d": lambda: exchange.send({"choices": text}),
+            "/e": lambda: exchange.wfile.write(f"{text}\r\n".encode()),
         }[exchange.path[:2]]()
 
     with serving(echo) as server:
         base = server.url.removesuffix("/v1")
         replies = [chat(f"{base}/{name}").ask(MESSAGES) for name in "abcde"]
         assert [request.headers["Authorization"] for request in server.requests] == [f"Bearer {KEY}"] * 5
-        made = chat(server.url)
+        client = chat(server.url)
     assert replies[0].text == "you sent Bearer ***" and [reply.reason for reply in replies[1:]] == [
         REFUSED,
         ERROR,
@@ -294,7 +294,7 @@ def test_the_key_is_in_no_reply():
         ERROR,
     ]
     assert all("Bearer ***" in reply.detail for reply in replies[1:])
-    for thing in (*replies, made, vars(made)):
+    for thing in (*replies, client, vars(client)):
         assert KEY not in repr(thing)
 
 

@@ -83,10 +83,10 @@ def test_answers_stand_in_the_order_of_the_questions():
             others.set()
 
     with serving(script) as server:
-        made = make(server)
-        assert made.ask(questions("a", "b", "c"), None) == Answers(["A", "B", "C"], Counter(), tokens=9)
-        assert made.used == {"calls": 3, "tokens": 30, "failures_in_a_row": 0}
-        assert made.ask([], None) == Answers([], Counter(), tokens=0) and made.used["calls"] == 3
+        endpoint = make(server)
+        assert endpoint.ask(questions("a", "b", "c"), None) == Answers(["A", "B", "C"], Counter(), tokens=9)
+        assert endpoint.used == {"calls": 3, "tokens": 30, "failures_in_a_row": 0}
+        assert endpoint.ask([], None) == Answers([], Counter(), tokens=0) and endpoint.used["calls"] == 3
 
 
 def test_as_many_at_a_time_as_allowed_and_never_more():
@@ -113,16 +113,16 @@ def test_as_many_at_a_time_as_allowed_and_never_more():
 )
 def test_what_may_pass_is_asked_again(first, calls):
     with serving(in_turn(*first, right)) as server:
-        made = make(server)
-        assert made.ask(questions("a"), None) == Answers(["yes"], Counter(), tokens=3)
-        assert made.used == {"calls": calls, "tokens": 10, "failures_in_a_row": 0}
+        endpoint = make(server)
+        assert endpoint.ask(questions("a"), None) == Answers(["yes"], Counter(), tokens=3)
+        assert endpoint.used == {"calls": calls, "tokens": 10, "failures_in_a_row": 0}
         assert all(request.body == server.requests[0].body for request in server.requests)
 
 
 def test_a_time_out_is_asked_again():
     with serving(in_turn(lambda e: e.be_silent(), right)) as server:
-        made = make(server, timeout_s=0.5, retries=20)  # a loaded machine may need more than one more
-        assert made.ask(questions("a"), None).texts == ["yes"] and made.used["calls"] >= 2
+        endpoint = make(server, timeout_s=0.5, retries=20)  # a loaded machine may need more than one more
+        assert endpoint.ask(questions("a"), None).texts == ["yes"] and endpoint.used["calls"] >= 2
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_time_out_is_asked_again():
 )
 def test_retries_end_and_the_run_does_not(script, reason, calls):
     with serving(by_question(a=script, b=upper)) as server:
-        made = make(server)
-        assert made.ask(questions("a", "b"), None) == Answers([None, "B"], Counter({reason: 1}), tokens=3)
-        assert made.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
+        endpoint = make(server)
+        assert endpoint.ask(questions("a", "b"), None) == Answers([None, "B"], Counter({reason: 1}), tokens=3)
+        assert endpoint.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
 
 
 NEVER = {"silent": lambda e: e.be_silent(), "trickles": lambda e: e.trickle(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)}
@@ -155,24 +155,24 @@ def test_a_server_that_never_answers_is_counted(script):
 def test_nobody_listens():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening
-        made = Endpoint(dataclasses.replace(CONFIG, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1"), SAMPLING)
-        assert made.ask(questions("a", "b"), None) == Answers([None, None], Counter({ERROR: 2}))
-        assert made.used == {"calls": 6, "tokens": 0, "failures_in_a_row": 2}
+        endpoint = Endpoint(dataclasses.replace(CONFIG, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1"), SAMPLING)
+        assert endpoint.ask(questions("a", "b"), None) == Answers([None, None], Counter({ERROR: 2}))
+        assert endpoint.used == {"calls": 6, "tokens": 0, "failures_in_a_row": 2}
 
 
 def test_waits_grow_and_are_the_questions_own():
-    made = Endpoint(dataclasses.replace(CONFIG, backoff_s=1.0), SAMPLING)
-    waits = [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
+    endpoint = Endpoint(dataclasses.replace(CONFIG, backoff_s=1.0), SAMPLING)
+    waits = [[endpoint._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
     assert (
-        waits == [[made._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
+        waits == [[endpoint._wait_s(name, n, Reply()) for n in range(1, 9)] for name in ("task/0", "task/1")]
         and waits[0] != waits[1]
     )
     for n, wait in enumerate(waits[0][:6]):
         assert 2**n / 2 <= wait <= 2**n
-    assert waits[0][7] == module.LONGEST_WAIT_S == made._wait_s("a", 5000, Reply())  # 64 to 128 s without the cap
+    assert waits[0][7] == module.LONGEST_WAIT_S == endpoint._wait_s("a", 5000, Reply())  # 64 to 128 s without the cap
     assert (
-        made._wait_s("a", 1, Reply(wait_s=5.0)) == 5.0
-        and made._wait_s("a", 1, Reply(wait_s=1e9)) == module.LONGEST_WAIT_S
+        endpoint._wait_s("a", 1, Reply(wait_s=5.0)) == 5.0
+        and endpoint._wait_s("a", 1, Reply(wait_s=1e9)) == module.LONGEST_WAIT_S
     )
 
 
@@ -216,14 +216,14 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("TEST_KEY", KEY)
 
     def echo(exchange):
-        said = f"headers: {dict(exchange.headers)}"
-        exchange.refuse(400, said) if exchange.question == "a" else exchange.answer(said)
+        text = f"headers: {dict(exchange.headers)}"
+        exchange.refuse(400, text) if exchange.question == "a" else exchange.answer(text)
 
     with serving(echo) as server:
-        made = make(server, key_env="TEST_KEY", max_failures=2)
-        answers = made.ask(questions("a", "b"), Journal(tmp_path / "j.jsonl"))
+        endpoint = make(server, key_env="TEST_KEY", max_failures=2)
+        answers = endpoint.ask(questions("a", "b"), Journal(tmp_path / "j.jsonl"))
         with pytest.raises(UserError) as caught:
-            made.ask(questions("a", "a"), None)
+            endpoint.ask(questions("a", "a"), None)
         assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
     assert "***" in answers.texts[1] and "***" in str(caught.value)
     written = (tmp_path / "j.jsonl").read_text()
@@ -231,9 +231,9 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
     for text in (
         written,
         str(caught.value),
-        repr(made),
-        repr(vars(made)),
-        repr(made.config),
+        repr(endpoint),
+        repr(vars(endpoint)),
+        repr(endpoint.config),
         repr(answers),
         *capfd.readouterr(),
     ):
@@ -243,15 +243,15 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
 def test_a_step_done_again_sends_nothing(tmp_path):
     scripts = by_question(a=upper, b=lambda e: e.refuse(400), c=lambda e: e.send(b"no"), d=upper, e=upper)
     with serving(scripts) as server:
-        made = make(server, max_calls=6, concurrency=2)
-        answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+        endpoint = make(server, max_calls=6, concurrency=2)
+        answers = endpoint.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
         assert answers == Answers(
             ["A", None, None, "D", None], Counter({REFUSED: 1, GARBAGE: 1, OVER_BUDGET: 1}), tokens=6
         )
         sent = len(server.requests)
     again = make(server, max_calls=6, concurrency=2)  # nobody listens there now
     assert again.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl")) == answers
-    assert again.used == made.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
+    assert again.used == endpoint.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
     assert [json.loads(line)["key"][:2] for line in (tmp_path / "j.jsonl").read_text().splitlines()] == [
         ["endpoint", f"task/{n}"] for n in range(5)
     ]
@@ -267,10 +267,10 @@ def test_an_outcome_is_put_down_before_it_is_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Journal, "put", full)
     with serving(upper) as server:
-        made = make(server)
+        endpoint = make(server)
         with pytest.raises(OSError, match="no space"):
-            made.ask(questions("a", "b", "c"), Journal(tmp_path / "j.jsonl"))
-        assert made.used["calls"] == 1  # as much as is on disk
+            endpoint.ask(questions("a", "b", "c"), Journal(tmp_path / "j.jsonl"))
+        assert endpoint.used["calls"] == 1  # as much as is on disk
 
 
 def test_another_episode_of_the_same_name_is_another_question(tmp_path):
@@ -285,13 +285,13 @@ def test_another_episode_of_the_same_name_is_another_question(tmp_path):
 def test_calls_never_exceed_their_budget():
     """Three questions at a time could, with their retries, send nine."""
     with serving(lambda e: e.refuse(500)) as server:
-        made = make(server, max_calls=4)
+        endpoint = make(server, max_calls=4)
         assert (
-            made.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3})
+            endpoint.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3})
             and len(server.requests) == 4
         )
-        assert made.used == {"calls": 4, "tokens": 0, "failures_in_a_row": 2}
-        assert made.ask(questions("f"), None).dropped == Counter({OVER_BUDGET: 1}) and len(server.requests) == 4
+        assert endpoint.used == {"calls": 4, "tokens": 0, "failures_in_a_row": 2}
+        assert endpoint.ask(questions("f"), None).dropped == Counter({OVER_BUDGET: 1}) and len(server.requests) == 4
 
 
 def test_the_last_call_of_a_budget_is_used():
@@ -301,42 +301,42 @@ def test_the_last_call_of_a_budget_is_used():
 
 def test_the_budget_of_tokens_is_looked_at_before_each_question():
     with serving(upper) as server:  # 10 tokens each
-        made = make(server, max_tokens=25, concurrency=1)
-        assert made.ask(questions(*"abcde"), None) == Answers(
+        endpoint = make(server, max_tokens=25, concurrency=1)
+        assert endpoint.ask(questions(*"abcde"), None) == Answers(
             ["A", "B", "C", None, None], Counter({OVER_BUDGET: 2}), tokens=9
         )
-        assert made.used["tokens"] == 30 and len(server.requests) == 3
-        made = make(
+        assert endpoint.used["tokens"] == 30 and len(server.requests) == 3
+        endpoint = make(
             server, max_tokens=25, concurrency=2
         )  # the second question after the one that used it up was under way
-        assert made.ask(questions(*"abcde"), None).texts == ["A", "B", "C", "D", None]
+        assert endpoint.ask(questions(*"abcde"), None).texts == ["A", "B", "C", "D", None]
 
 
 def test_failures_in_a_row_end_the_run_and_it_goes_on_when_the_server_is_back(tmp_path):
     down, back = (lambda e: e.refuse(500, "CUDA out of memory")), upper
     with serving(by_question(a=back, b=down, c=down, d=down, e=back)) as server:
-        made = make(server, max_failures=3, retries=0)
+        endpoint = make(server, max_failures=3, retries=0)
         with pytest.raises(UserError, match=re.escape("3 questions in a row got no answer")) as caught:
-            made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+            endpoint.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
         assert (
             server.url in str(caught.value)
             and "HTTP 500: CUDA out of memory" in str(caught.value)
             and "\n" not in str(caught.value)
         )
     with serving(back) as server:
-        made = make(server, max_failures=3, retries=0)
-        answers = made.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
-        assert answers.texts == ["A", None, None, "D", "E"] and made.used["failures_in_a_row"] == 0
+        endpoint = make(server, max_failures=3, retries=0)
+        answers = endpoint.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
+        assert answers.texts == ["A", None, None, "D", "E"] and endpoint.used["failures_in_a_row"] == 0
         assert {request.question for request in server.requests} == {"d", "e"}
 
 
 def test_failures_go_on_from_one_step_to_the_next_and_a_budget_is_none_of_them():
     with serving(by_question(a=upper, b=lambda e: e.refuse(400))) as server:
-        made = make(server, max_failures=2, max_calls=2)
-        assert made.ask(questions("a", "b", "b"), None).dropped == Counter({REFUSED: 1, OVER_BUDGET: 1})
-        assert made.used["failures_in_a_row"] == 1
+        endpoint = make(server, max_failures=2, max_calls=2)
+        assert endpoint.ask(questions("a", "b", "b"), None).dropped == Counter({REFUSED: 1, OVER_BUDGET: 1})
+        assert endpoint.used["failures_in_a_row"] == 1
         resumed = make(server, max_failures=2)
-        resumed.used = json.loads(json.dumps(made.used))  # by way of a checkpoint
+        resumed.used = json.loads(json.dumps(endpoint.used))  # by way of a checkpoint
         with pytest.raises(UserError, match="2 questions in a row"):
             resumed.ask(questions("b"), None)
 
@@ -380,9 +380,9 @@ class Scripted:
 
 
 def scripted(script, **changes):
-    made = Endpoint(dataclasses.replace(CONFIG, backoff_s=0.0, **changes), SAMPLING)
-    made._server = Scripted(script)
-    return made
+    endpoint = Endpoint(dataclasses.replace(CONFIG, backoff_s=0.0, **changes), SAMPLING)
+    endpoint._server = Scripted(script)
+    return endpoint
 
 
 SCRIPTS = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn"]), max_size=9)
@@ -405,19 +405,19 @@ def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max
     path.unlink(missing_ok=True)
 
     def run(journal):
-        made = scripted(script, **limits)
+        endpoint = scripted(script, **limits)
         try:
-            return made.ask(asked, journal), made
+            return endpoint.ask(asked, journal), endpoint
         except UserError as error:
-            return str(error), made
+            return str(error), endpoint
 
-    whole, made = run(Journal(path))
+    whole, endpoint = run(Journal(path))
     if max_calls:
-        assert made._server.asked.total() <= max_calls
+        assert endpoint._server.asked.total() <= max_calls
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     path.write_bytes(b"".join(lines[: data.draw(st.integers(0, len(lines)))]))
-    again, remade = run(Journal(path))
-    assert again == whole and remade.used == made.used
+    again, continued = run(Journal(path))
+    assert again == whole and continued.used == endpoint.used
     assert (path.read_bytes() if path.exists() else b"") == b"".join(lines)
 
 
@@ -438,8 +438,8 @@ def test_what_is_known_holds_back_what_comes_after_it_as_it_did(tmp_path):
 @settings(max_examples=15, deadline=None)
 def test_without_budgets_each_question_is_for_itself(script, concurrency):
     """The oracle takes one question after the other."""
-    made = scripted(script, concurrency=concurrency)
-    answers = made.ask(questions(*map(str, range(len(script)))), None)
+    endpoint = scripted(script, concurrency=concurrency)
+    answers = endpoint.ask(questions(*map(str, range(len(script)))), None)
     tried = [list(itertools.islice(itertools.chain(replies, itertools.repeat(replies[-1])), 3)) for replies in script]
     calls = [next((n for n, reply in enumerate(replies, 1) if reply != "r"), 3) for replies in tried]
     last = [replies[n - 1] for replies, n in zip(tried, calls)]
@@ -447,7 +447,7 @@ def test_without_budgets_each_question_is_for_itself(script, concurrency):
     assert answers.dropped == Counter({"n": REFUSED, "r": ERROR}[end] for end in last if end != "y")
     assert answers.tokens == sum(n - 1 + {"y": 3, "n": 0, "r": 1}[end] for n, end in zip(calls, last))
     trailing = len(list(itertools.takewhile(lambda end: end != "y", reversed(last))))
-    assert made.used["calls"] == sum(calls) and made.used["failures_in_a_row"] == trailing
+    assert endpoint.used["calls"] == sum(calls) and endpoint.used["failures_in_a_row"] == trailing
 
 
 def test_a_bug_is_not_an_outcome():

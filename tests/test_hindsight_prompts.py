@@ -12,14 +12,14 @@ from hintsd_jax.rollout.episode import Episode
 def make_episode() -> Episode:
     messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Move it."}]
     episode = Episode.begin("task-7", 0, messages, Delta((1, 2), 1))
-    told, asked = lambda text: {"role": "tool", "content": text}, {"role": "user", "content": "And now?"}
-    for action, answer, reward in (
-        ("look", [told("a b")], 0.0),
-        ("take a", [told("ok"), asked], 0.25),
+    tool, user = lambda text: {"role": "tool", "content": text}, {"role": "user", "content": "And now?"}
+    for action, observation, reward in (
+        ("look", [tool("a b")], 0.0),
+        ("take a", [tool("ok"), user], 0.25),
         ("bye", [], 0.0),
     ):
         episode.append_action([3], [0.0], action)
-        episode.append_observation(Delta((4, 5), 1), answer, reward)
+        episode.append_observation(Delta((4, 5), 1), observation, reward)
     episode.reward, episode.ended = 0.25, "max_steps"
     return episode
 
@@ -39,8 +39,8 @@ def test_requests_end_with_what_is_asked():
     assert review["role"] == "user"
     assert review["content"] == prompts.render_trajectory(episode) + prompts.REVIEW + prompts.AT_MOST + "3"
     assert prompts.review_messages(episode, 1)[0]["content"].endswith(prompts.REVIEW + prompts.ONLY_FIRST)
-    (advise,) = prompts.step_feedback_messages(episode, 2)
-    assert advise["content"] == prompts.render_trajectory(episode) + prompts.ADVISE + prompts.GIVEN + "#2"
+    (request,) = prompts.step_feedback_messages(episode, 2)
+    assert request["content"] == prompts.render_trajectory(episode) + prompts.ADVISE + prompts.GIVEN + "#2"
     for step in (0, 4):
         with pytest.raises(ValueError, match="step"):
             prompts.step_feedback_messages(episode, step)

@@ -4,6 +4,7 @@ Devices must exist before jax starts, so this file runs itself in a process with
 each mesh did.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ def play(folder):
         vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4,
         norm_eps=1e-6, tie_embeddings=True, max_positions=64, remat=False, lora=LoraConfig(4, 8.0, 0.1),
     )  # fmt: skip
+    plain = dataclasses.replace(policy, lora=None)  # where all weights are trained
     loss = Loss((Divergence(top_k=5),), chunk_tokens=16)
     optim = OptimConfig(lr=3e-4, schedule="constant", ema_decay=0.9)
     rng = np.random.default_rng(0)
@@ -84,8 +86,8 @@ def play(folder):
         engine = Engine(policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), mesh)
         jobs = [Job(prompt) for prompt in prompts]
         engine.run(lora.attach(params, trained), jobs)
-        settings = {"policy": policy, "loss": loss, "optim": optim, "mesh": mesh}
-        full, metrics, _ = update(None, create(params, optim), batches, **settings)
+        settings = {"loss": loss, "optim": optim, "mesh": mesh}
+        full, metrics, _ = update(None, create(params, optim), batches, policy=plain, **settings)
         states[name] = full
         arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
         whole = [
@@ -97,7 +99,7 @@ def play(folder):
         (folder / f"{name}.json").write_text(json.dumps(result))
         np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
         if name in ("1x1x1", "2x2x2"):
-            adapted, metrics, _ = update(params, create(trained, optim), batches, **settings)
+            adapted, metrics, _ = update(params, create(trained, optim), batches, policy=policy, **settings)
             (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
             np.savez(folder / f"lora_{name}.npz", *host((adapted.params, adapted.ema)))
 

@@ -37,8 +37,8 @@ def extend(params, config, tokens_BT, start_B, cache):
 def params():
     """Random parameters with random norm weights: at 1 they would hide a norm that is skipped."""
     params = decoder.init_params(CONFIG, jax.random.key(0))
-    noise = lambda leaf: leaf * (1 + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape))
-    return jax.tree.map(noise, params)
+    noise = lambda leaf: leaf * (1 + 0.3 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32))
+    return jax.tree.map(lambda leaf: jnp.asarray(noise(np.asarray(leaf))), params)
 
 
 def random_tokens(seed, *shape):

@@ -1,4 +1,4 @@
-"""Scores of given words: the same as one row at a time without any padding, and what sampling itself reports."""
+"""Scores of given actions: the same as one row at a time, and what sampling itself reports."""
 
 import jax
 import numpy as np
@@ -25,15 +25,11 @@ def test_rows_of_many_lengths_score_as_each_alone(params, monkeypatch):
     monkeypatch.setattr(scoring, "TOKENS", 128)  # several batches of a shape
     rng = np.random.default_rng(0)
     rows = [(rng.integers(1, 97, c).tolist(), rng.integers(1, 97, a).tolist()) for c in (1, 9, 30, 55) for a in (1, 10)]
-    found = scoring.span_logprobs(params, POLICY, rows)
-    for (context, action), scores in zip(rows, found, strict=True):
-        ids = np.array([context + action])
-        logits = np.asarray(
-            decoder.project(
-                params, POLICY, decoder.forward(params, POLICY, np.pad(ids, ((0, 0), (0, 80 - ids.shape[1]))))
-            )
-        )[0]
-        logits = logits[len(context) - 1 : ids.shape[1] - 1].astype(np.float64)
+    logits_of = jax.jit(lambda tokens: decoder.project(params, POLICY, decoder.forward(params, POLICY, tokens)))
+    for (context, action), scores in zip(rows, scoring.span_logprobs(params, POLICY, rows), strict=True):
+        size = len(context) + len(action)
+        logits = np.asarray(logits_of(np.array([context + action + [0] * (80 - size)])))[0]
+        logits = logits[len(context) - 1 : size - 1].astype(np.float64)
         wanted = logits[np.arange(len(action)), action] - np.log(np.exp(logits).sum(axis=-1))
         np.testing.assert_allclose(scores, wanted, atol=2e-5)
         assert scores.shape == (len(action),) and scores.dtype == np.float32
@@ -58,8 +54,8 @@ def test_it_agrees_with_the_sampler(params):
     engine = Engine(POLICY, EngineConfig(slots=2, context=80, max_tokens=12, prefill_buckets=(16, 64)), stop_ids=(7,))
     jobs = [Once([5 + n, *range(20 + n)], np.array([1, n], np.uint32)) for n in range(3)]
     engine.run(params, jobs)
-    found = scoring.span_logprobs(params, POLICY, [(job.prompt, job.ids) for job in jobs])
-    for job, scores in zip(jobs, found, strict=True):
+    spans = [(job.prompt, job.ids) for job in jobs]
+    for job, scores in zip(jobs, scoring.span_logprobs(params, POLICY, spans), strict=True):
         np.testing.assert_allclose(scores, job.logprobs, atol=2e-5)
 
 

@@ -8,8 +8,8 @@ separate there; kernels are [in, out] here and [out, in] there; everything else 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -60,11 +60,12 @@ class Parameter:
             yield name, layer.T if self.transposed else layer
 
 
-def parameters(config: PolicyConfig) -> list[Parameter]:
+@functools.cache
+def parameters(config: PolicyConfig) -> tuple[Parameter, ...]:
     """Every parameter of a policy without adapter, in the order of the tree."""
-    shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(decoder.init_params, config), jax.random.key(0))
     axes = jax.tree.leaves(decoder.logical_axes(config), is_leaf=lambda node: isinstance(node, PartitionSpec))
-    return [
+    return tuple(
         Parameter(tuple(key.key for key in path), array.shape, tuple(names))
         for (path, array), names in zip(jax.tree_util.tree_flatten_with_path(shapes)[0], axes, strict=True)
-    ]
+    )

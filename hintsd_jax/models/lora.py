@@ -11,9 +11,9 @@ compute.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -46,16 +46,17 @@ def settings(config: PolicyConfig) -> LoraConfig:
     return config.lora
 
 
-def targets(config: PolicyConfig) -> list[LoraTarget]:
+@functools.cache
+def targets(config: PolicyConfig) -> tuple[LoraTarget, ...]:
     """The projections that `config.lora` adapts, in the order of `LORA_TARGETS`."""
     adapted = settings(config).targets
-    shapes = jax.eval_shape(partial(decoder.init_params, config), jax.random.key(0))["layers"]
+    shapes = jax.eval_shape(functools.partial(decoder.init_params, config), jax.random.key(0))["layers"]
     axes = decoder.logical_axes(config)["layers"]
-    return [
+    return tuple(
         LoraTarget(name, (part, module), shapes[part][module]["kernel"].shape, tuple(axes[part][module]["kernel"]))
         for name, (part, module) in LORA_TARGETS.items()
         if name in adapted
-    ]
+    )
 
 
 def build(config: PolicyConfig, make: Callable[[LoraTarget, int], tuple[Any, ...]]) -> Adapter:

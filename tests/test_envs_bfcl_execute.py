@@ -74,7 +74,13 @@ def test_the_balance_of_a_long_context_card_stays_in_its_episode():
         key=lambda key: shared[key]["balance"],
     )
     token, balance = travel.access_token, travel.credit_card_list[card]["balance"]
-    booking = dict(travel_date="2024-11-16", travel_from="SFO", travel_to="LAX", travel_class="economy", card_id=card)
+    booking = {
+        "travel_date": "2024-11-16",
+        "travel_from": "SFO",
+        "travel_to": "LAX",
+        "travel_class": "economy",
+        "card_id": card,
+    }
     actions = action_of(
         call("set_budget_limit", access_token=token, budget_limit=1.0),
         call("book_flight", access_token=token, **booking),

@@ -75,7 +75,7 @@ def sections() -> dict[str, str]:
     docs = {"": "The run as a whole."}
     for field in dataclasses.fields(Config):
         if "key" not in field.metadata:
-            docs[field.name] = " ".join((field.default_factory.__doc__ or "").split())  # pyright: ignore - a Section class
+            docs[field.name] = " ".join((field.default_factory.__doc__ or "").split())
     return docs
 
 

@@ -66,7 +66,7 @@ def find(name: str) -> Selector | None:
         return None
     if name in SELECTORS:
         return SELECTORS[name]
-    selector = load(name, "selector", (HINDSIGHT, *SELECTORS))
+    selector: Selector = load(name, "selector", (HINDSIGHT, *SELECTORS))
     if not callable(selector):
         raise UserError(f"selector {name!r} is no function of (episode, key, max_targets)")
 

@@ -67,7 +67,7 @@ class MetricsWriter:
         """
         numbers = {key: _number(key, value) for key, value in jax.device_get(dict(metrics)).items()}
         bad = [key for key, value in numbers.items() if not math.isfinite(value)]
-        row: dict[str, int | float | None] = {**numbers, **{key: None for key in bad}}
+        row: dict[str, int | float | None] = {**numbers, **dict.fromkeys(bad)}
         if bad:
             row[NONFINITE] = len(bad)
         row = {"step": int(step), **{key: row[key] for key in sorted(row)}}

@@ -181,6 +181,7 @@ def test_controls_are_possible(key, value):
         ("env.data_dir", "\udc80", "a character that no name can have"),
         ("policy.path", "x" * 5000, "has more than 4096 characters"),
         ("env.options", {"seeds": {1, 2}}, "env.options.seeds = {1, 2} must be text"),
+        ("env.options", {"a\nb": math.nan}, "'env.options.a\\nb' = nan must be text"),
         ("chat.template_kwargs", {"date": [1, math.inf]}, "chat.template_kwargs.date = [1, inf] must be text"),
     ],
     ids=lambda value: "" if isinstance(value, int) else None,  # pytest cannot print the longest
@@ -266,6 +267,7 @@ def test_known_key(key):
 
 def test_a_key_like_no_other_has_no_nearest():
     assert "did you mean" not in edge.unknown_key("xyzzy")
+    assert edge.unknown_key("two\nlines").isprintable()
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError, placeholder
 
-from hintsd_jax.config.fields import Key
+from hintsd_jax.config.fields import Key, shown
 from hintsd_jax.config.schema import FREE, Config, Section
 from hintsd_jax.errors import UserError
 
@@ -154,6 +154,7 @@ def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
     groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
     if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
         return None
+    key = key if key.isprintable() else shown(key)
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
             return f"config key {key} is now called {new}{key.removeprefix(old)}"

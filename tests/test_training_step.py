@@ -121,10 +121,16 @@ def with_teacher(state, teacher, axes):
     return state.replace(ema=laid_out(teacher, axes))
 
 
-def make_state(seed=0):
-    """A state whose teacher is not the student."""
-    teacher = jax.tree.map(lambda a, b: np.float32(0.7) * a + np.float32(0.3) * b, initial(seed), initial(seed + 100))
-    return with_teacher(create(make_params(seed), OPTIM), teacher, decoder.logical_axes(POLICY))
+@functools.cache
+def shared_state():
+    """A state whose teacher is not the student; for tests that only read it."""
+    teacher = jax.tree.map(lambda a, b: np.float32(0.7) * a + np.float32(0.3) * b, initial(0), initial(100))
+    return with_teacher(create(make_params(), OPTIM), teacher, decoder.logical_axes(POLICY))
+
+
+def make_state():
+    """A copy that may be donated; `create` would compile anew."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), leaf.sharding), shared_state())
 
 
 def make_adapter_state():
@@ -156,12 +162,6 @@ def assert_trees_close(actual, expected, rtol=1e-4, atol=1e-6):
 
 def assert_trees_equal(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-@functools.cache
-def shared_state():
-    """For tests that only read it."""
-    return make_state()
 
 
 def host(tree):
@@ -491,12 +491,11 @@ def test_moments_lie_as_their_parameters(clip_norm):
     layout = shardings(params, decoder.logical_axes(POLICY), mesh, "train")
     assert len({str(sharding.spec) for sharding in jax.tree.leaves(layout)}) > 3
     opt_state = jax.eval_shape(optimizer(dataclasses.replace(OPTIM, clip_norm=clip_norm)).init, params)
-    lie = moment_shardings(opt_state, layout)
-    assert jax.tree.structure(lie) == jax.tree.structure(opt_state)
-    assert [found for _, found in optax.tree_utils.tree_get_all_with_path(lie, "mu")] == [layout]
-    assert [found for _, found in optax.tree_utils.tree_get_all_with_path(lie, "nu")] == [layout]
-    counters = [found for _, found in optax.tree_utils.tree_get_all_with_path(lie, "count")]
-    assert counters and all(found.is_fully_replicated for found in counters)
+    moments = moment_shardings(opt_state, layout)
+    assert jax.tree.structure(moments) == jax.tree.structure(opt_state)
+    named = lambda name: [tree for _, tree in optax.tree_utils.tree_get_all_with_path(moments, name)]
+    assert named("mu") == named("nu") == [layout]
+    assert named("count") and all(sharding.is_fully_replicated for sharding in named("count"))
 
 
 def test_schedules():

@@ -72,6 +72,7 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
             problems += [problem] if problem else []
     for name, value in values.items():
         if name.startswith(_INSIDE_FREE) and not _is_plain(value):
+            name = name if name.isprintable() else shown(name)
             problems.append(
                 f"{name} = {shown(value)} must be text, a finite number, true, false, none or a list of these"
             )

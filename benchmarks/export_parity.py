@@ -9,6 +9,8 @@ transformers loads the whole directory, and PEFT the adapters on the checkpoint 
 differences of logits in float32 are printed.
 """
 
+# torch and peft are in requirements-parity.txt alone:
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse
@@ -24,12 +26,12 @@ from transformers import AutoModelForCausalLM
 
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.train_state import Checkpoints
-from hintsd_jax.config import schema as schema
+from hintsd_jax.config import base
+from hintsd_jax.config.build import build, lora_config, optimizer_config
 from hintsd_jax.export import export
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.runs.workdir import Workdir, versions
-from hintsd_jax.session import lora_config, optim_config
 from hintsd_jax.training.state import create
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
@@ -39,13 +41,10 @@ def made_up_run(folder: Path, source: Path, rank: int):
     """A workdir with one checkpoint. Returns (config, policy, frozen weights, student's, teacher's); rank 0: weights as
     they were loaded.
     """
-    config = schema.base()
-    config.policy.path, config.lora.rank, config.lora.alpha, config.lora.targets = (
-        str(source),
-        rank,
-        3.0,
-        tuple(LORA_TARGETS),
-    )
+    edge = base()
+    lora_keys = {"lora.rank": rank, "lora.alpha": 3.0, "lora.targets": tuple(LORA_TARGETS)}
+    edge.update_from_flattened_dict({"policy.path": str(source), **lora_keys})
+    config = build(edge)
     policy, weights = load_policy(source, lora=lora_config(config))
     if rank:
         adapter = jax.eval_shape(lambda: lora.init_adapter(policy, jax.random.key(0)))
@@ -56,9 +55,9 @@ def made_up_run(folder: Path, source: Path, rank: int):
         student, teacher = noise(0), noise(1)
     else:
         student = teacher = weights
-    state = create(jax.tree.map(jax.numpy.asarray, student), optim_config(config)).replace(ema=teacher)
+    state = create(jax.tree.map(jax.numpy.asarray, student), optimizer_config(config)).replace(ema=teacher)
     with Workdir.open(folder, config):
-        checkpoints = Checkpoints(folder / "checkpoints", 1)
+        checkpoints = Checkpoints.open(folder, config)
         checkpoints.save(1, state, {}, {})
         checkpoints.close()
     return config, policy, weights, student, teacher
@@ -81,7 +80,7 @@ def compare(source: Path, folder: Path) -> dict[str, float | int]:
     )
 
     config, policy, base, student, teacher = made_up_run(folder / "adapted", source, rank=3)
-    config.export.dtype = "float32"
+    config = config.replaced({"export.dtype": "float32"})
     whole, of_student, of_teacher = export(config, str(folder / "adapted"))
     ours = {}
     for name, adapter in (("student", student), ("teacher", teacher), ("base", None)):
@@ -108,8 +107,7 @@ def main() -> None:
     for expected in sorted(FIXTURES.glob("*/expected.npz")):
         source = expected.parent
         with tempfile.TemporaryDirectory() as folder:
-            base = shutil.copytree(source, Path(folder, "base"))
-            found = compare(base, Path(folder))
+            found = compare(shutil.copytree(source, Path(folder, "base")), Path(folder))
         if not lines:
             lines += ["| checkpoint | " + " | ".join(found) + " |", "|---|" + "--:|" * len(found)]
         lines.append(
@@ -120,7 +118,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     if arguments.out:
         here = versions() | {"torch": torch.__version__}
-        head = f"# Exported and loaded in transformers and PEFT: largest differences of logits\n\nMade by `python -m benchmarks.export_parity`; {here}.\n\n"
+        head = "# Exported and loaded in transformers and PEFT: largest differences of logits\n\n"
+        head += f"Made by `python -m benchmarks.export_parity`; {here}.\n\n"
         arguments.out.write_text(head + "\n".join(lines) + "\n")
 
 

@@ -26,7 +26,8 @@ REPO = Path(__file__).resolve().parents[1]
 GIB = 2**30
 # A decoder as wide as Qwen3-0.6B and as deep as it takes to be 1.1 GiB in bfloat16.
 SHAPE = {
-    "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936, "num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16,
+    "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936, "num_hidden_layers": 28,
+    "hidden_size": 1024, "num_attention_heads": 16,
     "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
     "tie_word_embeddings": True, "max_position_embeddings": 40_960,
 }  # fmt: skip
@@ -86,7 +87,8 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
 
 def run(folder: str, devices: int = 4, compute_dtype: str = "float32", lora: bool = False) -> dict[str, float]:
     """`measure` in a process of its own."""
-    call = f"import json; from benchmarks.load_memory import measure; print(json.dumps(measure({folder!r}, {devices}, {compute_dtype!r}, {lora})))"
+    measured = f"measure({folder!r}, {devices}, {compute_dtype!r}, {lora})"
+    call = f"import json; from benchmarks.load_memory import measure; print(json.dumps({measured}))"
     done = subprocess.run([sys.executable, "-c", call], cwd=REPO, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -98,7 +100,8 @@ def bound(found: dict[str, float], slack: int = GIB) -> float:
 
 
 def _resident(field: str) -> int:
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
 
 
 def main() -> None:
@@ -123,7 +126,8 @@ def main() -> None:
     if arguments.out:
         from hintsd_jax.runs.workdir import versions
 
-        head = f"# Memory while a checkpoint is loaded, GiB\n\nMade by `python -m benchmarks.load_memory`, {arguments.devices} fake devices; {versions()}.\n\n"
+        head = "# Memory while a checkpoint is loaded, GiB\n\nMade by `python -m benchmarks.load_memory`,"
+        head += f" {arguments.devices} fake devices; {versions()}.\n\n"
         arguments.out.write_text(head + "\n".join(lines) + "\n")
 
 

@@ -99,20 +99,29 @@ class Moment:
     nth: int = 1
 
 
+DECODE = "hintsd_jax.sampling.programs:decode"
+DESK_STEP = "hintsd_jax.envs.desk.env:Desk.step"
+ORBAX = "orbax.checkpoint._src.path"
 MOMENTS = {
-    "rollout": Moment("rollout: the second decode call", "hintsd_jax.sampling.programs:decode", within="rollout", nth=2),
-    "environment": Moment("rollout: in the middle of an environment's step", "hintsd_jax.envs.desk.env:Desk.step", afterwards, "rollout", 5),
-    "analysis": Moment("analysis: questions about failed episodes are decoded", "hintsd_jax.sampling.programs:decode", within="analysis"),
-    "apply": Moment("update: gradients accumulated, not applied", "hintsd_jax.training.train_step:apply", within="update"),
+    "rollout": Moment("rollout: the second decode call", DECODE, within="rollout", nth=2),
+    "environment": Moment("rollout: in the middle of an environment's step", DESK_STEP, afterwards, "rollout", 5),
+    "analysis": Moment("analysis: questions about failed episodes are decoded", DECODE, within="analysis"),
+    "apply": Moment(
+        "update: gradients accumulated, not applied", "hintsd_jax.training.train_step:apply", within="update"
+    ),
     "applied": Moment("update: applied, nothing written", "hintsd_jax.runs.workdir:Workdir.write_episodes"),
     "row": Moment("metrics: half a row written", "hintsd_jax.runs.metrics:MetricsWriter.write", torn_line),
     "save": Moment("save: the row written, the save not begun", "hintsd_jax.checkpoints.train_state:Checkpoints.save"),
-    "commit": Moment("save: in the background, not yet renamed, while the next update runs",
-                     "orbax.checkpoint._src.path.atomicity:AtomicRenameTemporaryPath.finalize", in_the_next_update),
-    "committed": Moment("save: renamed, no old checkpoint deleted yet",
-                        "orbax.checkpoint._src.path.deleter:StandardCheckpointDeleter.delete_steps"),
-    "delete": Moment("save: an old checkpoint half deleted", "orbax.checkpoint._src.path.deleter:PathDeleter.delete", half_deleted),
-}  # fmt: skip
+    "commit": Moment(
+        "save: in the background, not yet renamed, while the next update runs",
+        f"{ORBAX}.atomicity:AtomicRenameTemporaryPath.finalize",
+        in_the_next_update,
+    ),
+    "committed": Moment(
+        "save: renamed, no old checkpoint deleted yet", f"{ORBAX}.deleter:StandardCheckpointDeleter.delete_steps"
+    ),
+    "delete": Moment("save: an old checkpoint half deleted", f"{ORBAX}.deleter:PathDeleter.delete", half_deleted),
+}
 PHASES = {
     "rollout": "hintsd_jax.session:Session.play",
     "analysis": "hintsd_jax.hindsight.analyser:ModelAnalyser.review",
@@ -248,12 +257,14 @@ def chain(arguments: argparse.Namespace) -> Iterator[list[str]]:
                 f"the run was not killed at {key!r} but ended with status {status}: see {log}, or raise optim.steps"
             )
         note, step = json.loads((killed / "killed.json").read_text()), newest(killed)
-        if step == before:
+        if step is None or step == before:
             raise SystemExit(f"killed at {key!r} without a new checkpoint")
         yield [moment.name, str(note["step"]), str(step), verdict(differences(killed, whole, step))]
     if start([*main, f"--workdir={killed}"], log):
         raise SystemExit(f"the killed run failed: see {log}")
     final = newest(whole)
+    if final is None:
+        raise SystemExit(f"the whole run left no checkpoint: see {log}")
     wrong = differences(killed, whole, final)
     if (killed / "held_out.json").read_bytes() != (whole / "held_out.json").read_bytes():
         wrong.append("held_out.json")
@@ -282,7 +293,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     versions = json.loads((arguments.workdir / "killed" / "config.json").read_text())["versions"][-1]
     command = f"`{arguments.config}` {' '.join((*SMALL, *arguments.overrides))}"
-    text = f"# One run, killed {len(MOMENTS)} times\n\n{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s. {command}\n\n"
+    text = f"# One run, killed {len(MOMENTS)} times\n\n{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    text += f" {command}\n\n"
     text += "\n".join(lines) + f"\n\nVersions: {json.dumps(versions)}\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)

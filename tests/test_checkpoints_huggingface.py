@@ -95,7 +95,7 @@ def test_bfloat16_weights_become_float32(checkpoint):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_loading_holds_little_more_than_the_parameters(tmp_path):
-    """Stacked parameters are filled in place: one of 80 MiB, held twice or converted as a whole, would be seen."""
+    """Stacked parameters are filled in place: one of 80 MiB, copied or converted as a whole would show."""
     shape = load_memory.SHAPE | {
         "vocab_size": 4096,
         "hidden_size": 512,
@@ -103,9 +103,13 @@ def test_loading_holds_little_more_than_the_parameters(tmp_path):
         "intermediate_size": 2048,
     }
     load_memory.write_checkpoint(tmp_path, shape, files=2)
-    found = load_memory.run(str(tmp_path))
-    assert found["files"] == 2 and found["params"] > 250 * 2**20
-    assert found["params"] < found["peak"] - found["start"] < found["params"] + 2 * found["largest"] + 110 * 2**20
+    measured = load_memory.run(str(tmp_path))
+    assert measured["files"] == 2 and measured["params"] > 250 * 2**20
+    assert (
+        measured["params"]
+        < measured["peak"] - measured["start"]
+        < measured["params"] + 2 * measured["largest"] + 110 * 2**20
+    )
 
 
 def test_a_tied_checkpoint_may_store_its_head_if_it_is_the_embedding(checkpoint):

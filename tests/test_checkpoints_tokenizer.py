@@ -100,9 +100,9 @@ def test_generation_stops(tmp_path, content, stops):
     assert generation_stops(tmp_path) == stops
 
 
-@pytest.mark.parametrize("found", ["</s>", [1, "2"], True, -1, [None], {"id": 2}, 1.0])
-def test_stops_that_are_no_ids_are_refused(tmp_path, found):
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
+@pytest.mark.parametrize("stated", ["</s>", [1, "2"], True, -1, [None], {"id": 2}, 1.0])
+def test_stops_that_are_no_ids_are_refused(tmp_path, stated):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
     with pytest.raises(
         UserError, match="generation_config.json: eos_token_id is .* must be a token id or a list"
     ) as error:

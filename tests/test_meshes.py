@@ -181,10 +181,10 @@ def test_no_large_array_lies_whole_on_every_device(played):
 @pytest.mark.parametrize("name", ["2x2x2", "1x1x8"])
 def test_checkpoints_are_loaded_to_their_place_on_any_mesh(played, name):
     """Biases, tied tables and bfloat16 files too; the first row of the fixtures is not padded."""
-    for fixture, found in read(played, f"loaded_{name}").items():
-        assert found["placed"], fixture
+    for fixture, loaded in read(played, f"loaded_{name}").items():
+        assert loaded["placed"], fixture
         np.testing.assert_allclose(
-            found["logits"], np.load(FIXTURES / fixture / "expected.npz")["logits"][:1], atol=1e-5
+            loaded["logits"], np.load(FIXTURES / fixture / "expected.npz")["logits"][:1], atol=1e-5
         )
 
 

@@ -83,25 +83,25 @@ def dropped():
     return np.asarray(forward(DROPPED, DROPPING, TOKENS, POSITIONS, KEYS))
 
 
-def test_a_fresh_adapter_changes_no_bit(base_hidden):
-    fresh = init_adapter(CONFIG, jax.random.key(0))
-    np.testing.assert_array_equal(forward(lora.attach(BASE, fresh), CONFIG, TOKENS), base_hidden)
-    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+def test_a_new_adapter_changes_no_bit(base_hidden):
+    new = init_adapter(CONFIG, jax.random.key(0))
+    np.testing.assert_array_equal(forward(lora.attach(BASE, new), CONFIG, TOKENS), base_hidden)
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
 
 def test_a_starts_uniform_and_different_everywhere():
     """Within 1 / sqrt(inputs), as PEFT draws it, for the output projection of attention over heads and head dimensions
     together.
     """
-    fresh, other = (init_adapter(CONFIG, jax.random.key(seed))["layers"] for seed in (0, 1))
+    new, other = (init_adapter(CONFIG, jax.random.key(seed))["layers"] for seed in (0, 1))
     inputs = {"query": 24, "key": 24, "value": 24, "out": 40, "gate": 24, "up": 24, "down": 44}
     for part, module in LORA_TARGETS.values():
-        a = np.asarray(fresh[part][module]["a"])
+        a = np.asarray(new[part][module]["a"])
         bound = inputs[module] ** -0.5
         assert 0.95 * bound < np.abs(a).max() <= bound
         np.testing.assert_allclose(a.std(), bound / np.sqrt(3), rtol=0.2)
         assert not np.array_equal(a[0], a[1]) and not np.array_equal(a, other[part][module]["a"])
-    assert not np.array_equal(fresh["attention"]["query"]["a"], fresh["attention"]["key"]["a"])
+    assert not np.array_equal(new["attention"]["query"]["a"], new["attention"]["key"]["a"])
 
 
 def test_alpha_0_changes_no_bit(base_hidden, hidden):

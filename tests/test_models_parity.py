@@ -61,9 +61,9 @@ def test_float32_logits_of_ragged_rows(case):
 
 def test_bfloat16_is_no_further_off_than_transformers_itself(case):
     path, expected = case
-    truth, seen = expected["logits"], real(expected)
-    ours = np.abs(ragged_logits(path, expected, compute_dtype="bfloat16") - truth)[seen]
-    theirs = np.abs(expected["logits_bf16"] - truth)[seen]
+    truth, tokens = expected["logits"], real(expected)
+    ours = np.abs(ragged_logits(path, expected, compute_dtype="bfloat16") - truth)[tokens]
+    theirs = np.abs(expected["logits_bf16"] - truth)[tokens]
     assert 0 < ours.mean() <= theirs.mean()
     assert ours.max() <= theirs.max()
 

@@ -74,7 +74,7 @@ def test_resume_cuts_later_and_torn_rows(tmp_path):
         writer.write(step, {"x": step / 7})
     writer.close()
     assert lines(tmp_path) == whole
-    MetricsWriter(tmp_path).close()  # a fresh start
+    MetricsWriter(tmp_path).close()  # a new start
     assert lines(tmp_path) == []
 
 

@@ -198,10 +198,10 @@ def test_other_weights_see_nothing_of_the_last_run(params):
     """The cache of the student must not serve the teacher, although prompts are equal."""
     served, other = engine(), jax.tree.map(lambda leaf: leaf * 1.1, params)
     served.run(params, [Dialogue([5, 6, 7], key=1)])
-    again, fresh = Dialogue([5, 6, 7], key=1), Dialogue([5, 6, 7], key=1)
+    again, new = Dialogue([5, 6, 7], key=1), Dialogue([5, 6, 7], key=1)
     served.run(other, [again])
-    engine().run(other, [fresh])
-    assert again.tokens == fresh.tokens and again.logprobs == fresh.logprobs
+    engine().run(other, [new])
+    assert again.tokens == new.tokens and again.logprobs == new.logprobs
 
 
 def drop_some(at, size):
@@ -228,13 +228,13 @@ def test_a_rewrite_is_a_fresh_job_with_that_context(params, name):
     stats = engine().run(params, [job])
     ((before, _, _),) = job.contexts
     context = list(REWRITES[name](before))
-    fresh = Dialogue(context, [[13, 14]], key=5, sampling=GREEDY)
-    engine().run(params, [fresh])
-    assert job.tokens == fresh.tokens and job.spans == fresh.spans
-    np.testing.assert_allclose(job.logprobs, fresh.logprobs, atol=2e-5)
+    new = Dialogue(context, [[13, 14]], key=5, sampling=GREEDY)
+    engine().run(params, [new])
+    assert job.tokens == new.tokens and job.spans == new.spans
+    np.testing.assert_allclose(job.logprobs, new.logprobs, atol=2e-5)
 
-    held = before[:-1]  # the last sampled token never entered the cache
-    common = next((n for n, (a, b) in enumerate(zip(held, context)) if a != b), min(len(held), len(context) - 1))
+    cached = before[:-1]  # the last sampled token never entered the cache
+    common = next((n for n, (a, b) in enumerate(zip(cached, context)) if a != b), min(len(cached), len(context) - 1))
     assert stats.prefill_tokens == 11 + (len(context) - 1 - common) + 2
     assert (common == 0) == (name in ("everything", "one token"))
 

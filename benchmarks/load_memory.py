@@ -143,7 +143,8 @@ def measured(title: str, folder: str, devices: int) -> Iterator[str]:
         found = run(folder, devices, dtype, lora)
         if found["peak"] > bound(found):
             raise SystemExit(
-                f"{title}, {name}: the peak of {found['peak'] / GIB:.2f} GiB exceeds its bound of {bound(found) / GIB:.2f}"
+                f"{title}, {name}: the peak of {found['peak'] / GIB:.2f} GiB exceeds its bound of"
+                f" {bound(found) / GIB:.2f}"
             )
         numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
         gib = " | ".join(f"{number / GIB:.2f}" for number in numbers)

@@ -1,4 +1,4 @@
-"""One pass for all targets of an episode against one example per target: the same gradient, tokens processed, time.
+"""One pass for all targets of an episode against one pass for each: the same gradient, tokens gone through, and time.
 
   python -m benchmarks.branches --out=benchmarks/results/branches.md
 
@@ -15,70 +15,72 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tabulate import tabulate
+from jax.sharding import Mesh
 
+from benchmarks.pages import RESULTS, markdown_table
 from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh, put_batch
 from hintsd_jax.runs.workdir import versions
 from hintsd_jax.training import train_step
-from hintsd_jax.training.batching import BatchShapes, make_batches
+from hintsd_jax.training.batching import Batches, BatchShapes, make_batches
 from hintsd_jax.training.examples import Branch, Example
 from hintsd_jax.training.loss_parts import Divergence
 from hintsd_jax.training.losses import Loss
-from hintsd_jax.training.state import OptimConfig, create
+from hintsd_jax.training.state import OptimConfig, TrainState, create
 
 FEEDBACK, ACTION, TARGETS, EPISODES = 24, 16, 3, 4
-LOSS = Loss((Divergence(),))
+LOSS = Loss((Divergence(),), chunk_tokens=128)
 
 
-def episode(rng: np.random.Generator, number: int, length: int, vocabulary: int) -> Example:
-    """Targets at the end of the fourth quarter's thirds."""
+def example(rng: np.random.Generator, number: int, length: int, vocabulary: int) -> Example:
+    """An episode with targets at the end of the fourth quarter's thirds."""
     ids = lambda size: tuple(int(i) for i in rng.integers(1, vocabulary, size))
     tokens, branches = ids(length), []
     for n in range(1, TARGETS + 1):
         stop = length * (9 + n) // 12
-        logprobs, weights = (0.0,) * ACTION, {"divergence": 1.0}
-        branches.append(Branch(n, stop - ACTION, stop, stop - ACTION - 3, ids(FEEDBACK), logprobs, weights))
+        weights = {"divergence": 1.0}
+        branches.append(Branch(n, stop - ACTION, stop, stop - ACTION - 3, ids(FEEDBACK), (0.0,) * ACTION, weights))
     return Example(number, tokens, tuple(branches))
 
 
-def measure(policy, state, mesh, length: int, rounds: int, rng) -> dict:
-    examples = [episode(rng, n, length, policy.vocab_size) for n in range(EPISODES)]
-    together = BatchShapes((length,), (TARGETS * (FEEDBACK + ACTION),), (TARGETS * ACTION,), EPISODES)
+def layouts(examples: list[Example], length: int) -> dict[str, Batches]:
+    """The examples with a shared trunk ("branches"), and one for each target ("separate")."""
+    shared = BatchShapes((length,), (TARGETS * (FEEDBACK + ACTION),), (TARGETS * ACTION,), batch_size=EPISODES)
     lengths = tuple(length * (9 + n) // 12 for n in range(1, TARGETS + 1))
-    apart = BatchShapes(lengths, (length + FEEDBACK,), (ACTION,), EPISODES, trunk=False)
-    layouts = {
-        "branches": make_batches(examples, together, LOSS),
-        "separate": make_batches([one for example in examples for one in example.separated()], apart, LOSS),
-    }
+    alone = BatchShapes(lengths, (length + FEEDBACK,), (ACTION,), batch_size=EPISODES, trunk=False)
+    separate = [one for example in examples for one in example.separated()]
+    return {"branches": make_batches(examples, shared, LOSS), "separate": make_batches(separate, alone, LOSS)}
 
-    def gradient(batches):
+
+def measure(
+    policy: PolicyConfig, state: TrainState, mesh: Mesh, length: int, rounds: int, rng: np.random.Generator
+) -> dict:
+    by_layout = layouts([example(rng, n, length, policy.vocab_size) for n in range(EPISODES)], length)
+
+    def gradient(batches: Batches) -> train_step.Accumulator:
         with jax.set_mesh(mesh):
             accumulator = train_step.zeros(state.params, LOSS)
             for batch in batches.batches:
-                accumulator, _ = train_step.accumulate(
-                    None, state, accumulator, put_batch(batch, mesh), policy=policy, loss=LOSS
-                )
+                on_device = put_batch(batch, mesh)
+                accumulator, _ = train_step.accumulate(None, state, accumulator, on_device, policy=policy, loss=LOSS)
             return jax.block_until_ready(accumulator)
 
-    results = {name: gradient(batches) for name, batches in layouts.items()}  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    results = {name: gradient(batches) for name, batches in by_layout.items()}  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in by_layout}
     for _ in range(rounds):
-        for name, batches in layouts.items():
+        for name, batches in by_layout.items():
             began = time.perf_counter()
             gradient(batches)
             seconds[name].append(time.perf_counter() - began)
-    differences = [
-        float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
-        for a, b in zip(*(jax.tree.leaves(results[name].grads) for name in layouts), strict=True)
-    ]
-    tokens = {name: each.student_tokens + each.teacher_tokens - each.padding_tokens for name, each in layouts.items()}
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(results[name].grads)) for name in by_layout), strict=True)
+    losses = [float(result.sums["loss"]) for result in results.values()]
+    passed = lambda batches: batches.student_tokens + batches.teacher_tokens - batches.padding_tokens
     return {
-        "length": length,
-        "tokens": tokens,
+        "tokens": {name: passed(batches) for name, batches in by_layout.items()},
         "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
-        "gradient": max(differences),
-        "loss": abs(float(results["branches"].sums["loss"] / results["separate"].sums["loss"]) - 1),
+        "gradient": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs),
+        "loss": abs(losses[0] / losses[1] - 1),
     }
 
 
@@ -87,30 +89,27 @@ def main() -> None:
     parser.add_argument("--policy", default="assets/desk-policy")
     parser.add_argument("--lengths", default="288,1152,2304")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/branches.md"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "branches.md")
     arguments = parser.parse_args()
     policy, params = load_policy(arguments.policy)
     mesh, rng = make_mesh(devices=jax.devices()[:1]), np.random.default_rng(0)
     state = create(params, OptimConfig())
     rows = []
     for length in map(int, arguments.lengths.split(",")):
-        result = measure(policy, state, mesh, length, arguments.rounds, rng)
-        tokens, seconds = result["tokens"], result["seconds"]
-        cells = [f"{length:,}"]
-        for unit, form in ((tokens, ",d"), (seconds, ".2f")):
-            ratio = unit["separate"] / unit["branches"]
-            cells += [format(unit["branches"], form), format(unit["separate"], form), f"{ratio:.2f}"]
-        rows.append([*cells, f"{result['loss']:.0e}", f"{result['gradient']:.0e}"])
-        print(*rows[-1], flush=True)
-    columns = ["episode", "tokens, one pass", "tokens, separate", "ratio", "s, one pass", "s, separate", "ratio"]
-    columns += ["loss apart", "gradient apart"]
-    lines = [
-        f"# One pass for all targets against one example per target\n\n{time.strftime('%Y-%m-%d')}."
+        found = measure(policy, state, mesh, length, arguments.rounds, rng)
+        (shared, alone), (fast, slow) = found["tokens"].values(), found["seconds"].values()
+        tokens = [f"{shared:,}", f"{alone:,}", f"{alone / shared:.2f}"]
+        times = [f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.2f}"]
+        rows.append([length, *tokens, *times, f"{found['loss']:.0e}", f"{found['gradient']:.0e}"])
+        print(*rows[-1], sep="  ", flush=True)
+    head = ["episode", "tokens, one pass", "tokens, separate", "ratio", "s, one pass", "s, separate", "ratio"]
+    table = markdown_table([*head, "loss apart", "gradient apart"], rows, left=())
+    text = (
+        f"# One pass for all targets against one pass for each\n\n{time.strftime('%Y-%m-%d')}."
         f" `python -m benchmarks.branches`: {EPISODES} episodes, {TARGETS} targets each in the last quarter, feedback"
-        f" {FEEDBACK} and action {ACTION} tokens; student's gradient and teacher's scores.\n",
-        tabulate(rows, columns, tablefmt="pipe", disable_numparse=True, stralign="right"),
-    ]
-    text = "\n".join(lines) + f"\n\nVersions: {json.dumps(versions())}\n"
+        f" {FEEDBACK} and action {ACTION} tokens; student's gradient and teacher's scores.\n\n{table}\n\n"
+        f"Versions: {json.dumps(versions())}\n"
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
 

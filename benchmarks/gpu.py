@@ -1,9 +1,9 @@
 """What one GPU reaches of its own limits with the programs of a run: prefill, decoding, the update, at a policy's real
 shapes.
 
-  python -m benchmarks.gpu                                                       Qwen3-4B, about 6 minutes on an H100
-  python -m benchmarks.gpu --small --shape assets/desk-policy/config.json --out /tmp/gpu    the program itself, on any
-  machine
+  python -m benchmarks.gpu               Qwen3-4B, about 6 minutes on an H100
+  python -m benchmarks.gpu --small --shape assets/desk-policy/config.json --out /tmp/gpu
+                                         the program itself, on any machine
 
 Weights are random and never leave the device, so no checkpoint is needed. Every section runs in a process of its own:
 its peak memory is its own, and one that fails or is cut leaves the others alone. Rows are printed as they come and
@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
+from benchmarks.pages import REPO, markdown_table
+
 SECTIONS = ("ceilings", "decode", "update", "prefill", "attention", "precision", "many")  # the most wanted first
 MARK = "row: "  # before the JSON of a row on a section's stdout
 _COLUMNS = ("what", "ms", "tokens/s", "TFLOP/s", "GB/s", "of ceiling", "compile s", "note")
@@ -36,12 +37,14 @@ _FORMATS = {
     "compile s": "{:.0f}",
 }
 _NOTES = """\
-Times are medians of 5 after a warm-up (2 where one takes more than 3 s), to the end of the last kernel; compiling is apart. A ceiling is what this
-card itself reached: a product of two random 8192 x 8192 matrices in bfloat16, and a copy within its memory, bytes read and written together.
-TFLOP/s count what is needed: of causal attention the half below the diagonal; of the update the student's forward pass, once more under
-remat, the gradient of its inputs (no frozen weight gets one), the teacher's forward pass, and logits of action tokens alone.
-GB/s of decoding count weights once and each slot's keys and values up to its length. `held` and `peak` are the allocator's, now and
-at most since the section began, compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s arithmetic for the same shapes.
+Times are medians of 5 after a warm-up (2 where one takes more than 3 s), to the end of the last kernel; compiling is
+apart. A ceiling is what this card itself reached: a product of two random 8192 x 8192 matrices in bfloat16, and a copy
+within its memory, bytes read and written together. TFLOP/s count what is needed: of causal attention the half below the
+diagonal; of the update the student's forward pass, once more under remat, the gradient of its inputs (no frozen weight
+gets one), the teacher's forward pass, and logits of action tokens alone. GB/s of decoding count weights once and each
+slot's keys and values up to its length. `held` and `peak` are the allocator's, now and at most since the section began,
+compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s arithmetic for
+the same shapes.
 """
 
 
@@ -68,12 +71,13 @@ def run(
     process = subprocess.Popen(
         call, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    rows, messages = process.stdout or (), process.stderr or ()
     errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
+    reader = threading.Thread(target=lambda: errors.extend(messages), daemon=True)
     reader.start()
     timer = threading.Timer(limit_s, process.kill)
     timer.start()
-    for line in process.stdout:
+    for line in rows:
         if line.startswith(MARK):
             yield {"section": section, **json.loads(line.removeprefix(MARK))}
     status = process.wait()
@@ -88,28 +92,24 @@ def run(
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the Markdown table, without its section."""
     row = {**row, "note": f"**failed**: {row['error']}" if "error" in row else row.get("note", "")}
-    text = lambda name: _FORMATS.get(name, "{}").format(row[name]) if row.get(name) is not None else ""
-    return [text(name).replace("|", "/").replace("\n", " ") for name in _COLUMNS]
+    return [_FORMATS.get(name, "{}").format(row[name]) if row.get(name) is not None else "" for name in _COLUMNS]
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The page: where it ran, and one table with a line in bold before each section."""
     about = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
-    lines = [
-        f"# What one GPU reaches: {found['card']}\n",
-        f"{found['date']}, `python -m benchmarks.gpu`, shapes of {found['shape']}, LoRA of rank 32 on q and v, driver {found['driver']}; {about};"
-        f" {found['seconds']:.0f} s in all.\n",
-        _NOTES,
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|---" + "|--:" * (len(_COLUMNS) - 2) + "|---|",
-    ]
-    section = None
+    lines, section = [], None
     for row in found["rows"]:
         if row["section"] != section:
             section = row["section"]
-            lines.append(f"| **{section}** |" + " |" * (len(_COLUMNS) - 1))
-        lines.append("| " + " | ".join(cells(row)) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([f"**{section}**"] + [""] * (len(_COLUMNS) - 1))
+        lines.append(cells(row))
+    table = markdown_table(_COLUMNS, lines, left=(0, len(_COLUMNS) - 1))
+    return (
+        f"# What one GPU reaches: {found['card']}\n\n"
+        f"{found['date']}, `python -m benchmarks.gpu`, shapes of {found['shape']}, LoRA of rank 32 on q and v, driver"
+        f" {found['driver']}; {about}; {found['seconds']:.0f} s in all.\n\n{_NOTES}\n{table}\n"
+    )
 
 
 def save(found: dict[str, Any], out: Path) -> None:
@@ -145,8 +145,9 @@ def main() -> None:
     parser.add_argument("--section-seconds", type=float, default=180.0, help="nor longer than this by itself")
     parser.add_argument("--small", action="store_true", help="short lengths, to try the program without a GPU")
     arguments = parser.parse_args()
-    began, ceilings = time.monotonic(), {}
-    found = {
+    began = time.monotonic()
+    ceilings: dict[str, float] = {}
+    found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "card": "unknown",
         "driver": driver(),
@@ -158,11 +159,9 @@ def main() -> None:
     }
     for section in [name for name in SECTIONS if name == "ceilings" or name in (arguments.only or SECTIONS)]:
         left = arguments.seconds - (time.monotonic() - began)
-        rows = (
-            run(section, arguments, ceilings, min(left, arguments.section_seconds))
-            if left > 10
-            else iter([{"section": section, "what": section, "error": "no time left"}])
-        )
+        rows: Iterator[dict[str, Any]] = iter([{"section": section, "what": section, "error": "no time left"}])
+        if left > 10:
+            rows = run(section, arguments, ceilings, min(left, arguments.section_seconds))
         for row in rows:
             ceilings |= row.get("ceiling", {})
             for name in ("card", "versions"):

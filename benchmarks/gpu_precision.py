@@ -5,16 +5,15 @@ Part of `benchmarks.gpu`.
 from __future__ import annotations
 
 import contextlib
-import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu_sections import emit, guarded
+from benchmarks.gpu_measuring import Section, emit, guarded
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk.generator import generate_task
@@ -22,22 +21,17 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-from hintsd_jax.tools.desk_policy.rows import Demonstrator
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_sections import Section
+from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator
 
 ROWS, GENERATED = 64, 32
 
 
 class Greedy:
-    """One generation after a prompt; see `sampling.engine.Job`."""
+    """One generation after a prompt; see `sampling.Job`."""
 
-    sampling = Sampling(0.0, 1.0, 0, GENERATED)
-    key = np.zeros(2, np.uint32)
-
-    def __init__(self, prompt: list[int], context: int):
+    def __init__(self, prompt: Sequence[int], context: int):
         self.prompt, self.context, self.ids = prompt, context, []
+        self.sampling, self.key = Sampling(0.0, 1.0, 0, GENERATED), np.zeros(2, np.uint32)
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids = ids
@@ -58,7 +52,7 @@ def measure(section: Section, path: Path) -> None:
     rows = 4 if section.sizes.slots < 8 else ROWS
     tokenizer = load_tokenizer(path)
     chat = ChatFormat(tokenizer)
-    player = Demonstrator(chat, tokenizer, random.Random(0))
+    player = Demonstrator(chat, 0)
     episodes = [player.play(generate_task(0, index)) for index in range(rows)]
     length = max(len(episode.tokens) for episode in episodes)
     tokens_BT = np.zeros((rows, length), np.int32)
@@ -85,7 +79,8 @@ def measure(section: Section, path: Path) -> None:
     logp_BT, best_BT, ids = play(jax.devices("cpu")[0], "float32")
     emit(
         "reference: CPU, float32",
-        note=f"{rows} played Desk episodes, {real_BT.sum():,} tokens; {len(prompts)} greedy generations, {sum(map(len, ids)):,} tokens",
+        note=f"{rows} played Desk episodes, {real_BT.sum():,} tokens;"
+        f" {len(prompts)} greedy generations, {sum(map(len, ids)):,} tokens",
     )
     for name, dtype, precision in (
         ("float32", "float32", None),
@@ -97,11 +92,10 @@ def measure(section: Section, path: Path) -> None:
             off = np.abs(other_BT - logp_BT)[real_BT]
             agree = (likeliest_BT == best_BT)[real_BT].mean()
             same = np.mean([a == b for a, b in zip(ids, generated, strict=True)])
-            alike = sum(sum(x == y for x, y in zip(a, b)) for a, b in zip(ids, generated, strict=True)) / sum(
-                map(len, ids)
-            )
+            in_place = [x == y for a, b in zip(ids, generated, strict=True) for x, y in zip(a, b, strict=False)]
+            alike = sum(in_place) / sum(map(len, ids))
             emit(
                 f"this device, {name}",
-                note=f"log-probs apart by {off.max():.1e} at most, {off.mean():.1e} on average; likeliest token the same at {agree:.2%};"
-                f" greedy generations: {same:.1%} the same, {alike:.2%} of their tokens in place",
-            )  # fmt: skip
+                note=f"log-probs apart by {off.max():.1e} at most, {off.mean():.1e} on average; likeliest token the"
+                f" same at {agree:.2%}; greedy generations: {same:.1%} the same, {alike:.2%} of their tokens in place",
+            )

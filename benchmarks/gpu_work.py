@@ -42,16 +42,16 @@ def prefill(policy: PolicyConfig, rows: int, length: int, start: int) -> int:
 
 
 def update(policy: PolicyConfig, trunk: int, branches: list[tuple[int, int]], actions: int) -> int:
-    """One row in `distill.step.accumulate` under LoRA and remat. branches: (tokens of the trunk that one sees, its own
-    tokens).
+    """One example in `training.train_step.accumulate` under LoRA and remat. branches: (prefix of the trunk that one
+    attends to, its own tokens).
 
     Student: forward twice and the gradient of inputs, which is as much again for weights and twice as much for
     attention. Teacher: one forward pass over trunk and branches. Logits: the student's three times, the teacher's once.
     """
     student = 3 * layers(policy, trunk) + 4 * mixing(policy, causal(trunk)) + 3 * head(policy, actions)
-    stream = sum(size for _, size in branches)
-    looks = causal(trunk) + sum(causal(size, seen) for seen, size in branches)
-    return student + layers(policy, trunk + stream) + mixing(policy, looks) + head(policy, actions)
+    branch_tokens = sum(size for _, size in branches)
+    pairs = causal(trunk) + sum(causal(size, prefix) for prefix, size in branches)
+    return student + layers(policy, trunk + branch_tokens) + mixing(policy, pairs) + head(policy, actions)
 
 
 def decode_bytes(policy: PolicyConfig, lengths: list[int], itemsize: int = 2) -> int:

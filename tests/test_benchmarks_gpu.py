@@ -1,4 +1,5 @@
 import argparse
+import re
 from functools import partial
 
 import jax
@@ -91,10 +92,10 @@ def test_page_has_every_row_under_its_section():
         "seconds": 1.0,
         "rows": rows,
     }
-    table = [line for line in gpu.markdown(found).splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table] == [
+    table = [re.sub(" +", " ", line) for line in gpu.markdown(found).splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip(" :-") for line in table] == [
         "what",
-        "---",
+        "",
         "**ceilings**",
         "copy",
         "**decode**",

@@ -39,7 +39,7 @@ test: lint $(VENV)/.installed-bfcl $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
-	$(PY) -m ruff format --check --quiet $(CODE)
+	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m ruff check --quiet $(CODE)
 	$(PY) -m pyright
 	$(VENV)/bin/lint-imports --no-cache
@@ -61,7 +61,7 @@ desk-policy: $(VENV)/.installed
 	$(PY) -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build dist *.egg-info
 
 # Stamps: an environment is made once, and installed into again only when a requirements file is newer.
 $(VENV)/.made:

@@ -24,6 +24,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from benchmarks.pages import REPO, markdown_table
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import base
@@ -34,7 +35,7 @@ from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.runs.workdir import Workdir, versions
 from hintsd_jax.training.state import create
 
-FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+FIXTURES = REPO / "tests" / "fixtures"
 
 
 def made_up_run(folder: Path, source: Path, rank: int):
@@ -103,24 +104,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    lines = []
+    head, lines = [], []
     for expected in sorted(FIXTURES.glob("*/expected.npz")):
         source = expected.parent
         with tempfile.TemporaryDirectory() as folder:
             found = compare(shutil.copytree(source, Path(folder, "base")), Path(folder))
-        if not lines:
-            lines += ["| checkpoint | " + " | ".join(found) + " |", "|---|" + "--:|" * len(found)]
-        lines.append(
-            f"| {source.name} | "
-            + " | ".join(f"{value:.1e}" if isinstance(value, float) else str(value) for value in found.values())
-            + " |"
-        )
-        print(lines[-1], flush=True)
+        head = ["checkpoint", *found]
+        values = [f"{value:.1e}" if isinstance(value, float) else value for value in found.values()]
+        lines.append([source.name, *values])
+        print(*lines[-1], sep="  ", flush=True)
+    table = markdown_table(head, lines)
+    print(table)
     if arguments.out:
         here = versions() | {"torch": torch.__version__}
-        head = "# Exported and loaded in transformers and PEFT: largest differences of logits\n\n"
-        head += f"Made by `python -m benchmarks.export_parity`; {here}.\n\n"
-        arguments.out.write_text(head + "\n".join(lines) + "\n")
+        title = "# Exported and loaded in transformers and PEFT: largest differences of logits\n\n"
+        arguments.out.write_text(f"{title}Made by `python -m benchmarks.export_parity`; {here}.\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-REPO = Path(__file__).resolve().parents[1]
+from benchmarks.pages import REPO, markdown_table
+
 GIB = 2**30
 # A decoder as wide as Qwen3-0.6B and as deep as it takes to be 1.1 GiB in bfloat16.
 SHAPE = {
@@ -110,28 +111,24 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--shape", type=Path, action="append", default=[], help="further shapes: a config.json each")
     arguments = parser.parse_args()
-    lines = [
-        "| | | files | parameters | largest tensor | at start | peak | bound | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for title, shape in {
-        "made up": SHAPE,
-        **{path.stem: json.loads(path.read_text()) for path in arguments.shape},
-    }.items():
+    lines, shapes = [], {path.stem: json.loads(path.read_text()) for path in arguments.shape}
+    for title, shape in {"made up": SHAPE, **shapes}.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), shape, files=2)
             for line in measured(title, folder, arguments.devices):
                 lines.append(line)
-                print(line, flush=True)
+                print(*line, sep="  ", flush=True)
+    head = ["shape", "weights", "files", "parameters", "largest tensor", "at start", "peak", "bound", "seconds"]
+    table = markdown_table(head, lines, left=(0, 1))
+    print(table)
     if arguments.out:
         from hintsd_jax.runs.workdir import versions
 
-        head = "# Memory while a checkpoint is loaded, GiB\n\nMade by `python -m benchmarks.load_memory`,"
-        head += f" {arguments.devices} fake devices; {versions()}.\n\n"
-        arguments.out.write_text(head + "\n".join(lines) + "\n")
+        title = "# Memory while a checkpoint is loaded, GiB\n\nMade by `python -m benchmarks.load_memory`,"
+        arguments.out.write_text(f"{title} {arguments.devices} fake devices; {versions()}.\n\n{table}\n")
 
 
-def measured(title: str, folder: str, devices: int) -> Iterator[str]:
+def measured(title: str, folder: str, devices: int) -> Iterator[list[str]]:
     """A row of the table for each way of loading; all weights in float32 only where they take less than half of this
     machine's memory.
     """
@@ -147,8 +144,8 @@ def measured(title: str, folder: str, devices: int) -> Iterator[str]:
                 f" {bound(found) / GIB:.2f}"
             )
         numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
-        gib = " | ".join(f"{number / GIB:.2f}" for number in numbers)
-        yield f"| {title} | {name} | {found['files']} | {gib} | {found['seconds']:.1f} |"
+        gib = [f"{number / GIB:.2f}" for number in numbers]
+        yield [title, name, str(found["files"]), *gib, f"{found['seconds']:.1f}"]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does a run that is killed again and again end as one never killed? Ten SIGKILLs at ten moments of one run, compared
 bit by bit.
 
-  python benchmarks/resume.py --workdir=runs/resume --out=benchmarks/results/resume.md
+  python -m benchmarks.resume --workdir=runs/resume --out=benchmarks/results/resume.md
 
 One run goes through uninterrupted and keeps every checkpoint. Another is killed at each moment in turn, every time
 after it has a checkpoint that the process before it did not have, and started again with the same command. After every
@@ -33,7 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
-REPO = Path(__file__).resolve().parents[1]
+from benchmarks.pages import REPO, markdown_table
+
 SKIPPED = ("time/", "memory/", "compile/")
 # Small steps, so that ten starts do not take long; an evaluation every third step, so that a best checkpoint is kept
 # beside the last.
@@ -286,16 +287,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further overrides, such as optim.steps=40")
     arguments = parser.parse_args()
     arguments.workdir, began = arguments.workdir.absolute(), time.monotonic()
-    lines = ["| killed | in step | newest checkpoint then | equal so far |", "|---|--:|--:|---|"]
-    print("\n".join(lines), flush=True)
+    lines = []
     for row in chain(arguments):
-        lines.append(f"| {' | '.join(row)} |")
-        print(lines[-1], flush=True)
+        lines.append(row)
+        print(*row, sep="  ", flush=True)
+    table = markdown_table(["killed", "in step", "newest checkpoint then", "equal so far"], lines, left=(0, 3))
     versions = json.loads((arguments.workdir / "killed" / "config.json").read_text())["versions"][-1]
     command = f"`{arguments.config}` {' '.join((*SMALL, *arguments.overrides))}"
     text = f"# One run, killed {len(MOMENTS)} times\n\n{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
     text += f" {command}\n\n"
-    text += "\n".join(lines) + f"\n\nVersions: {json.dumps(versions)}\n"
+    text += f"{table}\n\nVersions: {json.dumps(versions)}\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
 

@@ -102,8 +102,10 @@ def test_commands_are_understood(page, in_checkout, capsys):
 def refused(words: list[str], complete: bool) -> str:
     """What is wrong with a command, or nothing. complete: it has all its arguments."""
     match words:
-        case ["export", _] | [".", ".venv/bin/activate"]:
+        case ["export", _] | [".", ".venv/bin/activate"] | ["pip", "check"]:
             return ""
+        case ["pip", "install", "--no-deps", "-r", file]:
+            return "" if (ROOT / file).is_file() else "no such file"
         case ["make", target]:
             return "" if target in TARGETS else "no such target"
         case ["pip", "install", what]:

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Targeted hindsight self-distillation (HINT-SD) for LLM agents, in JAX/Flax."""
 
 import os

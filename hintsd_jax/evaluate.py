@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Avg@k and Best@k: weights and held-out tasks in, success rates out; for each category too, where tasks carry one.
 
 The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Export: a run's checkpoint flows in, directories flow out that transformers, vLLM and SGLang read.
 
 A whole directory (config, weights with the adapter merged, tokenizer, chat template) in the form of the checkpoint that

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Files of one JSON value a line, as a run appends them: a path flows in, parsed lines flow out.
 
 Invariant: a last line without a newline was torn by a kill and is no line; any other broken line is an error that names

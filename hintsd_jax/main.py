@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The command line: `hintsd-jax train --config=desk --workdir=runs/desk [--config.optim.lr=1e-4 ...]`.
 
 The same as `python -m hintsd_jax ...` and as `python -m hintsd_jax.main --mode=train ...`. Flags go in, one run comes

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Parts that a config names: a registered name or a path "package.module:name" goes in, the object comes out.
 
 Environments, algorithms and selectors of one's own all come in through here.

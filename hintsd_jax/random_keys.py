@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Keys of everything that is drawn: what a draw belongs to goes in, raw key data comes out.
 
 Invariant 4: a key follows from (seed, step, name, index) alone, never from a slot, a neighbour or the clock.

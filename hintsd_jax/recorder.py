@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What a training run writes down around its loop: metrics, episodes, checkpoints, alarms, progress, the last table.
 
 The loop hands over the outcome of every step. Nothing here changes what is learnt, but for two things that alarms may

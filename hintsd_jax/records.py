@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """A step or a run as numbers, records and a last table. Reads everything, changes nothing."""
 
 from __future__ import annotations

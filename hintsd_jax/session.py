@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The parts of a run, opened from its config: mesh, policy, chat format, engine, environment, algorithm.
 
 Training and evaluation share it. Everything is loaded and checked here, before the first episode.

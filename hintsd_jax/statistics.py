@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Intervals: one value for each task or episode in, the two ends of a percentile bootstrap interval out.
 
 A resample draws as many tasks (or episodes) as there are, with replacement. The seed is fixed: the same values always

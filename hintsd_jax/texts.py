@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Text from outside: names that may be misspelt, and characters that no tokenizer takes."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The training loop, top to bottom: roll out, look back at the failures, distil the actions that caused them, move the
 teacher.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Algorithms, one module each: what is analysed, what is trained on, and which parts the loss has.
 
 An algorithm of one's own is a class named in the config as "package.module:Class"; see `algorithms.base.Algorithm`.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The interface of all algorithms: the episodes of a training step go in, training examples and a loss come out.
 
 The trainer knows no algorithm by name. It asks, in this order: `loss_parts` (once), `analyse` (who is asked about which

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Actions of an episode as branches: what the student read before an action stands in the episode; here is worked out
 what the teacher reads before it.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What a training step has to learn from: its episodes with what hindsight says of them, as algorithms ask for it."""
 
 from __future__ import annotations

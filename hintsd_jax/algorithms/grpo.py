@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """GRPO (arXiv 2402.03300): a policy gradient on all actions, with advantages from the rewards of a task's rollouts.
 
 A = (R - mean) / (std + 1e-6) within the task's rollouts, the same for every action token of an episode; the loss is

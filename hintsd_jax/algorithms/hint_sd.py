@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """HINT-SD, targeted hindsight self-distillation (arXiv 2605.17873): distil the few actions that broke a failed episode.
 
     for every training step:

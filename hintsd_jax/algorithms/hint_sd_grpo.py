@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """HINT-SD + GRPO: targets are distilled, and all actions have GRPO's policy gradient.
 
 The loss is mean divergence over the targets' tokens + loss.policy_gradient_weight x mean policy-gradient loss over the

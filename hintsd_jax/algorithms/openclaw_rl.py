@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """OpenClaw-RL as the HINT-SD paper ran it: dense feedback, a judge on every step of every episode.
 
 The judge sees one action and the observation after it, never the whole episode, never the outcome. It gives a verdict

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Rejection sampling (RAFT, expert iteration): supervised learning on the policy's own successes, fresh in each step.
 
 Not the paper's SFT, which is offline and on a stronger model's trajectories.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """SDPO (arXiv 2601.20802): distil whole episodes from a teacher that has read a solution, or feedback, at their start.
 
 Before the first step the teacher reads a successful rollout of the same task (never the episode itself); where none

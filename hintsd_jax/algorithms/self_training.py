@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Self-training, a control and no algorithm to use: supervised learning on the policy's own unselected samples.
 
 What it gains, sharpening of the policy's own distribution gains, without any signal about success.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Hugging Face directories in and out: config.json, safetensors, tokenizer.json <-> (PolicyConfig, Params, tokenizer).
 
 Reading and writing walk the same list of parameters, so what is written is read back bit for bit. Every name, shape and

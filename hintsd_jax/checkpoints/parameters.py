@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The parameters of a policy here and in a Hugging Face checkpoint: a policy's shape flows in, its parameters with both
 names and shapes flow out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Adapters in PEFT's format in and out: adapter_config.json + adapter_model.safetensors <-> the adapter tree of
 `models.lora`.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Safetensors and JSON on disk, for policies and for adapters: paths flow in, checked arrays and dictionaries flow out.
 
 Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The tokenizer of a Hugging Face directory: tokenizer.json, its chat template and generation_config.json flow in, a
 tokenizer and the token ids that end a generation flow out. No torch, no network.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Checkpoints: a train state and a small JSON record flow in under a step, and come out bit-equal.
 
 Invariant: a checkpoint is there whole or not at all. Orbax writes into a temporary folder and renames it when all is on

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """A ConfigDict goes in, once; the typed config of a run comes out, and from it the configs of the rooms.
 
 Whatever needs a part of the settings (engine, optimizer, adapter, ...) gets it from here, with or without a run around

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The edge of the schema: a ConfigDict with every key for config files and flags, and one line about a key that the
 schema lacks.
 """

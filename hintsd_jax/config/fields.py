@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One key of the schema: its default, its meaning and what it may be; checks, messages and the reference read it."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Config files: a shipped config's name or a path goes in, a locked ConfigDict comes out.
 
 A config file is Python with a `get_config()` that starts from `hintsd_jax.config.base()`. Whatever goes wrong in it is

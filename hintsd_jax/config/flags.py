@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Flags: the words of a command line go in; the config with its overrides, and the other flags' values come out.
 
 `--config=NAME` gives the config, `--config.KEY=VALUE` an override of the type that the key has (ml_collections reads

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The reference of all settings: the schema goes in, the text of --help and docs/config.md come out.
 
 `python -m hintsd_jax.config.reference` writes docs/config.md of the checkout; a test compares.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Every setting of a run: one frozen dataclass a section, one `key` a setting.
 
 This is the only list. From it come the ConfigDict that config files start from (`edge.base`), the checks

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What a config must be: types, choices, ranges and what goes together. A config goes in, problems come out, a
 line each. No jax here, so that a wrong config is refused at once.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The environment protocol: a task goes in, messages and rewards come out, and a privileged report at the end.
 
 `tasks(split)` gives task mappings; `reset(task)` gives the first messages and the tool documentation; each sampled

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Task sets as TensorFlow Datasets builders, built once on a machine and read without TensorFlow.
 
 In: a builder class that lists its tasks per split, the folder to keep them in, and a split. Out: `Sequence[Mapping]`

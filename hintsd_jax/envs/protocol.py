@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The gate between environments and the host loop: what an environment's method returned goes in, a checked copy comes
 out.
 

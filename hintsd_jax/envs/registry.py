@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Environments by name: the `env.name` of a config goes in, the environment's class comes out.
 
 A name is registered here ("desk") or a path "package.module:Class". Nothing is imported before it is resolved, so that

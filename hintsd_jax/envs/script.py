@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Scripts, the known actions of a scripted policy in an episode, with one known fault or none: a task goes in, a script
 comes out of each environment's own module.
 """

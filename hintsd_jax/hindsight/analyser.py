@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Analysers: episodes in, targets (step, feedback) out, every drop counted by reason.
 
 `ModelAnalyser` asks a language model, the policy with some weights or an endpoint (see `questions.Asker`). It reads the

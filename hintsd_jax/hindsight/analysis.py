@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What comes of looking back: analyses of episodes, each with its targets, and a count of everything that did not."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One request to an OpenAI-compatible `/chat/completions` server, and what came of it: never an exception for what a
 server does.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """An analyser behind any OpenAI-compatible server: questions in, answers out, many at a time, within a budget.
 
 What a server does never stops the run by itself: a question without an answer is counted by reason. What does stop it,

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The analyser's answer: text in, targets out.
 
 Exactly step 2 of the method: reasoning traces are dropped; the text from the first `{` to the last `}` is JSON;

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One POST under one time limit and one size limit, with the standard library.
 
 Time: the limit holds for a whole request, from the look-up of the host's name to the last byte. Each read from the

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The analyser's questions: a finished episode in, chat messages out.
 
 The analyser reads the task, the bare outcome and the steps; nothing else. Invariant 2 from its other side: no

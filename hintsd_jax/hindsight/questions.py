@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What lies between those who ask a language model and those who answer: questions in, texts out.
 
 An asker is a function of questions: `policy_asker` makes one of the engine and any weights, `endpoint.Endpoint.ask` is

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Which steps of an episode feedback is asked for: an episode goes in, step numbers come out.
 
 In the method the analyser itself names the steps ("hindsight"). The others are the controls for *where*: they give the

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What hindsight hands to distillation: a step of a failed episode and how it should have gone."""
 
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Attention of grouped queries over keys: projected, rotated heads flow in, mixed values flow out.
 
 Three ways to attend: `attend_causal` within a row (training), `attend_past` to a prefix of past keys and to one's own

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The shape and the numerics of one decoder: a Hugging Face `config.json` flows in, a hashable `PolicyConfig` out.
 
 The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The dense decoder of Qwen3, Qwen2.5 and Llama 3: token ids flow in, final-normed hidden states flow out; `project`
 turns those into logits.
 

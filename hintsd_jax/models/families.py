@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The families of dense decoders: one row each for what differs between them, and Hugging Face's names for what they
 share. Tables only.
 

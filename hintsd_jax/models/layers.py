@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The modules of a decoder layer, and the table of embeddings: hidden states and what a pass shares flow in, hidden
 states flow out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Low-rank adapters (LoRA): a policy's shape flows in, an adapter tree flows out. Attached to the frozen weights, it
 acts in every pass; merged into them, it is a part of them.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Rotary positions (RoFormer, arXiv:2104.09864): positions flow in, rotated heads flow out.
 
 Angles are float32 whatever the heads are in, computed once in a pass and shared by all layers.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The one table that says how a logical axis lies on a device mesh, in training and in serving: shapes and axis names
 flow in, shardings flow out.
 

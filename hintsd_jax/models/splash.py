@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Causal attention of whole rows by the splash kernel (Pallas, TPU), each device its own rows and heads: heads flow in,
 mixed values flow out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Chat rendering as token ids: messages in, the ids that they add to an append-only stream out.
 
 A template renders whole dialogues, while a stream only grows. So only what new messages add is tokenised, once.

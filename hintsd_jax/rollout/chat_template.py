@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """A chat template as text: messages in, their rendering out, and the frames that the template writes around messages.
 
 A template renders whole dialogues. What it writes around an assistant's text is read off a stub dialogue whose last

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The host loop between the engine and the environments: tasks in, finished episodes out.
 
 A `Rollout` is the engine's job for one episode. The engine hands it each sampled span; it parses the action, starts the

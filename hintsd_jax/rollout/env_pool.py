@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Environment calls beside the host loop: each environment in a thread of its own, with a time limit for every call.
 
 `EnvPool.step(slot, action)` starts a call and returns a `Call`; `Call.result()` waits for it and gives the value,

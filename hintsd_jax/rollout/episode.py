@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One episode: its append-only token streams with their action spans.
 
 `Episode.begin` takes the tokenised prompt; then, one after the other, `append_action` takes what was sampled and

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Replays: recorded episodes in, the same episodes continued from a chosen step out, with a message before it or not.
 
 Every recorded action before that step goes through a new environment again, and what comes back must be what was

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """A policy that plays scripts, behind the engine's interface: jobs and the texts of their actions in, the same calls to
 the jobs out as from the real engine.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Watches a run's metrics for collapse: rows flow in, alarms flow out.
 
 Invariant: a function of the rows since the run's start, as they stand in `metrics.jsonl`, and of nothing else. `state`

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Answers of the outside world: a key and a JSON value flow in, and come out again when a killed run repeats the step.
 
 A step is computed again from its checkpoint, and everything that it computes comes out as before. What the outside

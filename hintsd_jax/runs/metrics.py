@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Numbers of a run: one mapping a step flows in, one line of `metrics.jsonl` and TensorBoard events flow out.
 
 Invariant: after a resume at step s the file has exactly the rows of steps <= s, so a run that was killed and continued

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What a person reads: metrics rows flow in, a progress bar (terminal) or plain lines (no terminal) and the last table
 flow out.
 

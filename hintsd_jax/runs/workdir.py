@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The folder of one run: a config flows in, a locked folder with `config.json`, `checkpoints/`, `episodes/` flows out.
 
 Invariants: one folder belongs to one config and one running process; every file appears whole or not at all (written

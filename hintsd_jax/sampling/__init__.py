@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The sampling engine: weights and prompt tokens in, sampled tokens out. Usable without the trainer."""
 
 from hintsd_jax.sampling.engine import Engine, EngineConfig, SamplingStats

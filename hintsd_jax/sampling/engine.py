@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Continuous batching: jobs (dialogues with a policy) in, sampled spans out through the jobs' own methods.
 
 A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What the engine serves: a dialogue with a policy, and how its answers are sampled. Types only.
 
 A job gives its prompt, takes every sampled span and answers it with more tokens, until it is over. Episodes and the

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What two sequences of tokens or characters begin with in common: two sequences in, a length out."""
 
 from __future__ import annotations

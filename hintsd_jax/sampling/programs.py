@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The engine's three compiled programs: prefill, copy of a prefix, decode. Each takes the cache and gives it back
 (donated), and is called under the engine's mesh.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One token per row from logits, with temperature, top-k and top-p as traced arrays: another temperature compiles
 nothing.
 

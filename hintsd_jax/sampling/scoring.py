@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Scoring of given actions: contexts and actions flow in, the log-probability of every action token flows out.
 
 Rows are sorted by length and padded to few shapes, one compiled program each; only action tokens are projected to the

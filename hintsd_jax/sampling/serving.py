@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Weights as training lays them out flow in, weights as serving needs them flow out: split over all devices, in the
 compute dtype.
 

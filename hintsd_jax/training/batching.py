@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Examples in, batches of a few fixed shapes out.
 
 Invariants: the batches do not depend on the order of the examples; at most len(length_buckets) x len(branch_buckets)

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """How far two next-token distributions are from each other: log-probabilities in, nats per token out.
 
 Letters: X any leading axes (tokens), V vocabulary, K entries of a reduced support.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What an update learns from, as token ids: an example is a trunk, one token stream of an episode, with its
 branches, the actions that are trained on.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The parts that a loss is a sum of: log-probabilities of student and teacher in, one loss per action token out.
 
 A part says what one token costs; which tokens it acts on, and with which weight, stands in the batch (`weight_BAP`), as

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The loss on action spans: hidden states of student and teacher in, sums over the spans' tokens out.
 
 `span_losses` projects the hidden states of a span to logits, asks every part of the loss (`loss_parts`) what the tokens

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What training carries from update to update: what is trained (all weights, or an adapter), its EMA (the teacher's),
 and the optimizer's state. Frozen weights under an adapter are no part of it.
 

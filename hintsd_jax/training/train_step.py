@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """One update: batches in, a new train state and metrics out.
 
 `accumulate` adds a micro-batch's gradient of the *summed* loss, and its sums, to an accumulator; `apply` divides once

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The two dialogue formats: an action goes in, its calls come out; calls and results go in, messages come out.
 
 "official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does.

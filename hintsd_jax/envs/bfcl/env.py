@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """BFCL v3 multi-turn: user turns, tool calls on simulated backends, and the benchmark's own 0/1 at the end.
 
 In: a task of `bfcl.tasks` and parsed actions. Out: the dialogue in the option `format`: "official" is the benchmark's

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The simulated backends of one BFCL episode, and the only way to call them.
 
 In: a task's initial state and tool calls. Out: the text of each result, as the benchmark's own executor writes it.

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Which steps broke an episode, as well as the ground truth can show. PRIVILEGED.
 
 In: the calls of an episode and those of the ground truth, by user turn, and the first turn that failed. Out:

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """MathAPI in a process of its own, because a call to it can hold Python's interpreter lock for hours: a thread could
 not end it.
 

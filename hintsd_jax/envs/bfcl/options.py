@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The `env.options` of BFCL: a mapping in, checked `Options` out."""
 
 import dataclasses

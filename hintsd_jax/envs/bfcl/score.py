@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The benchmark's score of an episode, turn by turn.
 
 In: after each user turn, the episode's backends and the results of its calls. Out: None, or the first `TurnFailure`,

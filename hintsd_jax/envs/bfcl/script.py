@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Scripts of BFCL tasks for the scripted policy: a task in, the texts of an episode's actions out: the ground truth, or
 the ground truth with one fault at a known step.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """BFCL v3 multi-turn task sets: the files inside the pinned `bfcl-eval` wheel in, task mappings out.
 
 A task is {"id", "split", "category", "entry", "ground_truth"}; the last two are JSON texts, because every domain's

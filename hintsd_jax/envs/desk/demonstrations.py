@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The scripted demonstrator of Desk: tasks in; the actions, hints, reviews and verdicts that the embedded policy has
 learned from out, as text (`hintsd_jax.tools.desk_policy` makes tokens of it).
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Desk: a small simulated office, the embedded default environment.
 
 An action goes in, an observation comes out. A step with tool calls carries them out; a step without any closes the

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Correct feedback on a step of Desk: a call that was left out or an effect that nobody asked for goes in, a sentence
 comes out. The environment's report and the demonstrations share it.
 

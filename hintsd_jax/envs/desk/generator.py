@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Seeded generator of Desk tasks: (seed, index, length, difficulty) in, one task of JSON values out.
 
 A task is a list of user requests. Six kinds are *decisions*: a look-up shows two labelled candidates, the tool accepts

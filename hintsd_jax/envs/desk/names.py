@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The 240 invented names of Desk: people, files, mails, addresses. Every task gives them other roles, so that none of
 them has a meaning.
 

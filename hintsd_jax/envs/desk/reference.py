@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """An office against its task's reference: an office and a request in; the goal, and the calls that are missing,
 possible or surplus, out.
 

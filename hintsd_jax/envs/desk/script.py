@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Scripts of Desk tasks for the scripted policy: a task in, the texts of an episode's actions out: the reference, or
 the reference with one fault at a known step.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Desk's task sets: a seed and a shape of tasks in, generated tasks in three disjoint splits out.
 
 A TensorFlow Datasets builder keeps them. The generator's hash is in the name of its config, so tasks of another

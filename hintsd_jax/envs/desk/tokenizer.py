@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The embedded policy's tokenizer: rendered texts of Desk in, a byte-level BPE of 1,024 entries with Qwen's
 pre-tokeniser and a Qwen-style chat template out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What the policy is warmed up on: demonstrated Desk episodes, hinted ones, reviews and drills as token ids with loss
 weights.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Weighted next-token training of the embedded policy: demonstrations in, parameters out.
 
 Small on purpose: one compiled step per phase, fresh tokens for every step from a seeded demonstrator.

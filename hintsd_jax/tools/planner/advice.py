@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What to change so that a run fits, or fits with more room: a plan in, changes of settings out, each with the plan
 that comes of it.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What the compiler says of the programs that decide whether a run fits: config, policy and devices in, their temporary
 memory out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Devices by name, here or not: "v5e-8", "v5p:2x2x1", "h100:8" or "" (this machine) in; their number, kind and memory
 out.
 

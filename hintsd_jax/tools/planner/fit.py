@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Whether a run fits: config and devices in; totals of each phase, the longest context and the most slots out.
 
 Where the compiler has been asked, its figures stand for the config as it is, and the arithmetic, scaled to them, for

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """`--mode=plan`: will it fit? A config, a policy's shape and devices, here or not, in; what each device will hold out,
 before anything is loaded.
 

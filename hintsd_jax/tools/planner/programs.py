@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Every compiled program of a run from shapes alone: config, policy's shape and mesh in, programs to lower out.
 
 No weights and no devices are needed: the mesh may be of a described topology (`topologies`), so what a pod will hold

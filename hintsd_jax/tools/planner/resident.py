@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What stays on a device in each phase of a run: config, policy's shape and mesh in, bytes by name and phase out.
 
 These rows are exact. Shapes, dtypes and layouts are those of the run (`programs`). Phases:

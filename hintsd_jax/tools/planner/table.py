@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """A plan as text: what each device holds in every phase, whether it fits, what would be the longest, and what to
 change.
 """

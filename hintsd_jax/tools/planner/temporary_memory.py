@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """What a program needs beside its arguments, by arithmetic: config, policy's shape, mesh and length in, bytes on one
 device out.
 

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Devices that are not here, described to XLA's compilers: a topology's name in, a mesh to compile programs for out.
 
 TPUs need libtpu, their compiler (`make libtpu`), and no TPU; GPUs need jax's CUDA plugin and no GPU.

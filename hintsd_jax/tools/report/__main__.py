@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """`python -m hintsd_jax.tools.report`: see `command`."""
 
 import sys

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The command of the report: `python -m hintsd_jax.tools.report WORKDIR [WORKDIR ...] [--out report.html]`.
 
 Folders of runs go in, finished, running or killed; one HTML file comes out that needs nothing else: no network, no

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Runs in, the content of a page out: a small overview that is read at once, and chunks of episodes that are read when
 one is opened.
 """

@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The content of a page in, one HTML file out that is safe to open and needs no network.
 
 Texts of episodes are hostile. None becomes markup: the overview is JSON with every `<`, `>` and `&` escaped, chunks are

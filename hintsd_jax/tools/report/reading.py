@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """The folder of a run in, plain data out, whatever state the run is in.
 
 A run may be going on or have been killed: files that are not there yet, and a last line that was not finished, are no

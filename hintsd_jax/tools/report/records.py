@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Episode records in, what the page shows of them out: one short row for the list, one whole entry to open, and the
 counts of targets.
 

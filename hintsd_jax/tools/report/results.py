@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 """Held-out success in, the lines of the last table out: before, after, and the change, with 95 % intervals over tasks.
 
 The same tasks with the same sampling keys are played before and after, so the change is paired by task, and its

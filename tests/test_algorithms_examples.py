@@ -96,10 +96,11 @@ def test_rejection_sampling_trains_on_successes_and_self_training_on_one_step_of
 
 def test_openclaw_rl_adds_the_judges_verdict_to_what_the_hint_says():
     verdicts = ((1.0, -1.0, 0.0), (0.0, 0.0, 0.0))
-    analyses = [(0, [(2, "x")], verdicts[0]), (3, [], verdicts[1])]
+    analyses = [(0, [(2, "x")], verdicts[0]), (2, [(3, "y")], verdicts[1]), (3, [], verdicts[1])]
     examples, without, texts = examples_of("openclaw_rl", analyses)
-    assert actions(examples) == [(0, 1, False, REINFORCED, 1.0), (0, 2, True, REINFORCED, -1.0)]
-    assert without == {"no_advantage": 3} and texts == ["x"]
+    judged = [(0, 1, False, REINFORCED, 1.0), (0, 2, True, REINFORCED, -1.0)]
+    assert actions(examples) == [*judged, (2, 3, True, REINFORCED, 0.0)]  # a hint alone is something to learn from
+    assert without == {"no_advantage": 2} and texts == ["x", "y"]
 
 
 def test_hint_sd_with_grpo_has_both():

@@ -206,6 +206,8 @@ def test_the_environment_analyser_gives_its_faults():
     assert hindsight.dropped == Counter(over_limit=1, no_report=1, nothing_named=1) and hindsight.questions == 2
     last = by_report("last", failed(faults=(1, 2, 3)))
     assert [t.step for t in last.analyses[0].targets] == [3] and not last.dropped
+    # of given steps all are kept: the limit is the selector's
+    assert [t.step for t in by_report("all", failed(faults=(1, 2, 3))).analyses[0].targets] == [1, 2, 3]
     assert by_report("last", failed(steps=0, faults=())).dropped == Counter(nothing_named=1)
     with pytest.raises(ValueError, match="whole episodes"):
         EnvironmentAnalyser(key_of, "all", 2).judge_steps([failed(faults=(1,))])

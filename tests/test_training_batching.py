@@ -315,6 +315,18 @@ def test_branches_that_continue_stand_or_fall_with_those_before_them():
     assert [span.step for span in result.spans] == [1] and sum(result.dropped.values()) == 2
 
 
+def test_nothing_is_read_on_past_an_action_that_fits_no_bucket():
+    """The teacher would score it without having read what came before."""
+    spans = [(3, 5), (6, 12), (13, 15)]
+    branches = [
+        Branch(n, start, stop, 2, (5,), (0.0,) * (stop - start), WEIGHTS, continues=n > 1)
+        for n, (start, stop) in enumerate(spans, 1)
+    ]
+    result = make_batches([Example(0, (1,) * 15, tuple(branches))], SHAPES, DISTIL)
+    assert [span.step for span in result.spans] == [1]
+    assert (result.dropped["action_too_long"], result.dropped["teacher_too_long"]) == (1, 1)
+
+
 def test_without_a_teacher_there_are_no_branch_tokens():
     episode, loss = make_episode(seed=3), Loss((PolicyGradient(),))
     (example,) = examples(episode, without_teacher(episode, [1, 2, 3, 4], {"policy_gradient": 1.0}, advantage=2.0))

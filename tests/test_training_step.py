@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models_lora import merge
 
-from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
 from hintsd_jax.models.sharding import make_mesh, put_batch, shardings
@@ -24,7 +23,7 @@ from hintsd_jax.training.batching import BatchShapes, blank_batch, make_batches
 from hintsd_jax.training.examples import Branch, Example
 from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
 from hintsd_jax.training.losses import Loss
-from hintsd_jax.training.state import OptimConfig, TrainState, create, learning_rate, moment_shardings, optimizer
+from hintsd_jax.training.state import OptimConfig, TrainState, create, optimizer
 from hintsd_jax.training.train_step import Accumulator, accumulate, apply, batch_losses, update, zeros
 from tests import loss_oracles
 
@@ -481,42 +480,3 @@ def test_adapter_dropout_is_the_same_in_both_layouts_and_on_the_students_side_on
     teacher = lambda accumulator: accumulator.sums["teacher_gap"] + accumulator.sums["logprob"]
     np.testing.assert_allclose([teacher(together), teacher(other)], 2 * [teacher(plain)], rtol=1e-5)
     assert abs(plain.sums["logprob"] - together.sums["logprob"]) > 1e-3 * abs(plain.sums["logprob"])
-
-
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_moments_lie_as_their_parameters(clip_norm):
-    """Adam's two are as large as the weights: they are scattered with them, not on every device."""
-    mesh = jax.sharding.AbstractMesh((2, 2, 2), MESH.axis_names)
-    params = jax.eval_shape(functools.partial(decoder.init_params, POLICY), jax.random.key(0))
-    layout = shardings(params, decoder.logical_axes(POLICY), mesh, "train")
-    assert len({str(sharding.spec) for sharding in jax.tree.leaves(layout)}) > 3
-    opt_state = jax.eval_shape(optimizer(dataclasses.replace(OPTIM, clip_norm=clip_norm)).init, params)
-    moments = moment_shardings(opt_state, layout)
-    assert jax.tree.structure(moments) == jax.tree.structure(opt_state)
-    named = lambda name: [tree for _, tree in optax.tree_utils.tree_get_all_with_path(moments, name)]
-    assert named("mu") == named("nu") == [layout]
-    assert named("count") and all(sharding.is_fully_replicated for sharding in named("count"))
-
-
-def test_schedules():
-    at = lambda step, **options: float(learning_rate(OptimConfig(lr=1.0, total_steps=10, **options))(step))
-    assert [at(s, schedule="constant") for s in (0, 5, 20)] == [1.0, 1.0, 1.0]
-    np.testing.assert_allclose([at(s, schedule="linear") for s in (0, 4, 10, 12)], [1.0, 0.6, 0.0, 0.0], atol=1e-7)
-    np.testing.assert_allclose([at(s, warmup_steps=2) for s in (0, 1, 2, 6, 10)], [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-7)
-    np.testing.assert_allclose([at(s, schedule="constant", warmup_steps=2) for s in (0, 1, 2, 9)], [0.0, 0.5, 1.0, 1.0])
-
-
-def test_weight_decay_is_off_by_default_and_clipping_can_be():
-    assert OptimConfig().weight_decay == 0.0
-    params, grads = {"w": jnp.ones(2)}, {"w": jnp.asarray([30.0, 40.0])}
-    optim = OptimConfig(lr=0.1, eps=1.0, clip_norm=0.0)  # eps = 1: the size of the gradient shows
-    step = jax.jit(lambda: optimizer(optim).update(grads, optimizer(optim).init(params), params)[0])
-    np.testing.assert_allclose(step()["w"], [-0.1 * 30 / 31, -0.1 * 40 / 41], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "options", [{"schedule": "cosine"}, {"warmup_steps": 5, "total_steps": 5}, {"ema_decay": 1.1}, {"lr": -1.0}]
-)
-def test_impossible_options_are_refused_by_name(options):
-    with pytest.raises(UserError, match=f"optim.{next(iter(options))}"):
-        OptimConfig(**options)

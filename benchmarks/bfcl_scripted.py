@@ -103,9 +103,9 @@ def cost(tasks: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if cores:
         os.sched_setaffinity(0, {min(cores)})
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_category: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for task in tasks:
-        seconds, environment = found[task["category"]], Bfcl()
+        seconds, environment = by_category[task["category"]], Bfcl()
         timed(seconds["reset"], environment.reset, task)
         for action in map(parse_action, script.ground_truth(task).actions):
             calls: list[float] = []
@@ -125,7 +125,7 @@ def cost(tasks: Sequence[Mapping]) -> dict[str, dict[str, float]]:
         os.sched_setaffinity(0, cores)
     return {
         category: {name: 1000 * statistics.fmean(values) for name, values in seconds.items()}
-        for category, seconds in found.items()
+        for category, seconds in by_category.items()
     }
 
 

@@ -96,11 +96,11 @@ def main() -> None:
     state = create(params, OptimConfig())
     rows = []
     for length in map(int, arguments.lengths.split(",")):
-        found = measure(policy, state, mesh, length, arguments.rounds, rng)
-        (shared, alone), (fast, slow) = found["tokens"].values(), found["seconds"].values()
+        result = measure(policy, state, mesh, length, arguments.rounds, rng)
+        (shared, alone), (fast, slow) = result["tokens"].values(), result["seconds"].values()
         tokens = [f"{shared:,}", f"{alone:,}", f"{alone / shared:.2f}"]
         times = [f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.2f}"]
-        rows.append([length, *tokens, *times, f"{found['loss']:.0e}", f"{found['gradient']:.0e}"])
+        rows.append([length, *tokens, *times, f"{result['loss']:.0e}", f"{result['gradient']:.0e}"])
         print(*rows[-1], sep="  ", flush=True)
     head = ["episode", "tokens, one pass", "tokens, separate", "ratio", "s, one pass", "s, separate", "ratio"]
     table = markdown_table([*head, "loss apart", "gradient apart"], rows, left=())

@@ -56,7 +56,7 @@ ARMS = {
     "last": ("the last step", ["algorithm=hint_sd", "hindsight.select=last"]),
     "all": ("every step, analysed from the end", ["algorithm=hint_sd", "hindsight.select=all"]),
     "start": ("HINT-SD, feedback at the start", ["algorithm=hint_sd", "hindsight.feedback_position=start"]),
-    "oracle": ("PRIVILEGED: true steps, own words", ["algorithm=hint_sd", "hindsight.select=oracle"]),
+    "oracle": ("PRIVILEGED: true steps, own feedback", ["algorithm=hint_sd", "hindsight.select=oracle"]),
     "environment": ("PRIVILEGED: the environment's report", ["algorithm=hint_sd", "hindsight.analyser=environment"]),
     "self_training": ("self-training: its own unselected samples", ["algorithm=self_training"]),
     "lr0": ("learning rate 0, 3 updates", ["algorithm=hint_sd", "optim.lr=0.0", "optim.steps=3"]),

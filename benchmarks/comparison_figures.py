@@ -100,9 +100,9 @@ def save(figure, path: Path) -> Path:
 
 def curves(axes: Axes, height: float, arms: Mapping, axis: str) -> None:
     """One line an arm, the mean over its seeds, with the seeds' range behind those that matter most; names at the
-    lines' ends. height: of the figure, inches.
+    last points. height: of the figure, inches.
     """
-    ends = []
+    last_points = []
     for arm, seeds in arms.items():
         each = [Curve.of(run) for run in seeds.values()]
         mean = Curve.mean(each)
@@ -115,23 +115,23 @@ def curves(axes: Axes, height: float, arms: Mapping, axis: str) -> None:
             values_SE = 100 * np.array([curve.value[: len(x)] for curve in each])
             axes.fill_between(x, values_SE.min(axis=0), values_SE.max(axis=0), color=colour, alpha=0.12, linewidth=0)
         axes.plot(x[-1], y[-1], "o", color=colour, markersize=3.5, zorder=3)
-        ends.append((arm, colour, x[-1], y[-1]))
+        last_points.append((arm, colour, x[-1], y[-1]))
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
     axes.set_ylabel("success on the evaluation tasks, %")
     if axis != "steps":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    name_ends(axes, height, ends)
+    name_lines(axes, height, last_points)
 
 
-def name_ends(axes: Axes, height: float, ends: Sequence[tuple[str, str, float, float]]) -> None:
+def name_lines(axes: Axes, height: float, last_points: Sequence[tuple[str, str, float, float]]) -> None:
     """The arms' names in a column to the right, apart from each other, each tied to the end of its line.
 
     height: of the figure, inches.
     """
     right = axes.get_xlim()[1]
     gap = 100 * 1.25 * plt.rcParams["font.size"] / 72 / (0.78 * height)
-    order = sorted(ends, key=lambda end: end[3])
+    order = sorted(last_points, key=lambda point: point[3])
     places = spread([y for *_, y in order], gap, 0.0, 100.0)
     for (arm, colour, x, y), place in zip(order, places, strict=True):
         axes.annotate(
@@ -176,8 +176,10 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 
 def dots(axes: Axes, arms: Mapping, labels: Mapping[str, str]) -> None:
     """Avg@k after training, best above: the mean with its interval, each seed a small dot."""
-    found = sorted(((level(seeds, "after", "avg"), arm) for arm, seeds in arms.items()), key=lambda pair: pair[0].mean)
-    for row, (estimate, arm) in enumerate(found):
+    estimates = sorted(
+        ((level(seeds, "after", "avg"), arm) for arm, seeds in arms.items()), key=lambda pair: pair[0].mean
+    )
+    for row, (estimate, arm) in enumerate(estimates):
         colour = COLOURS.get(arm, OTHERS)[0]
         axes.plot(
             [100 * estimate.low, 100 * estimate.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt"
@@ -197,13 +199,13 @@ def dots(axes: Axes, arms: Mapping, labels: Mapping[str, str]) -> None:
     before = 100 * float(np.mean([level(seeds, "before", "avg").mean for seeds in arms.values()]))
     axes.axvline(before, color="#8c8c8c", linewidth=1, linestyle=":")
     axes.annotate(
-        "before", (before, len(found) - 0.45), color="#666666", ha="center", va="bottom", annotation_clip=False
+        "before", (before, len(estimates) - 0.45), color="#666666", ha="center", va="bottom", annotation_clip=False
     )
-    axes.set_yticks(range(len(found)), [plain(labels.get(arm, arm)) for _, arm in found])
-    for tick, (_, arm) in zip(axes.get_yticklabels(), found, strict=True):
+    axes.set_yticks(range(len(estimates)), [plain(labels.get(arm, arm)) for _, arm in estimates])
+    for tick, (_, arm) in zip(axes.get_yticklabels(), estimates, strict=True):
         tick.set_color(COLOURS.get(arm, OTHERS)[0] if arm in COLOURS else "#555555")
         tick.set_fontweight("bold" if arm == "hint_sd" else "normal")
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_ylim(-0.6, len(estimates) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     k = len(next(iter(next(iter(arms.values())).values()))["after"]["success"][0])

@@ -108,9 +108,9 @@ def main() -> None:
     for expected in sorted(FIXTURES.glob("*/expected.npz")):
         source = expected.parent
         with tempfile.TemporaryDirectory() as folder:
-            found = compare(shutil.copytree(source, Path(folder, "base")), Path(folder))
-        head = ["checkpoint", *found]
-        values = [f"{value:.1e}" if isinstance(value, float) else value for value in found.values()]
+            result = compare(shutil.copytree(source, Path(folder, "base")), Path(folder))
+        head = ["checkpoint", *result]
+        values = [f"{value:.1e}" if isinstance(value, float) else value for value in result.values()]
         lines.append([source.name, *values])
         print(*lines[-1], sep="  ", flush=True)
     table = markdown_table(head, lines)

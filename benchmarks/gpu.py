@@ -42,8 +42,8 @@ apart. A ceiling is what this card itself reached: a product of two random 8192 
 within its memory, bytes read and written together. TFLOP/s count what is needed: of causal attention the half below the
 diagonal; of the update the student's forward pass, once more under remat, the gradient of its inputs (no frozen weight
 gets one), the teacher's forward pass, and logits of action tokens alone. GB/s of decoding count weights once and each
-slot's keys and values up to its length. `held` and `peak` are the allocator's, now and at most since the section began,
-compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s arithmetic for
+slot's keys and values up to its length. `in use` and `peak` are the allocator's, now and at most since the section
+began, compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s arithmetic for
 the same shapes.
 """
 
@@ -95,27 +95,27 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [_FORMATS.get(name, "{}").format(row[name]) if row.get(name) is not None else "" for name in _COLUMNS]
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The page: where it ran, and one table with a line in bold before each section."""
-    about = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    about = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
     lines, section = [], None
-    for row in found["rows"]:
+    for row in results["rows"]:
         if row["section"] != section:
             section = row["section"]
             lines.append([f"**{section}**"] + [""] * (len(_COLUMNS) - 1))
         lines.append(cells(row))
     table = markdown_table(_COLUMNS, lines, left=(0, len(_COLUMNS) - 1))
     return (
-        f"# What one GPU reaches: {found['card']}\n\n"
-        f"{found['date']}, `python -m benchmarks.gpu`, shapes of {found['shape']}, LoRA of rank 32 on q and v, driver"
-        f" {found['driver']}; {about}; {found['seconds']:.0f} s in all.\n\n{_NOTES}\n{table}\n"
+        f"# What one GPU reaches: {results['card']}\n\n"
+        f"{results['date']}, `python -m benchmarks.gpu`, shapes of {results['shape']}, LoRA of rank 32 on q and v,"
+        f" driver {results['driver']}; {about}; {results['seconds']:.0f} s in all.\n\n{_NOTES}\n{table}\n"
     )
 
 
-def save(found: dict[str, Any], out: Path) -> None:
+def save(results: dict[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(f"{out.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_name(f"{out.name}.md").write_text(markdown(found))
+    out.with_name(f"{out.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    out.with_name(f"{out.name}.md").write_text(markdown(results))
 
 
 def driver() -> str:
@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     ceilings: dict[str, float] = {}
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "card": "unknown",
         "driver": driver(),
@@ -165,13 +165,13 @@ def main() -> None:
         for row in rows:
             ceilings |= row.get("ceiling", {})
             for name in ("card", "versions"):
-                found[name] = row.pop(name, found[name])
-            found["rows"].append(row)
+                results[name] = row.pop(name, results[name])
+            results["rows"].append(row)
             print(f"{time.monotonic() - began:5.0f} s  {section:10}" + "  ".join(filter(None, cells(row))), flush=True)
-        found["seconds"] = time.monotonic() - began
-        save(found, arguments.out)
-    failed = sum("error" in row for row in found["rows"])
-    print(f"{len(found['rows'])} rows in {found['seconds']:.0f} s, {failed} failed: {arguments.out}.md")
+        results["seconds"] = time.monotonic() - began
+        save(results, arguments.out)
+    failed = sum("error" in row for row in results["rows"])
+    print(f"{len(results['rows'])} rows in {results['seconds']:.0f} s, {failed} failed: {arguments.out}.md")
     sys.exit(bool(failed))
 
 

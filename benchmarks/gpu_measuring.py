@@ -116,7 +116,7 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
 def memory(program: jax.stages.Compiled | None = None) -> str:
     """GiB given out now and at most so far (a CPU does not count), and what a program takes beside its arguments."""
     stats = jax.devices()[0].memory_stats() or {}
-    now = f"held {stats['bytes_in_use'] / GIB:.2f} GiB, peak {stats['peak_bytes_in_use'] / GIB:.2f}" if stats else ""
+    now = f"in use {stats['bytes_in_use'] / GIB:.2f} GiB, peak {stats['peak_bytes_in_use'] / GIB:.2f}" if stats else ""
     return note(now, f"{temporary_bytes(program) / GIB:.2f} left to the program" if program else "")
 
 

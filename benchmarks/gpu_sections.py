@@ -293,8 +293,8 @@ class RunSection(Section):
 
 def main(section: str, shape: str, ceilings: str, *rest: str) -> None:
     with guarded(section):
-        found = RunSection(Path(shape), json.loads(ceilings), SMALL if "--small" in rest else Sizes())
-        getattr(found, f"measure_{section}")()
+        run_section = RunSection(Path(shape), json.loads(ceilings), SMALL if "--small" in rest else Sizes())
+        getattr(run_section, f"measure_{section}")()
 
 
 if __name__ == "__main__":

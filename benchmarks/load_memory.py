@@ -73,7 +73,7 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
 
     mesh = make_mesh(fsdp=devices)
     jnp.zeros(8).block_until_ready()  # the backend is up
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is held
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is in use
     start, began = _resident("VmRSS"), time.perf_counter()
     config, params = load_policy(folder, mesh, compute_dtype=compute_dtype, lora=LoraConfig(8, 16.0) if lora else None)
     jax.block_until_ready(params)
@@ -81,9 +81,9 @@ def measure(folder: str, devices: int, compute_dtype: str, lora: bool) -> dict[s
     checkpoint = open_checkpoint(Path(folder), read_config(folder))
     size = lambda parameter: int(np.prod(parameter.hf_shape)) * checkpoint.dtype(parameter.hf_names[0]).itemsize
     largest = max(map(size, parameters(config)))
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+    param_bytes = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     files = len(set(checkpoint.file_of.values()))
-    return {"start": start, "params": held, "largest": largest, "peak": peak, "seconds": seconds, "files": files}
+    return {"start": start, "params": param_bytes, "largest": largest, "peak": peak, "seconds": seconds, "files": files}
 
 
 def run(folder: str, devices: int = 4, compute_dtype: str = "float32", lora: bool = False) -> dict[str, float]:
@@ -96,8 +96,8 @@ def run(folder: str, devices: int = 4, compute_dtype: str = "float32", lora: boo
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bound(found: dict[str, float], slack: int = GIB) -> float:
-    return found["start"] + found["params"] + 2 * found["largest"] + slack
+def bound(result: dict[str, float], slack: int = GIB) -> float:
+    return result["start"] + result["params"] + 2 * result["largest"] + slack
 
 
 def _resident(field: str) -> int:
@@ -137,15 +137,15 @@ def measured(title: str, folder: str, devices: int) -> Iterator[list[str]]:
     for name, (dtype, lora) in kinds.items():
         if not lora and 4 * stored > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             continue
-        found = run(folder, devices, dtype, lora)
-        if found["peak"] > bound(found):
+        result = run(folder, devices, dtype, lora)
+        if result["peak"] > bound(result):
             raise SystemExit(
-                f"{title}, {name}: the peak of {found['peak'] / GIB:.2f} GiB exceeds its bound of"
-                f" {bound(found) / GIB:.2f}"
+                f"{title}, {name}: the peak of {result['peak'] / GIB:.2f} GiB exceeds its bound of"
+                f" {bound(result) / GIB:.2f}"
             )
-        numbers = [found["params"], found["largest"], found["start"], found["peak"], bound(found)]
+        numbers = [result["params"], result["largest"], result["start"], result["peak"], bound(result)]
         gib = [f"{number / GIB:.2f}" for number in numbers]
-        yield [title, name, str(found["files"]), *gib, f"{found['seconds']:.1f}"]
+        yield [title, name, str(result["files"]), *gib, f"{result['seconds']:.1f}"]
 
 
 if __name__ == "__main__":

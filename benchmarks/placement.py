@@ -190,16 +190,16 @@ def main() -> None:
     failed = [episode for episode in episodes if not episode.success and episode.steps]
     print(f"{len(failed)} of {len(episodes)} rollouts failed; never began: {dict(lost)}", flush=True)
     by_id = {task["id"]: task for task in tasks}
-    found = {name: measure(setup, name, by_id, failed, count, arguments.seed) for name in names}
+    by_analyser = {name: measure(setup, name, by_id, failed, count, arguments.seed) for name in names}
     head = hindsight_setup.header(f"Placement: {config.env.name}", setup)
     head += f" {len(tasks)} tasks of {split} x {rollouts} rollouts, {len(failed)} failed; {count} continuations of each"
     head += " target. Success in %, 95 % intervals by bootstrap over failed episodes."
     if "environment" in names:
         head += f" environment ({ANALYSERS['environment']}) is a ceiling."
-    text = table(found)
+    text = table(by_analyser)
     results = {"tasks": len(tasks), "rollouts": len(episodes), "failed": len(failed), "count": count}
     out = arguments.out or RESULTS / f"placement_{config.env.name}"
-    hindsight_setup.write(out, f"{head}\n\n{text}", results | {"analysers": found})
+    hindsight_setup.write(out, f"{head}\n\n{text}", results | {"analysers": by_analyser})
     if not arguments.out:
         fill(PAGE, f"placement_{config.env.name}", text)
 

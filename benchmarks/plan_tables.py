@@ -124,15 +124,15 @@ def calibrate(only: str) -> Iterator[dict]:
     for case in CASES:
         if case in done or not case.devices.startswith(only):
             continue
-        config, found = case.config, devices.find(case.devices, ROOM)
-        if not found.has_compiler:
+        config, target = case.config, devices.find(case.devices, ROOM)
+        if not target.has_compiler:
             print(f"no compiler for {case.devices}: left out", flush=True)
             continue
-        policy = described_policy(config, Path(config.policy.path), platform=found.platform)
-        candidates = programs(config, policy, found.mesh(**config.mesh.to_dict()))
+        policy = described_policy(config, Path(config.policy.path), platform=target.platform)
+        candidates = programs(config, policy, target.mesh(**config.mesh.to_dict()))
         program = next(program for program in candidates if program.name.startswith(case.program))
         began = time.perf_counter()
-        temp = temporary_bytes(topologies.compiled(program.lower(), found.compiler_options))
+        temp = temporary_bytes(topologies.compiled(program.lower(), target.compiler_options))
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
         yield {
             "case": case,

@@ -33,8 +33,8 @@ def interval(values_N: Sequence[float] | np.ndarray, level: float = 0.95) -> tup
         raise ValueError("no values: an interval needs at least one")
     if np.ptp(values_N) == 0:
         return float(values_N[0]), float(values_N[0])
-    found = bootstrap((values_N,), np.mean, confidence_level=level, **_options())
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    result = bootstrap((values_N,), np.mean, confidence_level=level, **_options())
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def ratio_interval(
@@ -58,8 +58,8 @@ def ratio_interval(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # of resamples without a whole: left out below
-        found = bootstrap((parts_N, wholes_N), ratio, paired=True, confidence_level=level, **_options())
-    low, high = np.nanquantile(found.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+        result = bootstrap((parts_N, wholes_N), ratio, paired=True, confidence_level=level, **_options())
+    low, high = np.nanquantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -41,13 +41,13 @@ def plan(config: Config) -> bool:
     Raises:
       UserError: unknown devices, a mesh that does not lie on them, no config.json, no compiler.
     """
-    planner, found, sources, error, note = make_plan(config)
-    print(table.heading(found), table.memory_table(found, sources), table.verdict(found, error), sep="\n\n")
-    print(*table.limits(planner, found), note, sep="\n")
-    if not found.fits:
-        changes, combined = advice.single_changes(planner, found), advice.combined_change(planner, found)
-        print("what would help, the best first:", *table.advice(found, changes, combined, error), sep="\n")
-    return found.fits
+    planner, planned, sources, error, note = make_plan(config)
+    print(table.heading(planned), table.memory_table(planned, sources), table.verdict(planned, error), sep="\n\n")
+    print(*table.limits(planner, planned), note, sep="\n")
+    if not planned.fits:
+        changes, combined = advice.single_changes(planner, planned), advice.combined_change(planner, planned)
+        print("what would help, the best first:", *table.advice(planned, changes, combined, error), sep="\n")
+    return planned.fits
 
 
 def make_plan(config: Config) -> Planned:

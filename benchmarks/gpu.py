@@ -43,8 +43,8 @@ within its memory, bytes read and written together. TFLOP/s count what is needed
 diagonal; of the update the student's forward pass, once more under remat, the gradient of its inputs (no frozen weight
 gets one), the teacher's forward pass, and logits of action tokens alone. GB/s of decoding count weights once and each
 slot's keys and values up to its length. `in use` and `peak` are the allocator's, now and at most since the section
-began, compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s arithmetic for
-the same shapes.
+began, compiling included; `left to the program` is what it takes beside its arguments; plan is `--mode=plan`'s
+arithmetic for the same shapes.
 """
 
 

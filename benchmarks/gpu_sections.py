@@ -140,16 +140,13 @@ class RunSection(Section):
             "pending_B": ids(slots),
             "position_B": full(fill, np.int32),
             "active_B": full(True, bool),
-            "count_B": full(0, np.int32),
             "limit_B": full(self.sizes.decoded, np.int32),
             "tokens_BA": ids(slots, A),
             "logprobs_BA": self.rng.normal(size=(slots, A)).astype(np.float32),
             "key_B2": self.rng.integers(1, 2**31, (slots, 2)).astype(np.uint32),
             "temperature_B": full(0.6, np.float32),
-            "top_p_B": full(1.0, np.float32),
-            "top_k_B": full(0, np.int32),
         }
-        return programs.DecodeState(**arrays)
+        return programs.idle_state(slots, self.sizes.context, A)._replace(**arrays)
 
     def measure_decode(self) -> None:
         self._measure_decode(self.sizes.slots, self.sizes.context, self.sizes.fills)

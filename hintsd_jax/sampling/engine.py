@@ -131,12 +131,16 @@ class Engine:
             for bucket in self.config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
             self._copy_part([])
-            self._decode(params, self._idle_state(), SamplingStats())
+            self._decode(
+                params,
+                programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens),
+                SamplingStats(),
+            )
 
     def _run(self, params: decoder.Params, queue: deque[Job]) -> SamplingStats:
         stats = SamplingStats()
         slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
-        state = self._idle_state()
+        state = programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens)
         while True:
             self._collect(slots, state)
             self._fill(params, slots, state, queue, stats)
@@ -150,22 +154,6 @@ class Engine:
             self._submit(slots, state, stats)
             if not self.config.overlap_env:
                 self._collect(slots, state)
-
-    def _idle_state(self) -> programs.DecodeState:
-        B, A = self.config.slots, self.config.max_tokens
-        return programs.DecodeState(
-            pending_B=np.zeros(B, np.int32),
-            position_B=np.full(B, self.config.context, np.int32),  # out of range: an empty slot writes nothing
-            active_B=np.zeros(B, bool),
-            count_B=np.zeros(B, np.int32),
-            limit_B=np.zeros(B, np.int32),
-            tokens_BA=np.zeros((B, A), np.int32),
-            logprobs_BA=np.zeros((B, A), np.float32),
-            key_B2=np.zeros((B, 2), np.uint32),
-            temperature_B=np.zeros(B, np.float32),
-            top_p_B=np.ones(B, np.float32),
-            top_k_B=np.zeros(B, np.int32),
-        )
 
     def _collect(self, slots: list[_Slot], state: programs.DecodeState) -> None:
         """Fetches answers in slot order. Called at a decode boundary, so timing cannot change anything but the time."""

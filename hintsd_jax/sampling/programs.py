@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
@@ -45,6 +46,24 @@ class DecodeState(NamedTuple):
     temperature_B: Array
     top_p_B: Array
     top_k_B: Array
+
+
+def idle_state(slots: int, context: int, max_tokens: int) -> DecodeState:
+    """The state of idle slots, as NumPy arrays. Positions are out of range: an idle slot writes nothing."""
+    B, A = slots, max_tokens
+    return DecodeState(
+        pending_B=np.zeros(B, np.int32),
+        position_B=np.full(B, context, np.int32),
+        active_B=np.zeros(B, bool),
+        count_B=np.zeros(B, np.int32),
+        limit_B=np.zeros(B, np.int32),
+        tokens_BA=np.zeros((B, A), np.int32),
+        logprobs_BA=np.zeros((B, A), np.float32),
+        key_B2=np.zeros((B, 2), np.uint32),
+        temperature_B=np.zeros(B, np.float32),
+        top_p_B=np.ones(B, np.float32),
+        top_k_B=np.zeros(B, np.int32),
+    )
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)

@@ -46,16 +46,8 @@ TPUS = {
     "v6e": TpuKind(31.25, 1, _FLAT),
 }
 # GiB that CUDA reports as the total; a driver's version and ECC move the last digit.
-GPUS = {
-    "a10g": 22.0,
-    "a100-40gb": 39.4,
-    "a100-80gb": 79.1,
-    "b200": 178.3,
-    "h100": 79.1,
-    "h200": 139.8,
-    "l4": 22.0,
-    "l40s": 44.4,
-}
+GPUS = {"a10g": 22.0, "a100-40gb": 39.4, "a100-80gb": 79.1, "b200": 178.3, "h100": 79.1, "h200": 139.8}
+GPUS |= {"l4": 22.0, "l40s": 44.4}
 FRACTION = 0.75  # of a GPU's memory that jax takes unless it is told otherwise
 FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the old name
 

@@ -72,19 +72,7 @@ def _engine_programs(config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids:
         lower = partial(sampling.prefill.lower, served, policy, cache, whole((R, L), "int32"), ids, ids)
         yield Program("prefill", f"prefill {R} x {L}", under(lower), size)
     yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, ids, ids)))
-    state = sampling.DecodeState(
-        pending_B=whole((B,), "int32"),
-        position_B=whole((B,), "int32"),
-        active_B=whole((B,), "bool"),
-        count_B=whole((B,), "int32"),
-        limit_B=whole((B,), "int32"),
-        tokens_BA=whole((B, A), "int32"),
-        logprobs_BA=whole((B, A), "float32"),
-        key_B2=whole((B, 2), "uint32"),
-        temperature_B=whole((B,), "float32"),
-        top_p_B=whole((B,), "float32"),
-        top_k_B=whole((B,), "int32"),
-    )
+    state = jax.tree.map(lambda x: whole(x.shape, x.dtype), sampling.idle_state(B, engine.context, A))
     lower = partial(sampling.decode.lower, served, policy, stop_ids, cache, state, whole((), "int32"))
     yield Program("decode", f"decode {B} slots x {engine.context}", under(lower), size)
 

@@ -38,7 +38,7 @@ bfcl: $(VENV)/.installed-bfcl
 test: lint $(VENV)/.installed-bfcl $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m ruff check --quiet $(CODE)
 	$(PY) -m pyright

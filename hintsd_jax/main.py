@@ -82,7 +82,7 @@ def run(command: Command) -> int:
         if not command.rest:
             raise UserError("report needs folders of runs: hintsd-jax report WORKDIR [WORKDIR ...]")
         try:
-            return importlib.import_module("hintsd_jax.tools.report.__main__").main(command.rest)
+            return importlib.import_module("hintsd_jax.tools.report.command").main(command.rest)
         except SystemExit as end:  # its own --help, or a flag that it does not know
             return int(end.code or 0)
     if command.config is None:

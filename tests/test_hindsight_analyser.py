@@ -152,6 +152,11 @@ def beyond(episode, key, max_targets):
     return [1, len(episode.steps) + 1]
 
 
+def peeking(episode, key, max_targets):
+    """Would name the true faults."""
+    return [] if episode.report is None else [fault.step for fault in episode.report.faults]
+
+
 HERE = __name__
 
 
@@ -164,6 +169,12 @@ def test_a_selector_of_ones_own_by_its_path():
     by_report = EnvironmentAnalyser(key_of, f"{HERE}:longest_action", 3).review([episode])
     assert [target.step for target in by_report.analyses[0].targets] == [1]
     assert review([episode], Script([]), f"{HERE}:no_step").dropped == Counter(nothing_named=1)
+
+
+def test_a_selector_of_ones_own_does_not_see_the_ground_truth():
+    episode = failed(faults=(1, 2))
+    assert review([episode], Script([]), f"{HERE}:peeking").questions == 0
+    assert episode.report is not None  # it is withheld, not taken away
 
 
 def test_a_selector_that_cannot_be_used_is_refused_by_name():

@@ -5,11 +5,13 @@
 In the method the analyser itself names the steps ("hindsight"). The others are the controls for *where*: they give the
 steps, and the analyser is asked only how those should have gone.
 
-A selector of one's own is a function with the signature of `Selector`, named in the config as "package.module:name".
+A selector of one's own is a function with the signature of `Selector`, named in the config as "package.module:name". It
+gets the episode without the environment's report, which knows the ground truth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -73,7 +75,8 @@ def find(name: str) -> Selector | None:
         raise UserError(f"selector {name!r} is no function of (episode, key, max_targets)")
 
     def checked(episode: Episode, key: np.ndarray, max_targets: int) -> list[int]:
-        steps = list(selector(episode, key, max_targets))
+        # Without the report: what reads the ground truth must be labelled so, and only ours are.
+        steps = list(selector(dataclasses.replace(episode, report=None), key, max_targets))
         if steps != sorted(set(steps)) or not all(1 <= step <= len(episode.steps) for step in steps):
             count = len(episode.steps)
             raise UserError(

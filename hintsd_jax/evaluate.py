@@ -95,10 +95,9 @@ def score(
     if not len(tasks):
         raise UserError("an evaluation without tasks: raise eval.tasks or eval.test_tasks")
     episodes, dropped, stats = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy, journal=journal)
-    row_of = {task["id"]: n for n, task in enumerate(tasks)}
     success_NK, ended = np.zeros((len(tasks), rollouts)), Counter(dropped)
     for episode in episodes:
-        success_NK[row_of[episode.task_id], episode.rollout] = episode.success
+        success_NK[episode.group, episode.rollout] = episode.success
         ended[episode.ended] += 1
     categories = tuple(str(task.get("category", "")) for task in tasks)
     return Scores(success_NK, stats.sampled_tokens, ended, categories if any(categories) else ()), episodes

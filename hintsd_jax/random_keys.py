@@ -2,7 +2,7 @@
 
 """Keys of everything that is drawn: what a draw belongs to goes in, raw key data comes out.
 
-Invariant 4: a key follows from (seed, step, name, index) alone, never from a slot, a neighbour or the clock.
+Invariant 4: a key follows from (seed, step, name, index, occurrence) alone, never from a slot, a neighbour or the clock.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ import jax
 import numpy as np
 
 
-def job_key(seed: int, step: int, name: str, index: int) -> np.ndarray:
-    """Raw key data (uint32 [2]), folded from the run's seed, the step, a name (task id and purpose) and an index."""
+# Numbers of parts: those from here on are further occurrences of a name, all below are parts of a job (its streams, its
+# questions), of which there are never so many.
+_OCCURRENCES = 2**31
+
+
+def job_key(seed: int, step: int, name: str, index: int, occurrence: int = 0) -> np.ndarray:
+    """Raw key data (uint32 [2]), folded from the run's seed, the step, a name (task id and purpose) and an index; where
+    the name comes again in the step, `occurrence` says for which time, from 0 on.
+    """
     key = jax.random.key(seed)
     for part in (step, zlib.crc32(name.encode()), index):
         key = jax.random.fold_in(key, part)
-    return np.asarray(jax.random.key_data(key))
+    data = np.asarray(jax.random.key_data(key))
+    return data if occurrence == 0 else subkey(data, _OCCURRENCES + occurrence)
 
 
 def subkey(key: np.ndarray, number: int) -> np.ndarray:

@@ -182,7 +182,7 @@ class Session:
         trained: the weights that the policy analyses with, where it does. journal: as in `play`.
         """
         hindsight, seed = self.config.hindsight, self.config.seed
-        key_of = lambda episode: job_key(seed, step, f"hindsight {episode.task_id}", episode.rollout)
+        key_of = lambda e: job_key(seed, step, f"hindsight {e.task_id}", e.rollout, e.occurrence)
         if hindsight.analyser in PRIVILEGED_ANALYSERS:
             return EnvironmentAnalyser(key_of, hindsight.select, hindsight.max_targets)
         if self.endpoint:

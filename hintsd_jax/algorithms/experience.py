@@ -62,7 +62,7 @@ class Experience:
 
     def key(self, episode: Episode, purpose: str) -> np.ndarray:
         """The raw key (uint32 [2]) of something random about an episode."""
-        return job_key(self._seed, self._step, f"{purpose} {episode.task_id}", episode.rollout)
+        return job_key(self._seed, self._step, f"{purpose} {episode.task_id}", episode.rollout, episode.occurrence)
 
     def examples_of(self, episode: Episode, number: int, branches: Sequence[Branch]) -> list[Example]:
         """The examples of an episode's branches, one for each of its streams that has any; `number`: of the episode."""

@@ -29,13 +29,15 @@ class ToolCall:
 class Action:
     """What the policy did in one step.
 
-    calls: in the order in which they are written. problem: why a tool call could not be read; then `calls` is empty,
-    because half of an action is not what the policy meant. Neither calls nor problem: plain text to the user.
+    calls: in the order in which they are written. problem: why a tool call could not be read, for the agent; then
+    `calls` is empty, because half of an action is not what the policy meant. problem_kind: the same as one word, for
+    metrics; "" where there is none. Neither calls nor problem: plain text to the user.
     """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     problem: str | None = None
+    problem_kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,18 @@ def render_call(call: ToolCall, style: str = HERMES) -> str:
     return f"{OPEN}\n{payload}\n{CLOSE}" if style == HERMES else payload
 
 
-def parse_action(text: str, style: str = HERMES) -> Action:
-    """Reads every tool call of a sampled action; never raises. See the module docstring for what is accepted."""
+def parse_action(text: str, style: str = HERMES, cut_at: int = 0) -> Action:
+    """Reads every tool call of a sampled action; never raises. See the module docstring for what is accepted.
+
+    cut_at: the number of tokens at which the action was cut; 0 where it came to its end.
+    """
     try:
         return Action(text, calls=(_read_blocks if style == HERMES else _read_bare)(text))
     except (ValueError, RecursionError) as error:  # RecursionError: the C decoder on thousands of brackets
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return Action(text, problem=problem)
+        if cut_at:
+            return Action(text, problem=f"the action was cut at {cut_at} tokens: {problem}", problem_kind="cut")
+        return Action(text, problem=problem, problem_kind="json")
 
 
 def _read_blocks(text: str) -> tuple[ToolCall, ...]:

@@ -94,11 +94,11 @@ class ChatFormat:
         """The first messages and the generation prompt. `tools` are rendered by the template as they are."""
         return self._delta(self._template.render(messages, tools))
 
-    def delta(self, messages: Iterable[Message]) -> Delta:
-        """What follows an action span that ended with a stop token: the end of its message, `messages`, the generation
-        prompt.
+    def delta(self, messages: Iterable[Message], cut: bool = False) -> Delta:
+        """What follows an action span: the end of its message, `messages`, the generation prompt. With `cut` the span
+        has no stop token, and the delta begins with the one that the template writes.
         """
-        return self._delta(self._template.added(messages))
+        return self._delta((self._template.stop_token if cut else "") + self._template.added(messages))
 
     def announce_tools(
         self, messages: Sequence[Message], tools: Tools
@@ -121,17 +121,18 @@ class ChatFormat:
         ids: Sequence[int],
         messages: Sequence[Message],
         added_tools: Tools = (),
+        cut: bool = False,
     ) -> Delta:
         """What the student reads after an action.
 
         Args:
           dialogue: what came before the action.
           tools: the tool list under which the action was sampled.
-          ids: of the action, which ended with a stop token.
+          ids: of the action; it ended with a stop token unless it was `cut`.
           messages: what answers it, and `added_tools`, what goes into the tool list with it; see `announce_tools`.
         """
         if self._history != "template":
-            return self.delta(messages)
+            return self.delta(messages, cut)
         before = self._template.render(dialogue, tools) + self._text(ids)
         after = [*dialogue, {"role": "assistant", "content": self.decode(ids)}, *messages]
         text = self._template.render(after, [*tools, *added_tools])

@@ -6,8 +6,10 @@ A `Rollout` is the engine's job for one episode. The engine hands it each sample
 environment's step in a worker, and answers with the observation's tokens. An environment that fails, a full context or
 the step limit ends the episode and is counted; it never ends the run.
 
-Invariant 4: an episode depends on (seed, step, task, rollout index) only: its key is folded from those four. Each
-further stream of it (see `Episode`) has a key of its own, which follows from that one.
+An action that was cut at its token limit goes to the environment as it is.
+
+Invariant 4: an episode depends on (seed, step, task, occurrence of the task in the step, rollout index) only: its key is
+folded from those five. Each further stream of it (see `Episode`) has a key of its own, which follows from that one.
 """
 
 from __future__ import annotations
@@ -66,12 +68,13 @@ class Rollout:
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         """Takes a sampled span and starts the environment's step; see `sampling.Job`."""
         text = self._chat.decode(ids)
-        self.episode.append_action(ids, logprobs, text)
-        if not stopped:
-            full = len(self.episode.tokens) >= self._config.context
-            self._end("context" if full else "action_length")
+        step = self.episode.append_action(ids, logprobs, text, cut=not stopped)
+        if step.cut and len(self.episode.tokens) >= self._config.context:
+            self._end("context")
             return
-        self._call = self._pool.step(self._worker, parse_action(text, self._chat.style))
+        action = parse_action(text, self._chat.style, cut_at=len(ids) if step.cut else 0)
+        step.calls, step.problem = len(action.calls), action.problem_kind
+        self._call = self._pool.step(self._worker, action)
 
     def collect(self) -> Sequence[int] | Rewrite | None:
         """The observation's tokens, once the environment has answered; see `sampling.Job`."""
@@ -111,7 +114,8 @@ class Rollout:
         episode, last = self.episode, self.episode.steps[-1]
         number = len(episode.steps)
         ids = episode.tokens[last.start : last.stop]
-        return self._chat.observation(episode.dialogue(number), episode.tools_at(number), ids, messages, tools)
+        dialogue, listed = episode.dialogue(number), episode.tools_at(number)
+        return self._chat.observation(dialogue, listed, ids, messages, tools, cut=last.cut)
 
     def _end(self, reason: str, detail: str = "") -> None:
         self.episode.ended, self.episode.detail = reason, detail
@@ -146,7 +150,8 @@ def run_episodes(
 
     Args:
       params: the weights that `engine` samples with.
-      seed, step: of the run and of the training step; with task id and rollout index they give an episode's key.
+      seed, step: of the run and of the training step; with task id, its occurrence and the rollout index they give an
+        episode's key.
       call_timeout_s: seconds that a call of an environment may take.
       journal: keeps the calls that timed out, under `(phase, task id, slot, call)`, as a task may come twice. One
         journal must not see a phase twice.
@@ -162,6 +167,7 @@ def run_episodes(
         jobs: list[Rollout] = []
         dropped: Counter[str] = Counter()
         prompts: dict[int, tuple[Start, Delta]] = {}
+        occurrences = _occurrences([task["id"] for task in tasks])
         for worker, call in enumerate(calls):
             task_index, rollout = divmod(worker, rollouts)
             task, start = tasks[task_index], call.result()
@@ -172,14 +178,28 @@ def run_episodes(
             if len(prompt.ids) >= config.context:
                 dropped[PROMPT_TOO_LONG] += 1
                 continue
-            episode = Episode.begin(task["id"], rollout, start.messages, prompt, start.tools)
-            jobs.append(Rollout(episode, worker, pool, chat, config, job_key(seed, step, task["id"], rollout)))
+            occurrence = occurrences[task_index]
+            episode = Episode.begin(
+                task["id"], rollout, start.messages, prompt, start.tools, group=task_index, occurrence=occurrence
+            )
+            key = job_key(seed, step, task["id"], rollout, occurrence)
+            jobs.append(Rollout(episode, worker, pool, chat, config, key))
         stats = engine.run(params, jobs)
         for failure in pool.close():
             dropped[f"close_{failure.reason}"] += 1
     for job in jobs:
         job.episode.verify()
     return [job.episode for job in jobs], dropped, stats
+
+
+def _occurrences(names: Sequence[str]) -> list[int]:
+    """For each name, how often it stands before."""
+    seen: Counter[str] = Counter()
+    counts = []
+    for name in names:
+        counts.append(seen[name])
+        seen[name] += 1
+    return counts
 
 
 def _prompt(prompts: dict[int, tuple[Start, Delta]], task_index: int, start: Start, chat: ChatFormat) -> Delta:

@@ -32,7 +32,9 @@ class Step:
     start, stop: `streams[stream].tokens[start:stop]` is the action span, its stop token included. prompt_start: where
     the generation prompt of this step begins; the teacher's feedback message goes in there. text: of the action,
     without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with
-    it.
+    it. cut: the action was cut at its token limit, so no stop token was sampled; the one that the template writes
+    follows the span. calls: how many tool calls were read in the text. problem: the kind of `Action.problem`, "" where
+    there is none.
     """
 
     start: int
@@ -43,6 +45,9 @@ class Step:
     stream: int = 0
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    cut: bool = False
+    calls: int = 0
+    problem: str = ""
 
     @property
     def observation(self) -> str:
@@ -72,11 +77,13 @@ class Episode:
 
     Attributes:
       task_id, rollout: the task, and which of its rollouts this is, from 0 on.
+      group: the number of the task among those that were played together, from 0 on. occurrence: how often the same
+        task stands before it among them.
       prompt_messages, tools: what it began with. prompt_length: tokens of its prompt.
       logprobs: one for each sampled token, in the order of the steps.
       reward, terminated: of the last step.
-      ended: why it ended, such as "terminated", "truncated", "max_steps", "context", "action_length" or "env_error"; ""
-        while it runs.
+      ended: why it ended, such as "terminated", "truncated", "max_steps", "context" or "env_error"; "" while it
+        runs.
       report: of the environment; PRIVILEGED.
       detail: one line for people, e.g. the environment's exception.
       prompt_start: where the open generation prompt begins; None while no action may follow.
@@ -96,6 +103,8 @@ class Episode:
     report: Report | None = None
     detail: str = ""
     prompt_start: int | None = None
+    group: int = 0
+    occurrence: int = 0
 
     @classmethod
     def begin(
@@ -105,9 +114,14 @@ class Episode:
         messages: Iterable[Message],
         prompt: Delta,
         tools: Iterable[Mapping[str, Any]] = (),
+        group: int = 0,
+        occurrence: int = 0,
     ) -> "Episode":
         """An episode that awaits its first action. `prompt` is `ChatFormat.prompt(messages, tools)`."""
-        episode = cls(task_id, rollout, tuple(dict(m) for m in messages), tuple(tools), len(prompt.ids), [Stream()])
+        first = tuple(dict(m) for m in messages)
+        episode = cls(
+            task_id, rollout, first, tuple(tools), len(prompt.ids), [Stream()], group=group, occurrence=occurrence
+        )
         episode._read(prompt)
         return episode
 
@@ -116,8 +130,8 @@ class Episode:
         """The current stream."""
         return self.streams[-1].tokens
 
-    def append_action(self, ids: Sequence[int], logprobs: Sequence[float], text: str) -> Step:
-        """Adds one sampled action span, its stop token included where one was sampled.
+    def append_action(self, ids: Sequence[int], logprobs: Sequence[float], text: str, cut: bool = False) -> Step:
+        """Adds one sampled action span, its stop token included; with `cut` none was sampled.
 
         Raises:
           ValueError: no generation prompt is open, the span is empty, or the lengths differ.
@@ -129,7 +143,8 @@ class Episode:
         start = len(self.tokens)
         self._grow(ids)
         self.logprobs.extend(float(value) for value in logprobs)
-        self.steps.append(Step(start, len(self.tokens), self.prompt_start, text, stream=len(self.streams) - 1))
+        stream = len(self.streams) - 1
+        self.steps.append(Step(start, len(self.tokens), self.prompt_start, text, stream=stream, cut=cut))
         self.prompt_start = None
         return self.steps[-1]
 
@@ -207,7 +222,7 @@ class Episode:
         """
         record = {
             name: getattr(self, name)
-            for name in ("task_id", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")
+            for name in ("task_id", "group", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")
         }
         return record | {
             "prompt_messages": list(self.prompt_messages),

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from hintsd_jax.envs.base import Environment, Message, Start, StepResult
+from hintsd_jax.envs.base import Action, Environment, Message, Start, StepResult
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat, Delta
 from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollout, RolloutConfig
 from hintsd_jax.rollout.env_pool import Call, CallFailure, EnvPool
-from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.sampling import Engine, SamplingStats
 
 POSITIONS = ("target", "start")
@@ -74,11 +74,13 @@ def replayed_prefix(plan: Continuation, chat: ChatFormat) -> Episode:
     """
     recorded = plan.recorded
     messages, delta = _read_before(plan, 1, chat)
-    episode = Episode.begin(recorded.task_id, plan.index, messages, delta, recorded.tools)
+    group, occurrence = recorded.group, recorded.occurrence
+    episode = Episode.begin(recorded.task_id, plan.index, messages, delta, recorded.tools, group, occurrence)
     for number, step in enumerate(recorded.steps[: plan.step - 1], 1):
         first = len(episode.logprobs)
         logprobs = recorded.logprobs[first : first + step.stop - step.start]
-        episode.append_action(recorded.tokens[step.start : step.stop], logprobs, step.text)
+        again = episode.append_action(recorded.tokens[step.start : step.stop], logprobs, step.text, step.cut)
+        again.calls, again.problem = step.calls, step.problem
         messages, delta = _read_before(plan, number + 1, chat)
         episode.append_observation(delta, messages, step.reward, step.tools)
     return episode
@@ -167,10 +169,15 @@ def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> t
                 dropped[REPLAY_DIFFERS] += 1
             else:
                 (ready if steps == plan.step - 1 else unfinished).append(worker)
-        actions = {worker: parse_action(plans[worker].recorded.steps[steps].text, chat.style) for worker in unfinished}
-        calls = {worker: pool.step(worker, action) for worker, action in actions.items()}
+        calls = {
+            worker: pool.step(worker, _action(plans[worker].recorded.steps[steps], chat)) for worker in unfinished
+        }
         steps += 1
     return sorted(ready), dropped
+
+
+def _action(step: Step, chat: ChatFormat) -> Action:
+    return parse_action(step.text, chat.style, cut_at=step.stop - step.start if step.cut else 0)
 
 
 def _as_recorded(result: Start | StepResult, recorded: Episode, steps: int, chat: ChatFormat) -> bool:

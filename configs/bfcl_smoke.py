@@ -36,6 +36,7 @@ def get_config():
     config.rollout.max_action_tokens = 48
     config.rollout.prefill_buckets = (64, 256, 1024)
 
+    config.hindsight.prompts = "compact"  # the only ones that the embedded policy was brought up with
     config.hindsight.max_tokens = 192
     config.hindsight.context = 4096
 

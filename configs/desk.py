@@ -34,6 +34,7 @@ def get_config():
     config.rollout.prefill_rows = 16
     config.rollout.overlap_env = False  # an office answers in microseconds
 
+    config.hindsight.prompts = "compact"  # the only ones that the embedded policy was brought up with
     config.hindsight.max_tokens = 112
     config.hindsight.context = 400
 

@@ -27,6 +27,7 @@ from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
+from hintsd_jax.hindsight.prompts import Benchmark
 from hintsd_jax.hindsight.questions import policy_asker
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
@@ -190,7 +191,15 @@ class Session:
         else:
             sampling = build.answer_sampling(self.config)
             ask = policy_asker(self.engine, self.weights(trained), self.chat, sampling, hindsight.context)
-        return ModelAnalyser(ask, key_of, hindsight.select, hindsight.max_targets, hindsight.max_trajectory_chars)
+        return ModelAnalyser(
+            ask,
+            self.algorithm.prompts,
+            Benchmark.of(self.env_class, self.config.env.name),
+            key_of,
+            hindsight.select,
+            hindsight.max_targets,
+            hindsight.max_trajectory_chars,
+        )
 
 
 def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> list[Mapping]:

@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.config.schema import Config
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analyser
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.rollout.episode import Episode
@@ -51,6 +52,7 @@ class Algorithm:
 
     def __init__(self, config: Config):
         self.config = config
+        self.prompts = prompts.find(config.hindsight.prompts)
         self.loss = Loss(self.loss_parts(), config.loss.chunk_tokens)
 
     @classmethod
@@ -77,9 +79,10 @@ class Algorithm:
     def batch_shapes(self, mesh: Mesh | AbstractMesh) -> BatchShapes:
         """The shapes of the update's batches: so many examples for each part of the mesh that a batch is split over."""
         batch, hindsight, teacher = self.config.batch, self.config.hindsight, self.loss.needs_teacher
+        in_place = hindsight.feedback_position == "target"
         at_start = hindsight.feedback_position == "start"  # then there is no trunk that it could share with the student
         branches, actions = batch.branch_buckets, batch.action_buckets
-        if self.trains_whole_episodes or (teacher and (at_start or hindsight.select == "all")):
+        if self.trains_whole_episodes or (teacher and (not in_place or hindsight.select == "all")):
             branches, actions = batch.whole_episode_buckets[:1], batch.whole_episode_buckets[1:]
         return BatchShapes(
             length_buckets=batch.length_buckets,

@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hintsd_jax.algorithms.base import DEFAULTS, Algorithm
-from hintsd_jax.algorithms.branching import feedback_at_start, feedback_at_target
+from hintsd_jax.algorithms.branching import with_feedback
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.hindsight.analyser import Analyser
 from hintsd_jax.hindsight.analysis import Hindsight
@@ -54,14 +54,8 @@ class HintSD(Algorithm):
         return analyser.review([episode for episode in episodes if not episode.success])
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
-        targets, weights = experience.analysis(episode).targets, {"divergence": 1.0}
-        if self.config.hindsight.feedback_position == "target":
-            return feedback_at_target(episode, targets, experience.chat, weights)
-        return [
-            branch
-            for target in targets
-            for branch in feedback_at_start(episode, [target.step], target.feedback, experience.chat, weights)
-        ]
+        targets, position = experience.analysis(episode).targets, self.config.hindsight.feedback_position
+        return with_feedback(episode, targets, position, self.prompts, experience.chat, {"divergence": 1.0})
 
     def describe_targets(self) -> str:
         hindsight = self.config.hindsight

@@ -2,10 +2,11 @@
 
 """SDPO (arXiv 2601.20802): distil whole episodes from a teacher that has read a solution, or feedback, at their start.
 
-Before the first step the teacher reads a successful rollout of the same task (never the episode itself); where none
-succeeded, what the analyser says of the episode. All actions are trained on, with the generalised Jensen-Shannon
-divergence of `divergences.divergence` and importance weights clipped at `loss.importance_clip`. Episodes with neither
-are left out and counted.
+The teacher begins with another first prompt: the task, then a successful rollout of it (never the episode itself,
+without its reasoning) or, where none succeeded, what the analyser says of the episode, then the request to solve it
+(`PromptSet.teacher_reprompt`). All actions are trained on, with the generalised Jensen-Shannon divergence of
+`divergences.divergence` and importance weights clipped at `loss.importance_clip`. Episodes with neither are left out
+and counted.
 
 The paper's fallback is the environment's feedback; here it is the policy's own review, because what our environments
 report knows the ground truth.
@@ -19,7 +20,6 @@ from hintsd_jax.algorithms.base import DEFAULTS, Algorithm
 from hintsd_jax.algorithms.branching import all_steps, feedback_at_start
 from hintsd_jax.algorithms.experience import Experience, successful_siblings
 from hintsd_jax.config.schema import Config
-from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analyser
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.rollout.episode import Episode
@@ -58,13 +58,11 @@ class SDPO(Algorithm):
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         siblings, targets = experience.successful_siblings(episode), experience.analysis(episode).targets
-        if siblings:
-            text = prompts.solution_hint(siblings[0])
-        elif targets:
-            text = prompts.combined_feedback(targets)
-        else:
+        if not siblings and not targets:
             return []
-        return feedback_at_start(episode, all_steps(episode), text, experience.chat, {"divergence": 1.0})
+        solution = [step.text for step in siblings[0].steps] if siblings else ()
+        messages = self.prompts.teacher_reprompt(episode.prompt_messages, solution=solution, targets=targets)
+        return feedback_at_start(episode, all_steps(episode), messages, experience.chat, {"divergence": 1.0})
 
     def describe_targets(self) -> str:
         return "whole episodes, a sibling's success first"

@@ -13,22 +13,26 @@ from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
 import jax
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from hintsd_jax import algorithms
 from hintsd_jax.algorithms.base import Algorithm
-from hintsd_jax.config import validation
+from hintsd_jax.config import lengths, validation
 from hintsd_jax.config.edge import by_algorithm, flatten, plain
+from hintsd_jax.config.fields import shown
 from hintsd_jax.config.schema import Config, Section
-from hintsd_jax.hindsight import selectors
+from hintsd_jax.hindsight import prompts, selectors
 from hintsd_jax.models.config import LoraConfig
+from hintsd_jax.models.sharding import AXES
 from hintsd_jax.rollout.collector import RolloutConfig
 from hintsd_jax.sampling import EngineConfig, Sampling
+from hintsd_jax.texts import did_you_mean
 from hintsd_jax.training.state import OptimConfig
 
 
 def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
-    """Checks a config and decides what it leaves to the algorithm.
+    """Checks a config and decides what it leaves to the algorithm, or to be derived (see `lengths`).
 
     Raises:
       UserError: one line that lists every problem, not only the first.
@@ -36,24 +40,43 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
     tree = plain(edge)
     values = validation.check(tree)
     chosen = algorithms.find(values["algorithm"])
-    config = _decided(_typed(Config, tree), chosen)
+    config = lengths.derived(_decided(_typed(Config, tree), chosen))
     selectors.find(config.hindsight.select)  # one of the user's own is looked for now, not after the first rollouts
+    prompts.find(config.hindsight.prompts)
     validation.refuse(validation.relation_problems(config) + chosen.problems(config))
+    validation.refuse(lengths.problems(config, chosen(config).batch_shapes(AbstractMesh((1, 1, 1), AXES))))
     return config
 
 
 def _decided(config: Config, chosen: type[Algorithm]) -> Config:
-    """The config with what it leaves open as the algorithm has it; what the config says itself stands."""
+    """The config with what it leaves open as its `algorithm_defaults` have it, or else the algorithm; what the config
+    says itself stands.
+    """
     ours = {name: value for name, value in flatten(config.to_dict()).items() if name in by_algorithm()}
     not_ours = sorted(chosen.defaults.keys() - ours.keys())
     problems = [f"algorithm {config.algorithm!r} has a default for {name}, which is not for it" for name in not_ours]
+    defaults = {**chosen.defaults, **_defaults_here(config)}
     for name, value in ours.items():
-        if value is None and chosen.defaults.get(name) is None:
+        if value is None and defaults.get(name) is None:
             problems.append(f"algorithm {config.algorithm!r} has no default for {name}, which the config leaves open")
     validation.refuse(problems)
-    config = config.replaced({name: chosen.defaults[name] for name, value in ours.items() if value is None})
+    changes = {name: defaults[name] for name, value in ours.items() if value is None}
+    config = config.replaced(changes | {"algorithm_defaults": {}})  # nothing is left to decide
     validation.check(config.to_dict())  # an algorithm's defaults are held to the same ranges
     return config
+
+
+def _defaults_here(config: Config) -> dict[str, Any]:
+    """What `algorithm_defaults` say for the config's algorithm, by dotted key; all of it is checked."""
+    problems, chosen = validation.algorithm_defaults_problems(config.algorithm_defaults), {}
+    for name, tree in config.algorithm_defaults.items():
+        if ":" not in name and name not in algorithms.ALGORITHMS:
+            hint = did_you_mean(name, algorithms.ALGORITHMS)
+            problems.append(f"algorithm_defaults has the unknown algorithm {shown(name)}: {hint}")
+        elif name == config.algorithm and not problems:
+            chosen = flatten(tree)
+    validation.refuse(problems)
+    return chosen
 
 
 def algorithm(config: Config) -> Algorithm:

@@ -19,7 +19,7 @@ from hintsd_jax.config.fields import key
 # Groups whose keys change no run: they may differ from what a workdir was made with.
 NOT_OF_A_RUN = ("export.", "plan.")
 # Groups that take any key.
-FREE = ("env.options", "chat.template_kwargs")
+FREE = ("env.options", "chat.template_kwargs", "algorithm_defaults")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -173,16 +173,29 @@ class HindsightSection(Section):
         "[1, 65536]",
         by_algorithm=True,
     )
+    prompts: str = key(
+        "released",
+        "wording of all questions and of what teachers read: that of the released code's structure, for models that"
+        " read; compact, for the embedded policy; or an object of your own",
+        choices=("released", "compact"),
+        open=True,
+    )
     feedback_position: str = key(
         None,
-        "where the teacher reads feedback: right before the target step, or at the start of the episode",
-        choices=("target", "start"),
+        "where the teacher reads feedback: in a user message right before the target step, in the last user message"
+        " before it, or at the start of the episode",
+        choices=("target", "last_user", "start"),
         by_algorithm=True,
     )
     temperature: float = key(0.6, "temperature of the analyser's answers; 0: greedy", "[0, 1000]")
     top_p: float = key(0.95, "top-p of the analyser's answers; 1: all tokens", "(0, 1]")
     max_tokens: int = key(512, "most tokens of an answer", "[1, 16777216]")
-    context: int = key(24_576, "most tokens of the analyser's prompt and answer together", "[2, 16777216]")
+    context: int = key(
+        24_576,
+        "most tokens of the analyser's prompt and answer together; 0: rollout.context and the answer, and 512",
+        "[2, 16777216]",
+        derived=True,
+    )
     max_trajectory_chars: int = key(
         12_000, "of the trajectory that the analyser reads, so many last characters", "[1, 1073741824]"
     )
@@ -248,24 +261,31 @@ class BatchSection(Section):
         choices=("branches", "separate"),
     )
     length_buckets: tuple[int, ...] = key(
-        (4096, 8192, 16_384, 24_576), "padded lengths of an episode in tokens, growing", "[1, 16777216]"
+        (4096, 8192, 16_384, 24_576),
+        "padded lengths of an episode in tokens, growing; empty: rollout.context, its half and its quarter",
+        "[1, 16777216]",
+        derived=True,
     )
     branch_buckets: tuple[int, ...] = key(
         (768, 3072),
         "padded lengths in tokens of what the teacher reads beyond the episode (feedback and actions of all its"
-        " targets), growing",
+        " targets), growing; empty, as batch.action_buckets then: what the longest answer and actions need, and a"
+        " quarter",
         "[1, 16777216]",
+        derived=True,
     )
     action_buckets: tuple[int, ...] = key(
         (256, 1536),
         "padded lengths of the action tokens, growing; the n-th goes with the n-th of batch.branch_buckets",
         "[1, 16777216]",
+        derived=True,
     )
     whole_episode_buckets: tuple[int, ...] = key(
         (26_624, 8192),
         "the one branch length and the one action length where all actions of an episode are trained on, or the"
-        " teacher reads whole episodes",
+        " teacher reads whole episodes; empty: twice and half rollout.context",
         "[1, 16777216]",
+        derived=True,
     )
     rows_per_device: int = key(1, "examples of a batch on each of the mesh's data x fsdp parts", "[1, 65536]")
 
@@ -313,6 +333,10 @@ class AlarmsSection(Section):
     max_divergence: float = key(0.0, "alarm above this divergence from the teacher, nats a token", "[0, inf)")
     max_action_length: float = key(0.0, "alarm above this mean length of actions, tokens", "[0, inf)")
     min_success: float = key(0.0, "alarm below this share of successful episodes of a step", "[0, 1]")
+    max_unreadable: float = key(0.5, "alarm above this share of questions without a readable answer", "[0, 1]")
+    min_tokens: float = key(
+        1.0, "alarm below this number of action tokens in an update, where some episode failed", "[0, inf)"
+    )
     max_success_drop: float = key(
         0.0, "alarm when the mean success of alarms.patience steps falls so far below its best", "[0, 1]"
     )
@@ -368,6 +392,11 @@ class Config(Section):
 
     seed: int = key(42, "everything random follows from it", "[0, 4294967295]")
     algorithm: str = key("hint_sd", "a name of docs/algorithms.md, or package.module:Class")
+    algorithm_defaults: dict[str, Any] = key(
+        {},
+        "for a config file: what an algorithm decides in this environment instead of its own default, as"
+        " {algorithm: {section: {key: value}}}; a key that is set itself comes first",
+    )
     chat: ChatSection = _section(ChatSection)
     policy: PolicySection = _section(PolicySection)
     lora: LoraSection = _section(LoraSection)

@@ -10,16 +10,19 @@ whole episode and its bare outcome and names the steps that broke it, or is aske
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.hindsight import prompts, selectors
+from hintsd_jax.hindsight import selectors
 from hintsd_jax.hindsight.analysis import Analysis, Hindsight
 from hintsd_jax.hindsight.parse import Parsed, parse_failures
+from hintsd_jax.hindsight.prompts import Benchmark, PromptSet
 from hintsd_jax.hindsight.questions import Asker, Question
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import subkey
@@ -52,19 +55,30 @@ class ModelAnalyser:
 
     Args:
       ask: who answers.
+      prompts: the wording of questions.
+      benchmark: what the questions say of the environment.
       key_of: the key that an episode's questions are sampled with.
       select: who names the steps, see `selectors`.
       max_targets: of an episode.
       max_trajectory_chars: of the list of steps that is read; the last ones are kept.
     """
 
-    def __init__(self, ask: Asker, key_of: KeyOf, select: str, max_targets: int, max_trajectory_chars: int):
-        self._ask, self._key_of = ask, key_of
+    def __init__(
+        self,
+        ask: Asker,
+        prompts: PromptSet,
+        benchmark: Benchmark,
+        key_of: KeyOf,
+        select: str,
+        max_targets: int,
+        max_trajectory_chars: int,
+    ):
+        self._ask, self._prompts, self._benchmark, self._key_of = ask, prompts, benchmark, key_of
         self._selector, self._max_targets, self._max_chars = selectors.find(select), max_targets, max_trajectory_chars
 
     def review(self, episodes: Sequence[Episode]) -> Hindsight:
         hindsight = Hindsight()
-        asked: list[tuple[int, int | None, Question]] = []  # (number in `kept`, selected step, question)
+        asked: list[_Asked] = []
         kept: list[Episode] = []
         for episode in episodes:
             if not episode.steps:
@@ -75,51 +89,74 @@ class ModelAnalyser:
             if not steps:
                 hindsight.dropped["nothing_named" if _has_faults(episode) else "no_report"] += 1
             for step in steps:
-                asked.append(
-                    (len(kept), step, _question(len(asked), episode, step, self._messages(episode, step), key))
-                )
+                complete = partial(_is_review, steps=len(episode.steps), only_step=step)
+                asked.append(_Asked(len(kept), step, "", self._messages(episode, step), _key(key, step), complete))
             kept += [episode] if steps else []
-        for n, answers in self._answers(hindsight, asked).items():
+        for n, answers in self._answers(hindsight, kept, asked).items():
             steps = len(kept[n].steps)
-            parsed = [(text, parse_failures(text, steps, self._max_targets, only_step=step)) for step, text in answers]
+            parsed = [
+                (answer.text, parse_failures(answer.text, steps, self._max_targets, answer.step, answer.cut))
+                for answer in answers
+            ]
             _add(hindsight, kept[n], parsed)
         return hindsight
 
     def judge_steps(self, episodes: Sequence[Episode]) -> Hindsight:
-        """A step that is named has verdict -1 and its hint as feedback, one that is not has 1, and one without a
-        readable answer 0.
-        """
+        """A step's verdict is 1, -1, or 0 where no answer could be read; its hint, if there is one, is a target."""
         hindsight = Hindsight()
-        asked: list[tuple[int, int | None, Question]] = []
+        asked: list[_Asked] = []
         for n, episode in enumerate(episodes):
             if not episode.steps:
                 hindsight.dropped["no_steps"] += 1
                 continue
-            key = self._key_of(episode)
             for number, step in enumerate(episode.steps, 1):
-                asked.append((n, number, _question(len(asked), episode, number, prompts.judge_messages(step), key)))
-        for n, answers in self._answers(hindsight, asked).items():
-            _add_verdicts(hindsight, episodes[n], answers)
+                key = _key(self._key_of(episode), number)
+                for place, (name, messages) in enumerate(self._prompts.judge(step).items()):
+                    key_of_question = subkey(key, place) if place else key
+                    complete = partial(self._is_judgement, name)
+                    asked.append(_Asked(n, number, name, messages, key_of_question, complete))
+        for n, answers in self._answers(hindsight, episodes, asked).items():
+            self._add_judgements(hindsight, episodes[n], answers)
         hindsight.dropped = +hindsight.dropped
         return hindsight
 
     def _messages(self, episode: Episode, step: int | None) -> list[Message]:
         if step is None:
-            return prompts.review_messages(episode, self._max_targets, self._max_chars)
-        return prompts.step_feedback_messages(episode, step, self._max_chars)
+            return self._prompts.review(episode, self._benchmark, self._max_targets, self._max_chars)
+        return self._prompts.step_feedback(episode, self._benchmark, step, self._max_chars)
+
+    def _is_judgement(self, question: str, text: str) -> bool:
+        return self._prompts.read_judgement(question, text).problem is None
 
     def _answers(
-        self, hindsight: Hindsight, asked: Sequence[tuple[int, int | None, Question]]
-    ) -> Mapping[int, list[tuple[int | None, str]]]:
-        """(selected step, text) of the questions that were answered, by the episode's number, ascending."""
-        replies = self._ask([question for _, _, question in asked])
+        self, hindsight: Hindsight, episodes: Sequence[Episode], asked: Sequence[_Asked]
+    ) -> Mapping[int, list[_Answer]]:
+        """What was answered, by the episode's number, ascending."""
+        replies = self._ask([each.question(number, episodes[each.episode]) for number, each in enumerate(asked)])
         hindsight.questions, hindsight.generated_tokens = len(asked), replies.tokens
         hindsight.dropped.update(replies.dropped)
-        answers: dict[int, list[tuple[int | None, str]]] = {}
-        for (n, step, _), text in zip(asked, replies.texts, strict=True):
+        answers: dict[int, list[_Answer]] = {}
+        for each, text, cut in zip(asked, replies.texts, replies.cut, strict=True):
             if text is not None:
-                answers.setdefault(n, []).append((step, text))
+                answers.setdefault(each.episode, []).append(_Answer(each.step, each.name, text, cut))
         return answers
+
+    def _add_judgements(self, hindsight: Hindsight, episode: Episode, answers: Sequence[_Answer]) -> None:
+        hints: dict[int, str] = {}
+        verdicts, problems = [0.0] * len(episode.steps), []
+        for answer in answers:
+            number, judgement = answer.step or 0, self._prompts.read_judgement(answer.name, answer.text)
+            hindsight.readable_answers += judgement.problem is None
+            if judgement.problem:
+                hindsight.dropped["truncated" if answer.cut else "unparsable"] += 1
+                problems.append(judgement.problem)
+            if judgement.verdict is not None:
+                verdicts[number - 1] = judgement.verdict
+            if judgement.hint:
+                hints[number] = judgement.hint
+        targets = tuple(Target(number, hint) for number, hint in sorted(hints.items()))
+        text = "\n".join(answer.text for answer in answers)
+        hindsight.analyses.append(Analysis(episode, targets, text, problems[0] if problems else None, tuple(verdicts)))
 
 
 class EnvironmentAnalyser:
@@ -158,12 +195,40 @@ def _has_faults(episode: Episode) -> bool:
     return episode.report is not None and episode.report.faults is not None
 
 
-def _question(
-    number: int, episode: Episode, step: int | None, messages: Sequence[Message], key: np.ndarray
-) -> Question:
-    """With a key of its own for each step. The name begins with its number: a step may hold a task twice."""
-    name = f"{number} {episode.task_id}/{episode.rollout}/{step or 'episode'}"
-    return Question(name, tuple(messages), key if step is None else subkey(key, step))
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A question about an episode (its number). step: 1-based, None for the whole; name: of a judge's question."""
+
+    episode: int
+    step: int | None
+    name: str
+    messages: Sequence[Message]
+    key: np.ndarray
+    is_complete: Callable[[str], bool]
+
+    def question(self, number: int, episode: Episode) -> Question:
+        """Its name begins with its number: a step may hold a task twice."""
+        name = f"{number} {episode.task_id}/{episode.rollout}/{self.step or 'episode'}"
+        return Question(f"{name}/{self.name}" if self.name else name, tuple(self.messages), self.key, self.is_complete)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What came back: see `_Asked`. cut: at its limit of tokens."""
+
+    step: int | None
+    name: str
+    text: str
+    cut: bool
+
+
+def _key(key: np.ndarray, step: int | None) -> np.ndarray:
+    """A key of its own for each step."""
+    return key if step is None else subkey(key, step)
+
+
+def _is_review(text: str, steps: int, only_step: int | None) -> bool:
+    return parse_failures(text, steps, 1, only_step).problem is None
 
 
 def _add(hindsight: Hindsight, episode: Episode, answers: Sequence[tuple[str, Parsed]]) -> None:
@@ -178,17 +243,3 @@ def _add(hindsight: Hindsight, episode: Episode, answers: Sequence[tuple[str, Pa
         hindsight.dropped["nothing_named"] += 1
     problem = next((parsed.problem for _, parsed in answers if parsed.problem), None)
     hindsight.analyses.append(Analysis(episode, targets, "\n".join(text for text, _ in answers), problem))
-
-
-def _add_verdicts(hindsight: Hindsight, episode: Episode, answers: Sequence[tuple[int | None, str]]) -> None:
-    targets, problems, verdicts = [], [], [0.0] * len(episode.steps)
-    for number, text in ((step or 0, text) for step, text in answers):
-        parsed = parse_failures(text, 1, 1)
-        hindsight.dropped.update(parsed.dropped)
-        hindsight.readable_answers += parsed.problem is None
-        targets += [Target(number, target.feedback) for target in parsed.targets]
-        verdicts[number - 1] = 0.0 if parsed.problem else -1.0 if parsed.targets else 1.0
-        problems += [parsed.problem] if parsed.problem else []
-    text = "\n".join(text for _, text in answers)
-    analysis = Analysis(episode, tuple(targets), text, next(iter(problems), None), tuple(verdicts))
-    hindsight.analyses.append(analysis)

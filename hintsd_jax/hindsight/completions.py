@@ -44,7 +44,7 @@ class Reply:
     that.
     stop: where set, the line that ends the run: nothing will work until somebody repairs it.
     prompt_tokens, completion_tokens: as the server reports them, or estimated from the answer's length where it does
-    not.
+    not. cut: the server ended the answer at its limit of tokens.
     """
 
     text: str | None = None
@@ -55,6 +55,7 @@ class Reply:
     stop: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cut: bool = False
 
 
 class ChatServer:
@@ -193,9 +194,10 @@ def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
         _count(usage.get(name) if isinstance(usage, dict) else None) for name in ("prompt_tokens", "completion_tokens")
     )
     try:
-        text = value["choices"][0]["message"]["content"]
-    except (TypeError, KeyError, IndexError):
-        text = None
+        choice = value["choices"][0]
+        text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
+    except (TypeError, KeyError, IndexError, AttributeError):
+        text, cut = None, False
     if not isinstance(text, str):
         detail = f"no text in choices[0].message.content: {_said(content)}"
         return Reply(
@@ -203,7 +205,8 @@ def _answer(content: bytes, messages: Sequence[Message]) -> Reply:
         )
     text = encodable(text)
     prompt = _tokens(*(message["content"] for message in messages)) if prompt is None else prompt
-    return Reply(text, prompt_tokens=prompt, completion_tokens=_tokens(text) if completion is None else completion)
+    completion = _tokens(text) if completion is None else completion
+    return Reply(text, prompt_tokens=prompt, completion_tokens=completion, cut=cut)
 
 
 def _count(value: Any) -> int | None:

@@ -59,7 +59,7 @@ class EndpointConfig:
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
     """What came of one question, as the journal keeps it. text: None where there is none, for `reason`. calls: requests
-    sent.
+    sent. cut: the server cut the answer at its limit of tokens.
     """
 
     text: str | None
@@ -68,6 +68,7 @@ class _Outcome:
     calls: int
     prompt_tokens: int
     completion_tokens: int
+    cut: bool = False
 
 
 @dataclasses.dataclass
@@ -174,7 +175,7 @@ class Endpoint:
             )
             if not reply.retryable or sent == calls or stop.wait(self._wait_s(question.name, sent, reply)):
                 return _Outcome(
-                    reply.text, reply.reason, reply.detail, sent, prompt_tokens, completion_tokens
+                    reply.text, reply.reason, reply.detail, sent, prompt_tokens, completion_tokens, reply.cut
                 ), reply.stop
 
     def _wait_s(self, name: str, sent: int, reply: Reply) -> float:
@@ -202,6 +203,7 @@ class Endpoint:
             "failures_in_a_row": failures,
         }
         answers.texts.append(outcome.text)
+        answers.cut.append(outcome.cut)
         answers.tokens += outcome.completion_tokens
         if outcome.text is None:
             answers.dropped[outcome.reason] += 1

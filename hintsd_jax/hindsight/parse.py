@@ -1,53 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The analyser's answer: text in, targets out.
+"""Answers of analysers and judges: text in; targets, a verdict or a hint out. Nothing here ever raises, whatever the
+text.
 
-Exactly step 2 of the method: reasoning traces are dropped; the text from the first `{` to the last `}` is JSON;
-entries are dropped whose step is not a valid index, whose feedback is empty, or whose step repeats; the rest is
-sorted and the first `max_targets` are kept. An answer that cannot be parsed drops its rollout; there is no retry.
+The answer is the last complete JSON object that holds what was asked for. What stands around it does not matter:
+reasoning, quoted calls with braces of their own, code fences, an answer that goes on. Of a review, entries are dropped
+whose step is not a whole number in range (2.0 and "2" are), whose feedback is empty, or whose step repeats; the rest is
+sorted and the first `max_targets` are kept. An answer that cannot be read drops its rollout; there is no retry.
 
 Invariant 7: whatever is dropped is counted by reason.
 """
 
+from __future__ import annotations
+
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.texts import encodable
 
-REASONS = ("unparsable", "bad_step", "empty_feedback", "repeated_step", "over_limit")
+REASONS = ("unparsable", "truncated", "bad_step", "empty_feedback", "repeated_step", "over_limit")
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+_LONGEST = 100_000  # characters of an answer that are looked at, its last ones
+_NUMBER = re.compile(r"\s*(?:step\s*)?#?\s*([+-]?\d{1,9})(?:\.0*)?\s*", re.IGNORECASE)
+_DECODER = json.JSONDecoder(strict=False)  # models write line breaks into strings
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """`targets` are sorted by step, unique in it, and at most the limit. `problem`: why the whole answer was
-    unparsable, else None. `dropped`: counts by reason, only those that occurred; "unparsable" counts the answer, the
-    others its entries."""
+    """`targets` are sorted by step, unique in it, and at most the limit. `problem`: why the whole answer could not be
+    read, else None. `dropped`: counts by reason, only those that occurred; "unparsable" and "truncated" count the
+    answer, the others its entries."""
 
     targets: tuple[Target, ...]
     problem: str | None
     dropped: Mapping[str, int]
 
 
-def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int | None = None) -> Parsed:
-    """Targets of an episode of `num_steps` steps. Never raises, whatever the text.
+def parse_failures(
+    text: str, num_steps: int, max_targets: int, only_step: int | None = None, cut: bool = False
+) -> Parsed:
+    """Targets of an episode of `num_steps` steps, from one of these forms (the last two share one feedback):
 
-    `only_step`: the step that was asked about (`step_feedback_messages`); any other then counts as "bad_step".
+        {"failures": [{"step": 2, "feedback": "..."}]}
+        {"failure_step": 2, "feedback": "..."}
+        {"failure_steps": [2, 5], "feedback": "..."}
+
+    Args:
+      only_step: the step that was asked about (`PromptSet.step_feedback`); any other then counts as "bad_step".
+      cut: the answer was cut at its limit of tokens; where it cannot be read it then counts as "truncated".
     """
-    try:
-        entries = _read_entries(text)
-    except (ValueError, RecursionError) as error:
-        return Parsed((), f"{type(error).__name__}: {error}", {"unparsable": 1})
+    answer = _last_object(text, lambda value: _entries(value) is not None)
+    if answer is None:
+        problem = 'no complete JSON object with "failures", "failure_step" or "failure_steps"'
+        problem += " before the answer was cut at its limit of tokens" if cut else ""
+        return Parsed((), problem, {"truncated" if cut else "unparsable": 1})
     allowed = range(1, num_steps + 1) if only_step is None else (only_step,)
     by_step: dict[int, Target] = {}
     dropped: Counter[str] = Counter()
-    for entry in entries:
+    for entry in _entries(answer) or ():
         entry = entry if isinstance(entry, dict) else {}
-        step, feedback = entry.get("step"), entry.get("feedback")
-        if type(step) is not int or step not in allowed:  # `type`: True is an int to isinstance
+        step, feedback = whole_number(entry.get("step")), entry.get("feedback")
+        if step is None or step not in allowed:
             dropped["bad_step"] += 1
         elif not isinstance(feedback, str) or not feedback.strip():
             dropped["empty_feedback"] += 1
@@ -61,27 +80,83 @@ def parse_failures(text: str, num_steps: int, max_targets: int, only_step: int |
     return Parsed(tuple(targets[:max_targets]), None, dict(dropped))
 
 
-def _read_entries(text: str) -> list:
+def parse_verdict(text: str) -> float | None:
+    """1.0, -1.0 or 0.0 of `{"verdict": ...}`; None where there is none."""
+    answer = _last_object(text, lambda value: whole_number(value.get("verdict")) in (1, -1, 0))
+    return None if answer is None else float(whole_number(answer["verdict"]) or 0)
+
+
+def parse_hint(text: str) -> tuple[bool, str | None]:
+    """(whether the answer could be read, the hint of `{"hint": ...}`, None where it has none)."""
+    answer = _last_object(text, lambda value: "hint" in value and isinstance(value["hint"], str | None))
+    hint = (answer or {}).get("hint")
+    return answer is not None, encodable(hint.strip()) if hint and not _is_placeholder(hint) else None
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number as models write it: 2, 2.0, "2", "step 2"; None for anything else."""
+    if isinstance(value, str) and (match := _NUMBER.fullmatch(value)):
+        return int(match.group(1))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _entries(answer: Mapping[str, Any]) -> list | None:
+    """The entries of a review's answer; None where it has no such form, or only repeats the form that was asked for."""
+    feedback = answer.get("feedback")
+    if isinstance(entries := answer.get("failures"), list):
+        placeholders = [isinstance(entry, dict) and _is_placeholder(entry.get("feedback")) for entry in entries]
+        return None if entries and all(placeholders) else entries
+    if isinstance(steps := answer.get("failure_steps"), list):
+        entries = [{"step": step, "feedback": feedback} for step in steps]
+    elif "failure_step" in answer:
+        entries = [{"step": answer["failure_step"], "feedback": feedback}]
+    else:
+        return None
+    return None if _is_placeholder(feedback) else entries
+
+
+def _is_placeholder(text: Any) -> bool:
+    """The dots of the form that was asked for."""
+    return isinstance(text, str) and bool(text.strip()) and not text.strip(".… \n")
+
+
+def _last_object(text: str, wanted: Callable[[dict], bool]) -> dict | None:
+    """The last complete JSON object outside of the reasoning that is `wanted`, itself or within another one."""
+    text = text[-_LONGEST:]
     if text.lstrip().startswith(_THINK_OPEN):
-        text = text.partition(_THINK_CLOSE)[2]  # empty when the reasoning never ended
-    opened, close, rest = text.partition(_THINK_CLOSE)
-    if not close:
-        return _parse_entries(opened)
-    # either reasoning that nobody has opened, or a feedback that speaks of the tag
-    if "}" not in rest:
-        raise ValueError("no JSON object after the reasoning")
-    try:
-        return _parse_entries(rest)
-    except (ValueError, RecursionError):
-        return _parse_entries(text)
+        text = text.partition(_THINK_CLOSE)[2]  # empty where the reasoning never ended
+    last, end = None, 0
+    for start, stop, value in _objects(text):
+        if _THINK_CLOSE in text[end:start]:
+            last = None  # what came before was reasoning that nobody has opened
+        end = stop
+        for inner in _with_inner(value):
+            last = inner if wanted(inner) else last
+    return None if _THINK_CLOSE in text[end:] else last
 
 
-def _parse_entries(text: str) -> list:
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        raise ValueError("no JSON object in the answer")
-    answer = json.loads(text[start : end + 1])
-    entries = answer.get("failures")
-    if not isinstance(entries, list):
-        raise ValueError('no list "failures" in the answer')
-    return entries
+def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
+    """(start, end, value) of the complete JSON objects of a text, from left to right, none within another."""
+    position = 0
+    while (start := text.find("{", position)) >= 0:
+        try:
+            value, position = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            position = start + 1
+        else:
+            yield start, position, value
+
+
+def _with_inner(value: Any) -> Iterator[dict]:
+    """An object after all that it holds, so that the outermost comes last."""
+    pending, objects = [value], []
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            objects.append(item)
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    yield from reversed(objects)

@@ -21,24 +21,29 @@ from hintsd_jax.sampling import Engine, Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One request to an analyser. name: unique within a training step, such as "<task id>/<rollout>/<step or
-    'episode'>".
-    key: uint32 [2], raw data of the key that the answer is sampled with."""
+    """One request to an analyser.
+
+    name: unique within a training step, such as "<task id>/<rollout>/<step or 'episode'>". key: uint32 [2], raw data of
+    the key that the answer is sampled with. is_complete: whether a text holds a whole answer, so that no more of it
+    need be generated; None: it ends by itself.
+    """
 
     name: str
     messages: tuple[Message, ...]
     key: np.ndarray
+    is_complete: Callable[[str], bool] | None = None
 
 
 @dataclasses.dataclass
 class Answers:
-    """texts: one a question, in order; None where there is none, counted in `dropped` by reason. tokens: generated for
-    them.
+    """texts: one a question, in order; None where there is none, counted in `dropped` by reason. cut: for each, whether
+    it was cut at its limit of tokens. tokens: generated for them.
     """
 
     texts: list[str | None]
     dropped: Counter
     tokens: int = 0
+    cut: list[bool] = dataclasses.field(default_factory=list)
 
 
 Asker = Callable[[Sequence[Question]], Answers]
@@ -50,9 +55,10 @@ class _Generation:
     def __init__(self, prompt: Sequence[int], key: np.ndarray, sampling: Sampling, context: int):
         self.prompt, self.key, self.sampling, self.context = prompt, key, sampling, context
         self.ids: list[int] = []
+        self.cut = False
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
-        self.ids = ids
+        self.ids, self.cut = ids, not stopped
 
     def collect(self) -> None:
         return None
@@ -60,18 +66,25 @@ class _Generation:
 
 def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, context: int) -> Asker:
     """An asker of the policy with these weights. What is longer than `context` with its answer is not asked
-    ("prompt_too_long").
+    ("prompt_too_long"). An answer ends as soon as it is complete: models that repeat themselves would fill the limit.
     """
+
+    def sampling_of(question: Question) -> Sampling:
+        is_complete = question.is_complete
+        if is_complete is None:
+            return sampling
+        return dataclasses.replace(sampling, is_complete=lambda ids: is_complete(chat.decode(ids)))
 
     def ask(questions: Sequence[Question]) -> Answers:
         jobs: dict[int, _Generation] = {}
         for n, question in enumerate(questions):
             prompt = chat.prompt(question.messages).ids
             if len(prompt) + sampling.max_tokens <= context:
-                jobs[n] = _Generation(prompt, question.key, sampling, context)
+                jobs[n] = _Generation(prompt, question.key, sampling_of(question), context)
         tokens = engine.run(params, list(jobs.values())).sampled_tokens
         texts = [chat.decode(jobs[n].ids) if n in jobs else None for n in range(len(questions))]
         missing = len(questions) - len(jobs)
-        return Answers(texts, Counter({"prompt_too_long": missing} if missing else {}), tokens)
+        cut = [n in jobs and jobs[n].cut for n in range(len(questions))]
+        return Answers(texts, Counter({"prompt_too_long": missing} if missing else {}), tokens, cut)
 
     return ask

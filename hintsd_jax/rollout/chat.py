@@ -50,6 +50,7 @@ class ChatFormat:
       stop_ids: token ids that close a sampled action; the first is the one that the template writes.
       style: of tool calls, see `envs.tool_calls`.
       vocab_size: the largest token id plus one; a policy must have at least as many.
+      follows_template: whether history is "template".
       deviation: None, or with history="keep" one line that shows where the template rewrites earlier turns.
 
     Args:
@@ -69,6 +70,7 @@ class ChatFormat:
         self._tokenizer, self._history = tokenizer, history
         self._template = Template(tokenizer, variables)
         self.style = self._template.style
+        self.follows_template = history == "template"
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self._generation_prompt_ids = self._encode(self._template.generation_prompt)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)

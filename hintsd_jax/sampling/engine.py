@@ -32,6 +32,8 @@ from hintsd_jax.sampling.jobs import Job, Rewrite
 from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.serving import ServingLayout
 
+CHECK_EVERY = 32  # tokens, after which a job is asked whether what it has is complete
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -66,7 +68,8 @@ class SamplingStats:
 class _Slot:
     """prompt: all but its last token are in the cache or about to be; kept after the job has ended, for others to copy.
     uncached: known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on.
-    pending: the last known token when the generation began. waiting: submitted, not collected.
+    pending: the last known token when the generation began. limit: the most tokens of the generation. waiting:
+    submitted, not collected.
     """
 
     job: Job | None = None
@@ -74,6 +77,7 @@ class _Slot:
     uncached: Sequence[int] = ()
     cached: list[int] = dataclasses.field(default_factory=list)
     pending: int = 0
+    limit: int = 0
     waiting: bool = False
 
     def rewrite(self, tokens: Sequence[int]) -> None:
@@ -279,10 +283,10 @@ class Engine:
 
     def _start(self, state: programs.DecodeState, index: int, slot: _Slot, job: Job, pending: int) -> None:
         room = min(job.context, self.config.context) - 1 - len(slot.cached)  # after the pending token
-        slot.pending = pending
+        slot.pending, slot.limit = pending, min(job.sampling.max_tokens, self.config.max_tokens, room)
         state.pending_B[index], state.position_B[index] = pending, len(slot.cached)
         state.count_B[index], state.active_B[index] = 0, True
-        state.limit_B[index] = min(job.sampling.max_tokens, self.config.max_tokens, room)
+        state.limit_B[index] = slot.limit if job.sampling.is_complete is None else min(slot.limit, CHECK_EVERY)
 
     def _decode(
         self, params: decoder.Params, state: programs.DecodeState, stats: SamplingStats
@@ -300,7 +304,13 @@ class Engine:
                 continue
             count = int(state.count_B[index])
             ids = [int(t) for t in state.tokens_BA[index, :count]]
+            stopped, is_complete = ids[-1] in self._stop_ids, slot.job.sampling.is_complete
+            if not stopped and is_complete is not None:
+                stopped = is_complete(ids)
+                if not stopped and count < slot.limit:  # the same generation goes on: nothing of it was submitted
+                    state.limit_B[index], state.active_B[index] = min(slot.limit, count + CHECK_EVERY), True
+                    continue
             slot.cached += [slot.pending, *ids[:-1]]
             slot.waiting = True
             stats.sampled_tokens += count
-            slot.job.submit(ids, [float(x) for x in state.logprobs_BA[index, :count]], ids[-1] in self._stop_ids)
+            slot.job.submit(ids, [float(x) for x in state.logprobs_BA[index, :count]], stopped)

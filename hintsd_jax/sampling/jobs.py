@@ -9,7 +9,7 @@ analyser's questions are jobs; the engine knows neither.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,13 +20,15 @@ class Sampling:
     """How a job samples.
 
     temperature: 0 takes the most likely token. top_p: 1 keeps all tokens. top_k: 0 keeps all tokens. max_tokens: the
-    most tokens of one generation.
+    most tokens of one generation. is_complete: of the ids sampled so far, whether they need no more; asked from time to
+    time, and the generation ends where it is so. None: only a stop token or the limit ends it.
     """
 
     temperature: float
     top_p: float
     top_k: int
     max_tokens: int
+    is_complete: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Job(Protocol):
     sampling: Sampling
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
-        """Takes a sampled span (its stop token included; `stopped` False if it was cut). Must not block."""
+        """Takes a sampled span (its stop token included; `stopped` False if it was cut at a limit). Must not block."""
 
     def collect(self) -> Sequence[int] | Rewrite | None:
         """The tokens that answer the span, a whole new context, or None when the job is over. May block."""

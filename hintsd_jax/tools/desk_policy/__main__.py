@@ -23,7 +23,7 @@ from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.env import SYSTEM
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
@@ -42,7 +42,7 @@ def build_tokenizer(seed: int, tasks: int = 400):
     """The tokenizer from the texts of `tasks` demonstrated tasks."""
     rng = random.Random(seed)
     corpus = [demonstrations.transcript(generate_task(seed, index), rng) for index in range(tasks)]
-    fixed = [SYSTEM, *(text for text in prompts.FIXED_STRINGS if len(text) > 2)]
+    fixed = [SYSTEM, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 

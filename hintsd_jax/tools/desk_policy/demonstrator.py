@@ -18,13 +18,16 @@ from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.feedback import without_names
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.tool_calls import parse_action
-from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.prompts.base import Benchmark
+from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 
 DECIDING = "Take "  # how an action begins that chooses something (see `demonstrations.choice_text`)
 CONTEXT_WEIGHT = 0.1  # of tokens that the policy only reads: they teach it the language
+PROMPTS, BENCHMARK = Compact(), Benchmark()
+MAX_CHARS = 12_000  # of the list of steps in a review, as in the method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +118,14 @@ class Demonstrator:
         decisions = [number for number, move in numbered if move.kind]
         sort = self.rng.choice(("solution", "several", "one"))
         if sort == "solution":
-            covered, text = decisions, prompts.solution_hint(self.play(task, error_scale=0.0))
+            covered = decisions
+            solution = [step.text for step in self.play(task, error_scale=0.0).steps]
+            text = PROMPTS.teacher_reprompt((), solution=solution)[-1]["content"]
         else:
             covered = self.rng.sample(decisions, 1 if sort == "one" else self.rng.randint(1, len(decisions)))
             targets = [Target(number, move.hint) for number, move in numbered if number in covered]
-            text = targets[0].feedback if sort == "one" else prompts.combined_feedback(targets)
+            several = PROMPTS.teacher_reprompt((), targets=targets)[-1]["content"]
+            text = targets[0].feedback if sort == "one" else several
         followed = {id(move) for number, move in numbered if number in covered}
         known = iter([move for _, move in numbered])
 
@@ -144,21 +150,21 @@ class Demonstrator:
         else:
             step = self.rng.randrange(len(episode.steps)) + 1
         answer = demos.step_verdict(task, [s.text for s in episode.steps], step)
-        return self._answer(prompts.judge_messages(episode.steps[step - 1]), answer)
+        (messages,) = PROMPTS.judge(episode.steps[step - 1]).values()
+        return self._answer(messages, answer)
 
     def review(self, task: dict, episode: Episode, max_targets: int) -> WeightedTokens:
         """The right review of a failed episode."""
         lines, faults = demos.review(task, [step.text for step in episode.steps])
-        messages = prompts.review_messages(episode, max_targets)
+        messages = PROMPTS.review(episode, BENCHMARK, max_targets, MAX_CHARS)
         return self._answer(messages, demos.review_answer(lines, faults[:max_targets]))
 
     def step_feedback(self, task: dict, episode: Episode) -> WeightedTokens:
         """The right feedback on one given step, faulty or not."""
         step = self.rng.randrange(len(episode.steps)) + 1
         line, feedback = demos.step_feedback(task, [s.text for s in episode.steps], step)
-        return self._answer(
-            prompts.step_feedback_messages(episode, step), demos.step_feedback_answer(line, step, feedback)
-        )
+        messages = PROMPTS.step_feedback(episode, BENCHMARK, step, MAX_CHARS)
+        return self._answer(messages, demos.step_feedback_answer(line, step, feedback))
 
     def drill(self, length: int) -> WeightedTokens:
         """Random names, then the same names again from a random point on: copying what followed is all there is to

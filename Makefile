@@ -4,12 +4,13 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
 LIBTPU := .cache/libtpu
+PARITY := .cache/parity-venv
 CODE   := hintsd_jax configs tests benchmarks docs
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl desk-policy clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -22,6 +23,8 @@ help:
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again"
+	@echo "make real-policy  Qwen2.5-Coder-0.5B and SmolLM2-135M under .cache/real-policies (0.5 GB to download beside PyTorch)"
+	@echo "make real-parity  compare both with transformers and PEFT: docs/real_models.md"
 	@echo "make clean        remove the virtual environment and the caches"
 
 install: $(VENV)/.installed
@@ -60,6 +63,13 @@ libtpu: $(LIBTPU)/.installed
 desk-policy: $(VENV)/.installed
 	$(PY) -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 
+# Checkpoints of published models. `$(PARITY)/bin/python -m benchmarks.real_policy --help` tells of more.
+real-policy: $(PARITY)/.installed
+	@$(PARITY)/bin/python -m benchmarks.real_policy
+
+real-parity: real-policy
+	$(PARITY)/bin/python -m benchmarks.real_parity --write
+
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build dist *.egg-info
 
@@ -87,6 +97,14 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-bench.txt $(VENV)/.ins
 $(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
 	@echo "installing requirements-bfcl.txt"
 	@$(PIP) --no-deps -r requirements-bfcl.txt
+	@touch $@
+
+# PyTorch and what reads GGUF, in an environment of their own: no run and no test of ours ever imports them.
+$(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-bfcl.txt $(VENV)/.made
+	@echo "making $(PARITY) with requirements.txt, requirements-parity.txt and requirements-bfcl.txt"
+	@$(PY) -m venv $(PARITY)
+	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install -r requirements.txt -r requirements-parity.txt --editable .
+	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r requirements-bfcl.txt
 	@touch $@
 
 # Beside the environment, not in it: there, jax would look for a TPU at every start and warn that it finds none.

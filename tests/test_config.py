@@ -109,7 +109,7 @@ def test_every_problem_of_a_kind_is_listed_at_once():
     wrong = {
         "chat.history": "templat", "hindsight.analyser": "ema_techer", "rollout.top_p": 0.0,
         "rollout.refill_fraction": 1.5,
-        "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "batch.action_buckets": (),
+        "optim.b2": 1.0, "optim.lr": math.nan, "rollout.prefill_buckets": (64, 64), "batch.action_buckets": (0,),
         "checkpoint.keep": 0, "batch.branch_buckets": (0, 768), "batch.layout": "branch", "batch.rows_per_device": 0,
         "policy.compute_dtype": "bf16", "lora.rank": -1, "lora.alpha": -1.0, "lora.dropout": 1.0,
     }  # fmt: skip
@@ -142,6 +142,37 @@ def test_every_problem_of_a_kind_is_listed_at_once():
         ({"lora.targets": ()}, "lora.targets is empty"),
         ({"export.checkpoint": "newest"}, "must be 'latest', 'best' or a step"),
         ({"hindsight.feedback_position": "start", "chat.history": "template"}, "needs chat.history = keep"),
+        ({"batch.action_buckets": ()}, "go in pairs: give both, or () for both"),
+        # with these nothing, or not everything, could ever be trained on
+        (
+            {"rollout.context": 32768},
+            "rollout.context = 32768 exceeds the last of batch.length_buckets = 24576: no bucket holds so long an"
+            " episode; end the list with 32768, or give () to have it derived",
+        ),
+        ({"rollout.max_action_tokens": 1537}, "exceeds the last of batch.action_buckets = 1536"),
+        (
+            {"rollout.max_action_tokens": 8193, "algorithm": "grpo"},
+            "rollout.max_action_tokens = 8193 exceeds batch.whole_episode_buckets[1] = 8192",
+        ),
+        (
+            {"batch.branch_buckets": (768, 1055), "batch.action_buckets": (256, 1024)},
+            "the last of batch.branch_buckets = 1055 has no room for feedback beside an action of"
+            " rollout.max_action_tokens = 1024: give at least 1056, or () to have it derived",
+        ),
+        (
+            {"batch.layout": "separate"},
+            "the last of batch.branch_buckets = 3072 has no room for feedback beside an episode",
+        ),
+        (
+            {"algorithm": "sdpo", "batch.whole_episode_buckets": (24577, 8192)},
+            "batch.whole_episode_buckets[0] = 24577 has no room for feedback beside an episode of rollout.context = 24576",
+        ),
+        (
+            {"hindsight.context": 3511},
+            "hindsight.context = 3511 cannot hold an episode of 3000 tokens (rollout.context = 24576,"
+            " hindsight.max_trajectory_chars = 12000) and an answer of hindsight.max_tokens = 512: give at least 3512, or"
+            " 0 to have it derived",
+        ),
     ],
 )
 def test_what_does_not_go_together(changes, says):
@@ -154,12 +185,93 @@ def test_what_does_not_go_together(changes, says):
         ("chat.history", "template"), ("chat.enable_thinking", False),
         ("chat.template_kwargs", {"date_string": "1 Jan"}),
         ("optim.lr", 0.0), ("lora.rank", 0), ("lora.alpha", 0.0),
-        ("batch.layout", "separate"), ("optim.ema_decay", 1.0),
+        ("optim.ema_decay", 1.0), ("hindsight.context", 0), ("batch.length_buckets", ()),
         ("optim.clip_norm", 0.0), ("eval.every", 0), ("algorithm", "self_training"), ("hindsight.select", "math:prod"),
     ],
 )  # fmt: skip
 def test_controls_are_possible(key, value):
     build(edge_config({key: value}))
+
+
+OPEN = {
+    **dict.fromkeys(("batch.length_buckets", "batch.branch_buckets", "batch.action_buckets"), ()),
+    "batch.whole_episode_buckets": (),
+    "hindsight.context": 0,
+}
+
+
+def test_open_lengths_are_derived_by_hand():
+    sizes = {"rollout.context": 1536, "rollout.max_action_tokens": 64, "hindsight.max_tokens": 256}
+    sizes |= {"rollout.prefill_buckets": (64, 256)}
+    config = build(edge_config(OPEN | sizes))
+    assert config.batch.length_buckets == (1536,)  # its half has fewer than 1,024 tokens
+    assert config.batch.branch_buckets == (192, 640)  # 256 + 3 x (64 + 64), and its quarter in whole 64
+    assert config.batch.action_buckets == (64, 192)
+    assert config.batch.whole_episode_buckets == (3072, 768)
+    assert config.hindsight.context == 1536 + 256 + 512
+    assert build(config.to_dict()) == config
+    assert build(edge_config(OPEN)).batch.length_buckets == (6144, 12_288, 24_576)
+    assert build(edge_config({"batch.length_buckets": ()})).batch.branch_buckets == (768, 3072)  # what is given stays
+    separate = build(edge_config(OPEN | sizes | {"batch.layout": "separate"})).batch
+    assert (separate.branch_buckets, separate.action_buckets) == ((1856,), (64,))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_derived_lengths_hold_whatever_a_rollout_and_its_answer_may_be(data):
+    """The longest episode, all targets with the longest actions and answer, and the analyser's question."""
+    context = data.draw(st.integers(64, 200_000))
+    action, answer = data.draw(st.integers(1, context - 1)), data.draw(st.integers(1, 5000))
+    targets, name = data.draw(st.integers(1, 9)), data.draw(st.sampled_from(sorted(ALGORITHMS)))
+    layout = data.draw(st.sampled_from(["branches", "separate"]))
+    sizes = {"rollout.context": context, "rollout.max_action_tokens": action, "hindsight.max_tokens": answer}
+    more = {"hindsight.max_targets": targets, "algorithm": name, "batch.layout": layout}
+    try:
+        config = build(edge_config(OPEN | sizes | more | {"rollout.prefill_buckets": (64,)}))
+    except UserError as error:  # the actions alone are as long as the longest bucket of an episode
+        assert "leaves no history in batch.length_buckets" in str(error) and targets * action > context - 64
+        return
+    batch = config.batch
+    assert batch.length_buckets[-1] == context and config.hindsight.context >= context + answer
+    together = 1 if layout == "separate" else targets
+    assert batch.action_buckets[-1] >= together * action
+    assert batch.branch_buckets[-1] >= answer + together * (action + 32)
+    assert batch.whole_episode_buckets[0] > context and batch.whole_episode_buckets[1] >= action
+
+
+IN_THIS_ENVIRONMENT = {"hint_sd": {"optim": {"ema_decay": 0.97}}, "hint_sd+grpo": {"optim": {"ema_decay": 0.9}}}
+
+
+@pytest.mark.parametrize(
+    "changes, decay",
+    [
+        ({}, 0.97),
+        ({"algorithm": "hint_sd+grpo"}, 0.9),
+        ({"algorithm": "sdpo"}, 0.95),  # as published
+        ({"algorithm": "hint_sd_single"}, 0.999),
+        ({"optim.ema_decay": 0.5}, 0.5),
+    ],
+)
+def test_an_algorithm_decides_as_its_environments_config_has_it(changes, decay):
+    config = build(edge_config({"algorithm_defaults": IN_THIS_ENVIRONMENT} | changes))
+    assert config.optim.ema_decay == decay and config.algorithm_defaults == {}
+    assert build(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "defaults, says",
+    [
+        ({"hint_ds": {"optim": {"ema_decay": 0.9}}}, "the unknown algorithm 'hint_ds': did you mean 'hint_sd'?"),
+        ({"sdpo": {"optim": {"lr": 0.9}}}, "algorithm_defaults.sdpo: optim.lr is not for an algorithm to decide"),
+        ({"sdpo": {"optim": {"ema_decy": 0.9}}}, "algorithm_defaults.sdpo: unknown config key optim.ema_decy: did you"),
+        ({"sdpo": {"optim": {"ema_decay": 2.0}}}, "algorithm_defaults.sdpo: optim.ema_decay = 2.0 must lie in [0, 1]"),
+        ({"sdpo": {"optim": {"ema_decay": None}}}, "optim.ema_decay = None must be a number"),
+        ({"sdpo": 0.9}, "algorithm_defaults.sdpo = 0.9 must hold config keys"),
+        ({"sdpo": {"optim": 0.9}}, "algorithm_defaults.sdpo = {'optim': 0.9} must hold config keys"),
+    ],
+)
+def test_impossible_defaults_of_an_algorithm_are_named(defaults, says):
+    assert says in problem(edge_config({"algorithm_defaults": defaults}))
 
 
 @pytest.mark.parametrize(

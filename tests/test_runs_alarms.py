@@ -11,11 +11,24 @@ from hypothesis import strategies as st
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.metrics import MetricsWriter, read_metrics
 
-THRESHOLDS = ("min_entropy", "max_divergence", "max_action_length", "min_success", "max_success_drop")
+THRESHOLDS = (
+    *("min_entropy", "max_divergence", "max_action_length", "min_success", "max_unreadable", "min_tokens"),
+    "max_success_drop",
+)
 OFF = AlarmConfig("warn", patience=3, **dict.fromkeys(THRESHOLDS, 0.0))
-ON = dataclasses.replace(OFF, min_entropy=0.1, max_divergence=2.0, max_action_length=50.0, min_success=0.05)
+ON = dataclasses.replace(
+    OFF,
+    min_entropy=0.1,
+    max_divergence=2.0,
+    max_action_length=50.0,
+    min_success=0.05,
+    max_unreadable=0.5,
+    min_tokens=2.0,
+)
 BEYOND = {"train/entropy": 0.01, "train/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
+BEYOND |= {"hindsight/unreadable": 0.6, "train/tokens": 1}
 FINE = {"train/entropy": 0.5, "train/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
+FINE |= {"hindsight/unreadable": 0.2, "train/tokens": 100}
 NAMES = THRESHOLDS[:-1]
 METRICS = dict(zip(NAMES, BEYOND))
 
@@ -42,7 +55,7 @@ def test_each_threshold_alone(name):
 def test_the_line_says_all():
     (alarm,) = Alarms(dataclasses.replace(OFF, patience=1, min_entropy=0.1)).check({"train/entropy": 0.01234567})
     assert alarm == Alarm("min_entropy", "train/entropy = 0.01235 is below alarms.min_entropy = 0.1, for 1 step")
-    alarms = Alarms(dataclasses.replace(ON, min_entropy=0.0, max_divergence=0.0, min_success=0.0))
+    alarms = Alarms(dataclasses.replace(OFF, max_action_length=50.0))
     assert [alarms.check(BEYOND) for _ in range(3)][2] == [
         Alarm("max_action_length", "rollout/action_length = 60 is above alarms.max_action_length = 50, for 3 steps")
     ]
@@ -60,7 +73,18 @@ def test_what_was_not_measured_counts_for_nothing():
     rows = [BEYOND | {"train/teacher_scored_tokens": 5.0}, BEYOND, unscored, BEYOND]
     assert names(Alarms(ON), rows) == [[]] * 3 + [["max_divergence"]]
     unplayed = {"rollout/episodes": 0, "rollout/success": 0.0, "rollout/action_length": 0.0}
-    assert names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])[2:] == [*[[]] * 5, [*NAMES]]
+    unplayed |= {"hindsight/questions": 0, "hindsight/unreadable": 0.0, "train/tokens": 1}
+    raised = names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])
+    assert raised[2:] == [["min_tokens"], [], [], ["min_tokens"], [], [name for name in NAMES if name != "min_tokens"]]
+
+
+def test_updates_without_a_token_are_an_alarm_unless_nothing_failed():
+    config = dataclasses.replace(OFF, min_entropy=0.1, min_tokens=1.0, max_unreadable=0.5)
+    empty = {"train/skipped": 1, "train/tokens": 0, "train/entropy": 0.0, "rollout/success": 0.25}
+    unread = empty | {"hindsight/questions": 3, "hindsight/unreadable": 1.0}
+    assert names(Alarms(config), [empty | {"train/skipped": 0}] * 3) == [[], [], ["min_tokens"]]
+    assert names(Alarms(config), [unread] * 3) == [[], [], ["max_unreadable", "min_tokens"]]
+    assert names(Alarms(config), [empty | {"rollout/success": 1.0}] * 6) == [[]] * 6
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
@@ -101,7 +125,16 @@ def test_the_rows_of_a_file(tmp_path):
 
 
 VALUES = st.sampled_from([None, math.nan, 0.0, 0.04, 0.1, 0.3, 0.9, 2.5, 70.0])
-KEYS = st.sampled_from(["train/skipped", "train/teacher_scored_tokens", "rollout/episodes", "train/grad_norm", *BEYOND])
+KEYS = st.sampled_from(
+    [
+        "train/skipped",
+        "train/teacher_scored_tokens",
+        "rollout/episodes",
+        "hindsight/questions",
+        "train/grad_norm",
+        *BEYOND,
+    ]
+)
 ROWS = st.lists(st.dictionaries(KEYS, VALUES | st.just(1), max_size=6), max_size=25)
 CONFIGS = st.builds(
     AlarmConfig,
@@ -111,6 +144,8 @@ CONFIGS = st.builds(
     max_divergence=st.sampled_from([0.0, 0.5, 2.0]),
     max_action_length=st.sampled_from([0.0, 50.0]),
     min_success=st.sampled_from([0.0, 0.05]),
+    max_unreadable=st.sampled_from([0.0, 0.5]),
+    min_tokens=st.sampled_from([0.0, 1.0]),
     max_success_drop=st.sampled_from([0.0, 0.2]),
 )
 
@@ -143,8 +178,12 @@ def test_thresholds_against_runs_of_rows(config, rows):
             measured = value is not None and math.isfinite(value)
             if name in ("min_success", "max_action_length"):
                 measured &= row.get("rollout/episodes") != 0
+            elif name == "max_unreadable":
+                measured &= row.get("hindsight/questions") != 0
+            elif name == "min_tokens":
+                measured &= row.get("rollout/success") != 1
             else:
-                measured &= row.get("train/skipped") != 1
+                measured &= row.get("train/skipped") != 1 and row.get("train/tokens") != 0
             if name == "max_divergence":
                 measured &= row.get("train/teacher_scored_tokens") != 0
             if measured:

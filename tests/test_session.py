@@ -39,7 +39,7 @@ def test_more_tasks_a_step_than_tasks():
         ({"env.name": "dekc"}, "did you mean 'desk'"),
         ({"env.name": "no.such.module:Env"}, "cannot import"),
         ({"policy.path": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"rollout.context": 10**6}, "exceeds the"),
+        ({"rollout.context": 10**6, "batch.length_buckets": (), "hindsight.context": 0}, "exceeds the 16384 positions"),
         ({"mesh.data": 3}, "mesh.data = 3.* do not multiply to the 1 devices"),
         ({"mesh.tensor": 0}, "mesh.tensor = 0: sizes are at least 1"),
         ({"lora.rank": 4, "lora.targets": ("query",)}, "lora.targets.*q_proj"),
@@ -102,7 +102,7 @@ def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
     changes = {
         "lora.rank": rank,
         "mesh.data": 1,
-        "batch.layout": "separate" if rank else "branches",
+        **({"batch.layout": "separate", "batch.branch_buckets": (), "batch.action_buckets": ()} if rank else {}),
         "batch.rows_per_device": 5,
     }
     session = Session.open(desk_config(tmp_path, **changes))

@@ -101,7 +101,7 @@ def base() -> ConfigDict:
     config = ConfigDict(tree).lock()
     for name in FREE:
         group, _, last = name.rpartition(".")
-        getattr(getattr(config, group), last).unlock()
+        getattr(getattr(config, group) if group else config, last).unlock()
     return config
 
 

@@ -15,7 +15,7 @@ _SHOWN = 160  # characters of a value in a message
 class Key:
     """meaning: one line. interval: "[0, 1)" of a number ("inf" bounds are open), or of each number of a tuple.
     choices: of a text, or of each text of a tuple. by_algorithm: None in a config means "as the algorithm decides".
-    open: may also be a path "package.module:name".
+    open: may also be a path "package.module:name". derived: 0, or an empty tuple, means "as `config.lengths` says".
     """
 
     meaning: str
@@ -23,6 +23,7 @@ class Key:
     choices: tuple[str, ...] = ()
     by_algorithm: bool = False
     open: bool = False
+    derived: bool = False
 
 
 def key(default: Any, meaning: str, interval: str = "", **more: Any) -> Any:

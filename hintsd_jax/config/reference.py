@@ -80,7 +80,8 @@ def allowed(setting: Setting) -> str:
         return "mapping with any keys"
     item = get_args(kind)[0] if get_origin(kind) is tuple else kind
     what = ", ".join(key.choices) if key.choices else f"{_KINDS[item]} {key.interval}".strip()
-    return f"{'list of ' if item is not kind else ''}{what}{', or package.module:name' if key.open else ''}"
+    empty = "" if not key.derived else ", or 0" if item is kind else ", or empty"
+    return f"{'list of ' if item is not kind else ''}{what}{', or package.module:name' if key.open else ''}{empty}"
 
 
 _KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}

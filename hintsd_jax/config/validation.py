@@ -86,6 +86,27 @@ def relation_problems(config: Config) -> list[str]:
     return [*_named(config), *_lengths(config), *_schedules(config), *_template(config)]
 
 
+def algorithm_defaults_problems(defaults: Mapping[str, Any]) -> list[str]:
+    """What `algorithm_defaults` must not hold: other keys than those that algorithms decide, and impossible values."""
+    problems, known = [], settings()
+    ours = [name for name, setting in known.items() if setting.key.by_algorithm]
+    for algorithm, tree in defaults.items():
+        where = f"algorithm_defaults.{algorithm}"
+        where = where if where.isprintable() else shown(where)
+        for name, value in (flatten(tree) if isinstance(tree, Mapping) else {"": tree}).items():
+            if name in ours:
+                problem = _value_problem(known[name], value)
+                problems += [f"{where}: {problem}"] if problem else []
+            elif name in known:
+                all_ours = ", ".join(ours)
+                problems.append(f"{where}: {name} is not for an algorithm to decide, as {all_ours} are: set it itself")
+            elif name and (hint := unknown_key(name)):
+                problems.append(f"{where}: {hint}")
+            else:
+                problems.append(f"{where} = {shown(tree)} must hold config keys, as {{section: {{key: value}}}}")
+    return problems
+
+
 def _value_problem(setting: Setting, value: Any) -> str | None:
     name, key, kind = setting.name, setting.key, setting.kind
     says = f"{name} = {shown(value)}"
@@ -95,7 +116,7 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
         return _list_problem(setting, value)
     if not _is(value, kind):
         return f"{says} must be {_NAMES[kind]}"
-    if key.interval and not inside(value, key.interval):
+    if key.interval and not inside(value, key.interval) and not (key.derived and value == 0):
         return f"{says} must lie in {key.interval}"
     if kind is str and (problem := _text_problem(value)):
         return f"{says} {problem}"
@@ -111,6 +132,8 @@ def _list_problem(setting: Setting, value: Any) -> str | None:
     says = f"{name} = {shown(tuple(value) if isinstance(value, list) else value)}"
     if not isinstance(value, tuple | list) or not all(_is(item, kind) for item in value):
         return f"{says} must be a list, each entry {_NAMES[kind]}"
+    if key.derived and not value:
+        return None
     if key.interval and not (value and all(inside(item, key.interval) for item in value)):
         return f"{says} must hold numbers in {key.interval}"
     if name in _GROWING and any(a >= b for a, b in itertools.pairwise(value)):
@@ -207,6 +230,12 @@ def _lengths(config: Config) -> list[str]:
             f"hindsight.max_tokens = {hindsight.max_tokens} leaves no prompt in hindsight.context = {hindsight.context}"
         )
     actions, branches, lengths = batch.action_buckets, batch.branch_buckets, batch.length_buckets
+    if not actions or not branches:  # one of them alone is open
+        return [
+            *problems,
+            f"batch.branch_buckets = {branches} and batch.action_buckets = {actions} go in pairs: give both, or () for"
+            " both to have them derived",
+        ]
     if actions[-1] >= lengths[-1]:
         problems.append(
             f"batch.action_buckets ends at {actions[-1]}, which leaves no history in batch.length_buckets up to"

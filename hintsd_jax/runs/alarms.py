@@ -24,6 +24,8 @@ class AlarmConfig:
     action: "warn", "stop" or "halve_lr". patience: consecutive rows beyond a threshold that make an alarm.
     min_entropy: of `train/entropy`, nats a token. max_divergence: of `train/divergence`, nats a token that a teacher
     has scored. max_action_length: of `rollout/action_length`, tokens. min_success: of `rollout/success`, a share.
+    max_unreadable: of `hindsight/unreadable`, a share of the questions. min_tokens: of `train/tokens`, action tokens of
+    an update; a step without any failure has nothing to learn from for most algorithms, and counts for nothing.
     max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far
     (0.2: 20 points).
     """
@@ -34,6 +36,8 @@ class AlarmConfig:
     max_divergence: float
     max_action_length: float
     min_success: float
+    max_unreadable: float
+    min_tokens: float
     max_success_drop: float
 
 
@@ -51,13 +55,20 @@ _THRESHOLDS = {
     "max_divergence": ("train/divergence", +1),
     "max_action_length": ("rollout/action_length", +1),
     "min_success": ("rollout/success", -1),
+    "max_unreadable": ("hindsight/unreadable", +1),
+    "min_tokens": ("train/tokens", -1),
 }
 _FINITE = ("train/loss", "train/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
-# Where a row has this value, its metrics that begin so are 0 because there was nothing to measure.
+_OF_AN_UPDATE = ("train/loss", "train/grad_norm", "train/entropy", "train/divergence")
+# Where a row has this value, these metrics count for nothing: they are 0 because there was nothing to measure, or
+# nothing to learn from in a step without any failure.
 _NOT_MEASURED = {
-    ("train/skipped", 1): "train/",
-    ("train/teacher_scored_tokens", 0): "train/divergence",
-    ("rollout/episodes", 0): "rollout/",
+    ("train/skipped", 1): _OF_AN_UPDATE,
+    ("train/tokens", 0): _OF_AN_UPDATE,
+    ("train/teacher_scored_tokens", 0): ("train/divergence",),
+    ("rollout/episodes", 0): ("rollout/action_length", "rollout/success"),
+    ("rollout/success", 1): ("train/tokens",),
+    ("hindsight/questions", 0): ("hindsight/unreadable",),
 }
 
 
@@ -72,11 +83,14 @@ class Alarms:
         """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite).
 
         A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped
-        update, the divergence where no teacher has scored a token, and success and lengths where there was no episode:
-        they are 0. After an alarm its count begins again.
+        update, the divergence where no teacher has scored a token, success and lengths where there was no episode,
+        unreadable answers where nobody was asked, and tokens where no episode failed. After an alarm its count begins
+        again.
         """
-        unmeasured = tuple(start for (metric, value), start in _NOT_MEASURED.items() if row.get(metric) == value)
-        measured = {metric: row[metric] for metric in _FINITE if metric in row and not metric.startswith(unmeasured)}
+        unmeasured = {
+            name for (metric, value), names in _NOT_MEASURED.items() if row.get(metric) == value for name in names
+        }
+        measured = {metric: row[metric] for metric in _FINITE if metric in row and metric not in unmeasured}
         values = {metric: value for metric, value in measured.items() if value is not None and math.isfinite(value)}
         alarms = []
         if not_finite := [metric for metric in measured if metric not in values]:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from hintsd_jax.algorithms.branching import examples, feedback_at_target
+from hintsd_jax.algorithms.branching import examples, with_feedback
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.hindsight.analysis import Analysis, Hindsight
+from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
@@ -14,10 +15,23 @@ FEEDBACK = 900  # ids from here on occur in feedback only; 0 occurs in padding o
 
 
 class FakeChat:
-    """Stands in for ChatFormat: the feedback message is ids that occur nowhere else, then the generation prompt."""
+    """Stands in for ChatFormat: messages are ids that occur nowhere else, then the generation prompt."""
+
+    follows_template = False
+
+    def __init__(self, begins=()):
+        """begins: ids of every first prompt, before its messages."""
+        self.begins = tuple(begins)
 
     def user_turn(self, text):
         return (*(FEEDBACK + ord(c) % 32 for c in text), *PROMPT)
+
+    def prompt(self, messages, tools=()):
+        ids = (*self.begins, *self.user_turn("".join(message["content"] for message in messages)))
+        return Delta(ids, len(ids) - len(PROMPT))
+
+    def delta(self, messages, cut=False):
+        return self.prompt(messages)
 
     def teacher_context(self, dialogue, tools, trunk, text):
         return len(trunk), self.user_turn(text)
@@ -31,12 +45,22 @@ class RewritingChat(FakeChat):
         return prefix_length, (*(300 + id for id in trunk[prefix_length:]), 300, *self.user_turn(text))
 
 
-FAKE_CHAT = FakeChat()
+FAKE_CHAT, WEIGHTS, COMPACT = FakeChat(), {"divergence": 1.0}, Compact()
+
+
+def target_branches(episode, targets, chat=FAKE_CHAT, weights=WEIGHTS, position="target"):
+    """The branches of all targets of an episode, by default with the bare feedback right before each."""
+    return with_feedback(episode, targets, position, COMPACT, chat, weights)
+
+
+def said(text):
+    """One message of a user."""
+    return ({"role": "user", "content": text},)
 
 
 def target_examples(episode, targets, chat=FAKE_CHAT, number=0, **options):
     """The examples of all targets of an episode, feedback right before each; one for each of its streams."""
-    return examples(episode, feedback_at_target(episode, targets, chat, {"divergence": 1.0}), number, **options)
+    return examples(episode, target_branches(episode, targets, chat), number, **options)
 
 
 def target_example(episode, targets, chat=FAKE_CHAT, **options):
@@ -64,6 +88,7 @@ class Keeping(FakeChat):
     """Remembers which feedback was put into words."""
 
     def __init__(self):
+        super().__init__()
         self.texts = []
 
     def user_turn(self, text):

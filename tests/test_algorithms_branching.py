@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.algorithms.branching import all_steps, examples, feedback_at_start, without_teacher
+from hintsd_jax.algorithms.branching import all_steps, examples, feedback_at_start, with_feedback, without_teacher
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
-from tests.examples_helpers import PROMPT, FakeChat, make_episode, target_example, target_examples
+from tests.examples_helpers import COMPACT, PROMPT, FakeChat, make_episode, said, target_example, target_examples
 from tests.helpers import (
     KEEPING_TEMPLATE,
     LLAMA3_TEMPLATE,
@@ -167,12 +168,12 @@ def test_feedback_at_the_start_reads_as_the_template_would_write_it(template):
     chat = ChatFormat(tokenizer, date_string="26 Jul 2024") if template == LLAMA3_TEMPLATE else ChatFormat(tokenizer)
     steps = [("", "One.", True), ("", "Two.", False), ("", "Three.", True)]
     episode = played(tokenizer, chat, steps, "<think>\n\n</think>\n\n")
-    (example,) = examples(episode, feedback_at_start(episode, [3, 1], "Be quick.", chat, WEIGHTS))
+    (example,) = examples(episode, feedback_at_start(episode, [3, 1], (*HISTORY, *said("Be quick.")), chat, WEIGHTS))
     assert example.tokens == tuple(episode.tokens[: episode.steps[2].stop])
     assert "quick" not in tokenizer.decode(example.tokens)
     first, last = example.branches
     assert (first.continues, last.continues) == (False, True) and first.weights == last.weights == WEIGHTS
-    assert first.prefix_length == last.prefix_length == episode.steps[0].prompt_start
+    assert 0 < first.prefix_length == last.prefix_length <= episode.steps[0].prompt_start
     dialogue, render = [*HISTORY, {"role": "user", "content": "Be quick."}], renderer(tokenizer)
     read = example.tokens[: first.prefix_length] + first.context
     assert tokenizer.decode(read) == render(dialogue)
@@ -184,9 +185,41 @@ def test_feedback_at_the_start_reads_as_the_template_would_write_it(template):
     assert example.separated() == [alone]  # branches that read on cannot be parted
 
 
+@pytest.mark.parametrize("name, history", [("keeping", None), ("qwen3", "keep"), ("qwen3", "template"), ("llama3", None)])
+@given(steps=_steps, data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_hint_in_the_last_user_message_reads_as_the_template_would_write_it(name, history, steps, data):
+    tokenizer = make_llama_tokenizer() if name == "llama3" else make_tokenizer(TEMPLATES[name])
+    chat, render = ChatFormat(tokenizer, history=history), renderer(tokenizer)
+    if history != "template":
+        steps = [("", said_text.strip(), user_next) for _, said_text, user_next in steps]
+    episode = played(tokenizer, chat, steps, "<think>\n\n</think>\n\n" if history != "template" else "")
+    number = data.draw(st.integers(1, len(steps)))
+    released = prompts.find("released")
+    branches = with_feedback(episode, [Target(number, "Not so.")], "last_user", released, chat, WEIGHTS)
+    (example,) = examples(episode, branches)
+    (branch,) = example.branches
+    dialogue = episode.dialogue(number)
+    place = max(n for n, message in enumerate(dialogue) if message["role"] == "user")
+    dialogue[place] = {"role": "user", "content": dialogue[place]["content"] + "\n\n## Hint\nNot so."}
+    teacher = example.tokens[: branch.prefix_length] + branch.context
+    assert tokenizer.decode(teacher) == render(dialogue) and "Not so" not in tokenizer.decode(example.tokens)
+    assert teacher[-len(PROMPT) :] == example.tokens[: branch.start][-len(PROMPT) :]
+    assert branch.prefix_length <= episode.steps[number - 1].prompt_start
+
+
+def test_where_no_user_has_spoken_a_hint_stands_before_the_step():
+    chat = ChatFormat(make_tokenizer(KEEPING_TEMPLATE))
+    rules = HISTORY[:1]
+    episode = Episode.begin("task", 0, rules, chat.prompt(rules))
+    episode.append_action([*chat.encode("a")], [-1.0] * len(chat.encode("a")), "a")
+    (branch,) = with_feedback(episode, [Target(1, "b")], "last_user", COMPACT, chat, WEIGHTS)
+    assert (branch.prefix_length, branch.context) == (episode.steps[0].prompt_start, chat.user_turn("b"))
+
+
 def test_feedback_at_the_start_needs_one_stream():
     with pytest.raises(ValueError, match="step 2: .* one stream"):
-        feedback_at_start(make_episode(seed=8, steps=6, rewrites=True), [5, 2], "hm", FakeChat(), WEIGHTS)
+        feedback_at_start(make_episode(seed=8, steps=6, rewrites=True), [5, 2], said("hm"), FakeChat(), WEIGHTS)
 
 
 @pytest.mark.parametrize("step", [0, -1, 5])
@@ -195,7 +228,7 @@ def test_feedback_at_the_start_needs_one_stream():
     [
         lambda step: target_example(make_episode(), [Target(step, "x")]),
         lambda step: without_teacher(make_episode(), [step], WEIGHTS),
-        lambda step: feedback_at_start(make_episode(), [step], "x", FakeChat(), WEIGHTS),
+        lambda step: feedback_at_start(make_episode(), [step], said("x"), FakeChat(), WEIGHTS),
     ],
 )
 def test_a_step_that_does_not_exist_is_an_error(branches_of, step):

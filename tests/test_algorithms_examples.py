@@ -19,7 +19,7 @@ from tests.examples_helpers import FakeChat, Keeping, experience_of, four_episod
 def examples_of(name, analyses=(), changes=(), episodes=None):
     """(examples, episodes without any by reason, the feedback that the teacher reads)."""
     episodes, chat = episodes or four_episodes(), Keeping()
-    algorithm = build.algorithm(algorithm_config(name, dict(changes)))
+    algorithm = build.algorithm(algorithm_config(name, {"hindsight.prompts": "compact"} | dict(changes)))
     examples, without = algorithm.examples(experience_of(episodes, analyses, chat))
     return examples, dict(without), chat.texts
 
@@ -43,6 +43,17 @@ def test_hint_sd_trains_on_targets_alone(name):
     expected = [(1, 2), (1, 3), (3, 1)]
     assert actions(examples) == [(*which, True, DISTILLED, 0.0) for which in expected] and not without
     assert texts == ["x", "y", "z"] and [example.micro_step for example in examples] == [0, 1]
+
+
+def test_what_the_teacher_reads_in_released_words():
+    prompts = {"hindsight.prompts": "released"}
+    _, _, (feedback,) = examples_of("hint_sd", TARGETS[2:], prompts)
+    assert feedback.startswith("Take the following feedback into account for this step.") and feedback.endswith("\n\nz")
+    _, _, texts = examples_of("sdpo", [(2, [(1, "z"), (3, "y")], ())], prompts)
+    ends = "\n\nNow solve the original task correctly."
+    solution = "\n".join(f"deed 0.{number}" for number in (1, 2, 3))
+    assert texts[0] == f"A correct solution of an earlier attempt:\n\n{solution}{ends}"
+    assert texts[1] == f"Feedback on an earlier attempt that failed:\n\nStep 1: z\nStep 3: y{ends}"
 
 
 def test_hint_sd_with_feedback_at_the_start_reads_each_on_its_own():

@@ -11,20 +11,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.algorithms.branching import examples, feedback_at_start, feedback_at_target, without_teacher
+from hintsd_jax.algorithms.branching import examples, feedback_at_start, without_teacher
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.training.batching import DROP_REASONS, Batch, BatchShapes, blank_batch, make_batches
 from hintsd_jax.training.examples import Branch, Example
 from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
 from hintsd_jax.training.losses import Loss
-from tests.examples_helpers import FEEDBACK, FakeChat, RewritingChat, make_episode, target_examples
+from tests.examples_helpers import (
+    FEEDBACK,
+    FakeChat,
+    RewritingChat,
+    make_episode,
+    said,
+    target_branches,
+    target_examples,
+)
 
 DISTIL = Loss((Divergence(),))
 BOTH = Loss((Divergence(coefficient=2.0), PolicyGradient(coefficient=0.5)))
 SHAPES = BatchShapes((16, 36), (14, 30), (3, 5), batch_size=3)
 ALONE = BatchShapes((16, 36), (40, 52), (3, 5), batch_size=3, trunk=False)
 WEIGHTS = {"divergence": 1.0}
+
+
+def beginning(episode):
+    """A chat whose first prompts begin as this episode's did."""
+    return FakeChat(episode.tokens[: episode.steps[0].prompt_start])
 
 
 @st.composite
@@ -53,7 +66,7 @@ def weights_of(scored, advantage):
 def make_examples(chosen, chat):
     result = []
     for n, (episode, targets, advantage) in enumerate(chosen):
-        branches = feedback_at_target(episode, targets, chat, weights_of(True, advantage))
+        branches = target_branches(episode, targets, chat, weights_of(True, advantage))
         branches = [dataclasses.replace(branch, advantage=advantage) for branch in branches]
         if advantage:
             rest = {1, 2, 3, 4} - {target.step for target in targets}
@@ -284,7 +297,7 @@ def test_the_teacher_reads_on_through_branches_that_continue():
     """Feedback at the start: one reading of the episode, each action under the feedback and all that came before it."""
     episode = make_episode(seed=3)
     shapes = BatchShapes((60,), (80,), (20,), batch_size=1, trunk=False)
-    (example,) = examples(episode, feedback_at_start(episode, [1, 2, 4], "hm", FakeChat(), WEIGHTS))
+    (example,) = examples(episode, feedback_at_start(episode, [1, 2, 4], said("hm"), beginning(episode), WEIGHTS))
     for part in (example, *example.separated()):
         trunk = part.branches[0].prefix_length > 0
         (batch,), *_, spans = make_batches([part], dataclasses.replace(shapes, trunk=trunk), DISTIL)
@@ -304,7 +317,7 @@ def test_the_teacher_reads_on_through_branches_that_continue():
 
 def test_branches_that_continue_stand_or_fall_with_those_before_them():
     episode = make_episode(seed=3, longest=3)
-    (example,) = examples(episode, feedback_at_start(episode, [1, 2, 3], "hm", FakeChat(), WEIGHTS))
+    (example,) = examples(episode, feedback_at_start(episode, [1, 2, 3], said("hm"), beginning(episode), WEIGHTS))
     reads = [branch.branch_tokens for branch in example.branches]
     for room, kept in ((sum(reads), [1, 2, 3]), (sum(reads) - 1, [1, 2]), (reads[0], [1])):
         result = make_batches([example], BatchShapes((60,), (room,), (20,), batch_size=1), DISTIL)

@@ -14,6 +14,7 @@ from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import DECISIONS, MAX_LENGTH, generate_task
 from hintsd_jax.envs.desk.office import EFFECTS, LOOKUPS, PARAMETERS, CallError, Office, tool_docs
 from hintsd_jax.envs.tool_calls import parse_action
+from hintsd_jax.errors import UserError
 
 SHAPES = [(1, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 5), (6, 4), (MAX_LENGTH, len(DECISIONS))]
 
@@ -103,6 +104,7 @@ def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
     env = Desk()
     env.reset(task)
     first, result, steps = None, None, 0
+    wasted, answered = set(), set()
     planned = iter(demonstrated(task, index))
     while (result is None or not result.terminated) and steps < 25:
         if rng.random() < 0.7:
@@ -110,16 +112,22 @@ def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
         else:
             tool = rng.choice(sorted(PARAMETERS))
             text = demos.call_text(tool, {p: rng.choice(names) for p in PARAMETERS[tool]})
-        could = can_succeed(env.office, task, env.office.hour)
+        could, hour = can_succeed(env.office, task, env.office.hour), env.office.hour
         result = env.step(parse_action(text))
         steps += 1
+        answer = (hour, text, *(message["content"] for message in result.messages))
+        looked_up = any(f'"{tool}"' in text for tool in LOOKUPS)
+        if "Error" in answer[-1] or (looked_up and answer in answered):
+            wasted.add(steps)
+        answered.add(answer)
         if could and not can_succeed(env.office, task, env.office.hour):
             first = steps
     faults = env.report().faults
     if result.terminated:
         assert bool(faults) == (result.reward == 0.0)
-    if first is not None:
-        assert faults[0].step == first
+    if first is not None:  # of a cut episode a step that was only wasted may come before it
+        assert next(fault.step for fault in faults if fault.step not in wasted) == first
+    assert not result.terminated or not wasted & {fault.step for fault in faults}
     assert [fault.step for fault in faults] == sorted({fault.step for fault in faults})
 
 
@@ -168,6 +176,91 @@ def test_the_solver_agrees_with_trying_everything():
             assert answer == search(office, task, 0)
             answers.add(answer)
     assert answers == {True, False}
+
+
+COPY_AND_TELL = {  # a decision, then two things to do
+    "id": "by-hand",
+    "world": {
+        "listings": {"find_files": {"report": [["draft", "a"], ["final", "b"]]}},
+        "files": {"a": "a", "b": "b"},
+        "mails": ["m"],
+        "slots": [],
+        "events": [],
+        "contacts": {},
+    },
+    "requests": [
+        {
+            "kind": "copy", "text": 'Copy "report" to "c", the final one.', "label": "final", "wrong": "a",
+            "lookup": ["find_files", {"title": "report"}], "calls": [["copy_file", {"file": "b", "to": "c"}]],
+        },
+        {
+            "kind": "tell", "text": 'Archive "m" and notify "p".', "label": None, "wrong": None, "lookup": None,
+            "calls": [["archive_mail", {"mail": "m"}], ["notify", {"name": "p"}]],
+        },
+    ],
+}  # fmt: skip
+LOOK, COPY = (
+    demos.call_text("find_files", {"title": "report"}),
+    demos.call_text("copy_file", {"file": "b", "to": "c"}),
+)
+ERRS, ARCHIVE = demos.call_text("read_file", {"file": "nobody"}), demos.call_text("archive_mail", {"mail": "m"})
+ON_ITS_WAY, GARBLED = demos.call_text("read_file", {"file": "b"}), "<tool_call>\n{</tool_call>"
+COPY_IT, ARCHIVE_IT, NOTIFY = 'Call copy_file for "b".', 'Call archive_mail for "m".', 'Call notify for "p".'
+
+
+@pytest.mark.parametrize(
+    "actions, faults",
+    [
+        ([LOOK] * 5, [(2, COPY_IT)]),  # the first look-up is needed
+        ([LOOK, ON_ITS_WAY, LOOK, LOOK], [(3, COPY_IT)]),
+        ([ERRS, LOOK, ERRS, ERRS], [(1, COPY_IT)]),
+        ([GARBLED, LOOK], [(1, COPY_IT)]),
+        ([LOOK, ON_ITS_WAY], [(2, COPY_IT)]),  # nothing was wasted: the last step
+        ([LOOK, COPY, "Done.", ERRS, ARCHIVE, ERRS], [(4, ARCHIVE_IT)]),  # what that step should have done
+        ([LOOK, LOOK, COPY, "Done.", ARCHIVE], [(2, COPY_IT)]),  # the open request wasted none
+        ([LOOK, COPY, LOOK, "Done.", ARCHIVE], [(3, "Say Done.")]),
+        ([LOOK, COPY, "Done.", LOOK, LOOK], [(5, ARCHIVE_IT)]),  # in another request it is no repetition
+        ([LOOK, COPY, "Done.", ARCHIVE], [(4, NOTIFY)]),
+        ([LOOK, LOOK, "Done.", ARCHIVE, ERRS], [(3, COPY_IT), (5, NOTIFY)]),
+        ([LOOK, LOOK, COPY, "Done.", ARCHIVE, demos.call_text("notify", {"name": "p"})], []),  # cut before its reply
+        ([LOOK, LOOK, COPY, ERRS, "Done.", ARCHIVE, demos.call_text("notify", {"name": "p"}), "Done."], []),
+    ],
+)
+def test_a_cut_episode_is_at_fault_where_it_wasted_steps(actions, faults):
+    env, _ = play(COPY_AND_TELL, actions)
+    assert [(fault.step, fault.feedback) for fault in env.report().faults] == faults
+
+
+def test_the_relevant_tools_and_the_full_instructions_give_no_answer_away():
+    used = set()
+    for index in range(40):
+        task = generate_task(10, index, 3, 2)
+        start = Desk(instructions="full", tools="relevant", seed=0, length=3).reset(task)
+        names = [tool["function"]["name"] for tool in start.tools]
+        needed = {call[0] for request in task["requests"] for call in request["calls"]}
+        needed |= {request["lookup"][0] for request in task["requests"] if request["lookup"]}
+        assert set(names) == needed and names == [name for name in PARAMETERS if name in names]
+        swapped = json.loads(json.dumps(task))
+        for request in swapped["requests"]:  # the other candidate is meant: only the user's words may differ
+            if request["wrong"]:
+                key = DECISIONS[request["kind"]].choice
+                arguments = request["calls"][0][1]
+                arguments[key], request["wrong"] = request["wrong"], arguments[key]
+        again = Desk(instructions="full", tools="relevant").reset(swapped)
+        assert (again.messages, again.tools) == (start.messages, start.tools)
+        used |= set(names)
+        assert all(name in start.messages[0]["content"] for name in names if name in LOOKUPS)
+    assert used == set(PARAMETERS) - {"read_file"}
+    assert Desk().reset(task).tools == Desk(tools="all").reset(task).tools == tool_docs()
+    assert Desk().reset(task).messages[0]["content"] == "You run an office. Do each request, then say Done."
+
+
+@pytest.mark.parametrize("option, says", [({"instructions": "ful"}, "'full'"), ({"tools": "some"}, "relevant")])
+def test_options_that_are_none_are_refused(tmp_path, option, says):
+    for make in (lambda: Desk(**option), lambda: Desk.tasks("train", str(tmp_path), **option)):
+        with pytest.raises(UserError, match=f"env.options.{next(iter(option))} = .* is unknown: .*{says}"):
+            make()
+    assert not list(tmp_path.iterdir())
 
 
 def test_feedback_names_the_right_value():

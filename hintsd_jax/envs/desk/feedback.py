@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NEUTRAL = "Go on."
+CLOSE = "Say Done."  # on a step of a request that was carried out already
 _NAME = re.compile(r'( for)? "[^"]*"')
 
 

@@ -20,8 +20,8 @@ from ml_collections import config_flags
 from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
 from hintsd_jax.envs.desk import demonstrations
 from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
-from hintsd_jax.envs.desk.env import SYSTEM
 from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.envs.desk.instructions import SHORT
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.models import decoder
@@ -42,7 +42,7 @@ def build_tokenizer(seed: int, tasks: int = 400):
     """The tokenizer from the texts of `tasks` demonstrated tasks."""
     rng = random.Random(seed)
     corpus = [demonstrations.transcript(generate_task(seed, index), rng) for index in range(tasks)]
-    fixed = [SYSTEM, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
+    fixed = [SHORT, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 

@@ -25,12 +25,16 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     episodes, dropped, stats = rollouts
     count, steps = max(len(episodes), 1), sum(len(episode.steps) for episode in episodes)
     ended = Counter(episode.ended for episode in episodes)
+    problems = Counter(step.problem for episode in episodes for step in episode.steps if step.problem)
     return {
         "rollout/episodes": len(episodes),
         "rollout/success": sum(episode.success for episode in episodes) / count,
         "rollout/tokens": stats.sampled_tokens,
         "rollout/steps": steps / count,
         "rollout/action_length": sum(len(episode.logprobs) for episode in episodes) / max(steps, 1),
+        "rollout/calls": sum(step.calls for episode in episodes for step in episode.steps) / count,
+        "rollout/cut_actions": sum(step.cut for episode in episodes for step in episode.steps),
+        **{f"rollout/problems/{kind}": number for kind, number in sorted(problems.items())},
         "rollout/prefill_tokens": stats.prefill_tokens,
         "rollout/decode_steps": stats.decode_steps,
         **{f"rollout/ended/{reason}": number for reason, number in sorted(ended.items())},

@@ -47,7 +47,9 @@ def quiz_session(config, tasks, env_class=Quiz):
     def play(params, tasks, rollouts, *, step, greedy, journal):
         success = answers_of(tasks, rollouts, greedy)
         episodes = [
-            Episode(task["id"], rollout, (), terminated=True, reward=float(success[n, rollout]), ended="terminated")
+            Episode(
+                task["id"], rollout, (), terminated=True, reward=float(success[n, rollout]), ended="terminated", group=n
+            )
             for n, task in enumerate(tasks)
             for rollout in range(rollouts)
         ]

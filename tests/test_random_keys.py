@@ -32,5 +32,13 @@ def test_a_subkey_is_what_it_has_always_been():
 
 def test_every_draw_has_a_key_of_its_own():
     jobs = [job_key(*parts) for parts in itertools.product(range(2), range(3), ("a", "b", "ab"), range(3))]
-    keys = [*jobs, *(subkey(key, number) for key in jobs for number in range(1, 6))]
-    assert len({tuple(key.tolist()) for key in keys}) == len(keys) == 54 * 6
+    again = [job_key(0, 1, "a", index, occurrence) for index in range(3) for occurrence in range(1, 4)]
+    keys = [*jobs, *(subkey(key, number) for key in jobs for number in range(1, 6)), *again]
+    keys += [subkey(key, number) for key in again for number in range(1, 6)]
+    assert len({tuple(key.tolist()) for key in keys}) == len(keys) == 54 * 6 + 9 * 6
+
+
+def test_a_name_that_comes_again_has_other_keys_and_the_first_time_todays():
+    assert job_key(42, 3, "dropout desk/7", 1, 0).tolist() == [375580678, 3919156664]
+    again = job_key(42, 3, "dropout desk/7", 1, 1)
+    assert again.dtype == np.uint32 and again.tolist() == subkey(job_key(42, 3, "dropout desk/7", 1), 2**31 + 1).tolist()

@@ -199,7 +199,11 @@ def test_the_record_holds_everything():
         "observation": "observed",
         "reward": 0.5,
         "stream": 0,
+        "cut": False,
+        "calls": 0,
+        "problem": "",
     }
+    assert record["group"] == 0
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
     assert (
         record["streams"] == [list(range(1, 9))]

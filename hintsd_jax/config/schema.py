@@ -107,6 +107,12 @@ class EnvSection(Section):
 
     name: str = key("bfcl", "a registered name, or package.module:Class")
     options: dict[str, Any] = key({}, "keyword arguments of the environment's constructor and of its `tasks`")
+    call_style: str = key(
+        "auto",
+        "form in which a policy's tool calls are read: hermes, <tool_call> tags; bare, nothing but JSON objects; json,"
+        " JSON objects anywhere in the text, also in a code fence; auto: what the chat template writes",
+        choices=("auto", "hermes", "bare", "json"),
+    )
     data_dir: str = key("data", "folder where task data sets are built, relative to the current folder")
     call_timeout_s: float = key(60.0, "seconds (wall clock) that one call of the environment may take", "(0, 1000000]")
 
@@ -247,7 +253,37 @@ class LossSection(Section):
     policy_gradient_weight: float = key(1.0, "weight of the policy gradient in hint_sd+grpo", "[0, inf)")
     chunk_tokens: int = key(128, "action tokens that are projected to the vocabulary at once", "[1, 16777216]")
     mean_of_micro_means: bool = key(
-        False, "averages micro-steps first, as the released code does; tokens of short ones then weigh more"
+        False,
+        "averages micro-steps (tasks of a training step) first, those without a token as 0, as the released code does;"
+        " tokens of short ones then weigh more",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoSection(Section):
+    """Of grpo and hint_sd+grpo: advantages, means and what keeps the policy near its start."""
+
+    mean: str = key(
+        "token",
+        "mean of the policy gradient over all action tokens, or over the episodes' own means",
+        choices=("token", "sequence"),
+    )
+    normalize_std: bool = key(
+        True, "advantages are divided by the standard deviation of a task's rewards; false: Dr. GRPO, arXiv 2503.20783"
+    )
+    reference_kl: float = key(
+        0.0,
+        "coefficient of KL(student || the policy that training began with) on the tokens of the policy gradient; 0: no"
+        " such KL, nor its pass",
+        "[0, inf)",
+    )
+    mask_cut_episodes: bool = key(
+        False,
+        "episodes that did not terminate, but were ended by a limit, are not trained on; they still count in the mean"
+        " reward of their task",
+    )
+    drop_equal_groups: bool = key(
+        True, "tasks whose rollouts all ended alike are left out; false: they count in the mean, with an advantage of 0"
     )
 
 
@@ -301,11 +337,17 @@ class OptimSection(Section):
     weight_decay: float = key(0.0, "decoupled weight decay", "[0, inf)")
     clip_norm: float = key(1.0, "limit of the gradient's global norm; 0: off", "[0, inf)")
     schedule: str = key("linear", "linear: the rate falls to 0 at optim.steps", choices=("constant", "linear"))
-    warmup_steps: int = key(0, "optimizer steps over which the rate rises linearly from 0", "[0, 1073741824]")
+    warmup_steps: int = key(0, "training steps over which the rate rises linearly from 0", "[0, 1073741824]")
+    empty_updates: str = key(
+        "skip",
+        "what a training step without any action token does: skip, nothing; step, as the released code, an Adam step"
+        " with a gradient of 0, and the EMA follows",
+        choices=("skip", "step"),
+    )
     ema_decay: float = key(
         None, "share of the teacher that stays in an optimizer step; 1: it never changes", "[0, 1]", by_algorithm=True
     )
-    steps: int = key(1500, "optimizer steps of the run; released: 15 epochs over 200 tasks", "[1, 1073741824]")
+    steps: int = key(1500, "training steps of the run; released: 15 epochs over 200 tasks", "[1, 1073741824]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,6 +449,7 @@ class Config(Section):
     hindsight: HindsightSection = _section(HindsightSection)
     endpoint: EndpointSection = _section(EndpointSection)
     loss: LossSection = _section(LossSection)
+    grpo: GrpoSection = _section(GrpoSection)
     batch: BatchSection = _section(BatchSection)
     optim: OptimSection = _section(OptimSection)
     eval: EvalSection = _section(EvalSection)

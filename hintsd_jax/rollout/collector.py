@@ -8,8 +8,8 @@ the step limit ends the episode and is counted; it never ends the run.
 
 An action that was cut at its token limit goes to the environment as it is.
 
-Invariant 4: an episode depends on (seed, step, task, occurrence of the task in the step, rollout index) only: its key is
-folded from those five. Each further stream of it (see `Episode`) has a key of its own, which follows from that one.
+Invariant 4: an episode depends on (seed, step, task, occurrence of the task in the step, rollout index) only: its key
+follows from those five. Each further stream of it (see `Episode`) has a key of its own, which follows from that one.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def run_episodes(
     call_timeout_s: float,
     journal: TimeoutJournal | None = None,
     phase: str = "",
+    too_long: dict[str, int] | None = None,
 ) -> tuple[list[Episode], Counter[str], SamplingStats]:
     """Plays `rollouts` episodes of every task.
 
@@ -155,6 +156,7 @@ def run_episodes(
       call_timeout_s: seconds that a call of an environment may take.
       journal: keeps the calls that timed out, under `(phase, task id, slot, call)`, as a task may come twice. One
         journal must not see a phase twice.
+      too_long: gets, by task, the tokens of each prompt that does not fit the context.
 
     Returns:
       (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts
@@ -177,6 +179,8 @@ def run_episodes(
             prompt = _prompt(prompts, task_index, start, chat)
             if len(prompt.ids) >= config.context:
                 dropped[PROMPT_TOO_LONG] += 1
+                if too_long is not None:
+                    too_long[task["id"]] = len(prompt.ids)
                 continue
             occurrence = occurrences[task_index]
             episode = Episode.begin(

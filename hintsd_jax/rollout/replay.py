@@ -169,9 +169,7 @@ def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> t
                 dropped[REPLAY_DIFFERS] += 1
             else:
                 (ready if steps == plan.step - 1 else unfinished).append(worker)
-        calls = {
-            worker: pool.step(worker, _action(plans[worker].recorded.steps[steps], chat)) for worker in unfinished
-        }
+        calls = {worker: pool.step(worker, _action(plans[worker].recorded.steps[steps], chat)) for worker in unfinished}
         steps += 1
     return sorted(ready), dropped
 

@@ -25,7 +25,7 @@ from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.session import Session, step_tasks
 from hintsd_jax.training.batching import blank_batch, make_batches
 from hintsd_jax.training.state import TrainState, abstract, create
-from hintsd_jax.training.train_step import update
+from hintsd_jax.training.train_step import When, update
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -40,8 +40,9 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     tasks = session.tasks(config.tasks.train_split)
     eval_tasks = session.tasks(config.tasks.eval_split, config.eval.tasks)
     loss_settings = {"policy": session.policy, "loss": algorithm.loss, "optim": build.optimizer_config(config)}
-    take_update = partial(update, session.frozen, mesh=session.mesh, **loss_settings)
-    initial = session.trained if config.hindsight.analyser == "initial_policy" else None
+    initial = session.trained if build.keeps_initial_weights(config) else None
+    reference = initial if algorithm.loss.needs_reference else None
+    take_update = partial(update, session.frozen, mesh=session.mesh, reference=reference, **loss_settings)
 
     with Recorder.open(session, workdir, shapes) as recorder:
         state = first_state(session, recorder)
@@ -73,12 +74,11 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                         session.chat,
                         seed=config.seed,
                         step=step,
-                        rollouts=config.tasks.rollouts,
                     )
                     examples, without = algorithm.examples(experience)
-                    averaging = config.loss.mean_of_micro_means
-                    batches = make_batches(examples, shapes, algorithm.loss, mean_of_micro_means=averaging)
-                    state, *device_results = take_update(state, batches.batches, recorder.lr_scale)
+                    micro_steps = config.tasks.tasks_per_step if config.loss.mean_of_micro_means else 0
+                    batches = make_batches(examples, shapes, algorithm.loss, micro_steps=micro_steps)
+                    state, *device_results = take_update(state, batches.batches, When.at(step, recorder.lr_scale))
                     metrics, tokens = jax.device_get(device_results)
             # -- write down: the metrics first, then the checkpoint that stands for them
             evaluated = {}
@@ -112,8 +112,8 @@ def analysing_weights(config: Config, state: TrainState, initial: dict | None) -
 
 def compile_programs(session: Session, state: TrainState, take_update: Callable) -> TrainState:
     """Compiles everything that the run will need, on empty input: no later step stops for it, whatever the texts. The
-    state is donated and comes back as it was (an update without a token changes nothing).
+    state is donated and comes back as it was, bit for bit.
     """
     session.engine.compile(session.weights(state.params))
     shapes = session.algorithm.batch_shapes(session.mesh)
-    return take_update(state, [blank_batch(shapes, *shape) for shape in shapes.all()])[0]
+    return take_update(state, [blank_batch(shapes, *shape) for shape in shapes.all()], When.at(real=False))[0]

@@ -100,14 +100,14 @@ def four_episodes():
     """Two tasks with two rollouts: one success and one failure of "a", two failures of "b"."""
     episodes = [make_episode(seed, steps=3) for seed in range(4)]
     for n, episode in enumerate(episodes):
-        episode.task_id, episode.rollout = "ab"[n // 2], n % 2
+        episode.task_id, episode.group, episode.rollout = "ab"[n // 2], n // 2, n % 2
         episode.reward, episode.terminated = float(n == 0), True
         for number, step in enumerate(episode.steps, 1):
             step.text = f"deed {n}.{number}"
     return episodes
 
 
-def experience_of(episodes, analyses=(), chat=None, rollouts=2):
+def experience_of(episodes, analyses=(), chat=None):
     """analyses: (number of the episode, its targets as pairs, its verdicts)."""
     hindsight = Hindsight(
         [
@@ -115,4 +115,4 @@ def experience_of(episodes, analyses=(), chat=None, rollouts=2):
             for n, targets, verdicts in analyses
         ]
     )
-    return Experience(episodes, hindsight, chat or Keeping(), seed=42, step=3, rollouts=rollouts)
+    return Experience(episodes, hindsight, chat or Keeping(), seed=42, step=3)

@@ -104,10 +104,11 @@ def span_losses(x, loss, dtype=jnp.float32):
     """The weights of as many parts as the loss has are read."""
     x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
     x["weight_BAP"] = x["weight_BAP"][..., : len(loss.parts)]
-    student, teacher = functools.partial(head, x["student_DV"]), functools.partial(head, x["teacher_DV"])
+    student, teacher = (
+        losses.Side(x[f"{side}_BAD"], functools.partial(head, x[f"{side}_DV"])) for side in ("student", "teacher")
+    )
     spans = losses.Spans(*(x[field] for field in losses.Spans._fields))
-    sides = {"student": student, "teacher": teacher, "teacher_BAD": x["teacher_BAD"]}
-    return losses.span_losses(x["student_BAD"], spans, loss=loss, **sides)
+    return losses.span_losses(student, spans, loss=loss, teacher=teacher)
 
 
 def oracle_token(part, s, t, *rest):

@@ -24,7 +24,7 @@ from hintsd_jax.training.examples import Branch, Example
 from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
 from hintsd_jax.training.losses import Loss
 from hintsd_jax.training.state import OptimConfig, TrainState, create, optimizer
-from hintsd_jax.training.train_step import Accumulator, accumulate, apply, batch_losses, update, zeros
+from hintsd_jax.training.train_step import Accumulator, When, accumulate, apply, batch_losses, update, zeros
 from tests import loss_oracles
 
 POLICY = PolicyConfig(
@@ -303,7 +303,7 @@ def test_apply_is_adamw_and_the_ema_follows_it():
     clipped = jax.tree.map(lambda g: g * min(1.0, 0.5 / norm), grads)
     before = host(state)
     with jax.set_mesh(MESH):
-        state, metrics = apply(state, accumulator, 1.0, loss=LOSS, optim=OPTIM)
+        state, metrics = apply(state, accumulator, When.at(), loss=LOSS, optim=OPTIM)
     # Adam's first step: m / (1 - b1) = g and v / (1 - b2) = g^2
     params = jax.tree.map(lambda p, g: p - 1e-2 * (g / (np.abs(g) + 1e-8) + 0.1 * p), before.params, clipped)
     # entries whose gradient is rounding noise beside eps have no well-defined first step
@@ -384,7 +384,7 @@ def test_buffers_are_donated_and_the_callers_weights_survive():
         accumulator = zeros(state.params, LOSS)
         added, _ = accumulate(None, state, accumulator, put_batch(batch, MESH), policy=POLICY, loss=LOSS)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(accumulator))
-        after, _ = apply(state, added, 1.0, loss=LOSS, optim=OPTIM)
+        after, _ = apply(state, added, When.at(), loss=LOSS, optim=OPTIM)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, after)))
 

@@ -17,9 +17,11 @@ from jax.sharding import AbstractMesh, Mesh
 
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.config.schema import Config
+from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analyser
 from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.training.batching import BatchShapes
 from hintsd_jax.training.examples import Branch, Example
@@ -53,7 +55,14 @@ class Algorithm:
     def __init__(self, config: Config):
         self.config = config
         self.prompts = prompts.find(config.hindsight.prompts)
-        self.loss = Loss(self.loss_parts(), config.loss.chunk_tokens)
+        rollout = config.rollout
+        sampling = SamplingDistribution(rollout.temperature, rollout.top_p, rollout.top_k)
+        self.loss = Loss(self.loss_parts(), config.loss.chunk_tokens, sampling)
+        if self.loss.uses_ratio and not rollout.temperature:
+            raise UserError(
+                f"algorithm = {config.algorithm} compares actions with how likely they were sampled, which has no"
+                " meaning at rollout.temperature = 0: raise it (or set loss.importance_clip = 0, where that is all)"
+            )
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
@@ -71,6 +80,10 @@ class Algorithm:
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         """The actions of an episode that are trained on, in the order of their steps."""
         raise NotImplementedError(f"algorithm {type(self).__name__} must give branches")
+
+    def left_out(self, episode: Episode, experience: Experience, branches: Sequence[Branch]) -> str:
+        """The reason under which an episode with these branches is counted as left out; "" where it is not."""
+        return "" if branches else self.nothing_to_learn
 
     def describe_targets(self) -> str:
         """What is trained on, for the result's table; "" where no analyser is asked."""
@@ -91,10 +104,11 @@ class Algorithm:
             batch_size=batch.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
             parts=len(self.loss.parts),
             trunk=teacher and batch.layout == "branches" and not at_start,
+            unscored=self.loss.trains_unscored_tokens,
         )
 
     def examples(self, experience: Experience) -> tuple[list[Example], Counter[str]]:
-        """The training examples of a step, and how many episodes gave none, by reason.
+        """The training examples of a step, and how many episodes were left out, by reason.
 
         One example per episode, or per stream of it where chat.history = template; one per action where
         batch.layout = separate.
@@ -103,8 +117,8 @@ class Algorithm:
         without: Counter[str] = Counter()
         for number, episode in enumerate(experience.episodes):
             branches = self.branches(episode, experience)
-            if self.nothing_to_learn and not branches:
-                without[self.nothing_to_learn] += 1
+            if reason := self.left_out(episode, experience, branches):
+                without[reason] += 1
             for example in experience.examples_of(episode, number, branches):
                 examples += self._laid_out(example)
         return examples, without
@@ -120,13 +134,16 @@ class Algorithm:
             importance_clip=loss.importance_clip,
         )
 
-    def policy_gradient(self, *, coefficient: float = 1.0, teacher_advantage: float = 0.0) -> PolicyGradient:
+    def policy_gradient(
+        self, *, coefficient: float = 1.0, teacher_advantage: float = 0.0, mean: str = "token"
+    ) -> PolicyGradient:
         """The clipped policy gradient with the config's clip range."""
         loss = self.config.loss
         return PolicyGradient(
             clip_low=loss.clip_low,
             clip_high=loss.clip_high,
             coefficient=coefficient,
+            mean=mean,
             teacher_advantage=teacher_advantage,
         )
 

@@ -26,7 +26,6 @@ class Experience:
       hindsight: what an analyser said of some of them.
       chat: the chat format that they were rolled out in.
       seed, step: of the run, and of the training step: everything random follows from them.
-      rollouts: of a task; the released code's micro-step is one task.
     """
 
     def __init__(
@@ -37,10 +36,9 @@ class Experience:
         *,
         seed: int,
         step: int,
-        rollouts: int,
     ):
         self.episodes, self.chat = episodes, chat
-        self._seed, self._step, self._rollouts = seed, step, rollouts
+        self._seed, self._step = seed, step
         self._analyses = {id(analysis.episode): analysis for analysis in hindsight.analyses}
 
     def analysis(self, episode: Episode) -> Analysis:
@@ -51,23 +49,28 @@ class Experience:
         """The other rollouts of its task that succeeded."""
         return successful_siblings(self.episodes, episode)
 
-    def advantage(self, episode: Episode) -> float:
-        """GRPO's (arXiv 2402.03300): (R - mean) / (std + 1e-6) among the rollouts of a task, with the sample's standard
-        deviation; 0 for all where they are equal, or there is only one.
+    def advantage(self, episode: Episode, normalize: bool = True) -> float:
+        """GRPO's (arXiv 2402.03300): (R - mean) / (std + 1e-6) in the episode's group, the rollouts of one task of the
+        training step, with the sample's standard deviation; 0 for all where they are equal, or there is only one.
+
+        normalize: False leaves it at R - mean, as Dr. GRPO (arXiv 2503.20783).
         """
-        rewards = np.array([other.reward for other in self.episodes if other.task_id == episode.task_id])
+        rewards = np.array([other.reward for other in self.episodes if other.group == episode.group])
         if np.ptp(rewards) == 0:
             return 0.0
-        return float((episode.reward - rewards.mean()) / (rewards.std(ddof=1) + STD_EPSILON))
+        spread = rewards.std(ddof=1) + STD_EPSILON if normalize else 1.0
+        return float((episode.reward - rewards.mean()) / spread)
 
     def key(self, episode: Episode, purpose: str) -> np.ndarray:
         """The raw key (uint32 [2]) of something random about an episode."""
         return job_key(self._seed, self._step, f"{purpose} {episode.task_id}", episode.rollout, episode.occurrence)
 
     def examples_of(self, episode: Episode, number: int, branches: Sequence[Branch]) -> list[Example]:
-        """The examples of an episode's branches, one for each of its streams that has any; `number`: of the episode."""
+        """The examples of an episode's branches, one for each of its streams that has any; `number`: of the episode.
+        Its group is the released code's micro-step.
+        """
         first, second = self.key(episode, "dropout").tolist()
-        return branching.examples(episode, branches, number, micro_step=number // self._rollouts, key=(first, second))
+        return branching.examples(episode, branches, number, micro_step=episode.group, key=(first, second))
 
 
 def successful_siblings(episodes: Sequence[Episode], episode: Episode) -> list[Episode]:

@@ -3,15 +3,17 @@
 """HINT-SD + GRPO: targets are distilled, and all actions have GRPO's policy gradient.
 
 The loss is mean divergence over the targets' tokens + loss.policy_gradient_weight x mean policy-gradient loss over the
-tokens of episodes that have an advantage.
+tokens of episodes that have an advantage. GRPO's options (`grpo.*`) hold here too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from hintsd_jax.algorithms.branching import all_steps, without_teacher
 from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.algorithms.grpo import is_masked, reference_parts, reinforced
 from hintsd_jax.algorithms.hint_sd import HintSD
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.training.examples import Branch
@@ -25,16 +27,19 @@ class HintSDWithGRPO(HintSD):
     nothing_to_learn = "no_advantage"
 
     def loss_parts(self) -> tuple[LossPart, ...]:
-        return self.divergence(), self.policy_gradient(coefficient=self.config.loss.policy_gradient_weight)
+        weight, mean = self.config.loss.policy_gradient_weight, self.config.grpo.mean
+        return self.divergence(), self.policy_gradient(coefficient=weight, mean=mean), *reference_parts(self.config)
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
-        advantage = experience.advantage(episode)
-        reinforced = {"policy_gradient": 1.0} if advantage else {}
+        advantage, weights = reinforced(episode, experience, self.config)
         branches = {branch.step: branch for branch in super().branches(episode, experience)}
-        if advantage:
+        if weights:
             for branch in without_teacher(episode, all_steps(episode), {}):
                 branches.setdefault(branch.step, branch)
         return [
-            dataclasses.replace(branch, weights={**branch.weights, **reinforced}, advantage=advantage)
+            dataclasses.replace(branch, weights={**branch.weights, **weights}, advantage=advantage)
             for _, branch in sorted(branches.items())
         ]
+
+    def left_out(self, episode: Episode, experience: Experience, branches: Sequence[Branch]) -> str:
+        return "cut_episode" if is_masked(episode, self.config) else super().left_out(episode, experience, branches)

@@ -118,6 +118,11 @@ def optimizer_config(config: Config) -> OptimConfig:
     return OptimConfig(total_steps=options.pop("steps"), **options)
 
 
+def keeps_initial_weights(config: Config) -> bool:
+    """Whether a run holds the weights that training began with: to analyse with, or to stay near."""
+    return config.hindsight.analyser == "initial_policy" or algorithm(config).loss.needs_reference
+
+
 def lora_config(config: Config) -> LoraConfig | None:
     """The adapter that is trained; None where all weights are."""
     adapter = config.lora

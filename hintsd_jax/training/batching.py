@@ -2,13 +2,16 @@
 
 """Examples in, batches of a few fixed shapes out.
 
-Invariants: the batches do not depend on the order of the examples; at most len(length_buckets) x len(branch_buckets)
-shapes occur; what does not fit is dropped whole and counted, never cut.
+Examples that no teacher reads go into batches of their own where the loss knows such ones (`BatchShapes.unscored`):
+without trunk and branches, so that no teacher pass is paid for them.
+
+Invariants: the batches do not depend on the order of the examples; the shapes of `BatchShapes.all` and no others occur;
+what does not fit is dropped whole and counted, never cut.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +31,8 @@ class Batch(NamedTuple):
 
     student_BT: int32, the examples' tokens. dropout_key_B2: uint32. student_at_BA: int32, for each action token the
     index in T whose hidden state predicts it. trunk_BP: int32, the prefix that teacher branches share: the same tokens,
-    or P = 0 where none is shared. branch_BM: int32, the branches one behind the other; position_BM: their positions;
+    or P = 0 where none is shared. branch_BM: int32, the branches one behind the other, M = 0 where no teacher reads;
+    position_BM: their positions;
     prefix_length_BM, branch_id_BM: see `models.attention.Branches`. teacher_at_BA: int32, as student_at_BA, in M.
     The rest: see `losses.Spans`; its last letter counts the parts of the loss.
     """
@@ -57,7 +61,8 @@ class BatchShapes:
     lengths x pairs.
 
     batch_size: B. parts: of the loss. trunk: whether branches share a trunk (P = T) or stand alone (P = 0). Without a
-    teacher: no trunk, and branch buckets of 0.
+    teacher: no trunk, and branch buckets of 0. unscored: examples that no teacher reads have batches of their own, with
+    neither; their pairs are (0, `action_buckets[i]`), numbered behind the others.
     """
 
     length_buckets: tuple[int, ...]
@@ -66,21 +71,35 @@ class BatchShapes:
     batch_size: int
     parts: int = 1
     trunk: bool = True
+    unscored: bool = False
 
     def all(self) -> list[tuple[int, int]]:
-        """Every (length, number of the pair), in order."""
-        return [(length, pair) for length in self.length_buckets for pair in range(len(self.branch_buckets))]
+        """Every (length, number of the pair) by length, the largest pair last."""
+        scored = range(len(self.branch_buckets))
+        unscored = [self.unscored_pair(pair) for pair in scored] if self.unscored else []
+        return [(length, pair) for length in self.length_buckets for pair in (*unscored, *scored)]
+
+    def unscored_pair(self, pair: int) -> int:
+        """The number of the pair with the same action tokens and no branch tokens."""
+        return pair + len(self.branch_buckets)
+
+    def tokens(self, length: int, pair: int) -> tuple[int, int, int]:
+        """(P, M, A) of a shape: tokens of trunk, branches and actions."""
+        scored = pair < len(self.branch_buckets)
+        number = pair if scored else pair - len(self.branch_buckets)
+        trunk = length if self.trunk and scored else 0
+        return trunk, self.branch_buckets[number] if scored else 0, self.action_buckets[number]
 
 
 def blank_batch(shapes: BatchShapes, length: int, pair: int) -> Batch:
     """A batch of padding only. It contributes nothing: for filling, and for compiling a shape before it is needed."""
-    B, M, A = shapes.batch_size, shapes.branch_buckets[pair], shapes.action_buckets[pair]
+    B, (P, M, A) = shapes.batch_size, shapes.tokens(length, pair)
     ids = lambda *shape: np.zeros(shape, np.int32)
     return Batch(
         student_BT=ids(B, length),
         dropout_key_B2=np.zeros((B, 2), np.uint32),
         student_at_BA=ids(B, A),
-        trunk_BP=ids(B, length if shapes.trunk else 0),
+        trunk_BP=ids(B, P),
         branch_BM=ids(B, M),
         position_BM=ids(B, M),
         prefix_length_BM=ids(B, M),
@@ -121,44 +140,40 @@ class Batches(NamedTuple):
     spans: list[SpanLocation]
 
 
-def make_batches(
-    examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *, mean_of_micro_means: bool = False
-) -> Batches:
+def make_batches(examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *, micro_steps: int = 0) -> Batches:
     """Sorts examples into batches of a few fixed shapes.
 
     Examples are sorted by size and cut into batches, and a batch takes the buckets of its largest example: at most one
-    batch is not full. An example whose branches together exceed the largest branch bucket becomes several.
+    batch (of each kind, see `BatchShapes.unscored`) is not full. An example whose branches together exceed the largest
+    branch bucket becomes several.
 
     The update divides the summed loss once, by all action tokens. Weights are scaled here so that this gives, for each
-    part of the loss, its coefficient x its mean over its own tokens.
+    part of the loss, its coefficient x its mean over its own tokens, or over the episodes' means (`LossPart.mean`).
 
     Args:
       examples: in any order; the result is the same.
-      mean_of_micro_means: weigh the tokens so that the division gives the mean over micro-steps (`Example.micro_step`,
-        those with tokens) of their token means, as the released HINT-SD code has it. Otherwise all weigh the same.
+      micro_steps: of the training step, as the released HINT-SD code has it: each part is then the mean over so many
+        micro-steps (`Example.micro_step`) of its mean within each, those without a token counting as 0. 0: one mean
+        over the whole training step, so that all tokens weigh the same.
     Raises:
       UserError: an algorithm gave a weight to a part that the loss lacks, or that has to read what no teacher scored.
+      ValueError: an example belongs to a micro-step beyond `micro_steps`.
     """
     _check_weights(examples, loss)
     dropped: dict[str, int] = dict.fromkeys(DROP_REASONS, 0)
     fitting: list[Example] = []
     for example in sorted((example for example in examples if example.branches), key=_order):
         fitting += _fit(example, shapes, dropped)
-    fitting.sort(key=lambda example: (_pair(example.branches, shapes), len(example.tokens)))  # stable: ties stay sorted
-    part_scale = _part_scales(fitting, loss)
-    micro_scale = _micro_scales(fitting) if mean_of_micro_means else defaultdict(lambda: 1.0)
+    scale = _scales(fitting, loss, micro_steps)
     batches, spans, real = [], [], 0
-    for start in range(0, len(fitting), shapes.batch_size):
-        members = fitting[start : start + shapes.batch_size]
-        length = max(_bucket(len(example.tokens), shapes.length_buckets) for example in members)
-        batch = blank_batch(shapes, length, max(_pair(example.branches, shapes) for example in members))
+    for members, length, pair in _grouped(fitting, shapes):
+        batch = blank_batch(shapes, length, pair)
         for b, example in enumerate(members):
-            scale = {name: value * micro_scale[example.micro_step] for name, value in part_scale.items()}
-            for branch, span in zip(example.branches, _write(batch, b, example, scale), strict=True):
+            for branch, span in zip(example.branches, _write(batch, b, example, scale[example.episode]), strict=True):
                 spans.append(
                     SpanLocation(example.episode, branch.step, len(batches), b, *span, scored=bool(branch.context))
                 )
-            passes = 2 if shapes.trunk else 1
+            passes = 2 if batch.trunk_BP.shape[1] else 1
             real += len(example.tokens) * passes + sum(branch.branch_tokens for branch in example.branches)
         batches.append(batch)
     student = sum(batch.student_BT.size for batch in batches)
@@ -182,20 +197,44 @@ def _check_weights(examples: Sequence[Example], loss: Loss) -> None:
                     raise UserError(f"{where}: a weight for {name!r}, but no teacher reads the action")
 
 
-def _part_scales(examples: Sequence[Example], loss: Loss) -> dict[str, float]:
-    """Part -> its coefficient x all action tokens / its own, in the order of the parts."""
-    branches = [branch for example in examples for branch in example.branches]
-    tokens = sum(branch.action_tokens for branch in branches)
-    own = {part.name: sum(b.action_tokens for b in branches if b.weights.get(part.name)) for part in loss.parts}
-    return {part.name: part.coefficient * (tokens / max(own[part.name], 1)) for part in loss.parts}
+def _scales(examples: Sequence[Example], loss: Loss, micro_steps: int) -> dict[int, dict[str, float]]:
+    """Episode -> part, in the order of the loss -> what its tokens' weights are multiplied with.
 
-
-def _micro_scales(examples: Sequence[Example]) -> dict[int, float]:
-    """Micro-step -> all action tokens / (micro-steps x its own)."""
-    tokens: dict[int, int] = defaultdict(int)
+    All action tokens x coefficient / (groups of the part x the tokens that it acts on in this one): a group is a
+    micro-step, an episode, an episode of a micro-step, or all there is.
+    """
+    micro_step = {example.episode: example.micro_step for example in examples}
+    if micro_steps and any(micro >= micro_steps for micro in micro_step.values()):
+        raise ValueError(f"an example of micro-step {max(micro_step.values())}, of {micro_steps} (they count from 0)")
+    acted = lambda part, branch: branch.action_tokens if part is None or branch.weights.get(part.name) else 0
+    counts: dict[Any, dict[int, int]] = {part: defaultdict(int) for part in (None, *loss.parts)}  # None: all tokens
     for example in examples:
-        tokens[example.micro_step] += sum(branch.action_tokens for branch in example.branches)
-    return {micro: sum(tokens.values()) / len(tokens) / own for micro, own in tokens.items()}
+        for part, by_episode in counts.items():
+            by_episode[example.episode] += sum(acted(part, branch) for branch in example.branches)
+    total = sum(counts[None].values())
+    scales: dict[int, dict[str, float]] = {episode: {} for episode in micro_step}
+    for part in loss.parts:
+        for episode, micro in micro_step.items():
+            together = {e: n for e, n in counts[part].items() if not micro_steps or micro_step[e] == micro}
+            if part.mean == "sequence":
+                own = sum(n > 0 for n in together.values()) * together[episode]
+            else:
+                own = sum(together.values())
+            scales[episode][part.name] = part.coefficient * (total / max(own, 1)) / max(micro_steps, 1)
+    return scales
+
+
+def _grouped(examples: Sequence[Example], shapes: BatchShapes) -> Iterator[tuple[list[Example], int, int]]:
+    """The examples of each batch, its length and its pair."""
+    unscored = [shapes.unscored and not any(branch.context for branch in example.branches) for example in examples]
+    for kind in (False, True):
+        alike = [example for example, own in zip(examples, unscored, strict=True) if own is kind]
+        alike.sort(key=lambda example: (_pair(example.branches, shapes), len(example.tokens)))  # stable
+        for start in range(0, len(alike), shapes.batch_size):
+            members = alike[start : start + shapes.batch_size]
+            length = max(_bucket(len(example.tokens), shapes.length_buckets) for example in members)
+            pair = max(_pair(example.branches, shapes) for example in members)
+            yield members, length, shapes.unscored_pair(pair) if kind else pair
 
 
 def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list[Example]:

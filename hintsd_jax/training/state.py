@@ -22,6 +22,7 @@ from hintsd_jax.errors import UserError
 Params = Any  # nested plain dict of arrays
 
 SCHEDULES = ("constant", "linear")
+EMPTY_UPDATES = ("skip", "step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,10 @@ class OptimConfig:
     ones.
 
     clip_norm: limit of the gradient's global norm; 0 for none. schedule: "constant", or "linear" decay to 0 at
-    `total_steps`; both rise linearly from 0 over `warmup_steps`. Steps are optimizer steps: skipped ones do not count.
-    ema_decay: the share of the teacher that stays in one step.
+    `total_steps`; both rise linearly from 0 over `warmup_steps`. Steps of both are training steps, those without a
+    token included, so that the schedule reaches its end. ema_decay: the share of the teacher that stays in one step.
+    empty_updates: what a training step without a token does: "skip", nothing; "step", as the released HINT-SD code,
+    an Adam step with a gradient of 0 (its first moment moves the weights on), and the EMA follows.
     """
 
     lr: float = 5e-6
@@ -44,8 +47,13 @@ class OptimConfig:
     warmup_steps: int = 0
     total_steps: int = 1000
     ema_decay: float = 0.999
+    empty_updates: str = "skip"
 
     def __post_init__(self):
+        if self.empty_updates not in EMPTY_UPDATES:
+            raise UserError(
+                f"optim.empty_updates = {self.empty_updates!r} is unknown: choose one of {', '.join(EMPTY_UPDATES)}"
+            )
         if self.schedule not in SCHEDULES:
             raise UserError(f"optim.schedule = {self.schedule!r} is unknown: choose one of {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup_steps < self.total_steps:
@@ -59,8 +67,8 @@ class OptimConfig:
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step: int32 scalar array, the optimizer steps taken; params and ema: float32 trees of one shape; opt_state:
-    optax's.
+    """step: int32 scalar array, the optimizer steps taken (skipped ones do not count); params and ema: float32 trees of
+    one shape; opt_state: optax's.
     """
 
     step: Any
@@ -70,7 +78,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """Optimizer steps already taken -> the learning rate of the next one."""
+    """Training steps already completed -> the learning rate of the next one."""
     if config.schedule == "linear":
         after = optax.linear_schedule(config.lr, 0.0, config.total_steps - config.warmup_steps)
     else:
@@ -83,11 +91,12 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
 
 
 def optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
-    adamw = optax.adamw(
-        learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    """Clipping by global norm, then AdamW, without its learning rate: the update of the weights is -lr x what this
+    gives. So the rate need not follow from a count in the state.
+    """
+    adamw = [optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)]
+    adamw += [optax.add_decayed_weights(config.weight_decay)]
+    return optax.chain(*([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []), *adamw)
 
 
 def abstract(params: Params, config: OptimConfig) -> TrainState:

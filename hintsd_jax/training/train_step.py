@@ -7,18 +7,26 @@ by all tokens and steps optimizer and EMA (the mean of micro-batch means was 5 %
 two in a row over the batches of a training step. With `frozen` weights the trained ones are an adapter: only it gets
 gradients, moments and an EMA.
 
+Passes are paid where the loss needs them: the teacher's for batches that one reads, the reference's (the weights that
+training began with) where a part compares the student with them.
+
 Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no gradient; without a single
-action token the state stays as it was, bit for bit; one compilation per batch shape.
+action token the state stays as it was, bit for bit, unless `optim.empty_updates` says otherwise; the learning rate
+follows the training step, whatever was skipped; one compilation per batch shape.
 
 Letters: B examples, T tokens of a student's row, M tokens of a teacher's branches, A action tokens of a row, D model.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -27,7 +35,7 @@ from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain_tree, put_batch
 from hintsd_jax.training.batching import Batch
-from hintsd_jax.training.losses import Loss, Spans, Sums, Tokens, add_sums, span_losses
+from hintsd_jax.training.losses import Loss, Side, Spans, Sums, Tokens, add_sums, span_losses
 from hintsd_jax.training.state import OptimConfig, Params, TrainState, learning_rate, optimizer
 
 
@@ -49,25 +57,38 @@ def _at(hidden_BTD: jax.Array, index_BA: jax.Array) -> jax.Array:
 
 
 def batch_losses(
-    params: Params, teacher: Params, batch: Batch, policy: PolicyConfig, loss: Loss
+    params: Params,
+    teacher: Params,
+    batch: Batch,
+    policy: PolicyConfig,
+    loss: Loss,
+    reference: Params | None = None,
 ) -> tuple[Sums, Tokens]:
     """The loss and everything reported of one batch, as sums over its tokens (`Loss.sum_names`) and token by
     token.
 
-    `params` and `teacher` are whole weights, an adapter attached where there is one.
+    `params`, `teacher` and `reference` are whole weights, an adapter attached where there is one. The reference is
+    looked at where the loss needs one.
     """
-    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=batch.dropout_key_B2)
-    student_BAD = _at(hidden_BTD, batch.student_at_BA)
+
+    def side(weights: Params, hidden_BTD: jax.Array, at_BA: jax.Array) -> Side:
+        project = functools.partial(decoder.project_split, decoder.split_head(weights, policy), policy)
+        return Side(_at(hidden_BTD, at_BA), project)
+
+    dropout_B2 = None if loss.uses_ratio else batch.dropout_key_B2
+    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=dropout_B2)
+    sides = {"student": side(params, hidden_BTD, batch.student_at_BA)}
+    if loss.needs_teacher and batch.branch_BM.shape[1]:
+        teacher, branches = jax.lax.stop_gradient(teacher), Branches(batch.prefix_length_BM, batch.branch_id_BM)
+        read = (batch.trunk_BP, batch.branch_BM, batch.position_BM, branches)
+        sides["teacher"] = side(teacher, decoder.forward_branches(teacher, policy, *read), batch.teacher_at_BA)
+    if loss.needs_reference:
+        if reference is None:
+            raise ValueError("this loss compares the student with what was trained from: give the reference")
+        start: Any = jax.lax.stop_gradient(reference)
+        sides["reference"] = side(start, decoder.forward(start, policy, batch.student_BT), batch.student_at_BA)
     spans = Spans(*(getattr(batch, name) for name in Spans._fields))
-    student = functools.partial(decoder.project_split, decoder.split_head(params, policy), policy)
-    if not loss.needs_teacher:
-        return span_losses(student_BAD, spans, student=student, loss=loss)
-    teacher = jax.lax.stop_gradient(teacher)
-    branches = Branches(batch.prefix_length_BM, batch.branch_id_BM)
-    branch_BMD = decoder.forward_branches(teacher, policy, batch.trunk_BP, batch.branch_BM, batch.position_BM, branches)
-    teacher_BAD = _at(branch_BMD, batch.teacher_at_BA)
-    project = functools.partial(decoder.project_split, decoder.split_head(teacher, policy), policy)
-    return span_losses(student_BAD, spans, student=student, loss=loss, teacher_BAD=teacher_BAD, teacher=project)
+    return span_losses(sides.pop("student"), spans, loss=loss, **sides)
 
 
 def _axes(frozen: Params | None, policy: PolicyConfig) -> Params:
@@ -81,17 +102,21 @@ def accumulate(
     state: TrainState,
     accumulator: Accumulator,
     batch: Batch,
+    reference: Params | None = None,
     *,
     policy: PolicyConfig,
     loss: Loss,
 ) -> tuple[Accumulator, Tokens]:
     """Adds one batch; also what there is to say of its tokens, see `span_losses`. The given accumulator is donated: use
     the returned one.
+
+    reference: what was trained from, like `state.params`; None where the loss needs none.
     """
     teacher = lora.attach(frozen, state.ema)
+    reference = None if reference is None else lora.attach(frozen, reference)
 
     def summed(params: Params) -> tuple[jax.Array, tuple[Sums, Tokens]]:
-        sums, tokens = batch_losses(lora.attach(frozen, params), teacher, batch, policy, loss)
+        sums, tokens = batch_losses(lora.attach(frozen, params), teacher, batch, policy, loss, reference)
         return sums["loss"], (sums, tokens)
 
     grads, (sums, tokens) = jax.grad(summed, has_aux=True)(state.params)
@@ -99,34 +124,50 @@ def accumulate(
     return Accumulator(grads=total, sums=add_sums(accumulator.sums, sums)), tokens
 
 
+class When(NamedTuple):
+    """Traced: another value compiles nothing. training_step: int32, those completed before, skipped ones included: what
+    the schedule follows. lr_scale: float32, the learning rate of the schedule is multiplied with it. real: bool; False
+    changes nothing, for compiling.
+    """
+
+    training_step: Any
+    lr_scale: Any
+    real: Any
+
+    @classmethod
+    def at(cls, training_step: int = 0, lr_scale: float = 1.0, real: bool = True) -> When:
+        return cls(np.int32(training_step), np.float32(lr_scale), np.bool_(real))
+
+
 @functools.partial(jax.jit, static_argnames=("loss", "optim"), donate_argnames=("state",))
 def apply(
-    state: TrainState, accumulator: Accumulator, lr_scale: jax.Array | float = 1.0, *, loss: Loss, optim: OptimConfig
+    state: TrainState, accumulator: Accumulator, when: When, *, loss: Loss, optim: OptimConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step and one EMA step with the token mean of what was accumulated. The given state is donated.
 
-    lr_scale: the learning rate of the schedule is multiplied with it.
+    Without a single token nothing changes, or Adam takes a step with a gradient of 0 and the EMA follows
+    (`OptimConfig.empty_updates`).
 
     Metrics, float32 scalars: every sum of `losses.span_losses` as a mean over the tokens that it was summed over, the
-    counts of tokens, the maxima; grad_norm before clipping; lr; skipped, 1 where there was no token and nothing changed
-    (the means are then 0).
+    counts of tokens, the maxima (means without a token are 0); grad_norm before clipping; lr; skipped, 1 where nothing
+    changed.
     """
     sums, tokens = accumulator.sums, accumulator.sums["tokens"]
     grads = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), accumulator.grads)
     means = {name: sums[name] / jnp.maximum(sums[count], 1.0) for name, count in loss.mean_over.items()}
+    lr = when.lr_scale * jnp.asarray(learning_rate(optim)(when.training_step), jnp.float32)
 
     def step(state: TrainState) -> TrainState:
         updates, opt_state = optimizer(optim).update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda leaf: lr_scale * leaf, updates)  # AdamW's are proportional to the learning rate
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda leaf: -lr * leaf, updates))
         ema = optax.incremental_update(params, state.ema, 1.0 - optim.ema_decay)
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
-    taken = tokens > 0
+    taken = when.real & ((tokens > 0) | (optim.empty_updates == "step"))
     metrics = {name: value for name, value in sums.items() if name not in means} | means
     metrics |= {
         "grad_norm": optax.tree.norm(grads),
-        "lr": jnp.where(taken, lr_scale * jnp.asarray(learning_rate(optim)(state.step), jnp.float32), 0.0),
+        "lr": jnp.where(taken, lr, 0.0),
         "skipped": 1.0 - taken.astype(jnp.float32),
     }
     return jax.lax.cond(taken, step, lambda state: state, state), metrics
@@ -136,21 +177,24 @@ def update(
     frozen: Params | None,
     state: TrainState,
     batches: Iterable[Batch],
-    lr_scale: float = 1.0,
+    when: When | None = None,
     *,
     policy: PolicyConfig,
     loss: Loss,
     optim: OptimConfig,
     mesh: Mesh,
+    reference: Params | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array], list[Tokens]]:
     """One training step over any number of batches, none included. The state is donated; metrics as in `apply`, tokens
     batch by batch.
+
+    when: by default the first training step. reference: see `accumulate`.
     """
     with jax.set_mesh(mesh):
         accumulator, tokens_of_batches = zeros(state.params, loss), []
         for batch in batches:
             accumulator, tokens = accumulate(
-                frozen, state, accumulator, put_batch(batch, mesh), policy=policy, loss=loss
+                frozen, state, accumulator, put_batch(batch, mesh), reference, policy=policy, loss=loss
             )
             tokens_of_batches.append(tokens)
-        return *apply(state, accumulator, lr_scale, loss=loss, optim=optim), tokens_of_batches
+        return *apply(state, accumulator, when or When.at(), loss=loss, optim=optim), tokens_of_batches

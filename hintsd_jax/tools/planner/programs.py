@@ -85,14 +85,17 @@ def _update_programs(config: Config, policy: PolicyConfig, mesh: Mesh) -> Iterat
     state = abstract(trained, optim)
     sums: Any = dict.fromkeys(loss.sum_names, _array((), "float32", mesh, None))
     accumulator = train_step.Accumulator(grads=state.params, sums=sums)
-    size = bytes_on_one_device(frozen) + bytes_on_one_device(state)
+    reference = trained if loss.needs_reference else None
+    size = sum(map(bytes_on_one_device, (frozen, state, reference)))
     lay = lambda leaf: _array(leaf.shape, leaf.dtype, mesh, ("batch",) + ("length",) * (leaf.ndim - 1), "train")
     for length, pair in shapes.all():
         batch = jax.tree.map(lay, blank_batch(shapes, length, pair))
-        lower = partial(train_step.accumulate.lower, frozen, state, accumulator, batch, policy=policy, loss=loss)
-        name = f"update {shapes.batch_size} x {length} + {shapes.branch_buckets[pair]}"
+        arrays = (frozen, state, accumulator, batch, reference)
+        lower = partial(train_step.accumulate.lower, *arrays, policy=policy, loss=loss)
+        name = f"update {shapes.batch_size} x {length} + {shapes.tokens(length, pair)[1]}"
         yield Program("update", name, under(lower), size, length, pair)
-    lower = partial(train_step.apply.lower, state, accumulator, loss=loss, optim=optim)
+    when = jax.tree.map(lambda x: _array(x.shape, x.dtype, mesh, None), train_step.When.at())
+    lower = partial(train_step.apply.lower, state, accumulator, when, loss=loss, optim=optim)
     yield Program("apply", "apply", under(lower), size)
 
 

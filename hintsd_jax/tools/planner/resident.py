@@ -43,7 +43,7 @@ def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh) ->
     engine, dtype = build.engine_config(config), policy.compute_dtype
     cache = bytes_on_one_device(abstract_cache(config, policy, mesh))
     cache_note = f"{engine.slots} x {engine.context:,}, {dtype}, {cache / engine.slots / 2**30:.2f} a slot"
-    initial = weights.trained if config.hindsight.analyser == "initial_policy" else 0
+    initial = weights.trained if build.keeps_initial_weights(config) else 0
     in_both = lambda name, size, note: Resident(name, size, size, note)
     return [
         in_both(
@@ -52,7 +52,7 @@ def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh) ->
         in_both("adapter", weights.trained if policy.lora else 0, "float32, trained"),
         in_both("EMA", weights.trained, "float32, the teacher"),
         in_both("optimizer", weights.moments, "float32, two moments"),
-        in_both("initial weights", initial, "hindsight.analyser = initial_policy"),
+        in_both("initial weights", initial, "to analyse with (hindsight.analyser) or stay near (grpo.reference_kl)"),
         Resident("served copy", weights.served, weights.served_frozen, f"{dtype}, in serving's layout"),
         in_both("KV slots", cache, cache_note),
         Resident("gradients", 0, weights.trained, "float32, summed over batches"),

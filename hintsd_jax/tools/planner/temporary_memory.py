@@ -7,14 +7,15 @@ B rows, T tokens, M branch tokens, and D, H, K, C, F, V as everywhere are those 
 are split by `tensor`, rows by `data` and `fsdp`, as `models.sharding` has it. c: bytes of the compute dtype. N layers.
 S: keys that are attended to at once, 1024 of a cache or trunk of more than 2048.
 
-update       (inputs + max(layer, teacher, loss) + gathered + gradients) x gaps
+update       (inputs + max(layer, teacher, reference, loss) + gathered + gradients) x gaps
   inputs     N B T D c: of the layers, for the backward pass (where policy.remat is off all that a layer makes, N times)
   layer      B T c (f F + h H C + d D) + scores: one layer computed again, and its gradients
   scores     of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens
              (chunks of queries under remat), H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a
              multiple of 1024, from 2048 on)
   teacher    B (T + M) c (f' F + h' H C + d' D) + B H M max(M, S) s: no gradient, but the branches' scores against
-             themselves exist all at once
+             themselves exist all at once; of a batch that no teacher reads (M = 0) nothing
+  reference  where a part of the loss needs one, B T c (f' F + h' H C + d' D) and the scores of a row: no gradient
   loss       chunk x V float32 logits, 8 times: of student and teacher, ranked, and their gradients
   gathered   with `fsdp` above 1: one layer's weights twice, and the vocabulary's table
   gradients  where all weights are trained: in float32, on TPU before and after they are summed over devices, and the
@@ -121,16 +122,18 @@ def update(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
     algorithm = build.algorithm(config)
     shapes = algorithm.batch_shapes(mesh)
     factors, c = _factors(platform), _itemsize(policy)
-    layout, T, M = _Layout(policy, mesh, "train", shapes.batch_size), length, shapes.branch_buckets[pair]
-    layer = T * c * layout.token(factors.layer) + layout.queries * _scores(policy, mesh, platform, factors, T)
+    layout, T, (trunk, M, _) = _Layout(policy, mesh, "train", shapes.batch_size), length, shapes.tokens(length, pair)
+    row_scores = layout.queries * _scores(policy, mesh, platform, factors, T)
+    layer = T * c * layout.token(factors.layer) + row_scores
     inputs = T * c * layout.model if policy.remat else layer
     logits = _LOGITS * 4 * layout.logits * max(1, config.loss.chunk_tokens // shapes.batch_size)
-    teacher = 0.0
-    if algorithm.loss.needs_teacher:
-        trunk = T if shapes.trunk else 0
+    teacher = reference = 0.0
+    if M:
         scores = layout.queries * M * max(M, _keys_at_once(trunk)) * factors.branches
         teacher = (trunk + M) * c * layout.token(factors.teacher) + scores
-    beside = max(layer, teacher, logits) + _gathered(policy, mesh) + _gradients(policy, mesh, factors)
+    if algorithm.loss.needs_reference:
+        reference = T * c * layout.token(factors.teacher) + row_scores
+    beside = max(layer, teacher, reference, logits) + _gathered(policy, mesh) + _gradients(policy, mesh, factors)
     return round(factors.gaps * (policy.num_layers * inputs + beside))
 
 

@@ -85,8 +85,8 @@ _steps = st.lists(
 def played(tokenizer, chat, steps, opened):
     """An episode of these (thinking, text, whether the user speaks next) after HISTORY, as sampled token by token."""
     episode = Episode.begin("task", 0, HISTORY, chat.prompt(HISTORY))
-    for number, (thinking, said, user_next) in enumerate(steps):
-        text = f"<think>\n{thinking}\n</think>\n\n{said}".removeprefix(opened)
+    for number, (thinking, reply, user_next) in enumerate(steps):
+        text = f"<think>\n{thinking}\n</think>\n\n{reply}".removeprefix(opened)
         pieces = [id for word in text.split(" ") for id in tokenizer.encode(word + " ", add_special_tokens=False)]
         ids = [*pieces[:-1], chat.stop_ids[0]]
         episode.append_action(ids, [-0.5 - number] * len(ids), chat.decode(ids))
@@ -185,7 +185,9 @@ def test_feedback_at_the_start_reads_as_the_template_would_write_it(template):
     assert example.separated() == [alone]  # branches that read on cannot be parted
 
 
-@pytest.mark.parametrize("name, history", [("keeping", None), ("qwen3", "keep"), ("qwen3", "template"), ("llama3", None)])
+@pytest.mark.parametrize(
+    "name, history", [("keeping", None), ("qwen3", "keep"), ("qwen3", "template"), ("llama3", None)]
+)
 @given(steps=_steps, data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_a_hint_in_the_last_user_message_reads_as_the_template_would_write_it(name, history, steps, data):

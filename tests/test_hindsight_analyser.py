@@ -11,6 +11,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import selectors
 from hintsd_jax.hindsight.analyser import EnvironmentAnalyser, ModelAnalyser, privileged
 from hintsd_jax.hindsight.analysis import Analysis, attribution
+from hintsd_jax.hindsight.prompts import Benchmark, find
 from hintsd_jax.hindsight.questions import Answers
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
@@ -24,27 +25,28 @@ SECRET = "the vault code is 4711"
 
 
 class Script:
-    """Gives each question the next answer; keeps what was asked."""
+    """Gives each question the next answer, which is cut where it ends in "~"; keeps what was asked."""
 
     def __init__(self, answers):
-        self.answers, self.asked, self.names = list(answers), [], []
+        self.answers, self.asked, self.names, self.complete = list(answers), [], [], []
 
     def __call__(self, questions):
         for question in questions:
-            (message,) = question.messages
-            self.asked.append(message["content"])
+            self.asked.append(question.messages[-1]["content"])
             self.names.append(question.name)
+            self.complete.append(question.is_complete)
         assert len({tuple(question.key.tolist()) for question in questions}) == len(questions)
         texts = [self.answers.pop(0) for _ in questions]
-        return Answers(texts, Counter(silent=texts.count(None)) if None in texts else Counter(), 7 * len(questions))
+        dropped = Counter(silent=texts.count(None)) if None in texts else Counter()
+        return Answers(texts, dropped, 7 * len(questions), [bool(text) and text.endswith("~") for text in texts])
 
 
 def key_of(episode):
     return job_key(0, 0, episode.task_id, 0)
 
 
-def model(ask, select="hindsight", max_targets=2):
-    return ModelAnalyser(ask, key_of, select, max_targets, max_trajectory_chars=12_000)
+def model(ask, select="hindsight", max_targets=2, prompts="compact"):
+    return ModelAnalyser(ask, find(prompts), Benchmark("office"), key_of, select, max_targets, 12_000)
 
 
 def review(episodes, ask, select="hindsight", max_targets=2):
@@ -84,9 +86,30 @@ def test_answers_become_targets_and_drops_are_counted():
     assert hindsight.analyses[1].problem and hindsight.analyses[0].answer == answers[0]
 
 
-def test_a_model_reads_the_episode_and_nothing_privileged():
+def test_an_answer_that_was_cut_is_told_apart():
+    answers = ['{"failures": [{"step": 1, "feedb~', answer((1, "a")) + " and~", "hm"]
+    hindsight = review([failed(name=name) for name in "abc"], Script(answers))
+    assert [bool(analysis.targets) for analysis in hindsight.analyses] == [False, True, False]
+    assert hindsight.dropped == Counter(truncated=1, unparsable=1) and hindsight.readable_answers == 1
+
+
+def test_an_answer_is_complete_when_it_can_be_read():
+    script = Script([answer()] * 7)
+    review([failed()], script)
+    review([failed(steps=2)], script, "all")
+    (whole, first, second) = script.complete
+    assert not whole('{"failures": [{"step": 1, "feedback": "a"}') and whole('x {"failures": [{"step": 1}]}')
+    assert first(answer((1, "a"))) and second(answer((2, "a")))
+    model(script, prompts="released").judge_steps([failed(steps=2)])
+    verdict, hint = script.complete[3:5]
+    assert verdict('{"verdict": 1}') and not verdict('{"hint": "a"}')
+    assert hint('{"hint": null}') and not hint('{"hint": "a')
+
+
+@pytest.mark.parametrize("prompts", ["compact", "released"])
+def test_a_model_reads_the_episode_and_nothing_privileged(prompts):
     script = Script([answer((1, "a"))] * 2)
-    review([failed(faults=(2,)), failed(faults=(1, 3), name="b")], script)
+    model(script, prompts=prompts).review([failed(faults=(2,)), failed(faults=(1, 3), name="b")])
     for asked in script.asked:
         assert SECRET not in asked and "4711" not in asked
         assert all(f"act {n}" in asked and f"seen {n}" in asked for n in range(3))
@@ -206,8 +229,25 @@ def test_a_judge_reads_one_step_and_its_observation_alone():
     assert (first.targets, first.verdicts) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
     # where it named no step that was shown, nothing speaks against the step
     assert (second.targets, second.verdicts, second.episode.task_id) == ((), (0.0, 1.0, 1.0), "b")
-    assert hindsight.dropped == Counter(unparsable=1, bad_step=1, silent=1, no_steps=1)
+    assert hindsight.dropped == Counter(unparsable=1, silent=1, no_steps=1)
     assert (hindsight.questions, hindsight.readable_answers) == (6, 4)
+
+
+def test_two_judges_say_verdict_and_hint_apart():
+    """As OpenClaw-RL has them: a hint comes with any verdict, an unreadable verdict is 0, short hints are dropped."""
+    steps = [
+        ('{"verdict": 1}', '{"hint": ""}'),
+        ('{"verdict": -1}', '{"hint": "Take the other one."}'),
+        ("hm", '{"hint": "Ask for the name first."}'),
+        ('{"verdict": 0}', '{"hint": "Look more"}~'),
+    ]
+    script = Script([text for pair in steps for text in pair])
+    hindsight = model(script, prompts="released").judge_steps([failed(steps=4)])
+    (analysis,) = hindsight.analyses
+    assert analysis.verdicts == (1.0, -1.0, 0.0, 0.0)
+    assert analysis.targets == (Target(2, "Take the other one."), Target(3, "Ask for the name first."))
+    assert (hindsight.questions, hindsight.readable_answers) == (8, 7) and hindsight.dropped == Counter(unparsable=1)
+    assert len(set(script.names)) == 8 and [name.rpartition("/")[2] for name in script.names[:2]] == ["verdict", "hint"]
 
 
 def test_the_environment_analyser_gives_its_faults():

@@ -41,6 +41,11 @@ CONFIG = EndpointConfig(
 )
 
 
+def whole(texts, dropped, tokens=0):
+    """Answers of which none was cut."""
+    return Answers(texts, dropped, tokens, [False] * len(texts))
+
+
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch):
     for name in PROXIES:
@@ -84,9 +89,9 @@ def test_answers_stand_in_the_order_of_the_questions():
 
     with serving(script) as server:
         endpoint = make(server)
-        assert endpoint.ask(questions("a", "b", "c"), None) == Answers(["A", "B", "C"], Counter(), tokens=9)
+        assert endpoint.ask(questions("a", "b", "c"), None) == whole(["A", "B", "C"], Counter(), tokens=9)
         assert endpoint.used == {"calls": 3, "tokens": 30, "failures_in_a_row": 0}
-        assert endpoint.ask([], None) == Answers([], Counter(), tokens=0) and endpoint.used["calls"] == 3
+        assert endpoint.ask([], None) == whole([], Counter(), tokens=0) and endpoint.used["calls"] == 3
 
 
 def test_as_many_at_a_time_as_allowed_and_never_more():
@@ -114,7 +119,7 @@ def test_as_many_at_a_time_as_allowed_and_never_more():
 def test_what_may_pass_is_asked_again(first, calls):
     with serving(in_turn(*first, right)) as server:
         endpoint = make(server)
-        assert endpoint.ask(questions("a"), None) == Answers(["yes"], Counter(), tokens=3)
+        assert endpoint.ask(questions("a"), None) == whole(["yes"], Counter(), tokens=3)
         assert endpoint.used == {"calls": calls, "tokens": 10, "failures_in_a_row": 0}
         assert all(request.body == server.requests[0].body for request in server.requests)
 
@@ -137,7 +142,7 @@ def test_a_time_out_is_asked_again():
 def test_retries_end_and_the_run_does_not(script, reason, calls):
     with serving(by_question(a=script, b=upper)) as server:
         endpoint = make(server)
-        assert endpoint.ask(questions("a", "b"), None) == Answers([None, "B"], Counter({reason: 1}), tokens=3)
+        assert endpoint.ask(questions("a", "b"), None) == whole([None, "B"], Counter({reason: 1}), tokens=3)
         assert endpoint.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
 
 
@@ -156,7 +161,7 @@ def test_nobody_listens():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening
         endpoint = Endpoint(dataclasses.replace(CONFIG, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1"), SAMPLING)
-        assert endpoint.ask(questions("a", "b"), None) == Answers([None, None], Counter({ERROR: 2}))
+        assert endpoint.ask(questions("a", "b"), None) == whole([None, None], Counter({ERROR: 2}))
         assert endpoint.used == {"calls": 6, "tokens": 0, "failures_in_a_row": 2}
 
 
@@ -240,12 +245,23 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
         assert KEY not in text
 
 
+def test_an_answer_that_the_server_cut_says_so(tmp_path):
+    def script(exchange):
+        choice = {"message": {"content": "{"}, "finish_reason": "length" if exchange.question == "long" else "stop"}
+        exchange.send({"choices": [choice]})
+
+    with serving(script) as server:
+        journal = Journal(tmp_path / "journal")
+        asked = [make(server).ask(questions("long", "short"), journal) for _ in range(2)]  # again from the journal
+    assert [answers.cut for answers in asked] == [[True, False]] * 2
+
+
 def test_a_step_done_again_sends_nothing(tmp_path):
     scripts = by_question(a=upper, b=lambda e: e.refuse(400), c=lambda e: e.send(b"no"), d=upper, e=upper)
     with serving(scripts) as server:
         endpoint = make(server, max_calls=6, concurrency=2)
         answers = endpoint.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl"))
-        assert answers == Answers(
+        assert answers == whole(
             ["A", None, None, "D", None], Counter({REFUSED: 1, GARBAGE: 1, OVER_BUDGET: 1}), tokens=6
         )
         sent = len(server.requests)
@@ -302,7 +318,7 @@ def test_the_last_call_of_a_budget_is_used():
 def test_the_budget_of_tokens_is_looked_at_before_each_question():
     with serving(upper) as server:  # 10 tokens each
         endpoint = make(server, max_tokens=25, concurrency=1)
-        assert endpoint.ask(questions(*"abcde"), None) == Answers(
+        assert endpoint.ask(questions(*"abcde"), None) == whole(
             ["A", "B", "C", None, None], Counter({OVER_BUDGET: 2}), tokens=9
         )
         assert endpoint.used["tokens"] == 30 and len(server.requests) == 3

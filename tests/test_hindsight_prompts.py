@@ -1,17 +1,29 @@
-"""The analyser's questions: compact, complete, and without anything that knows the ground truth."""
+"""The wording of hindsight: complete, as the fixtures have it word by word, and without anything that knows the ground
+truth.
+"""
+
+import dataclasses
 
 import pytest
 
 from hintsd_jax.envs.base import Fault, Report
+from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.prompts import Benchmark, Judgement, compact, released
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
+
+PLAIN = Benchmark("office", ("a wrong tool", "a missing call"))
+SETS = {name: prompts.find(name) for name in ("released", "compact")}
+LONG = 12_000
+TOOL = {"name": "move", "description": "Moves it."}
 
 
 def make_episode() -> Episode:
     messages = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Move it."}]
-    episode = Episode.begin("task-7", 0, messages, Delta((1, 2), 1))
+    episode = Episode.begin("task-7", 0, messages, Delta((1, 2), 1), [TOOL])
     tool, user = lambda text: {"role": "tool", "content": text}, {"role": "user", "content": "And now?"}
     for action, observation, reward in (
         ("look", [tool("a b")], 0.0),
@@ -24,57 +36,164 @@ def make_episode() -> Episode:
     return episode
 
 
-def test_the_whole_rendering():
-    assert prompts.render_trajectory(make_episode()) == (
-        f"{prompts.TASK}Rules.\nuser: Move it.{prompts.RESULT}0.25, max_steps{prompts.STEPS}"
+def content(messages):
+    return "\n".join(message["content"] for message in messages)
+
+
+def test_the_whole_compact_rendering():
+    assert compact.render_trajectory(make_episode(), LONG) == (
+        f"{compact.TASK}Rules.\nuser: Move it.{compact.RESULT}0.25, max_steps{compact.STEPS}"
         "#1 look\n> a b\n"
         "#2 take a\n> ok\nuser: And now?\nreward 0.25\n"
         "#3 bye\n> \n"
     )
 
 
-def test_requests_end_with_what_is_asked():
+def test_compact_requests_end_with_what_is_asked():
+    episode, trajectory, words = make_episode(), compact.render_trajectory(make_episode(), LONG), SETS["compact"]
+    (review,) = words.review(episode, PLAIN, 3, LONG)
+    assert review == {"role": "user", "content": trajectory + compact.REVIEW + compact.AT_MOST + "3"}
+    assert words.review(episode, PLAIN, 1, LONG)[0]["content"].endswith(compact.REVIEW + compact.ONLY_FIRST)
+    (request,) = words.step_feedback(episode, PLAIN, 2, LONG)
+    assert request["content"] == trajectory + compact.ADVISE + compact.GIVEN + "#2"
+
+
+def test_a_released_review_shows_everything_that_the_method_shows():
+    system, user = SETS["released"].review(make_episode(), PLAIN, 3, LONG)
+    assert (system["role"], user["role"]) == ("system", "user")
+    for piece in ("office tasks", "a wrong tool, a missing call", "at least 1 and at most 3, earliest first"):
+        assert piece in system["content"]
+    facts = ["Task: task-7", "Benchmark: office", "Final reward: 0.25", "Success: no"]
+    facts += ["Terminated by the environment: no", "Stopped by a limit: yes"]
+    began = "[system]\nRules.\n[user]\nMove it.\n[tools]\n" + '{"name": "move", "description": "Moves it."}'
+    second = "Step 2\nAction:\ntake a\nEnvironment:\nok\nuser: And now?\nReward: 0.25\nTerminated: no\n"
+    places = [user["content"].index(piece) for piece in (*facts, began, "Step 1\n", second, "Step 3\n")]
+    assert places == sorted(places) and user["content"].endswith(released.MANY_FORM)
+    single = SETS["released"].review(make_episode(), PLAIN, 1, LONG)
+    assert "the first step that contains a mistake" in single[0]["content"]
+    assert single[1]["content"].endswith(released.ONE_FORM)
+
+
+@pytest.mark.parametrize(
+    "changes, shown",
+    [
+        ({}, True),
+        ({"ended": "context"}, False),
+        ({"terminated": True}, False),  # with part of the reward
+        ({"terminated": True, "reward": 0.0}, True),
+        ({"terminated": True, "reward": 1.0}, False),
+    ],
+)
+def test_the_last_feedback_is_shown_where_the_method_shows_it(changes, shown):
     episode = make_episode()
-    (review,) = prompts.review_messages(episode, 3)
-    assert review["role"] == "user"
-    assert review["content"] == prompts.render_trajectory(episode) + prompts.REVIEW + prompts.AT_MOST + "3"
-    assert prompts.review_messages(episode, 1)[0]["content"].endswith(prompts.REVIEW + prompts.ONLY_FIRST)
-    (request,) = prompts.step_feedback_messages(episode, 2)
-    assert request["content"] == prompts.render_trajectory(episode) + prompts.ADVISE + prompts.GIVEN + "#2"
-    for step in (0, 4):
-        with pytest.raises(ValueError, match="step"):
-            prompts.step_feedback_messages(episode, step)
+    episode.steps[-1].messages = ({"role": "tool", "content": "no such place"},)
+    episode = dataclasses.replace(episode, **changes)
+    (_, user) = SETS["released"].review(episode, PLAIN, 3, LONG)
+    assert ("last feedback:\nno such place" in user["content"]) == shown
 
 
-def test_the_ground_truth_is_never_read():
-    episode = make_episode()
-    before = (prompts.review_messages(episode, 3), prompts.step_feedback_messages(episode, 1))
-    episode.report = Report("SECRET", (Fault(2, "SECRET"),))
-    episode.detail = "SECRET"
-    assert (prompts.review_messages(episode, 3), prompts.step_feedback_messages(episode, 1)) == before
+@pytest.mark.parametrize("name", SETS)
+def test_the_ground_truth_is_never_read(name):
+    words, episode = SETS[name], make_episode()
+
+    def everything():
+        asked = [words.review(episode, PLAIN, 3, LONG), words.step_feedback(episode, PLAIN, 1, LONG)]
+        return [*asked, *words.judge(episode.steps[1]).values()]
+
+    before = everything()
+    episode.report, episode.detail = Report("SECRET", (Fault(2, "SECRET"),)), "SECRET"
+    assert everything() == before
 
 
-def test_the_step_list_is_clipped_from_its_beginning_and_says_so():
-    episode = make_episode()
-    steps = prompts.render_trajectory(episode).partition(prompts.STEPS)[2]
-    assert prompts.render_trajectory(episode, len(steps)).endswith(prompts.STEPS + steps)
-    clipped = prompts.render_trajectory(episode, 15)
-    assert clipped.endswith(prompts.STEPS + prompts.CLIPPED + steps[-15:])
+@pytest.mark.parametrize("name", SETS)
+def test_a_judge_sees_one_step_and_no_reward(name):
+    step = make_episode().steps[1]
+    for messages in SETS[name].judge(step).values():
+        text = content(messages)
+        assert "take a" in text and "And now?" in text and "0.25" not in text and "look" not in text.split("take a")[1]
+        changed = SETS[name].judge(dataclasses.replace(step, reward=1.0))
+        assert messages in changed.values()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_step_list_is_clipped_from_its_beginning_and_says_so(name):
+    words, episode = SETS[name], make_episode()
+    whole, clipped = (
+        content(words.review(episode, PLAIN, 3, chars)) for chars in (LONG, 40 if name == "compact" else 80)
+    )
+    assert "look" in whole and "look" not in clipped and "bye" in clipped
     assert "Move it." in clipped  # the task is never cut
-    with pytest.raises(ValueError, match="clip_chars"):
-        prompts.render_trajectory(episode, 0)
+    assert ("earlier steps" in clipped) and ("earlier steps" not in whole)
+    with pytest.raises(ValueError, match="max_chars"):
+        words.review(episode, PLAIN, 3, 0)
+    for step in (0, 4):
+        with pytest.raises(ValueError, match=f"step {step} of an episode of 3"):
+            words.step_feedback(episode, PLAIN, step, LONG)
 
 
-@pytest.mark.parametrize("wording", [prompts.REVIEW, prompts.ADVISE])
-def test_the_example_in_the_wording_is_a_valid_answer(wording):
-    assert parse_failures(wording, num_steps=2, max_targets=1).targets[0].step == 2
+@pytest.mark.parametrize("form", [compact.REVIEW, compact.ADVISE, released.MANY_FORM, released.ONE_FORM])
+def test_the_form_in_the_wording_is_a_valid_answer_but_for_its_dots(form):
+    assert parse_failures(form, num_steps=2, max_targets=1).problem
+    assert parse_failures(form.replace("...", "so"), 2, 1).targets == (Target(2, "so"),)
 
 
-def test_fixed_strings_are_all_of_the_fixed_text():
-    text = prompts.review_messages(make_episode(), 3)[0]["content"]
-    for piece in sorted(prompts.FIXED_STRINGS, key=len, reverse=True):
+def test_fixed_strings_are_all_of_the_compact_text():
+    text = content(SETS["compact"].review(make_episode(), PLAIN, 3, LONG))
+    for piece in sorted(compact.FIXED_STRINGS, key=len, reverse=True):
         text = text.replace(piece, "|")
     assert (
         text == "|Rules.\nuser: Move it.|0.25, max_steps||1 look|a b\n|2 take a|ok\nuser: And now?|0.25\n|3 bye|\n||3"
     )
-    assert len(set(prompts.FIXED_STRINGS)) == len(prompts.FIXED_STRINGS)
+    assert len(set(compact.FIXED_STRINGS)) == len(compact.FIXED_STRINGS)
+
+
+def test_what_judges_say():
+    read = SETS["released"].read_judgement
+    assert read("verdict", '{"verdict": -1}') == Judgement(verdict=-1.0)
+    assert read("verdict", "bad").problem and read("hint", "bad").problem
+    assert read("hint", '{"hint": ""}') == Judgement()
+    assert read("hint", '{"hint": "Look first"}') == Judgement()  # 10 characters: dropped, as released
+    assert read("hint", '{"hint": "Look first."}') == Judgement(hint="Look first.")
+    both = SETS["compact"].read_judgement
+    assert both("", '{"failures": [{"step": 1, "feedback": "b"}]}') == Judgement(-1.0, "b")
+    assert both("", '#1 ok\n{"failures": []}') == Judgement(1.0) and both("", "hm").problem
+
+
+def test_sdpos_teacher_reads_one_user_message():
+    messages = ({"role": "system", "content": "Rules."}, {"role": "user", "content": "Move it."})
+    words = SETS["released"]
+    system, user = words.teacher_reprompt(messages, solution=["<think>\nhm\n</think>\n\ntake b", "Done."])
+    assert system == messages[0] and user["role"] == "user"
+    assert user["content"].startswith("Move it.\n\n") and "take b\nDone." in user["content"]
+    assert "hm" not in user["content"] and user["content"].endswith("solve the original task correctly.")
+    (_, user) = words.teacher_reprompt(messages, targets=[Target(2, "take b")])
+    assert "Step 2: take b" in user["content"]
+    (only,) = words.teacher_reprompt((), targets=[Target(2, "take b")])
+    assert only["role"] == "user"
+
+
+class OwnWords(released.Released):
+    def teacher_feedback(self, feedback):
+        return f"Mind: {feedback}"
+
+
+NO_WORDS = object()
+
+
+def test_a_prompt_set_of_ones_own_by_its_path():
+    assert prompts.find(f"{__name__}:OwnWords").teacher_feedback("a") == "Mind: a"
+    for path, says in {
+        f"{__name__}:NO_WORDS": "lacks the methods review,",
+        "relaesed": "did you mean 'released'",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            prompts.find(path)
+
+
+def test_the_exact_texts_of_a_bfcl_episode():
+    """Fixtures: a change of any word that a model reads shows here."""
+    texts = pytest.importorskip("tests.prompt_texts", reason="the benchmark's wheel is not installed: run `make bfcl`")
+    made = texts.texts()
+    assert made.keys() == {path.stem for path in texts.FIXTURES.glob("*.txt")}
+    for name, text in made.items():
+        assert text == (texts.FIXTURES / f"{name}.txt").read_text(), name

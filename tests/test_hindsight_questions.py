@@ -52,3 +52,14 @@ def test_what_leaves_no_room_for_an_answer_is_not_asked():
     answers, jobs = ask("Why?", "Why? " * 200, "How?")
     assert [text is None for text in answers.texts] == [False, True, False] and len(jobs) == 2
     assert answers.dropped == Counter(prompt_too_long=1)
+
+
+def test_an_answer_may_say_when_it_is_complete():
+    asked = Question("q", ({"role": "user", "content": "Why?"},), np.zeros(2, np.uint32), lambda text: "b" in text)
+    engine, sampling = Engine(), Sampling(0.6, 0.95, 0, 50)
+    answers = policy_asker(engine, None, CHAT, sampling, 200)([asked])
+    (job,) = engine.jobs
+    assert answers.cut == [False] and sampling.is_complete is None
+    assert job.sampling.is_complete(CHAT.encode("a b c")) and not job.sampling.is_complete(CHAT.encode("a c"))
+    job.submit([5], [0.0], False)
+    assert job.cut

@@ -2,6 +2,8 @@
 job.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,8 +80,6 @@ def teacher_forced(params, tokens):
 
 
 def engine(**changes):
-    import dataclasses
-
     return Engine(POLICY, dataclasses.replace(SHAPE, **changes), (STOP,))
 
 
@@ -117,6 +117,26 @@ def test_a_span_ends_with_its_stop_token_or_at_its_limit(params):
             assert STOP not in span[:-1] and (span[-1] == STOP) == flag
             assert flag or len(span) == WARM.max_tokens
     assert max(lengths) <= WARM.max_tokens
+
+
+def test_a_generation_ends_when_its_job_says_that_it_is_complete(params, monkeypatch):
+    """Asked now and then; what is sampled is the same, and what follows goes on from there."""
+    monkeypatch.setattr("hintsd_jax.sampling.engine.CHECK_EVERY", 3)
+    plain, never, early = (
+        dialogues(9, seed=6, sampling=dataclasses.replace(WARM, is_complete=ends))
+        for ends in (None, lambda ids: False, lambda ids: len(ids) >= 4)
+    )
+    for jobs in (plain, never, early):
+        engine(refill_fraction=1.0).run(params, jobs)
+    for job, same, short in zip(plain, never, early, strict=True):
+        assert (job.tokens, job.logprobs, job.stopped) == (same.tokens, same.logprobs, same.stopped)
+        (start, stop), (_, whole) = short.spans[0], job.spans[0]
+        assert stop == min(start + 6, whole) and short.tokens[:stop] == job.tokens[:stop]
+        assert short.stopped[0] == (job.stopped[0] or stop - start >= 4)
+        logprobs_TV = teacher_forced(params, short.tokens)
+        expected = [logprobs_TV[t - 1, short.tokens[t]] for first, last in short.spans for t in range(first, last)]
+        np.testing.assert_allclose(short.logprobs, expected, atol=2e-5)
+    assert any(len(short.logprobs) < len(job.logprobs) for job, short in zip(plain, early, strict=True))
 
 
 def test_a_job_is_bit_equal_alone_among_others_and_in_another_slot(params):

@@ -186,7 +186,7 @@ def main() -> None:
     session, rollouts = setup.policy, config.tasks.rollouts
     split = arguments.split or config.tasks.test_split
     tasks = list(setup.tasks(split))[: arguments.limit or None]
-    episodes, lost, _ = session.play(session.weights(session.trained), tasks, rollouts, step=EVAL_STEP)
+    episodes, lost, *_ = session.play(session.weights(session.trained), tasks, rollouts, step=EVAL_STEP)
     failed = [episode for episode in episodes if not episode.success and episode.steps]
     print(f"{len(failed)} of {len(episodes)} rollouts failed; never began: {dict(lost)}", flush=True)
     by_id = {task["id"]: task for task in tasks}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import numpy as np
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.records import success_results
+from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.records import episode_records, success_results
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.workdir import Workdir
@@ -94,8 +95,9 @@ def score(
     """
     if not len(tasks):
         raise UserError("an evaluation without tasks: raise eval.tasks or eval.test_tasks")
-    episodes, dropped, stats = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy, journal=journal)
-    success_NK, ended = np.zeros((len(tasks), rollouts)), Counter(dropped)
+    played = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy, journal=journal)
+    episodes, stats = played.episodes, played.stats
+    success_NK, ended = np.zeros((len(tasks), rollouts)), Counter(played.dropped)
     for episode in episodes:
         success_NK[episode.group, episode.rollout] = episode.success
         ended[episode.ended] += 1
@@ -122,12 +124,21 @@ class HeldOut:
         return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in optional}
 
 
-def held_out(session: Session, params: dict, split: str, count: int, journal: Journal | None = None) -> HeldOut:
+def held_out(
+    session: Session,
+    params: dict,
+    split: str,
+    count: int,
+    journal: Journal | None = None,
+    keep: Callable[[Scores, Sequence[Episode]], None] | None = None,
+) -> HeldOut:
     """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
-    tasks.
+    tasks. keep: gets the sampled episodes with their scores.
     """
     config, tasks = session.config, session.tasks(split, count)
-    sampled, _ = score(session, params, tasks, config.eval.rollouts, journal=journal)
+    sampled, episodes = score(session, params, tasks, config.eval.rollouts, journal=journal)
+    if keep is not None:
+        keep(sampled, episodes)
     metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
     metrics |= sampled.intervals(split)
     metrics |= {f"{split}/{name}/tasks": len(scores.success_NK) for name, scores in sampled.by_category.items()}
@@ -164,13 +175,21 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test
     split.
 
-    Writes `evaluation.json` into the workdir (which may be another config's run as far as `eval.` and `mesh.` go) and
-    prints a table.
+    Writes `evaluation.json` and the sampled episodes into the workdir (which may be another config's run as far as
+    `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
         params, step = restored_params(session, folder.path)
-        result = held_out(session, params, config.tasks.test_split, config.eval.test_tasks or config.eval.tasks)
+        count, lines = config.eval.test_tasks or config.eval.tasks, []
+
+        def keep(scores: Scores, episodes: Sequence[Episode]) -> None:
+            kept = episode_records(episodes, Hindsight(), {}, session.algorithm)
+            path = folder.write_episodes(step, kept, kind="evaluation")
+            ended = ", ".join(f"{number} {reason}" for reason, number in sorted(scores.ended.items()))
+            lines.append(f"episodes: {path} ({ended})")
+
+        result = held_out(session, params, config.tasks.test_split, count, keep=keep)
         folder.write_text("evaluation.json", json.dumps({"step": step, **result.to_json()}) + "\n")
     split, benchmark = config.tasks.test_split, f" of {result.benchmark}" if result.benchmark else ""
     print(f"{config.policy.path} after {step} updates, {split} split{benchmark}:")
@@ -181,6 +200,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
         print("success, %, with 95 % intervals over tasks:")
         for line in success_results({}, result.metrics, split, config.eval.rollouts):
             print(f"  {line.name:40} {line.cells()[2]}")
+    print(*lines, sep="\n")
     return result.metrics
 
 

@@ -24,6 +24,7 @@ from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut
 from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.runs import empty_updates
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.journal import Journal
@@ -42,13 +43,14 @@ MAY_DIFFER += ("endpoint.max_failures",)
 @dataclasses.dataclass
 class Counters:
     """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
-    before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint:
-    what these two remember.
+    empty_updates: that had nothing to train on. before: the held-out result before training. lr_scale: what alarms made
+    of the learning rate. alarms, endpoint: what these two remember.
     """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    empty_updates: int = 0
     before: dict[str, Any] | None = None
     lr_scale: float = 1.0
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -103,6 +105,8 @@ class Recorder:
         recorder.note(records.shapes_note(session, shapes))
         if session.chat.deviation:
             recorder.note(f"chat.history = keep departs from the chat template: {session.chat.deviation}")
+        if session.chat.adaptation:
+            recorder.note(f"the chat template: {session.chat.adaptation}")
         return recorder
 
     def __enter__(self) -> Recorder:
@@ -156,10 +160,12 @@ class Recorder:
           UserError: an alarm stops the run; everything is saved by then.
         """
         row, alarms = self._write_row(step, outcome)
-        self._count(step, outcome)
+        self._count(step, outcome, row)
         stop = react(alarms, self._config.alarms.action, self._counters)
         self._save(step, state, row, alarms)
         self._progress.update(step, row)
+        if empty_updates.is_empty(row):
+            self.note(f"step {step}: nothing to train on: {empty_updates.reasons(row)}")
         for alarm in alarms:
             self.note(f"step {step}: ALARM {alarm.name}: {alarm.text}")
         if stop:
@@ -172,6 +178,9 @@ class Recorder:
         if dropped := outcome.rollouts.dropped:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             self.note(f"step {step}: rollouts that never began: {counts}")
+        if outcome.rollouts.too_long:
+            context, prompts = self._config.rollout.context, outcome.rollouts.describe_too_long()
+            self.note(f"step {step}: prompts that do not fit rollout.context = {context}: {prompts}")
 
     def finish(self, after: HeldOut | None) -> dict[str, float]:
         """Writes `held_out.json` and `result.md`, prints the last table, and returns the held-out metrics after."""
@@ -179,7 +188,8 @@ class Recorder:
         self._progress.close()
         before, result = self._counters.before, after and after.to_json()
         metrics = [(held_out or {}).get("metrics", {}) for held_out in (before, result)]
-        spent = {"seconds": self._counters.seconds, "tokens": self._counters.tokens}
+        counters = self._counters
+        spent = {name: getattr(counters, name) for name in ("seconds", "tokens", "empty_updates")}
         table, markdown = records.result_tables(self._session, spent, *metrics)
         self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
         self._folder.write_text("result.md", markdown)
@@ -202,8 +212,9 @@ class Recorder:
         self._folder.write_episodes(step, episode_records)
         return self._writer.write(step, row | self._host_metrics()), alarms
 
-    def _count(self, step: int, outcome: StepOutcome) -> None:
+    def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:
         counters = self._counters
+        counters.empty_updates += empty_updates.is_empty(row)
         counters.step, counters.seconds = step, time.monotonic() - self._began
         counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens
         counters.alarms = self._alarms.state

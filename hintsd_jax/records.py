@@ -22,7 +22,7 @@ from hintsd_jax.training.batching import Batches, BatchShapes
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
-    episodes, dropped, stats = rollouts
+    episodes, dropped, stats, _ = rollouts
     count, steps = max(len(episodes), 1), sum(len(episode.steps) for episode in episodes)
     ended = Counter(episode.ended for episode in episodes)
     problems = Counter(step.problem for episode in episodes for step in episode.steps if step.problem)
@@ -49,6 +49,7 @@ def hindsight_metrics(episodes: Sequence[Episode], hindsight: Hindsight, algorit
         "hindsight/failed_episodes": sum(not episode.success for episode in episodes),
         "hindsight/questions": hindsight.questions,
         "hindsight/readable_answers": hindsight.readable_answers,
+        "hindsight/unreadable": 1 - hindsight.readable_answers / hindsight.questions if hindsight.questions else 0.0,
         "hindsight/targets": len(steps),
         "hindsight/mean_target_step": float(np.mean(steps)) if steps else 0.0,
         "hindsight/tokens": hindsight.generated_tokens,
@@ -157,7 +158,7 @@ def result_tables(
     """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
-    spent: `seconds` and `tokens` (sampled in training).
+    spent: `seconds`, `tokens` (sampled in training) and `empty_updates`, the updates that had nothing to train on.
     """
     config, algorithm = session.config, session.algorithm
     split, k, hindsight = config.tasks.test_split, config.eval.rollouts, config.hindsight
@@ -172,6 +173,10 @@ def result_tables(
         "wall time": progress.format_seconds(spent["seconds"]),
         "tokens": f"{spent['tokens']:,} sampled in training",
     }
+    if empty := spent.get("empty_updates"):
+        steps = config.optim.steps
+        nothing = ": nothing was learnt" if empty == steps else ""
+        facts["updates"] = f"{empty} of {steps} had nothing to train on{nothing}"
     if session.benchmark:
         facts["benchmark"] = session.benchmark
     results = success_results(before, after, split, k)

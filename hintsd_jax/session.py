@@ -21,7 +21,7 @@ from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
-from hintsd_jax.config import build
+from hintsd_jax.config import build, lengths
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
@@ -43,12 +43,19 @@ from hintsd_jax.sampling import Engine, SamplingStats
 
 class Rollouts(NamedTuple):
     """episodes: in task order, then rollout order. dropped: the rollouts that never began, by reason. stats: what
-    sampling them cost.
+    sampling them cost. too_long: task -> the tokens of its prompt, where that does not fit the context.
     """
 
     episodes: list[Episode]
     dropped: Counter[str]
     stats: SamplingStats
+    too_long: Mapping[str, int] = {}
+
+    def describe_too_long(self) -> str:
+        """The prompts that do not fit, in words: "1,054 to 1,071 tokens in 2 tasks"."""
+        shortest, longest = min(self.too_long.values()), max(self.too_long.values())
+        lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+        return f"{lengths} tokens in {len(self.too_long)} {'task' if len(self.too_long) == 1 else 'tasks'}"
 
 
 @dataclasses.dataclass
@@ -87,6 +94,7 @@ class Session:
             tokenizer,
             history=config.chat.history,
             stop_ids=generation_stops(config.policy.location),
+            call_style=config.env.call_style,
             enable_thinking=config.chat.enable_thinking,
             **config.chat.template_kwargs,
         )
@@ -155,7 +163,7 @@ class Session:
         Raises:
           UserError: not a single prompt fits the context.
         """
-        env = self.config.env
+        env, too_long = self.config.env, {}
         episodes, dropped, stats = run_episodes(
             self.engine,
             params,
@@ -169,13 +177,17 @@ class Session:
             call_timeout_s=env.call_timeout_s,
             journal=journal,
             phase="greedy" if greedy else "sampled",
+            too_long=too_long,
         )
-        if not episodes and dropped["prompt_too_long"]:
+        played = Rollouts(episodes, dropped, stats, too_long)
+        if not episodes and too_long:
             raise UserError(
                 f"all {dropped['prompt_too_long']} prompts are longer than rollout.context ="
-                f" {self.config.rollout.context}: raise it or choose tasks with shorter prompts"
+                f" {self.config.rollout.context}: {played.describe_too_long()}. Set rollout.context to about"
+                f" {lengths.rounded(2 * max(too_long.values()))}, with batch.length_buckets = () and hindsight.context"
+                " = 0 to have the lengths that follow derived; or choose tasks or tools with shorter prompts"
             )
-        return Rollouts(episodes, dropped, stats)
+        return played
 
     def analyser(self, trained: Params | None, step: int, journal: Journal | None = None) -> Analyser:
         """Who looks back on the episodes of a training step.

@@ -272,7 +272,7 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
             yield made.actions[number - 1]
 
     setup = setup_of(ScriptedEngine(CHAT, policy), rollout__context=1 << 20, hindsight__context=1 << 20)
-    episodes, _, _ = setup.policy.play({}, tasks, 2, step=0)
+    episodes, *_ = setup.policy.play({}, tasks, 2, step=0)
     assert not any(episode.success for episode in episodes)
     found = placement.measure(setup, "environment", {task["id"]: task for task in tasks}, episodes, 2, 0)
     assert found["targets"] == len(episodes) == found["episodes"] and not found["dropped"]

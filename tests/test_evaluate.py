@@ -16,6 +16,8 @@ from hintsd_jax.evaluate import Scores
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling import SamplingStats
 from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.tools.report.gather import gather
+from hintsd_jax.tools.report.reading import open_runs
 from tests.configs import smoke_config
 
 OPTIMIZED = True  # real rollouts: see conftest.py
@@ -127,6 +129,10 @@ def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_pa
     assert lines[0] == "checkpoints/p after 3 updates, test split of quiz 7:" and not any(
         "test/easy" in line for line in lines
     )
+    kept = tmp_path / "run" / "episodes" / "evaluation_000003.jsonl"
+    assert lines[-1] == f"episodes: {kept} (240 terminated)"
+    episodes = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(episodes) == 240 and sum(record["reward"] for record in episodes) == np.sum(stored["success"])
     rate, low, high = (100 * metrics[f"test/easy/avg{end}"] for end in ("@4", "_low", "_high"))
     assert ["test", "easy", "Avg@4", f"{rate:.1f}", f"({low:.1f}", "to", f"{high:.1f})"] in [
         line.split() for line in lines
@@ -142,6 +148,9 @@ def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_pat
     assert first["test/avg@2"] == pytest.approx(np.mean(stored["success"]))
     assert first == evaluate.evaluate(config, str(tmp_path / "run"))  # the same keys, the same result
     assert "test/avg@2" in capsys.readouterr().out
+    (run,) = open_runs([tmp_path / "run"])  # the report shows what was evaluated where nothing was trained
+    assert [file.name for file in run.episodes.values()] == ["evaluation_000000.jsonl"]
+    assert gather([run], most=100).overview["runs"][0]["episodes"] == 12
     assert sorted(os.listdir(tmp_path / "run"))[:1] != ["checkpoints"]
     with pytest.raises(UserError, match="belongs to another config: optim.lr"):
         evaluate.evaluate(smoke_config(tmp_path / "data", {**overrides, "optim.lr": 1.0}), str(tmp_path / "run"))

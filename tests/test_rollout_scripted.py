@@ -167,7 +167,7 @@ def test_a_session_plays_scores_and_looks_back_on_it(tmp_path):
         }
         assert metrics == {"avg@2": 0.5, "best@2": 1.0, "greedy": 1.0, "tasks": count, "avg_low": 0.5, "best_high": 1.0}
     chosen = session.tasks("eval")[:4]
-    episodes, dropped, _ = session.play({}, chosen, 2, step=0)
+    episodes, dropped, *_ = session.play({}, chosen, 2, step=0)
     assert not dropped and [episode.success for episode in episodes] == [True, False] * 4
     hindsight = algorithm.analyse(episodes, session.analyser({}, step=0))
     named = [[target.step for target in analysis.targets] for analysis in hindsight.analyses]

@@ -116,11 +116,17 @@ def test_an_adapter_or_all_weights_are_trained(tmp_path, rank):
         assert session.policy.lora.rank == 4 == session.trained["layers"]["attention"]["query"]["a"].shape[-1]
 
 
-def test_prompts_that_never_fit_end_the_run_with_a_clear_line(tmp_path):
-    session = Session.open(
-        desk_config(
-            tmp_path, **{"rollout.context": 20, "rollout.max_action_tokens": 8, "rollout.prefill_buckets": (16,)}
-        )
+def test_prompts_that_never_fit_end_the_run_with_their_lengths(tmp_path):
+    sizes = {"rollout.context": 20, "rollout.max_action_tokens": 8, "rollout.prefill_buckets": (16,)}
+    session = Session.open(desk_config(tmp_path, **sizes))
+    tasks = session.tasks("eval", 3)
+    start = [session.env_class().reset(task) for task in tasks]
+    lengths = [len(session.chat.prompt(each.messages, each.tools).ids) for each in start]
+    assert min(lengths) < max(lengths)
+    with pytest.raises(UserError) as caught:
+        session.play(session.weights(session.trained), tasks, 2, step=0)
+    assert str(caught.value).startswith(
+        f"all 6 prompts are longer than rollout.context = 20: {min(lengths)} to {max(lengths)} tokens in 3 tasks."
     )
-    with pytest.raises(UserError, match="longer than rollout.context = 20"):
-        session.play(session.weights(session.trained), session.tasks("eval", 1), 2, step=0)
+    with pytest.raises(UserError, match=f": {lengths[0]} tokens in 1 task[.] Set rollout.context to about 128,"):
+        session.play(session.weights(session.trained), tasks[:1], 2, step=0)

@@ -114,7 +114,10 @@ class Workdir:
         self.close()
 
     def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> Path:
-        """Writes `episodes/<kind>_<step>.jsonl`, one JSON object a line; an older file of that name is replaced."""
+        """Writes `episodes/<kind>_<step>.jsonl`, one JSON object a line; an older file of that name is replaced.
+
+        kind: "step", or "evaluation" for those that `--mode=evaluate` has played after that step.
+        """
         folder = self.path / "episodes"
         folder.mkdir(exist_ok=True)
         path = folder / f"{kind}_{step:06d}.jsonl"
@@ -139,10 +142,10 @@ class Workdir:
         return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
 
     def discard_after(self, step: int | None) -> None:
-        """Removes the episodes of steps later than `step` (None: all): a resumed run repeats them."""
+        """Removes the episodes of steps later than `step` (None: 0): a resumed run repeats them."""
         for path in (self.path / "episodes").glob("*.jsonl"):
             match = _EPISODES.fullmatch(path.name)
-            if match and (step is None or int(match[1]) > step):
+            if match and int(match[1]) > (step or 0):
                 path.unlink()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import json_object, read_jsonl
 
-_EPISODES = re.compile(r"step_(\d+)\.jsonl")
+_EPISODES = re.compile(r"(step|evaluation)_(\d+)\.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
     that ran it.
 
     rows: of `metrics.jsonl`. held_out: `{"before", "after"}` or None. evaluation: of `--mode=evaluate` or None.
-    episodes: the file of each training step, by step.
+    episodes: the file of each training step, by step; where nothing was trained, that of an evaluation.
     """
 
     name: str
@@ -78,7 +78,11 @@ def read_run(path: Path, name: str) -> Run:
     if not isinstance(stored.get("config"), dict):
         raise UserError(f"{path / 'config.json'} was not written by a run: give the --workdir of a run")
     matches = ((_EPISODES.fullmatch(file.name), file) for file in (path / "episodes").glob("*.jsonl"))
-    episodes = {int(match[1]): file for match, file in matches if match}
+    by_kind: dict[str, dict[int, Path]] = {"step": {}, "evaluation": {}}
+    for match, file in matches:
+        if match:
+            by_kind[match[1]][int(match[2])] = file
+    episodes = by_kind["step"] or by_kind["evaluation"]
     return Run(
         name=name,
         path=path,

@@ -52,24 +52,35 @@ class ChatFormat:
       vocab_size: the largest token id plus one; a policy must have at least as many.
       follows_template: whether history is "template".
       deviation: None, or with history="keep" one line that shows where the template rewrites earlier turns.
+      adaptation: None, or one line that says what the template has no place for (tools, a system message, tool
+        results), and where it stands instead.
 
     Args:
       tokenizer: of transformers, with a chat template.
       history: None refuses a template that rewrites earlier turns; "keep" lets the sampled tokens stand, a declared
         deviation from the template; "template" follows the template.
       stop_ids: further ids that close an action (see `checkpoints.tokenizer.generation_stops`).
+      call_style: in which tool calls are read, see `envs.tool_calls`; "auto": in which the template writes them.
       **variables: for the template, e.g. enable_thinking=False; see `Template`.
 
     Raises:
       UserError: the template cannot be used this way; the line shows the piece that differs.
     """
 
-    def __init__(self, tokenizer: Any, *, history: str | None = None, stop_ids: Sequence[int] = (), **variables: Any):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        history: str | None = None,
+        stop_ids: Sequence[int] = (),
+        call_style: str = "auto",
+        **variables: Any,
+    ):
         if history not in (None, "keep", "template"):
             raise UserError(f"chat.history {history!r}: use 'keep' or 'template'")
         self._tokenizer, self._history = tokenizer, history
-        self._template = Template(tokenizer, variables)
-        self.style = self._template.style
+        self._template = Template(tokenizer, variables, call_style)
+        self.style, self.adaptation = self._template.style, self._template.adaptation
         self.follows_template = history == "template"
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self._generation_prompt_ids = self._encode(self._template.generation_prompt)
@@ -93,7 +104,8 @@ class ChatFormat:
             )
 
     def prompt(self, messages: Iterable[Message], tools: Tools = ()) -> Delta:
-        """The first messages and the generation prompt. `tools` are rendered by the template as they are."""
+        """The first messages and the generation prompt. `tools` are rendered by the template, or where it has no place
+        for them, into the messages."""
         return self._delta(self._template.render(messages, tools))
 
     def delta(self, messages: Iterable[Message], cut: bool = False) -> Delta:

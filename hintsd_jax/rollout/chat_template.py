@@ -4,11 +4,13 @@
 
 A template renders whole dialogues. What it writes around an assistant's text is read off a stub dialogue whose last
 message is an assistant's sentinel: what follows the sentinel closes an assistant message, what a generation prompt adds
-opens the next one. The style of tool calls is read off a stub with one call.
+opens the next one. The style of tool calls is read off a stub with one call. What a template has no place for (tools,
+a system message, tool results) stands elsewhere instead (`rollout.tool_messages`), and `adaptation` says so.
 
-Invariant: a rendering depends on its messages, tools and the template's variables only, never on the day: templates
-that print a date get a fixed one. Control tokens in message contents are written with a space after their first
-character, so that no environment's or policy's text can open or close a message.
+Invariants: nothing of the messages and tools is left out silently. A rendering depends on its messages, tools and the
+template's variables only, never on the day: templates that print a date get a fixed one. Control tokens in message
+contents and tools are written with a space after their first character, so that no environment's or policy's text can
+open or close a message.
 """
 
 import datetime
@@ -31,6 +33,7 @@ from hintsd_jax.envs.tool_calls import (
     render_call,
 )
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout import tool_messages
 from hintsd_jax.sampling.prefix import common_prefix_length
 
 Tools = Sequence[Mapping[str, Any]]
@@ -51,6 +54,8 @@ PROBE_TOOL = {
     "type": "function",
     "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
 }
+_UNHEARD = "unheard_of_tool"  # a name that no template has in its own words
+_UNHEARD_TOOL = {"type": "function", "function": PROBE_TOOL["function"] | {"name": _UNHEARD}}
 
 
 class Template:
@@ -62,22 +67,25 @@ class Template:
       stop_token: the control token that closes an assistant message.
       closing: what follows the stop token before the next message ("\\n" in ChatML).
       style: of tool calls, see `envs.tool_calls`; HERMES where the template writes none itself.
+      adaptation: None, or one line: what the template has no place for, and where it stands instead.
 
     Args:
       tokenizer: of transformers, with a chat template.
       variables: for the template, e.g. enable_thinking=False, date_string="01 Jan 2025".
+      call_style: "auto", or a style in place of the template's.
 
     Raises:
       UserError: the template has no such frames; the line shows the piece that does not fit.
     """
 
-    def __init__(self, tokenizer: Any, variables: Mapping[str, Any]):
+    def __init__(self, tokenizer: Any, variables: Mapping[str, Any], call_style: str = "auto"):
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("the tokenizer has no chat template: put chat_template.jinja beside its tokenizer.json")
         self._tokenizer = tokenizer
         self._variables = _VARIABLES | dict(variables)
         self._control = tuple(sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special))
         self.style = HERMES
+        self._lists_tools = self._takes_system = self._takes_results = True  # until they are probed
 
         bare, prompting = self.render(_STUB, generate=False), self.render(_STUB)
         if bare.count(_SENTINEL) != 1 or not prompting.startswith(bare) or prompting == bare:
@@ -96,7 +104,8 @@ class Template:
         self.stop_token, self.closing = stop, tail[len(stop) :]
         _, opened, rest = self.generation_prompt.rpartition(THINK_OPEN)
         self.thinking_prefix = opened + rest if opened and THINK_CLOSE not in rest else ""
-        self.style = self._find_style()
+        self.style = self._find_style() if call_style == "auto" else call_style
+        self.adaptation = self._adapt()
 
     def render(self, messages: Iterable[Mapping[str, Any]], tools: Tools = (), generate: bool = True) -> str:
         """The dialogue as the template writes it, with `generate` also the generation prompt.
@@ -104,11 +113,18 @@ class Template:
         Raises:
           UserError: the template refuses these messages.
         """
-        plain = [dict(message, content=self._plain(message)) for message in messages]
+        plain: list[Mapping[str, Any]] = [dict(message, content=self._plain(message)) for message in messages]
+        tools = [self._plain_tool(tool) for tool in tools]
+        if tools and not self._lists_tools:
+            plain, tools = tool_messages.with_documentation(plain, tool_messages.documentation(tools, self.style)), []
+        if not self._takes_system:
+            plain = tool_messages.without_system(plain)
+        if not self._takes_results:
+            plain = tool_messages.without_results(plain)
         try:
             return self._tokenizer.apply_chat_template(
                 plain,
-                tools=[dict(tool) for tool in tools] or None,
+                tools=tools or None,
                 chat_template=self._text(bool(tools)),
                 add_generation_prompt=generate,
                 tokenize=False,
@@ -156,8 +172,41 @@ class Template:
             kept, content = PYTHON_TAG, content[len(PYTHON_TAG) :]
         for token in self._control:
             if message["role"] != "assistant" or token not in _OWN_TAGS:
-                content = content.replace(token, f"{token[0]} {token[1:]}")
+                content = content.replace(token, _apart(token))
         return kept + content
+
+    def _plain_tool(self, value: Any) -> Any:
+        """A tool, or a part of one, with the control tokens in its texts written apart."""
+        if isinstance(value, str):
+            for token in self._control:
+                value = value.replace(token, _apart(token))
+            return value
+        if isinstance(value, Mapping):
+            return {self._plain_tool(name): self._plain_tool(part) for name, part in value.items()}
+        return [self._plain_tool(part) for part in value] if isinstance(value, list | tuple) else value
+
+    def _adapt(self) -> str | None:
+        """Finds out what the template has no place for; from here on `render` puts it elsewhere."""
+        lines = []
+        self._takes_system = self._shows(_REQUEST, "Be brief.")
+        if not self._takes_system:
+            lines.append("it takes no system message, which stands before the first user message instead")
+        self._takes_results = self._shows((*_STUB, {"role": "tool", "content": _UNHEARD}), _UNHEARD)
+        if not self._takes_results:
+            lines.append("it takes no tool messages, so results stand in user messages, in <tool_response>")
+        self._lists_tools = all(
+            self._shows(request, _UNHEARD, (_UNHEARD_TOOL,)) for request in (_REQUEST, _REQUEST[1:])
+        )
+        if not self._lists_tools:
+            place = "into the system message" if self._takes_system else "before the first user message"
+            lines.append(f"it lists no tools, so their documentation is written {place}")
+        return "; ".join(lines) or None
+
+    def _shows(self, messages: Sequence[Message], text: str, tools: Tools = ()) -> bool:
+        try:
+            return text in self.render(messages, tools)
+        except UserError:
+            return False
 
     def _first_token(self, text: str) -> str | None:
         """The added token that `text` begins with."""
@@ -180,6 +229,10 @@ class Template:
         at = max(0, text.index(_CALL.name) - 40)
         piece = text[at : at + 80]
         raise UserError(f"the chat template writes tool calls in a format that is not supported: {piece!r}")
+
+
+def _apart(token: str) -> str:
+    return f"{token[0]} {token[1:]}"
 
 
 def _inserted(shorter: str, longer: str) -> str | None:

@@ -135,6 +135,25 @@ LLAMA3_TEMPLATE = r"""
 """Llama 3.1 to 3.3: BOS, a date, tools in the first user message, one bare call a turn, results as JSON strings of role
 ipython, contents trimmed."""
 
+SMOLLM2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n"
+    "' + message['content'] + '<|im_end|>' + '\n"
+    "'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n"
+    "' }}{% endif %}"
+)
+"""SmolLM2-Instruct's own text (Apache-2.0): it knows no tools, and has a system message where the dialogue has none."""
+
+AUSTERE_TEMPLATE = r"""
+{%- for m in messages -%}
+{%- if m.role not in ('user', 'assistant') -%}{{- raise_exception(m.role ~ ' role not supported') -}}{%- endif -%}
+{{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+"""ChatML for user and assistant alone: no system message, no tools, no results."""
+
 _CORPUS = (
     "The quick brown fox reads the report and sends it to the team. Move the file, then write a mail about it.",
     "Please book a meeting with Ana at 10:30 on 2024-05-17; the notes are in /home/ana/notes.txt.",

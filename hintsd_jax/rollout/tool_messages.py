@@ -28,7 +28,7 @@ def documentation(tools: Sequence[Mapping[str, Any]], style: str) -> str:
             f" Write values, not variables.\n\n{objects}"
         )
     head = "# Tools\n\nYou can call these functions; each line is the JSON documentation of one:"
-    head += f"\n<tools>\n{lines}\n</tools>\n\nFor each call, write a JSON object with the function's name and its arguments"
+    head += f"\n<tools>\n{lines}\n</tools>\n\nFor each call, write a JSON object with the function's name and arguments"
     call = '{"name": <name of the function>, "arguments": <object of its arguments>}'
     if style == HERMES:
         return f"{head} between {OPEN} and {CLOSE}:\n{OPEN}\n{call}\n{CLOSE}"

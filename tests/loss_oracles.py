@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
+from hintsd_jax.models.sampling_distribution import SamplingDistribution
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient, ReferenceKL
 
 
 def log_softmax(logits):
@@ -36,10 +37,44 @@ def clipped_surrogate(ratio, advantage, part):
     return -ratio * advantage, False
 
 
-def token_loss(part, student_logits, teacher_logits, action, sampler, advantage, scored):
+def kept_tokens(logits, sampling):
+    """The tokens that may be drawn, by sorting: top-k, then the shortest beginning that reaches top_p of what is left."""
+    probs = np.exp(np.float64(logits) / (sampling.temperature or 1.0))
+    order = np.argsort(-probs, kind="stable")
+    if not sampling.temperature:
+        return order
+    order = order[: sampling.top_k or None]
+    if sampling.top_p == 1:
+        return order
+    mass = np.cumsum(probs[order]) / np.sum(probs[order])
+    return order[: int(np.searchsorted(mass, sampling.top_p - 1e-12)) + 1]
+
+
+def sampled_logprob(logits, action, sampling, like=None):
+    """Of the distribution that the action was drawn from; a teacher's among the tokens that are kept of the student's
+    logits, `like`.
+    """
+    kept = {*kept_tokens(logits if like is None else like, sampling).tolist(), int(action)}
+    scaled = np.float64(logits) / (sampling.temperature or 1.0)
+    return scaled[action] - np.log(sum(np.exp(scaled[v]) for v in kept))
+
+
+def token_loss(
+    part,
+    student_logits,
+    teacher_logits,
+    action,
+    sampler,
+    advantage,
+    scored,
+    sampling=SamplingDistribution(),
+    reference_logits=None,
+):
     """One token: what a part minimises there, and what it reports."""
-    log_s, log_t = log_softmax(student_logits)[action], log_softmax(teacher_logits)[action]
-    ratio = np.exp(log_s - sampler)
+    log_s = log_softmax(student_logits)[action]
+    sampled_s = sampled_logprob(student_logits, action, sampling)
+    sampled_t = sampled_logprob(teacher_logits, action, sampling, student_logits)
+    ratio = np.exp(sampled_s - sampler)
     match part:
         case Divergence():
             value = divergence(student_logits, teacher_logits, part)
@@ -48,7 +83,11 @@ def token_loss(part, student_logits, teacher_logits, action, sampler, advantage,
         case CrossEntropy():
             return -log_s, {"cross_entropy": -log_s}
         case PolicyGradient():
-            hinted = part.teacher_advantage * (log_t - sampler) if scored else 0.0
+            hinted = part.teacher_advantage * (sampled_t - sampler) if scored else 0.0
             loss, clipped = clipped_surrogate(ratio, advantage + hinted, part)
             return loss, {"clip_fraction": float(clipped)}
+        case ReferenceKL():
+            s, r = log_softmax(student_logits), log_softmax(reference_logits)
+            value = sum(np.exp(s[v]) * (s[v] - r[v]) for v in range(len(s)))
+            return value, {"reference_kl": value}
     raise NotImplementedError(f"no oracle of {part}")

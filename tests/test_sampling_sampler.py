@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.sampling.sampler import sample
 
 V = 12
@@ -39,13 +40,27 @@ def kept_by_numpy(logits_V, temperature, top_p, top_k):
 )
 def test_the_support_is_that_of_a_sort(seed, temperature, top_p, top_k):
     logits_V = np.random.default_rng(seed).normal(size=V).astype(np.float32)
-    tokens_B, _ = draw(jnp.asarray(logits_V), temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    tokens_B, logprobs_B = draw(jnp.asarray(logits_V), **sampling, seed=seed)
     allowed = kept_by_numpy(logits_V, temperature, top_p, top_k)
     assert set(tokens_B.tolist()) <= allowed
     probs_V = np.exp(logits_V.astype(np.float64) / temperature)
     total = sum(probs_V[v] for v in allowed)
     likely = {v for v in allowed if probs_V[v] / total > 0.01}  # 4,000 draws miss such a token once in 10^17
     assert likely <= set(tokens_B.tolist())
+    # the log-prob is that of the distribution which the token was drawn from
+    expected_V = np.log(probs_V / total)
+    np.testing.assert_allclose(logprobs_B, expected_V[tokens_B], atol=2e-5)
+    # the update finds the same of the same logits, for every token that may come and one that may not, if it came
+    every = sorted(allowed) + sorted(set(range(V)) - allowed)[:1]
+    distribution = SamplingDistribution(**sampling)
+    logits_XV, at_X = jnp.tile(logits_V, (len(every), 1)), jnp.asarray(every)
+    assert distribution.filters == (top_p < 1 or top_k > 0) and distribution.is_softmax == (
+        not distribution.filters and temperature == 1.0
+    )
+    found_X = distribution.logprobs(logits_XV, at_X, logits_XV, distribution.lowest_kept(logits_XV))
+    outside = [np.log(probs_V[v] / (total + probs_V[v])) for v in every[len(allowed) :]]
+    np.testing.assert_allclose(found_X, [*expected_V[every[: len(allowed)]], *outside], atol=2e-5)
 
 
 def test_frequencies_follow_the_tempered_softmax():
@@ -55,16 +70,18 @@ def test_frequencies_follow_the_tempered_softmax():
     counts_V = np.bincount(tokens_B, minlength=V)
     chi2 = np.sum((counts_V - 20_000 * expected_V) ** 2 / (20_000 * expected_V))
     assert chi2 < 31.3  # 99.9 % quantile at 11 degrees of freedom
-    policy_V = logits_V - np.log(np.exp(logits_V).sum())  # the log-prob is the policy's, at temperature 1
-    np.testing.assert_allclose(logprobs_B, policy_V[tokens_B], atol=1e-5)
+    np.testing.assert_allclose(logprobs_B, np.log(expected_V)[tokens_B], atol=1e-5)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.5}, {"top_k": 2}])
 def test_temperature_zero_is_greedy(filters):
-    tokens_B, _ = draw(
-        jnp.asarray(np.random.default_rng(1).normal(size=V).astype(np.float32)), n=50, temperature=0.0, **filters
-    )
-    assert len(set(tokens_B.tolist())) == 1
+    logits_V = np.random.default_rng(1).normal(size=V).astype(np.float32)
+    tokens_B, logprobs_B = draw(jnp.asarray(logits_V), n=50, temperature=0.0, **filters)
+    assert set(tokens_B.tolist()) == {int(np.argmax(logits_V))}
+    # its log-prob is the policy's own
+    np.testing.assert_allclose(logprobs_B, logits_V.max() - np.log(np.exp(logits_V).sum()), atol=1e-5)
+    greedy = SamplingDistribution(0.0, **filters)
+    assert greedy.is_softmax and greedy.lowest_kept(jnp.asarray(logits_V[None])) is None
 
 
 def test_a_row_does_not_feel_its_neighbours_filters():

@@ -30,6 +30,8 @@ from tests.examples_helpers import (
 
 DISTIL = Loss((Divergence(),))
 BOTH = Loss((Divergence(coefficient=2.0), PolicyGradient(coefficient=0.5)))
+BY_EPISODE = Loss((Divergence(coefficient=2.0), PolicyGradient(coefficient=0.5, mean="sequence")))
+MICRO_STEPS = 4  # of two episodes each; one has none of the at most six
 SHAPES = BatchShapes((16, 36), (14, 30), (3, 5), batch_size=3)
 ALONE = BatchShapes((16, 36), (40, 52), (3, 5), batch_size=3, trunk=False)
 WEIGHTS = {"divergence": 1.0}
@@ -75,7 +77,7 @@ def make_examples(chosen, chat):
     return result
 
 
-def oracle(chosen, shapes, alone, mean_of_micro_means, chat):
+def oracle(chosen, shapes, loss, alone, micro_steps, chat):
     """What the batches must say of every action token, straight from episodes and targets, and the drops by reason."""
     kept, dropped = [], dict.fromkeys(DROP_REASONS, 0)
     for n, (episode, targets, advantage) in enumerate(chosen):
@@ -101,14 +103,18 @@ def oracle(chosen, shapes, alone, mean_of_micro_means, chat):
                     teacher = tokens[:prefix_length] + context + action if number in feedback else None
                     logprob = np.float32(episode.logprobs[before + i])
                     kept.append((n, tokens[: step.start + i], teacher, tokens[step.start + i], logprob, advantage))
-    micro_tokens, total = Counter(n // 2 for n, *_ in kept), len(kept)
-    own = {"divergence": sum(bool(token[2]) for token in kept), "policy_gradient": sum(bool(t[-1]) for t in kept)}
+    total, micro_step = len(kept), lambda n: n // 2 if micro_steps else 0
 
     def weights(n, teacher, advantage):
-        micro = total / len(micro_tokens) / micro_tokens[n // 2] if mean_of_micro_means else 1.0
-        scale = {part.name: part.coefficient * (total / max(own[part.name], 1)) * micro for part in BOTH.parts}
-        given_weights = weights_of(teacher is not None, advantage)
-        return tuple(np.float32(given_weights.get(name, 0.0) * value) for name, value in scale.items())
+        """A token's: coefficient x all tokens / (micro-steps x [episodes x own of the episode, or] own tokens)."""
+        result, given_weights = [], weights_of(teacher is not None, advantage)
+        for part in loss.parts:
+            acted = [m for m, _, t, *_, a in kept if part.name in weights_of(t is not None, a)]
+            own = [m for m in acted if micro_step(m) == micro_step(n)]
+            count = len(set(own)) * own.count(n) if part.mean == "sequence" else len(own)
+            scale = part.coefficient * (total / max(count, 1)) / max(micro_steps, 1)
+            result.append(np.float32(given_weights.get(part.name, 0.0) * scale))
+        return tuple(result)
 
     tokens = ((n, *rest, advantage, weights(n, rest[1], advantage)) for n, *rest, advantage in kept)
     return Counter(tokens), dropped
@@ -141,26 +147,30 @@ def shape(batch):
     st.integers(1, 4),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([BOTH, BY_EPISODE]),
+    st.sampled_from([0, MICRO_STEPS]),
     st.sampled_from([FakeChat(), RewritingChat()]),
 )
 @settings(max_examples=80, deadline=None)
-def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.Random, rows, alone, micro, chat):
-    shapes = dataclasses.replace(ALONE if alone else SHAPES, batch_size=rows, parts=2)
+def test_batches_say_of_every_target_what_the_episodes_say(
+    chosen, rng: random.Random, rows, alone, apart, loss, micro, chat
+):
+    shapes = dataclasses.replace(ALONE if alone else SHAPES, batch_size=rows, parts=2, unscored=apart)
     given_examples = make_examples(chosen, chat)
     if alone:
         given_examples = [part for example in given_examples for part in example.separated()]
-    result = make_batches(given_examples, shapes, BOTH, mean_of_micro_means=micro)
+    result = make_batches(given_examples, shapes, loss, micro_steps=micro)
 
     # every action token of the kept targets exactly once, its contexts, log-prob, advantage and weights its own; the
     # others counted, never cut
-    expected, dropped = oracle(chosen, shapes, alone, micro, chat)
+    expected, dropped = oracle(chosen, shapes, loss, alone, micro, chat)
     assert Counter(token for batch in result.batches for token in tokens_of(batch)) == expected
     assert result.dropped == dropped
 
     # the order of the examples does not matter
     shuffled = given_examples[:]
     rng.shuffle(shuffled)
-    again = make_batches(shuffled, shapes, BOTH, mean_of_micro_means=micro)
+    again = make_batches(shuffled, shapes, loss, micro_steps=micro)
     for batch, other in zip(result.batches, again.batches, strict=True):
         for array, same in zip(batch, other, strict=True):
             np.testing.assert_array_equal(array, same)
@@ -175,15 +185,17 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
     written = sum(int(batch.mask_BA.sum()) for batch in result.batches)
     assert sum(span.stop - span.start for span in result.spans) == written
 
-    allowed = {(rows, T, shapes.branch_buckets[pair], shapes.action_buckets[pair]) for T, pair in shapes.all()}
-    assert {shape(batch) for batch in result.batches} <= allowed
-    assert sum(not batch.mask_BA.any(axis=1).all() for batch in result.batches) <= 1
+    blanks = {shape(blank): blank for blank in (blank_batch(shapes, *which) for which in shapes.all())}
+    assert {shape(batch) for batch in result.batches} <= blanks.keys()
+    assert sum(not batch.mask_BA.any(axis=1).all() for batch in result.batches) <= 1 + apart
     student = teacher = real = 0
     for batch in result.batches:
         # feedback is on the teacher's side only
         assert not any(np.any(array >= FEEDBACK) for array in (batch.student_BT, batch.trunk_BP, batch.actions_BA))
         assert np.any(batch.branch_BM >= FEEDBACK) == batch.scored_BA.any()
-        if alone:
+        rows_scored = batch.scored_BA.any(axis=1) | ~batch.mask_BA.any(axis=1)
+        assert not apart or rows_scored.all() == (batch.branch_BM.shape[1] > 0)  # no teacher pass for unread rows
+        if alone or not batch.branch_BM.shape[1]:
             assert batch.trunk_BP.shape == (rows, 0)
         else:
             np.testing.assert_array_equal(batch.trunk_BP, batch.student_BT)
@@ -196,8 +208,7 @@ def test_batches_say_of_every_target_what_the_episodes_say(chosen, rng: random.R
         np.testing.assert_array_equal(np.count_nonzero(batch.student_BT, axis=1), ends)
         student, teacher = student + batch.student_BT.size, teacher + batch.trunk_BP.size + batch.branch_BM.size
         real += sum(np.count_nonzero(read) for read in (batch.student_BT, batch.trunk_BP, batch.branch_BM))
-        blank = blank_batch(shapes, batch.student_BT.shape[1], shapes.branch_buckets.index(batch.branch_BM.shape[1]))
-        for array, empty in zip(batch, blank, strict=True):
+        for array, empty in zip(batch, blanks[shape(batch)], strict=True):
             assert (array.dtype, array.shape) == (empty.dtype, empty.shape)
     assert (result.student_tokens, result.teacher_tokens) == (student, teacher)
     assert result.padding_tokens == student + teacher - real
@@ -269,9 +280,11 @@ def test_weights_are_one_or_make_micro_steps_equal():
         return {int(mask.sum()): set(weight[mask].tolist()) for mask, weight in rows if mask.any()}
 
     assert weights() == {1: {1.0}, 5: {1.0}, 2: {1.0}}
-    # 8 tokens, 2 micro-steps of 6 and of 2: (sum of 6) / 6 / 2 + (sum of 2) / 2 / 2 = (4/6 * first + 4/2 * second) / 8
-    expected = {1: 4 / 6, 5: 4 / 6, 2: 4 / 2}
-    assert weights(mean_of_micro_means=True) == {n: {float(np.float32(w))} for n, w in expected.items()}
+    # 8 tokens, 3 micro-steps of 6, 2 and 0: (sum of 6) / 6 / 3 + (sum of 2) / 2 / 3 = (8/18 * first + 8/6 * second) / 8
+    expected = {1: 8 / 18, 5: 8 / 18, 2: 8 / 6}
+    assert weights(micro_steps=3) == {n: {float(np.float32(w))} for n, w in expected.items()}
+    with pytest.raises(ValueError, match="micro-step 1, of 1"):
+        weights(micro_steps=1)
 
 
 def test_nothing_makes_no_batch():
@@ -284,6 +297,10 @@ def test_every_shape_is_listed_once():
     blanks = [blank_batch(SHAPES, *which) for which in SHAPES.all()]
     assert [shape(batch) for batch in blanks] == [(3, 16, 14, 3), (3, 16, 30, 5), (3, 36, 14, 3), (3, 36, 30, 5)]
     assert all(batch.trunk_BP.shape == batch.student_BT.shape and not batch.mask_BA.any() for batch in blanks)
+    apart = dataclasses.replace(SHAPES, unscored=True)
+    assert apart.all() == [(16, 2), (16, 3), (16, 0), (16, 1), (36, 2), (36, 3), (36, 0), (36, 1)]  # the largest last
+    blank = blank_batch(apart, 36, 3)
+    assert shape(blank) == (3, 36, 0, 5) and blank.trunk_BP.shape == (3, 0)
 
 
 def test_a_branch_that_leaves_a_trunk_needs_shapes_with_one():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, TokenInputs
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, ReferenceKL, TokenInputs
 from tests import loss_oracles
 
 V, X = 11, 12
@@ -20,7 +20,8 @@ DIVERGENCES = [
 SDPO = Divergence(kind="jsd", top_k=3, importance_clip=2.0)
 UNWEIGHTED = dataclasses.replace(SDPO, importance_clip=0.0)
 GRPO, OPENCLAW = PolicyGradient(), PolicyGradient(clip_low=0.4, clip_high=0.5, teacher_advantage=0.7)
-PARTS = [*DIVERGENCES, SDPO, UNWEIGHTED, CrossEntropy(), GRPO, OPENCLAW]
+NEAR = ReferenceKL()  # the teacher of these tokens is its reference
+PARTS = [*DIVERGENCES, SDPO, UNWEIGHTED, CrossEntropy(), GRPO, OPENCLAW, NEAR]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,8 +50,11 @@ def _of_every_part(x):
 
     def weighted(student, part):
         student_XV, teacher_XV = jax.nn.log_softmax(student), jax.nn.log_softmax(x["teacher"])
-        teacher = (teacher_XV, at(teacher_XV)) if part.needs_teacher else ()
-        inputs = TokenInputs(student_XV, at(student_XV), x["sampler"], x["advantage"], x["scored"], *teacher)
+        teacher = (teacher_XV, at(teacher_XV), at(teacher_XV)) if part.needs_teacher else ()
+        constants = (x["sampler"], x["advantage"], x["scored"])
+        inputs = TokenInputs(student_XV, at(student_XV), at(student_XV), *constants, *teacher)
+        if part.needs_reference:
+            inputs = inputs._replace(reference_XV=teacher_XV)
         losses = part.token_losses(inputs)
         return jnp.sum(x["weight"] * losses.loss_X), losses
 
@@ -65,7 +69,7 @@ def of_every_part(x, dtype=jnp.float32):
 
 def oracle(part, x):
     rows = zip(*(x[name] for name in ("student", "teacher", "actions", "sampler", "advantage", "scored")), strict=True)
-    losses, reported = zip(*(loss_oracles.token_loss(part, *row) for row in rows), strict=True)
+    losses, reported = zip(*(loss_oracles.token_loss(part, *row, reference_logits=row[1]) for row in rows), strict=True)
     return np.array(losses), {name: np.array([each[name] for each in reported]) for name in part.reports}
 
 
@@ -141,6 +145,15 @@ def test_a_teachers_advantage_counts_on_scored_tokens_alone():
     assert np.all(ours[x["scored"]] != others[x["scored"]])
 
 
+def test_batches_that_no_teacher_reads_have_the_advantage_alone():
+    """As tokens that no teacher has scored."""
+    x = make_tokens()
+    rest = (x["sampler"], x["advantage"], np.zeros(X, bool))
+    alone = OPENCLAW.token_losses(TokenInputs(np.zeros((X, V)), *2 * (logprobs(x),), *rest)).loss_X
+    unscored = of_every_part(x | {"scored": np.zeros(X, bool)})[OPENCLAW][1].loss_X
+    np.testing.assert_allclose(alone, unscored, rtol=2e-5)
+
+
 def test_equal_sides_diverge_by_nothing_and_pull_nowhere():
     x = make_tokens(seed=6)
     values = of_every_part(x | {"teacher": x["student"]})
@@ -171,7 +184,8 @@ def test_a_part_of_ones_own_has_to_say_what_a_token_costs():
 
 
 def test_a_part_that_asks_for_a_teacher_must_have_said_so():
-    inputs = TokenInputs(*(np.zeros(1),) * 4, np.zeros(1, bool))
-    with pytest.raises(ValueError, match="must say needs_teacher"):
-        inputs.teacher()
+    inputs = TokenInputs(*(np.zeros(1),) * 5, np.zeros(1, bool))
+    for asked in ("teacher", "reference"):
+        with pytest.raises(ValueError, match=f"must say needs_{asked}"):
+            getattr(inputs, asked)()
     assert Divergence().scored_tokens_only and not OPENCLAW.scored_tokens_only and not CrossEntropy().scored_tokens_only

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.training import losses
-from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, TokenLosses
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, ReferenceKL, TokenLosses
 from hintsd_jax.training.losses import Loss
 from tests import loss_oracles
 
@@ -50,15 +51,20 @@ ALL_PARTS = Loss(
         CrossEntropy(),
         PolicyGradient(clip_low=0.4, clip_high=0.5, teacher_advantage=0.7),
         Agreement(),
-    )
+        ReferenceKL(),
+    ),
+    sampling=SamplingDistribution(0.6, top_p=0.9, top_k=6),
 )
+HOT, FILTERED = SamplingDistribution(0.6), SamplingDistribution(0.6, top_p=0.8)
 LOSSES = [
     DISTIL,
     Loss((Divergence(kind="forward_kl", support="full"),)),
     SUPERVISED,
     Loss((PolicyGradient(),)),
-    Loss((PolicyGradient(clip_low=0.4, teacher_advantage=1.0),)),
+    Loss((PolicyGradient(),), sampling=FILTERED),
+    Loss((PolicyGradient(clip_low=0.4, teacher_advantage=1.0),), sampling=FILTERED),
     Loss((Divergence(top_k=3), PolicyGradient(clip_high=0.5, coefficient=3.0))),  # coefficients stand in the weights
+    Loss((PolicyGradient(), ReferenceKL(coefficient=0.1)), sampling=HOT),
     Loss((Agreement(power=1.0), CrossEntropy())),
 ]
 
@@ -81,17 +87,20 @@ def make_span(seed=0, rows=3, span=4, scale=2.0):
     lengths = rng.integers(1, span + 1, rows)
     lengths[0] = span
     columns = np.arange(span)
-    acts_AP = np.stack([columns != 1, columns % 4 != 2, columns % 4 != 3, columns % 4 != 0], axis=-1)
+    left_out = [columns == 1, columns % 4 == 2, columns % 4 == 3, columns % 4 == 0, columns % 4 == 2]
+    acts_AP = ~np.stack(left_out, axis=-1)
     return {
         "student_BAD": rng.normal(size=(rows, span, D)),
         "teacher_BAD": rng.normal(size=(rows, span, D)),
+        "reference_BAD": rng.normal(size=(rows, span, D)),
+        "reference_DV": rng.normal(size=(D, V)) * scale / D**0.5,
         "student_DV": rng.normal(size=(D, V)) * scale / D**0.5,
         "teacher_DV": rng.normal(size=(D, V)) * scale / D**0.5,
         "actions_BA": rng.integers(0, V, (rows, span)),
         "mask_BA": columns[None] < lengths[:, None],
         "scored_BA": np.tile(columns != 1, (rows, 1)),  # no teacher has scored the second tokens
         "sampler_logprob_BA": -rng.uniform(0.5, 4.0, (rows, span)),
-        "weight_BAP": rng.uniform(0.5, 2.0, (rows, span, 4)) * acts_AP,
+        "weight_BAP": rng.uniform(0.5, 2.0, (rows, span, 5)) * acts_AP,
         "advantage_BA": rng.normal(size=(rows, span)),
     }
 
@@ -100,15 +109,15 @@ def head(kernel, hidden):
     return hidden @ kernel
 
 
-def span_losses(x, loss, dtype=jnp.float32):
+def span_losses(x, loss, dtype=jnp.float32, teacher=True):
     """The weights of as many parts as the loss has are read."""
     x = {k: jnp.asarray(v, dtype if jnp.issubdtype(v.dtype, jnp.floating) else None) for k, v in x.items()}
     x["weight_BAP"] = x["weight_BAP"][..., : len(loss.parts)]
-    student, teacher = (
-        losses.Side(x[f"{side}_BAD"], functools.partial(head, x[f"{side}_DV"])) for side in ("student", "teacher")
-    )
+    side = lambda name: losses.Side(x[f"{name}_BAD"], functools.partial(head, x[f"{name}_DV"]))
     spans = losses.Spans(*(x[field] for field in losses.Spans._fields))
-    return losses.span_losses(student, spans, loss=loss, teacher=teacher)
+    return losses.span_losses(
+        side("student"), spans, loss=loss, teacher=side("teacher") if teacher else None, reference=side("reference")
+    )
 
 
 def oracle_token(part, s, t, *rest):
@@ -122,10 +131,10 @@ def oracle_sums(x, loss):
     sums = dict.fromkeys(loss.sum_names, 0.0)
     per_token = ("actions_BA", "sampler_logprob_BA", "advantage_BA", "scored_BA")
     for b, a in zip(*np.nonzero(x["mask_BA"]), strict=True):
-        s, t = x["student_BAD"][b, a] @ x["student_DV"], x["teacher_BAD"][b, a] @ x["teacher_DV"]
+        s, t, r = (x[f"{side}_BAD"][b, a] @ x[f"{side}_DV"] for side in ("student", "teacher", "reference"))
         log_s, log_t = loss_oracles.log_softmax(s), loss_oracles.log_softmax(t)
         action, sampler, advantage, scored = (x[key][b, a] for key in per_token)
-        off = abs(log_s[action] - sampler)
+        off = abs(loss_oracles.sampled_logprob(s, action, loss.sampling) - sampler)
         sums["tokens"] += 1
         sums["entropy"] -= np.sum(np.exp(log_s) * log_s)
         sums["logprob"] += log_s[action]
@@ -137,7 +146,7 @@ def oracle_sums(x, loss):
         for p, part in enumerate(loss.parts):
             weight = x["weight_BAP"][b, a, p]
             if weight:
-                value, reported = oracle_token(part, s, t, action, sampler, advantage, scored)
+                value, reported = oracle_token(part, s, t, action, sampler, advantage, scored, loss.sampling, r)
                 sums["loss"] += weight * value
                 sums[f"{part.name}_tokens"] += 1
                 for key in part.reports:
@@ -151,7 +160,7 @@ def assert_sums(actual, expected, label="", rtol=2e-5, atol=1e-5):
         np.testing.assert_allclose(actual[key], expected[key], rtol=rtol, atol=atol, err_msg=f"{label} {key}")
 
 
-SIDES = ("student_BAD", "student_DV", "teacher_BAD", "teacher_DV")
+SIDES = ("student_BAD", "student_DV", "teacher_BAD", "teacher_DV", "reference_BAD", "reference_DV")
 
 
 @jax.jit
@@ -203,10 +212,10 @@ def test_gradients_match_finite_differences(doubles):
                 np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-7, err_msg=name(loss))
 
 
-def test_no_gradient_reaches_the_teacher(doubles):
-    for loss, _, (*student, teacher_hidden, teacher_head) in doubles[1]:
-        assert not np.any(teacher_hidden) and not np.any(teacher_head), name(loss)
-        assert all(np.any(grad) for grad in student)
+def test_no_gradient_reaches_teacher_or_reference(doubles):
+    for loss, _, (hidden, kernel, *others) in doubles[1]:
+        assert not any(np.any(grad) for grad in others), name(loss)
+        assert np.any(hidden) and np.any(kernel)
 
 
 def test_tokens_say_what_the_sums_add_up(doubles):
@@ -265,7 +274,7 @@ def test_masked_positions_contribute_nothing():
     x = make_span(seed=7)
     out = ~x["mask_BA"]
     assert out.any()
-    junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD")}
+    junk = x | {key: np.where(out[..., None], 1e4, x[key]) for key in ("student_BAD", "teacher_BAD", "reference_BAD")}
     junk |= {"actions_BA": np.where(out, V - 1, x["actions_BA"]), "scored_BA": out | x["scored_BA"]}
     junk |= {"sampler_logprob_BA": np.where(out, -1e4, x["sampler_logprob_BA"])}
     junk |= {"advantage_BA": np.where(out, 9.0, x["advantage_BA"])}
@@ -292,7 +301,12 @@ def test_logits_exist_for_one_chunk_only(loss):
 
 
 def test_what_a_loss_needs_follows_from_its_parts():
-    assert [loss.needs_teacher for loss in LOSSES] == [True, True, False, False, True, True, True]
+    assert [loss.needs_teacher for loss in LOSSES] == [True, True, *3 * [False], True, True, False, True]
+    assert [loss.needs_reference for loss in LOSSES] == [*7 * [False], True, False]
+    assert [loss.uses_ratio for loss in LOSSES] == [*3 * [False], *5 * [True], False]
+    weighed = Loss((Divergence(importance_clip=2.0),))
+    assert weighed.uses_ratio and not weighed.trains_unscored_tokens
+    assert [loss.trains_unscored_tokens for loss in LOSSES] == [*5 * [False], True, True, False, True]
     assert hash(ALL_PARTS) == hash(dataclasses.replace(ALL_PARTS)) and ALL_PARTS != DISTIL  # a static argument
     assert ALL_PARTS.mean_over["overlap"] == "agreement_tokens" and ALL_PARTS.mean_over["loss"] == "tokens"
 
@@ -301,6 +315,94 @@ def test_a_loss_whose_parts_cannot_be_told_apart_is_refused():
     for parts in ((), (Divergence(), Divergence(kind="jsd"))):
         with pytest.raises(UserError, match="needs parts with different names"):
             Loss(parts)
+
+
+def test_a_distribution_of_its_own_costs_nothing_where_it_is_the_softmax():
+    """Temperature 1 without filters, and greedy rollouts: the same program."""
+    x = make_span()
+    traced = lambda sampling: str(
+        jax.make_jaxpr(lambda x: span_losses(x, dataclasses.replace(LOSSES[3], sampling=sampling)))(x)
+    )
+    plain = traced(SamplingDistribution())
+    assert traced(SamplingDistribution(0.0, top_p=0.5)) == plain != traced(HOT)
+
+
+def test_without_a_teacher_the_sums_are_those_of_unscored_tokens():
+    """Batches that no teacher reads have no teacher's side; parts of scored tokens have no token in them."""
+    x = make_span(seed=1)
+    acts_P = np.array([not part.scored_tokens_only for part in ALL_PARTS.parts])
+    unscored = x | {"scored_BA": np.zeros_like(x["scored_BA"]), "weight_BAP": x["weight_BAP"] * acts_P}
+    sums, tokens = jax.jit(lambda x: span_losses(x, ALL_PARTS, teacher=False))(unscored)
+    assert_sums(sums, oracle_sums(unscored, ALL_PARTS))
+    assert tokens == {} and sums["policy_gradient_tokens"] > 0 == sums["divergence_tokens"]
+
+
+TABLE = np.random.default_rng(5).normal(size=(4, 3)) * 1.5
+"""A policy of three tokens: logits of the first token, and of the second after each first one."""
+
+
+def expected_gradient(rewards, sampling, ratio_under=None):
+    """Of the policy gradient over every episode of two tokens, each as often as the sampling distribution has it; and
+    their probabilities, by NumPy. Float64. ratio_under: what both sides of the ratio are taken of, if another one.
+    """
+
+    def logprobs(distribution):
+        table = np.full(TABLE.shape, -np.inf)
+        for row, logits in enumerate(TABLE):
+            for token in loss_oracles.kept_tokens(logits, distribution):
+                table[row, token] = loss_oracles.sampled_logprob(logits, token, distribution)
+        return table[rows, np.array(episodes)]
+
+    episodes = [(a, b) for a in range(3) for b in range(3)]
+    rows = np.array([(0, 1 + a) for a, _ in episodes])
+    probs, logprob_BA = np.exp(logprobs(sampling).sum(axis=1)), logprobs(ratio_under or sampling)
+    everything = np.ones(rows.shape, bool)
+    arrays = {
+        "actions_BA": np.array(episodes),
+        "sampler_logprob_BA": np.where(probs[:, None] > 0, logprob_BA, 0.0),
+        "mask_BA": everything,
+        "scored_BA": ~everything,
+        "weight_BAP": np.repeat(probs, 2).reshape(*rows.shape, 1),
+        "advantage_BA": np.repeat([float(rewards(*episode)) for episode in episodes], 2).reshape(rows.shape),
+    }
+    loss = Loss((PolicyGradient(),), sampling=ratio_under or sampling)
+
+    def value(table):
+        spans = losses.Spans(**{key: jnp.asarray(array) for key, array in arrays.items()})
+        sums, _ = losses.span_losses(losses.Side(jnp.asarray(np.eye(4)[rows]), lambda x: x @ table), spans, loss=loss)
+        return sums["loss"], sums
+
+    with jax.enable_x64(True):
+        gradient, sums = jax.device_get(jax.jit(jax.grad(value, has_aux=True))(jnp.asarray(TABLE)))
+    assert sums["clip_fraction"] == 0
+    return gradient, probs
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [HOT, FILTERED, SamplingDistribution(2.0, top_p=0.7, top_k=2)],
+    ids=str,
+)
+def test_the_expected_gradient_is_that_of_the_expected_reward(sampling):
+    """All episodes of two tokens counted: a constant advantage pulls nowhere, a token that does not matter is not moved,
+    and what matters is moved as the expected reward under the sampling distribution says.
+    """
+    gradient, probs = expected_gradient(lambda a, b: 1.0, sampling)
+    np.testing.assert_allclose(probs.sum(), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-15)
+    gradient, _ = expected_gradient(lambda a, b: a == 2, sampling)
+    np.testing.assert_allclose(gradient[1:], 0.0, atol=1e-15)  # the second token does not matter for the reward
+    kept = loss_oracles.kept_tokens(TABLE[0], sampling)
+    p = np.zeros(3)
+    p[kept] = np.exp([loss_oracles.sampled_logprob(TABLE[0], token, sampling) for token in kept])
+    slope = p[2] * (np.eye(3)[2] - p) / sampling.temperature  # d p(2) / d logits, of a softmax over the kept tokens
+    np.testing.assert_allclose(gradient[0], -slope, atol=1e-12)
+
+
+def test_with_ratios_at_temperature_1_an_irrelevant_token_would_be_moved():
+    """What the distribution is for."""
+    gradient, _ = expected_gradient(lambda a, b: a == 2, HOT, ratio_under=SamplingDistribution())
+    assert np.abs(gradient[1:]).max() > 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from hintsd_jax.models.config import LoraConfig, PolicyConfig
 from hintsd_jax.models.sharding import make_mesh, put_batch, shardings
 from hintsd_jax.training.batching import BatchShapes, blank_batch, make_batches
 from hintsd_jax.training.examples import Branch, Example
-from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient, ReferenceKL
 from hintsd_jax.training.losses import Loss
 from hintsd_jax.training.state import OptimConfig, TrainState, create, optimizer
 from hintsd_jax.training.train_step import Accumulator, When, accumulate, apply, batch_losses, update, zeros
@@ -37,6 +37,7 @@ ADAPTED = dataclasses.replace(
 # Two losses for all: one with a teacher and parts that act on different tokens, one without a teacher.
 LOSS = Loss((Divergence(top_k=5), PolicyGradient(coefficient=0.5)), chunk_tokens=12)
 SFT = Loss((CrossEntropy(),), chunk_tokens=12)
+DISTIL = Loss((Divergence(top_k=5),), chunk_tokens=12)  # the only one with adapter dropout
 OPTIM = OptimConfig(lr=1e-2, schedule="constant", total_steps=10, ema_decay=0.9, clip_norm=0.5, weight_decay=0.1)
 MESH = make_mesh(devices=jax.devices()[:1])
 # Nearly every test's batches have one of these shapes: a compilation costs far more than running it.
@@ -84,11 +85,11 @@ def tokens_of(examples):
 
 
 def batches_of(*micro_batches, shapes=SHAPES, loss=LOSS, **options):
-    """One batch for each of the lists of examples; of SFT all tokens are trained on."""
+    """One batch for each of the lists of examples; a loss of one part acts on all tokens."""
     batches = []
     for examples in micro_batches:
-        if loss is SFT:
-            examples = [reweighted(example, {"cross_entropy": 1.0}) for example in examples]
+        if loss is not LOSS:
+            examples = [reweighted(example, {part.name: 1.0 for part in loss.parts}) for example in examples]
         result = make_batches(examples, dataclasses.replace(shapes, parts=len(loss.parts)), loss, **options)
         assert not any(result.dropped.values())
         batches += result.batches
@@ -142,12 +143,13 @@ def make_adapter_state():
     return with_teacher(create(laid_out(student, axes), OPTIM), teacher, axes)
 
 
-def gather(batches, state=None, loss=LOSS, frozen=None, policy=POLICY):
+def gather(batches, state=None, loss=LOSS, frozen=None, policy=POLICY, reference=None):
     state = shared_state() if state is None else state
     with jax.set_mesh(MESH):
         accumulator = zeros(state.params, loss)
         for batch in batches:
-            accumulator, _ = accumulate(frozen, state, accumulator, put_batch(batch, MESH), policy=policy, loss=loss)
+            arrays = (frozen, state, accumulator, put_batch(batch, MESH), reference)
+            accumulator, _ = accumulate(*arrays, policy=policy, loss=loss)
     return accumulator
 
 
@@ -244,14 +246,65 @@ def training_steps(draw):
     return result
 
 
-@given(training_steps(), st.booleans())
+@given(training_steps(), st.sampled_from([0, 6]))
 @settings(max_examples=25, deadline=None)
-def test_trunk_and_branches_equal_one_example_per_target(examples, mean_of_micro_means):
-    """Losses and gradients within 1e-5 in fp32, whatever the episodes."""
-    options = {"mean_of_micro_means": mean_of_micro_means}
-    together, apart = batches_of(examples, **options), batches_of(separated(examples), shapes=ALONE, **options)
-    state = shared_state()
-    assert_same_update(gather(together, state), gather(apart, state))
+def test_trunk_and_branches_equal_one_example_per_target(examples, micro_steps):
+    """Losses and gradients within 1e-5 in fp32, whatever the episodes; so do they where what no teacher reads stands in
+    batches without a teacher's pass.
+    """
+    options, state = {"micro_steps": micro_steps}, shared_state()
+    together, alone = batches_of(examples, **options), batches_of(separated(examples), shapes=ALONE, **options)
+    expected = gather(alone, state)
+    assert_same_update(gather(together, state), expected)
+    apart = batches_of(separated(examples), shapes=dataclasses.replace(ALONE, unscored=True), **options)
+    assert any(not batch.branch_BM.shape[1] for batch in apart) == any(
+        not branch.context for example in examples for branch in example.branches
+    )
+    assert_same_update(gather(apart, state), expected)
+
+
+def test_openclaw_rl_is_the_same_in_batches_without_a_teacher():
+    loss = Loss((PolicyGradient(teacher_advantage=1.0),), 12)
+    examples = separated(make_examples())
+    with_one, apart = (
+        batches_of(examples, shapes=dataclasses.replace(ALONE, unscored=unscored), loss=loss)
+        for unscored in (False, True)
+    )
+    assert sum(batch.scored_BA.sum() for batch in apart) < tokens_of(examples)
+    assert [batch.branch_BM.shape[1] for batch in apart] == [40, 0] and len(with_one) == 2
+    assert_same_update(gather(apart, loss=loss), gather(with_one, loss=loss))
+
+
+def test_the_reference_scores_the_students_context():
+    """KL(student || reference) of every action token, by float64; with an adapter the reference is one as well."""
+    loss = Loss((PolicyGradient(), ReferenceKL(coefficient=0.5)), chunk_tokens=12)
+    examples = make_examples()
+    shapes = dataclasses.replace(SHAPES, branch_buckets=(0,), trunk=False)
+    unread = [
+        dataclasses.replace(
+            example,
+            branches=tuple(dataclasses.replace(b, context=(), prefix_length=0) for b in example.branches),
+        )
+        for example in examples
+    ]
+    batches, state, start = batches_of(unread, shapes=shapes, loss=loss), shared_state(), make_params(7)
+    sums = gather(batches, state, loss, reference=start).sums
+    score = jax.jit(lambda params, tokens: decoder.project(params, POLICY, decoder.forward(params, POLICY, tokens)))
+    expected = 0.0
+    for example in unread:
+        tokens = np.zeros((1, 24), np.int32)
+        tokens[0, : len(example.tokens)] = example.tokens
+        student, reference = (np.array(score(params, tokens))[0] for params in (state.params, start))
+        for branch in example.branches:
+            for at in range(branch.start - 1, branch.stop - 1):
+                s, r = loss_oracles.log_softmax(student[at]), loss_oracles.log_softmax(reference[at])
+                expected += np.sum(np.exp(s) * (s - r))
+    np.testing.assert_allclose(sums["reference_kl"], expected, rtol=1e-4)
+    assert sums["reference_kl_tokens"] == tokens_of(unread)
+    at_the_start = gather(batches, state, loss, reference=state.params).sums
+    np.testing.assert_allclose(at_the_start["reference_kl"], 0, atol=1e-5)
+    with pytest.raises(ValueError, match="give the reference"):
+        gather(batches, state, loss)
 
 
 @pytest.mark.parametrize("loss", [LOSS, SFT], ids=["distil", "sft"])
@@ -283,13 +336,13 @@ def test_padding_adds_nothing():
 
 
 def test_the_mean_of_micro_means_is_another_update_on_unequal_micro_steps():
-    """Equal to averaging the micro-steps' own token means, and not the token mean."""
+    """Equal to averaging the micro-steps' own token means, one without a token as 0, and not the token mean."""
     examples, state = make_examples(), make_state()
     mean = lambda examples, **options: (
         lambda a: jax.tree.map(lambda g: np.array(g) / np.array(a.sums["tokens"]), (a.grads, a.sums["loss"]))
     )(gather(batches_of(examples, loss=SFT, **options), state, SFT))
-    released = mean(examples, mean_of_micro_means=True)
-    by_hand = jax.tree.map(lambda a, b: (a + b) / 2, mean(examples[:3]), mean(examples[3:]))
+    released = mean(examples, micro_steps=3)
+    by_hand = jax.tree.map(lambda a, b: (a + b + 0) / 3, mean(examples[:3]), mean(examples[3:]))
     assert_trees_close(released, by_hand)
     assert abs(released[1] - mean(examples)[1]) > 1e-3 * abs(released[1])
 
@@ -329,7 +382,10 @@ def test_apply_is_adamw_and_the_ema_follows_it():
     assert float(metrics["skipped"]) == 0.0
 
 
-@pytest.mark.parametrize("batches", [[], [blank_batch(SHAPES, 32, 0)]], ids=["no batch", "only padding"])
+BLANKS = {"no batch": [], "only padding": [blank_batch(SHAPES, 32, 0)]}
+
+
+@pytest.mark.parametrize("batches", BLANKS.values(), ids=BLANKS)
 def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
     state, _ = step(make_state(), batches_of(make_examples()))
     before = host(state)  # moments are not zero, and weight decay would move the weights without any gradient
@@ -337,6 +393,57 @@ def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
     assert_trees_equal(state, before)
     assert float(metrics["skipped"]) == 1.0 and float(metrics["tokens"]) == 0.0
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_empty_updates_as_released_step_adam_with_a_gradient_of_0():
+    """Its moments decay and move the weights on, and the EMA follows; a call that only compiles changes nothing still,
+    not even with tokens.
+    """
+    released = dataclasses.replace(OPTIM, empty_updates="step")
+    run = functools.partial(update, None, policy=POLICY, loss=LOSS, optim=released, mesh=MESH)
+    batches = batches_of(make_examples())
+    state, _, _ = run(make_state(), batches)
+    before = host(state)
+    for given_batches in ([], batches):
+        state, metrics, _ = run(state, given_batches, When.at(real=False))
+        assert_trees_equal(state, before)
+    state, metrics, _ = run(state, [], When.at(1, lr_scale=0.5))
+    (mu, nu), (m, v) = (adam_moments(each) for each in (before, host(state)))
+    assert_trees_close(m, jax.tree.map(lambda x: 0.9 * x, mu), rtol=1e-6)
+    assert_trees_close(v, jax.tree.map(lambda x: 0.999 * x, nu), rtol=1e-6)
+
+    def moved(p, m, v):  # Adam's second step, with half the learning rate
+        direction = m / (1 - 0.9**2) / (np.sqrt(v / (1 - 0.999**2)) + 1e-8)
+        return p - 0.5e-2 * (direction + 0.1 * p)
+
+    params = jax.tree.map(moved, before.params, m, v)
+    assert_trees_close(state.params, params, rtol=1e-4)
+    ema = jax.tree.map(lambda old, new: old + 0.1 * (np.float64(new) - old), before.ema, host(state.params))
+    assert_trees_close(state.ema, ema, rtol=1e-6)
+    assert int(state.step) == 2 and float(metrics["skipped"]) == 0.0 and float(metrics["tokens"]) == 0.0
+    np.testing.assert_allclose(metrics["lr"], 0.5e-2, rtol=1e-6)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def adam_moments(state):
+    (moments,) = (part for part in state.opt_state if hasattr(part, "mu"))
+    return moments.mu, moments.nu
+
+
+def test_the_learning_rate_follows_the_training_step_whatever_was_skipped():
+    """It rises and falls by training steps, so that it reaches its end; alarms halve it all along."""
+    optim = dataclasses.replace(OPTIM, schedule="linear", warmup_steps=2)
+    run = functools.partial(update, None, policy=POLICY, loss=SFT, optim=optim, mesh=MESH)
+    state, batches, rates = make_state(), batches_of(make_examples(), loss=SFT), []
+    for training_step in range(11):
+        skipped = training_step % 3 == 1
+        when = When.at(training_step, 0.5 if training_step == 6 else 1.0)
+        state, metrics, _ = run(state, [] if skipped else batches, when)
+        rates.append(float(metrics["lr"]))
+        assert float(metrics["skipped"]) == skipped
+    full = [0, None, 1, 7 / 8, None, 5 / 8, 4 / 8 / 2, None, 2 / 8, 1 / 8, None]
+    np.testing.assert_allclose(rates, [1e-2 * (rate or 0) for rate in full], rtol=1e-5, atol=1e-12)
+    assert int(state.step) == 7
 
 
 def test_teacher_gets_no_gradient_and_is_not_the_student():
@@ -427,7 +534,11 @@ def test_no_array_holds_the_vocabulary_for_a_whole_row():
 def test_an_adapter_is_all_that_is_trained():
     frozen, state = make_params(), make_adapter_state()
     before, shapes = host((frozen, state)), [leaf.shape for leaf in jax.tree.leaves(state.params)]
-    state, metrics = step(state, batches_of(make_examples()), frozen=frozen, policy=ADAPTED)
+    # where the student is compared with the sampler, which has no dropout, it has none either
+    batches = batches_of(make_examples())
+    undropped = gather(batches, merged(frozen, state)).sums
+    state, metrics = step(state, batches, frozen=frozen, policy=ADAPTED)
+    np.testing.assert_allclose(metrics["logprob"], undropped["logprob"] / undropped["tokens"], rtol=1e-5)
     assert float(metrics["skipped"]) == 0.0 and int(state.step) == 1
     assert_trees_equal(frozen, before[0])  # it is alive, and as it was
     structure = jax.tree.structure(before[1].params)
@@ -467,7 +578,7 @@ def test_gradients_of_an_adapter_follow_from_those_of_the_merged_weights():
 def test_adapter_dropout_is_the_same_in_both_layouts_and_on_the_students_side_only():
     frozen, state = make_params(), make_adapter_state()
     examples = [example for example in make_examples() if example.episode != 3]  # a teacher reads all of these
-    scored = lambda examples: gather(batches_of(examples), state, frozen=frozen, policy=ADAPTED)
+    scored = lambda examples, loss=DISTIL: gather(batches_of(examples, loss=loss), state, loss, frozen, ADAPTED)
     together = scored(examples)
     assert len(separated(examples)) > len(examples)
     assert_same_update(together, scored(separated(examples)))  # in the same shape: no branch leaves the trunk

@@ -10,7 +10,7 @@ what does not fit is dropped whole and counted, never cut.
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.training.examples import Branch, Example, reading_groups
+from hintsd_jax.training.loss_parts import LossPart
 from hintsd_jax.training.losses import Loss
 
 DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
@@ -169,7 +170,7 @@ def make_batches(examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *
     for members, length, pair in _grouped(fitting, shapes):
         batch = blank_batch(shapes, length, pair)
         for b, example in enumerate(members):
-            for branch, span in zip(example.branches, _write(batch, b, example, scale[example.episode]), strict=True):
+            for branch, span in zip(example.branches, _write(batch, b, example, scale[_group(example)]), strict=True):
                 spans.append(
                     SpanLocation(example.episode, branch.step, len(batches), b, *span, scored=bool(branch.context))
                 )
@@ -197,31 +198,34 @@ def _check_weights(examples: Sequence[Example], loss: Loss) -> None:
                     raise UserError(f"{where}: a weight for {name!r}, but no teacher reads the action")
 
 
-def _scales(examples: Sequence[Example], loss: Loss, micro_steps: int) -> dict[int, dict[str, float]]:
-    """Episode -> part, in the order of the loss -> what its tokens' weights are multiplied with.
+def _scales(examples: Sequence[Example], loss: Loss, micro_steps: int) -> dict[tuple[int, int], dict[str, float]]:
+    """(micro-step, episode) -> part, in the order of the loss -> what its tokens' weights are multiplied with.
 
-    All action tokens x coefficient / (groups of the part x the tokens that it acts on in this one): a group is a
-    micro-step, an episode, an episode of a micro-step, or all there is.
+    Coefficient x all action tokens / micro-steps / the tokens that the part acts on in the micro-step; with a mean over
+    episodes, the episodes of the micro-step that it acts on x its tokens in this one. Without micro-steps, all is one.
     """
-    micro_step = {example.episode: example.micro_step for example in examples}
-    if micro_steps and any(micro >= micro_steps for micro in micro_step.values()):
-        raise ValueError(f"an example of micro-step {max(micro_step.values())}, of {micro_steps} (they count from 0)")
-    acted = lambda part, branch: branch.action_tokens if part is None or branch.weights.get(part.name) else 0
-    counts: dict[Any, dict[int, int]] = {part: defaultdict(int) for part in (None, *loss.parts)}  # None: all tokens
+    tokens: dict[LossPart | None, Counter[tuple[int, int]]] = {part: Counter() for part in (None, *loss.parts)}
     for example in examples:
-        for part, by_episode in counts.items():
-            by_episode[example.episode] += sum(acted(part, branch) for branch in example.branches)
-    total = sum(counts[None].values())
-    scales: dict[int, dict[str, float]] = {episode: {} for episode in micro_step}
+        for part, counts in tokens.items():
+            acts = lambda branch, part=part: part is None or branch.weights.get(part.name)
+            counts[_group(example)] += sum(branch.action_tokens for branch in example.branches if acts(branch))
+    if micro_steps and any(micro >= micro_steps for micro, _ in tokens[None]):
+        raise ValueError(f"an example of micro-step {max(tokens[None])[0]}, of {micro_steps} (they count from 0)")
+    total = tokens[None].total()
+    scales: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
     for part in loss.parts:
-        for episode, micro in micro_step.items():
-            together = {e: n for e, n in counts[part].items() if not micro_steps or micro_step[e] == micro}
-            if part.mean == "sequence":
-                own = sum(n > 0 for n in together.values()) * together[episode]
-            else:
-                own = sum(together.values())
-            scales[episode][part.name] = part.coefficient * (total / max(own, 1)) / max(micro_steps, 1)
+        of_micro: dict[int, list[int]] = defaultdict(list)
+        for (micro, _), count in tokens[part].items():
+            of_micro[micro if micro_steps else 0].append(count)
+        for group, count in tokens[part].items():
+            own = of_micro[group[0] if micro_steps else 0]
+            divisor = sum(n > 0 for n in own) * count if part.mean == "sequence" else sum(own)
+            scales[group][part.name] = part.coefficient * (total / max(divisor, 1)) / max(micro_steps, 1)
     return scales
+
+
+def _group(example: Example) -> tuple[int, int]:
+    return example.micro_step, example.episode
 
 
 def _grouped(examples: Sequence[Example], shapes: BatchShapes) -> Iterator[tuple[list[Example], int, int]]:

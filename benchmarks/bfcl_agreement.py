@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bfcl_agreement.md"))
     arguments = parser.parse_args()
-    tasks, official, env = all_tasks(), Official(), Bfcl()
+    tasks, official, env = all_tasks(), Official(), Bfcl(unreadable_calls="end_turn")
     rng = random.Random(arguments.seed)
     apart: list[str] = []
 

@@ -64,9 +64,9 @@ def test_a_tool_that_comes_later_can_be_called_before():
 @pytest.mark.parametrize(
     "text", ["", "Sorry.", "<tool_call>\n{not json}\n</tool_call>", '<tool_call>\n{"name": "ls"}\n</tool_call>']
 )
-def test_an_action_without_a_readable_call_ends_the_user_turn(text):
+def test_an_action_without_a_readable_call_ends_the_user_turn_as_in_the_official_handler(text):
     task = task_of("base", 0)
-    environment = Bfcl()
+    environment = Bfcl(unreadable_calls="end_turn")
     environment.reset(task)
     for question in entry_of(task)["question"][1:]:
         assert list(environment.step(parse_action(text)).messages) == question
@@ -97,7 +97,41 @@ def test_the_official_step_limit():
     assert turns[-1].terminated and turns[-1].reward == 1.0
 
 
-def test_a_turn_that_was_right_and_went_on_to_the_limit_is_faulted_at_its_end():
+UNREADABLE = ("<tool_call>\n{not json}\n</tool_call>", '{"name": "ls", "arguments": {}}', "[ls()]")
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_an_agent_is_told_that_its_call_could_not_be_read(text):
+    action = parse_action(text)
+    for form in ("official", "paper"):
+        environment = Bfcl(format=form)
+        environment.reset(task_of("base", 0))
+        (message,) = environment.step(action).messages
+        assert message["role"] == ("tool" if form == "official" else "user") and action.problem in message[
+            "content"
+        ].replace('\\"', '"')
+        # the user turn goes on, and the step counts towards the limit
+        assert "tool_call" in environment.step(NOTHING).messages[0]["content"] or form == "official"
+        later = [environment.step(action) for _ in range(MAX_TURN_STEPS - 1)]
+        assert [turn.truncated for turn in later].index(True) == (18 if form == "official" else 17)
+        assert environment.report().faults[0].step == 1
+    # plain text ends it, and so does everything without a call where the handler's rule is asked for
+    for option, said in (("tell", "Done."), ("end_turn", text)):
+        environment = Bfcl(unreadable_calls=option)
+        environment.reset(task_of("base", 0))
+        assert list(environment.step(parse_action(said)).messages) == entry_of(task_of("base", 0))["question"][1]
+
+
+def test_calls_that_the_handler_would_not_read_are_run_where_the_trainer_reads_them():
+    action = parse_action('<tool_call>{"name": "pwd", "arguments": {}}</tool_call>')
+    assert len(action.calls) == 1
+    for option, role in (("tell", "tool"), ("end_turn", "user")):
+        environment = Bfcl(unreadable_calls=option)
+        environment.reset(task_of("base", 0))
+        assert environment.step(action).messages[0]["role"] == role
+
+
+def test_a_turn_that_was_right_and_went_on_to_the_limit_is_faulted_where_it_began_to_waste_steps():
     task = next(task for task in tasks("base") if len(json.loads(task["ground_truth"])) > 1)
     environment = Bfcl()
     environment.reset(task)
@@ -105,7 +139,59 @@ def test_a_turn_that_was_right_and_went_on_to_the_limit_is_faulted_at_its_end():
     while not environment.step(NOTHING).truncated:
         pass
     (fault,) = environment.report().faults
-    assert fault.step == MAX_TURN_STEPS + 1 and "more than 20 steps in one user turn" in fault.feedback
+    assert fault.step == 2 and "more than 20 steps in one user turn" in fault.feedback
+
+
+LOOK, SEEN = action_of(call("pwd")), action_of(call("ls"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        ([LOOK, SEEN, LOOK, SEEN], 3),  # repeats what it knows
+        ([LOOK, NOTHING, SEEN, NOTHING], 2),  # an error
+        ([LOOK, SEEN, parse_action("<tool_call>")], 3),  # unreadable
+        ([action_of(call("pwd"), call("no_such_tool")), SEEN], 2),  # something new in every step: the last
+        ([NOTHING, "close", LOOK, SEEN], 1),  # nothing wasted in the open turn, but before
+        ([NOTHING, LOOK, LOOK, "close", SEEN, LOOK, action_of(call("pwd"), call("ls"))], 7),  # the open turn first
+        ([LOOK, "close", LOOK], 3),  # another turn: no repetition
+    ],
+)
+def test_an_episode_that_a_limit_has_cut_is_at_fault_where_it_wasted_steps(steps, fault):
+    """The host loop's limits: the environment does not know of them, and no turn that ended was wrong."""
+    task = next(task for task in tasks("miss_param") if not answer_of(task)[0])  # nothing to do in the first turn
+    for form in ("official", "paper") if "close" not in steps else ("official",):
+        environment = Bfcl(format=form, ground_truth_in_report=True)
+        environment.reset(task | {"split": "train"})
+        for step in steps:
+            environment.step(Action(DONE) if step == "close" else step)
+        report = environment.report()
+        (found,) = report.faults
+        assert found.step == fault and "before this user turn was done" in found.feedback
+        assert f"- step {fault}: " in report.summary and "not finished" in report.summary
+    expected = json.loads(task["ground_truth"])[steps.count("close")]
+    assert all(text in found.feedback for text in expected)
+
+
+def test_a_turn_that_its_limit_has_ended_is_at_fault_where_it_wasted_steps():
+    """In the last turn, and before; what was really wrong beside it is named too."""
+    task = task_of("base", 0)
+    answer = answer_of(task)
+    for turn in (1, len(answer) - 1):
+        for broken in (False, True):
+            environment = Bfcl()
+            environment.reset(task)
+            for calls in answer[:turn]:
+                environment.step(action_of(*calls))
+                environment.step(Action(DONE))
+            first = 2 * turn + 1
+            environment.step(action_of(call("mkdir", dir_name="wrong")) if broken else LOOK)
+            results = [environment.step(LOOK) for _ in range(MAX_TURN_STEPS)]
+            assert results[-1].truncated or results[-1].terminated
+            steps = {fault.step: fault.feedback for fault in environment.report().faults}
+            # the second look is the first that brings nothing new
+            assert sorted(steps) == ([first, first + 2] if broken else [first + 1])
+            assert "ended without a call of" in steps[max(steps)]
 
 
 def test_an_unfinished_episode_reports_what_is_known():

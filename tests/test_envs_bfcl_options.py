@@ -15,6 +15,7 @@ WRONG = [
     ({"category": "multi_turn_base"}, "no option 'category'.*categories"),
     ({"format": "offical"}, "no format 'offical'; known: official, paper"),
     ({"max_observation_chars": 0}, "max_observation_chars 1 or more"),
+    ({"unreadable_calls": "ignore"}, "no unreadable_calls 'ignore'; known: tell, end_turn"),
     ({"max_prompt_chars": -1}, "max_prompt_chars must be 0 or more"),
 ]
 
@@ -29,7 +30,7 @@ def test_wrong_options_are_refused_in_one_line(options, message, tmp_path):
 
 def test_defaults_are_the_official_dialogue_of_all_categories():
     assert resolve("bfcl") is Bfcl
-    assert Options.parse({}) == Options("clean", (), "official", 0, 4000, False)
+    assert Options.parse({}) == Options("clean", (), "official", 0, 4000, "tell", False)
 
 
 def test_envs_tasks_are_chosen_by_category_and_by_the_size_of_their_prompts(tmp_path, caplog):

@@ -4,7 +4,8 @@
 
 "official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does.
 The host loop's parser is stricter than both, so the text of an action is read again here; of a text without
-`<tool_call>` (another family's style of calls) the host loop's calls are taken.
+`<tool_call>` (another style of calls) the host loop's calls are taken. Where neither reads a call, but the host loop
+says why one could not be read, `problem_messages` tells the agent.
 
 Invariant: nothing raises, whatever the text, and nothing of it is evaluated.
 """
@@ -41,6 +42,11 @@ def result_messages(calls: Sequence[ToolCall], results: Sequence[str], form: str
         entry = {"name": f"{call.name}_{number}", "content": result if content is None else content}
         blocks.append(f"<tool_call>\n{json.dumps(entry, ensure_ascii=False)}\n</tool_call>\n")
     return ({"role": "user", "content": encodable("".join(blocks))},)
+
+
+def problem_messages(problem: str, form: str) -> tuple[Message, ...]:
+    """What an agent reads whose call could not be read: an error in place of a result."""
+    return result_messages([ToolCall("unreadable_call", {})], [f"Error during execution: {problem}"], form)
 
 
 def _read_official(text: str) -> tuple[ToolCall, ...]:

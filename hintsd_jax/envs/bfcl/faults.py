@@ -39,7 +39,7 @@ class PlayedCall:
 
 @dataclass(frozen=True)
 class PlayedTurn:
-    """A user turn that has ended: its calls in order, and the step that ended it."""
+    """A user turn that has ended: its calls in order, and the step that ended it, or would have where a limit did."""
 
     calls: tuple[PlayedCall, ...]
     step: int
@@ -298,14 +298,15 @@ def _cost(played: PlayedCall, call: ToolCall, expected: ToolCall) -> float:
         keys = call.arguments.keys() | expected.arguments.keys()
         differing = sum(call.arguments.get(key, _NOTHING) != expected.arguments.get(key, _NOTHING) for key in keys)
         # of several attempts the one that went through is the one that counts
-        return 1 + 0.5 * differing / len(keys) + 0.2 * _failed(played)
+        return 1 + 0.5 * differing / len(keys) + 0.2 * failed(played)
     values = [value for value in call.arguments.values() if value and not isinstance(value, bool)]
     if any(value in expected.arguments.values() for value in values):
         return 1.6
-    return 1.8 if _failed(played) else 2.1
+    return 1.8 if failed(played) else 2.1
 
 
-def _failed(played: PlayedCall) -> bool:
+def failed(played: PlayedCall) -> bool:
+    """Whether the result of a call is an error."""
     return "error" in played.result[:40].lower()
 
 

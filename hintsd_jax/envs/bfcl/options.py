@@ -10,6 +10,8 @@ from hintsd_jax.envs.bfcl.actions import FORMATS
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean
 
+TELL, END_TURN = "tell", "end_turn"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -23,6 +25,9 @@ class Options:
       max_prompt_chars: keep only tasks whose tool documentation and first message fit into this many characters; 0
         keeps all.
       max_observation_chars: longer results are cut, with a note.
+      unreadable_calls: what an action does whose call cannot be read. "tell": an error is its result, and the user turn
+        goes on; calls that only the trainer's own parser reads are run. "end_turn": it ends the user turn, as in both
+        handlers, which is needed to compare with published numbers.
       ground_truth_in_report: the privileged report also tells the ground truth's calls and values. Train split only.
     """
 
@@ -31,6 +36,7 @@ class Options:
     format: str = "official"
     max_prompt_chars: int = 0
     max_observation_chars: int = 4000
+    unreadable_calls: str = TELL
     ground_truth_in_report: bool = False
 
     @classmethod
@@ -47,6 +53,8 @@ class Options:
         parsed = cls(**options)
         if parsed.format not in FORMATS:
             raise UserError(f"bfcl has no format {parsed.format!r}; known: {', '.join(FORMATS)}")
+        if parsed.unreadable_calls not in (TELL, END_TURN):
+            raise UserError(f"bfcl has no unreadable_calls {parsed.unreadable_calls!r}; known: {TELL}, {END_TURN}")
         if parsed.max_prompt_chars < 0 or parsed.max_observation_chars < 1:
             raise UserError("bfcl: max_prompt_chars must be 0 or more, and max_observation_chars 1 or more")
         return parsed

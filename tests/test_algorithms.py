@@ -14,8 +14,9 @@ from hintsd_jax.config import base, build
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.training.batching import BatchShapes, make_batches
-from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, TokenLosses
+from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, ReferenceKL, TokenLosses
 from hintsd_jax.training.losses import Loss
 from tests.configs import algorithm_config
 from tests.examples_helpers import experience_of, four_episodes
@@ -53,7 +54,11 @@ def test_what_the_algorithms_are():
         "self_training": (CrossEntropy(),),
     }
     algorithms = {name: algorithm(name) for name in ALGORITHMS}
-    assert {name: each.loss for name, each in algorithms.items()} == {n: Loss(parts) for n, parts in losses.items()}
+    sampling = SamplingDistribution(0.6)  # of the rollouts
+    expected = {n: Loss(parts, sampling=sampling) for n, parts in losses.items()}
+    assert {name: each.loss for name, each in algorithms.items()} == expected
+    ratios = {name for name, each in algorithms.items() if each.loss.uses_ratio}
+    assert ratios == {"hint_sd+grpo", "openclaw_rl", "sdpo", "grpo"}
     asking = {name for name, each in algorithms.items() if each.uses_analyser}
     assert asking == ALGORITHMS.keys() - {"grpo", "rejection_sampling", "self_training"}
     assert {name for name, each in algorithms.items() if each.describe_targets()} == asking
@@ -77,12 +82,24 @@ def test_a_config_wins_over_its_algorithm():
 def test_a_loss_has_the_configs_settings():
     loss = {"loss.support": "teacher_topk", "loss.top_k": 7, "loss.alpha": 0.3, "loss.divergence": "jsd"}
     loss |= {"loss.importance_clip": 3.0, "loss.clip_low": 0.1, "loss.clip_high": 0.4, "loss.chunk_tokens": 16}
-    loss |= {"loss.policy_gradient_weight": 0.25}
+    loss |= {"loss.policy_gradient_weight": 0.25, "rollout.temperature": 1.5, "rollout.top_p": 0.5, "rollout.top_k": 7}
     divergence, gradient = (both := algorithm("hint_sd+grpo", loss).loss).parts
     assert divergence == Divergence(kind="jsd", support="teacher_topk", top_k=7, alpha=0.3, importance_clip=3.0)
     assert gradient == PolicyGradient(clip_low=0.1, clip_high=0.4, coefficient=0.25) and both.chunk_tokens == 16
+    assert both.sampling == SamplingDistribution(1.5, 0.5, 7)
     openclaw = algorithm("openclaw_rl", loss).loss.parts
     assert openclaw == (PolicyGradient(clip_low=0.1, clip_high=0.4, teacher_advantage=1.0),)
+
+
+def test_grpos_options_are_of_its_parts():
+    options = {"grpo.mean": "sequence", "grpo.reference_kl": 0.05, "loss.policy_gradient_weight": 0.5}
+    near = ReferenceKL(coefficient=0.05, mean="sequence")
+    assert algorithm("grpo", options).loss.parts == (PolicyGradient(mean="sequence"), near)
+    both = algorithm("hint_sd+grpo", options).loss
+    assert both.parts == (Divergence(), PolicyGradient(mean="sequence", coefficient=0.5), near) and both.needs_reference
+    for name, kept in (("grpo", True), ("hint_sd", False)):
+        assert build.keeps_initial_weights(algorithm_config(name, options)) == kept
+    assert build.keeps_initial_weights(algorithm_config("hint_sd", {"hindsight.analyser": "initial_policy"}))
 
 
 def test_an_unknown_algorithm_is_all_that_is_said():
@@ -111,6 +128,15 @@ def test_an_unknown_algorithm_is_all_that_is_said():
 def test_what_an_algorithm_cannot_be_combined_with(name, changes, says):
     text = problem(name, changes)
     assert text.startswith("impossible config: ") and says in text
+
+
+def test_a_ratio_needs_actions_that_were_drawn():
+    greedy = {"rollout.temperature": 0.0, "tasks.rollouts": 1, "rollout.slots": 2}
+    for name in ("grpo", "hint_sd+grpo", "openclaw_rl", "sdpo"):
+        text = problem(name, greedy)
+        assert f"algorithm = {name}" in text and "rollout.temperature = 0" in text
+    assert algorithm("sdpo", greedy | {"loss.importance_clip": 0.0}).loss.sampling.is_softmax
+    assert algorithm("hint_sd", greedy).loss.sampling.is_softmax
 
 
 class Asked:
@@ -175,8 +201,8 @@ WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
         ("hint_sd", {"hindsight.feedback_position": "start"}, dataclasses.replace(WHOLE, trunk=False)),
         ("hint_sd", {"hindsight.select": "all"}, WHOLE),
         ("hint_sd_single", {}, TARGETS),
-        ("hint_sd+grpo", {}, dataclasses.replace(WHOLE, parts=2)),
-        ("openclaw_rl", {}, WHOLE),
+        ("hint_sd+grpo", {}, dataclasses.replace(WHOLE, parts=2, unscored=True)),  # some no teacher reads
+        ("openclaw_rl", {}, dataclasses.replace(WHOLE, unscored=True)),
         ("sdpo", {}, dataclasses.replace(WHOLE, trunk=False)),
         ("grpo", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),
         ("rejection_sampling", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),

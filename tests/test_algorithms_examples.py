@@ -12,6 +12,7 @@ from hintsd_jax.config import build
 from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
+from hintsd_jax.training.batching import BatchShapes, make_batches
 from tests.configs import algorithm_config
 from tests.examples_helpers import FakeChat, Keeping, experience_of, four_episodes, make_episode
 
@@ -86,15 +87,56 @@ def test_grpo_trains_on_all_steps_where_rollouts_differ():
 
 
 def test_advantages_against_numpy():
+    """Of the rollouts of a task; the same task again in the step is another group."""
     episodes = [make_episode(seed) for seed in range(7)]
     rewards = np.array([1.0, 0.25, 0.0, 0.5, 0.5, 0.5, 0.75])
     for n, episode in enumerate(episodes):
-        episode.task_id, episode.reward = "aaabbbc"[n], rewards[n]
+        episode.task_id, episode.group, episode.reward = "aaabbba"[n], "aaabbbc".index("aaabbbc"[n]), rewards[n]
     experience = experience_of(episodes)
     group = rewards[:3]
     spread = np.sqrt(((group - group.mean()) ** 2).sum() / 2)
     expected = [*((group - group.mean()) / (spread + 1e-6)), 0, 0, 0, 0]
     np.testing.assert_allclose([experience.advantage(episode) for episode in episodes], expected)
+    dr_grpo = [*(group - group.mean()), 0, 0, 0, 0]
+    np.testing.assert_allclose([experience.advantage(episode, normalize=False) for episode in episodes], dr_grpo)
+
+
+@pytest.mark.parametrize("name", ["grpo", "hint_sd+grpo"])
+def test_grpos_options(name):
+    """Cut episodes are left out but count in the mean of their group; equal groups may stay; a reference has its weight
+    on the same tokens.
+    """
+    episodes = four_episodes()
+    episodes[1].terminated = False
+    value, near = round(0.5 / (np.std([1.0, 0.0], ddof=1) + 1e-6), 3), REINFORCED | {"reference_kl": 1.0}
+    of = lambda n, weights, advantage: [(n, step, False, weights, advantage) for step in (1, 2, 3)]
+
+    examples, without, _ = examples_of(name, changes={"grpo.mask_cut_episodes": True}, episodes=episodes)
+    assert actions(examples) == of(0, REINFORCED, value) and without == {"cut_episode": 1, "no_advantage": 2}
+    changes = {"grpo.drop_equal_groups": False, "grpo.normalize_std": False, "grpo.reference_kl": 0.1}
+    examples, without, _ = examples_of(name, changes=changes, episodes=episodes)
+    expected = [each for n, advantage in enumerate((0.5, -0.5, 0.0, 0.0)) for each in of(n, near, advantage)]
+    assert actions(examples) == expected and not without
+    if name == "hint_sd+grpo":  # a cut episode is distilled all the same
+        examples, without, _ = examples_of(name, TARGETS[:1], {"grpo.mask_cut_episodes": True}, episodes)
+        assert actions(examples)[3:] == [(1, 2, True, DISTILLED, 0.0), (1, 3, True, DISTILLED, 0.0)]
+        assert without == {"cut_episode": 1, "no_advantage": 2}
+
+
+def test_the_mean_over_episodes_in_numpy():
+    """The loss that the update divides by all tokens: the mean over episodes of their means, of any losses."""
+    episodes, changes = four_episodes(), {"grpo.mean": "sequence", "grpo.drop_equal_groups": False}
+    algorithm = build.algorithm(algorithm_config("grpo", changes))
+    examples, _ = algorithm.examples(experience_of(episodes))
+    shapes = BatchShapes((80,), (0,), (24,), batch_size=4, trunk=False)
+    (batch,), *_, spans = make_batches(examples, shapes, algorithm.loss)
+    losses = np.random.default_rng(0).normal(size=batch.mask_BA.shape)
+    of_episode = {n: [] for n in range(4)}
+    for span in spans:
+        of_episode[span.episode] += losses[span.row, span.start : span.stop].tolist()
+    assert len({len(values) for values in of_episode.values()}) > 1
+    expected = np.mean([np.mean(values) for values in of_episode.values()])
+    np.testing.assert_allclose(np.sum(batch.weight_BAP[..., 0] * losses) / batch.mask_BA.sum(), expected, rtol=1e-5)
 
 
 def test_rejection_sampling_trains_on_successes_and_self_training_on_one_step_of_each():

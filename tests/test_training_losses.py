@@ -384,8 +384,8 @@ def expected_gradient(rewards, sampling, ratio_under=None):
     ids=str,
 )
 def test_the_expected_gradient_is_that_of_the_expected_reward(sampling):
-    """All episodes of two tokens counted: a constant advantage pulls nowhere, a token that does not matter is not moved,
-    and what matters is moved as the expected reward under the sampling distribution says.
+    """All episodes of two tokens counted: a constant advantage pulls nowhere, a token that does not matter is not
+    moved, and what matters is moved as the expected reward under the sampling distribution says.
     """
     gradient, probs = expected_gradient(lambda a, b: 1.0, sampling)
     np.testing.assert_allclose(probs.sum(), 1.0, rtol=1e-12)

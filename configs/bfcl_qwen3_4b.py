@@ -9,8 +9,9 @@ Expect:   not run yet: no weights were at hand. The paper reports, on the same 1
           % and Best@4 from 36.3 % to 48.8 %; 71 of those tasks have a twin in its training split (docs/bfcl.md), so use
           bfcl_qwen3_4b_clean to learn how well the method does.
 
-Every setting that the paper releases is a default of `hintsd_jax.config.base`: 200 tasks, 2 a step, 15 epochs, 20 steps
-an episode.
+docs/bfcl.md lists every released setting with its value there and here. Those that are no defaults of
+`hintsd_jax.config.base` are set below: the released average and empty updates, its dialogue format, results that are
+never cut, and a user turn that ends with a call that cannot be read.
 """
 
 from hintsd_jax.config import base
@@ -19,6 +20,15 @@ from hintsd_jax.config import base
 def get_config():
     config = base()
     config.policy.path = "checkpoints/Qwen3-4B-Instruct-2507"
+    config.chat.enable_thinking = False
     config.env.name = "bfcl"
-    config.env.options = {"split": "paper", "categories": (), "format": "paper", "max_observation_chars": 4000}
+    config.env.options = {
+        "split": "paper",
+        "categories": (),
+        "format": "paper",
+        "max_observation_chars": 1_000_000,  # the longest result has about 85,000
+        "unreadable_calls": "end_turn",
+    }
+    config.loss.mean_of_micro_means = True
+    config.optim.empty_updates = "step"
     return config

@@ -99,7 +99,8 @@ class Environment(Protocol):
     never used again.
 
     A class may also have `version`, a string or a class method that gives one: the version of its benchmark, which
-    stands in every result.
+    stands in every result. And `benchmark_name`, a string, with `kinds_of_mistake`, short noun phrases: what who looks
+    back on an episode is told.
     """
 
     @classmethod

@@ -17,7 +17,7 @@ from hintsd_jax.envs.desk.demonstrations import review
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
@@ -207,14 +207,14 @@ def test_feedback_at_the_start_is_followed_where_it_speaks(demonstrator, tokeniz
         actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
         sorts.add(
             "solution"
-            if advice.startswith(prompts.WORKED)
+            if advice.startswith(compact.WORKED)
             else "several"
-            if advice.startswith(prompts.FIXED)
+            if advice.startswith(compact.FIXED)
             else "one"
         )
         played = "\n".join(actions)
-        if advice.startswith(prompts.WORKED):
-            assert advice == "\n".join([prompts.WORKED, *(f"#{n} {action}" for n, action in enumerate(actions, 1))])
+        if advice.startswith(compact.WORKED):
+            assert advice == "\n".join([compact.WORKED, *(f"#{n} {action}" for n, action in enumerate(actions, 1))])
         else:
             named = re.findall(r'Use (\w+) "(\w+)"', advice)
             assert all(f'Take {label} "{name}".' in played for label, name in named)

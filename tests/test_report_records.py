@@ -38,6 +38,13 @@ def test_a_row_and_an_entry():
     for name in ("divergence", "teacher_gap"):
         for kept, value in zip(entry["trained"][0][name], whole["trained"][0][name], strict=True):
             assert math.isclose(kept, value, rel_tol=5e-3)
+    again = whole | {
+        "occurrence": 1,
+        "steps": [*whole["steps"][:4], whole["steps"][4] | {"cut": True, "problem": "json"}],
+    }
+    assert records.row(again)["task"] == "t (2)"
+    notes = [step["note"] for step in records.entry(again)["steps"]]
+    assert notes == [""] * 4 + ["cut at its token limit; its call could not be read (json)"]
     assert "streams" not in entry and "logprobs" not in entry  # token ids stay in the folder
 
 

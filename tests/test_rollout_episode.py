@@ -203,7 +203,7 @@ def test_the_record_holds_everything():
         "calls": 0,
         "problem": "",
     }
-    assert record["group"] == 0
+    assert (record["group"], record["occurrence"]) == (0, 0)
     assert record["prompt_messages"] == [{"role": "user", "content": "Go."}]
     assert (
         record["streams"] == [list(range(1, 9))]

@@ -220,11 +220,9 @@ class Episode:
         """The episode with its token streams and spans, as plain JSON values; the tools stand in the prompt's tokens
         only.
         """
-        record = {
-            name: getattr(self, name)
-            for name in ("task_id", "group", "rollout", "prompt_length", "reward", "terminated", "ended", "detail")
-        }
-        return record | {
+        names = ("task_id", "group", "occurrence", "rollout", "prompt_length")
+        names += ("reward", "terminated", "ended", "detail")
+        return {name: getattr(self, name) for name in names} | {
             "prompt_messages": list(self.prompt_messages),
             "streams": [list(stream.tokens) for stream in self.streams],
             "logprobs": list(self.logprobs),

@@ -175,6 +175,7 @@ function drawStep(step, n, line, targets, trained, faults) {
   if (!parts.length) parts.push(make("div.words.soft", null, "(nothing)"));
   const body = make("div.body", null, parts);
   if (step.reward) body.append(make("div.note", null, `reward ${short(step.reward)}`));
+  if (step.note) body.append(make("div.note", null, step.note));
   if (hit) body.append(make("div.feedback", null, make("span.label", null, "feedback"), make("div", null, longText(targets.get(n)))));
   if (faults.has(n))
     body.append(

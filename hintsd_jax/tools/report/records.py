@@ -11,7 +11,7 @@ digits, those of tokens to three.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 LONGEST = 20_000  # characters of one text
@@ -21,9 +21,10 @@ BINS = 10  # of an episode's length, for relative positions
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the list shows of an episode."""
+    """What the list shows of an episode. A task that comes again in a training step has a name of its own each time."""
+    again = record.get("occurrence") or 0
     return {
-        "task": str(record.get("task_id", "")),
+        "task": str(record.get("task_id", "")) + (f" ({again + 1})" if again else ""),
         "rollout": int(record.get("rollout") or 0),
         "success": int(bool(record.get("success"))),
         "steps": len(record.get("steps") or ()),
@@ -135,7 +136,15 @@ def _step(step: Mapping[str, Any]) -> dict[str, Any]:
         "observation": clip(step.get("observation")),
         "tokens": (step.get("stop") or 0) - (step.get("start") or 0),
         "reward": number(step.get("reward") or 0.0),
+        "note": "; ".join(_notes(step)),
     }
+
+
+def _notes(step: Mapping[str, Any]) -> Iterator[str]:
+    if step.get("cut"):
+        yield "cut at its token limit"
+    if step.get("problem"):
+        yield f"its call could not be read ({step['problem']})"
 
 
 def _target(target: Mapping[str, Any]) -> dict[str, Any]:

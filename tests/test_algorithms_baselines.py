@@ -85,7 +85,7 @@ def played(rollout, texts, success):
     episode = Episode.begin("task", rollout, (SYSTEM, TASK), CHAT.prompt((SYSTEM, TASK)))
     for text, messages in zip(texts, ((SEEN,), (MORE,), ()), strict=True):
         ids = CHAT.encode(text)
-        episode.append_action(ids, rng.normal(-2, 0.3, len(ids)), text)
+        episode.append_action(ids, rng.normal(-6, 2, len(ids)), text)
         episode.append_observation(CHAT.delta(messages) if messages else None, messages)
     episode.reward, episode.terminated, episode.ended = float(success), True, "terminated"
     return episode

@@ -1,9 +1,15 @@
-"""What the recorder does about alarms; all else of it is seen in whole runs (test_train.py)."""
+"""What the recorder does about alarms and counts of actions; all else of it is seen in whole runs (test_train.py)."""
+
+from collections import Counter
 
 import pytest
 
 from hintsd_jax.recorder import Counters, react
+from hintsd_jax.records import rollout_metrics
+from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.runs.alarms import NOT_FINITE, Alarm
+from hintsd_jax.sampling import SamplingStats
+from hintsd_jax.session import Rollouts
 
 LOW, BROKEN = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
 
@@ -22,3 +28,15 @@ LOW, BROKEN = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
 def test_what_alarms_do(action, alarms, stops, lr_scale):
     counters = Counters()
     assert (react(alarms, action, counters), counters.lr_scale) == (stops, lr_scale)
+
+
+def test_calls_problems_and_cut_actions_are_counted():
+    steps = [Step(0, 1, 0, "", calls=2), Step(0, 1, 0, "", problem="json"), Step(0, 1, 0, "", cut=True, problem="cut")]
+    steps += [Step(0, 1, 0, "", cut=True, calls=1), Step(0, 1, 0, "", problem="json")]
+    episodes = [Episode("a", 0, (), steps=steps[:2]), Episode("a", 1, (), steps=steps[2:])]
+    metrics = rollout_metrics(Rollouts(episodes, Counter(), SamplingStats()))
+    assert metrics["rollout/calls"] == 1.5 and metrics["rollout/cut_actions"] == 2
+    assert {name: value for name, value in metrics.items() if "problems" in name} == {
+        "rollout/problems/json": 2,
+        "rollout/problems/cut": 1,
+    }

@@ -24,7 +24,13 @@ from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from tests.examples_helpers import target_examples
-from tests.helpers import KEEPING_TEMPLATE, QWEN3_TEMPLATE, make_llama_tokenizer, make_tokenizer
+from tests.helpers import (
+    KEEPING_TEMPLATE,
+    QWEN3_TEMPLATE,
+    QWEN3_THINKING_TEMPLATE,
+    make_llama_tokenizer,
+    make_tokenizer,
+)
 
 CHAT = ChatFormat(make_tokenizer())
 POLICY = PolicyConfig(
@@ -414,6 +420,42 @@ def test_actions_are_read_in_the_style_of_the_template():
         job.submit(ids, [0.0] * len(ids), True)
         answered = tokenizer.decode(job.collect())
     assert "None ['cat']" in answered
+
+
+@pytest.mark.parametrize("history", ["keep", "template"])
+def test_an_action_that_was_cut_within_its_thinking(history):
+    """Told as what it is, closed by the template's stop token; at the step limit it ends the episode like any other."""
+    tokenizer = make_tokenizer(QWEN3_THINKING_TEMPLATE)
+    chat = ChatFormat(tokenizer, history=history)
+    for max_steps, text in (
+        (4, "hm, I"),
+        (4, "hm\n</think>\n\n<tool_call>\n{"),
+        (4, "hm\n</think>\n\nWell"),
+        (1, "hm"),
+    ):
+        with EnvPool(Caller, 1, 20.0) as pool:
+            start = pool.reset(0, {"id": "a", "turns": 1}).result()
+            episode = Episode.begin("a", 0, start.messages, chat.prompt(start.messages))
+            config = dataclasses.replace(CONFIG, max_steps=max_steps)
+            job = Rollout(episode, 0, pool, chat, config, job_key(0, 0, "a", 0))
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            job.submit(ids, [0.0] * len(ids), False)
+            answer = job.collect()
+        (step,) = episode.steps
+        problem = "Well" not in text
+        assert (step.cut, step.problem, step.calls) == (True, "cut" if problem else "", 0)
+        assert step.observation.startswith(f"the action was cut at {len(ids)} tokens: " if problem else "None []")
+        if max_steps == 1:
+            assert (answer, episode.ended) == (None, "max_steps")
+            continue
+        read = tokenizer.decode(episode.tokens)
+        closed = f"assistant\n<think>\n{text}<|im_end|>\n<|im_start|>user\n<tool_response>\n{step.observation}"
+        if history == "keep":
+            assert episode.tokens[step.stop] == chat.stop_ids[0] and closed in read and not episode.ended
+        else:
+            truth = [*episode.prompt_messages, {"role": "assistant", "content": step.text}, *step.messages]
+            assert read == tokenizer.apply_chat_template(truth, add_generation_prompt=True, tokenize=False)
+        episode.verify()
 
 
 class Growing(Echo):

@@ -2,11 +2,13 @@
 what we compute?
 
   python -m benchmarks.export_parity --out=benchmarks/results/export_parity.md
+  python -m benchmarks.export_parity --config=desk_checkpoint --workdir=runs/mine --config.policy.path=DIRECTORY
 
 Needs requirements-parity.txt (torch). For each checkpoint under tests/fixtures a run is made up: an adapter of random
-weights on all projections with its EMA, saved as a checkpoint and written by `--mode=export`'s own function. Then
+weights on all projections with its EMA, saved as a checkpoint and written by `hintsd-jax export`'s own function. Then
 transformers loads the whole directory, and PEFT the adapters on the checkpoint that training began with; the largest
-differences of logits in float32 are printed.
+differences of logits in float32 are printed. With the arguments of `hintsd-jax export`, the same for a run of yours
+with an adapter, on a page of text.
 """
 
 # torch and peft are in requirements-parity.txt alone:
@@ -14,9 +16,13 @@ differences of logits in float32 are printed.
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,10 +31,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from benchmarks.pages import REPO, markdown_table
+from hintsd_jax import main as command_line
 from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import base
 from hintsd_jax.config.build import build, lora_config, optimizer_config
+from hintsd_jax.config.schema import Config
+from hintsd_jax.errors import UserError
 from hintsd_jax.export import export
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.families import LORA_TARGETS
@@ -71,7 +81,6 @@ def theirs(model, tokens: np.ndarray) -> np.ndarray:
 
 def compare(source: Path, folder: Path) -> dict[str, float | int]:
     tokens = np.random.default_rng(0).integers(0, 80, (3, 21))
-    load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
     config, *_ = made_up_run(folder / "untouched", source, rank=0)
     (whole,) = export(config, str(folder / "untouched"))
@@ -83,35 +92,79 @@ def compare(source: Path, folder: Path) -> dict[str, float | int]:
     config, policy, base, student, teacher = made_up_run(folder / "adapted", source, rank=3)
     config = config.replaced({"export.dtype": "float32"})
     whole, of_student, of_teacher = export(config, str(folder / "adapted"))
-    ours = {}
-    for name, adapter in (("student", student), ("teacher", teacher), ("base", None)):
-        params = base if adapter is None else lora.attach(base, adapter)
-        ours[name] = np.asarray(
-            decoder.project(params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens))
-        )
+    adapters = {"student": student, "teacher": teacher, "base": None}
+    ours = {name: our_logits(policy, base, adapter, tokens) for name, adapter in adapters.items()}
+    gaps = adapter_gaps(ours, source, {"whole": whole, "student": of_student, "teacher": of_teacher}, tokens)
+    return {"tensors": len(before), "not bit-equal": differing, **gaps}
+
+
+def our_logits(policy, frozen: Any, adapter: Any, tokens: np.ndarray) -> np.ndarray:
+    params = frozen if adapter is None else lora.attach(frozen, adapter)
+    hidden = jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens)
+    return np.asarray(decoder.project(params, policy, hidden))
+
+
+def adapter_gaps(ours: dict[str, np.ndarray], source: Path, exported: dict[str, Path], tokens: np.ndarray) -> dict:
+    """Largest differences of logits between ours and those of what was exported; one model in memory at a time."""
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    adapted = lambda name: PeftModel.from_pretrained(load(source), exported[name])
     gap = lambda name, model: float(np.abs(ours[name] - theirs(model, tokens)).max())
     return {
-        "tensors": len(before),
-        "not bit-equal": differing,
-        "merged, transformers": gap("student", load(whole)),
-        "student adapter, PEFT": gap("student", PeftModel.from_pretrained(load(source), of_student)),
-        "EMA adapter, PEFT": gap("teacher", PeftModel.from_pretrained(load(source), of_teacher)),
+        "merged, transformers": gap("student", load(exported["whole"])),
+        "student adapter, PEFT": gap("student", adapted("student")),
+        "EMA adapter, PEFT": gap("teacher", adapted("teacher")),
         "what the adapter changes": float(np.abs(ours["student"] - ours["base"]).max()),
     }
+
+
+def compare_run(config: Config, workdir: str) -> dict[str, float | int]:
+    """The same for a run with an adapter, exported here; ours are the weights of its checkpoint, not of its export."""
+    if lora_config(config) is None:
+        raise UserError(f"{workdir}: the run has no adapter (lora.rank = 0)")
+    config = config.replaced({"export.dtype": "float32", "export.weights": ("student",)})
+    written = {path.name: path for path in export(config, workdir)}
+    source = Path(config.policy.location)
+    ids = load_tokenizer(source).encode((REPO / "README.md").read_text(), add_special_tokens=False)[:256]
+    tokens = np.asarray(ids).reshape(2, -1)
+    policy, frozen = load_policy(source, lora=lora_config(config))
+    shapes = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
+    checkpoints = Checkpoints.open(Path(workdir).absolute(), config)
+    step = int(next(iter(written.values())).parent.name.removeprefix("step_"))
+    adapters = {
+        name: checkpoints.restore_part(step, {tree: shapes})[tree]
+        for name, tree in (("student", "params"), ("teacher", "ema"))
+    }
+    checkpoints.close()
+    ours = {name: our_logits(policy, frozen, adapters.get(name), tokens) for name in ("student", "teacher", "base")}
+    del frozen
+    gc.collect()
+    exported = {"whole": "student", "student": "student_adapter", "teacher": "ema_adapter"}
+    gaps = adapter_gaps(ours, source, {key: written[name] for key, name in exported.items()}, tokens)
+    return {"step": step, **gaps, "largest logit": float(np.abs(ours["base"]).max())}
+
+
+def cells(result: dict[str, float | int]) -> list[object]:
+    return [f"{value:.1e}" if isinstance(value, float) else value for value in result.values()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments, of_export = parser.parse_known_args()
+    if of_export:
+        command = command_line.parse(["export", *of_export])
+        if command.config is None or command.workdir is None:
+            raise UserError("give --config and --workdir, as to `hintsd-jax export`")
+        result = compare_run(build(command.config), command.workdir)
+        print(markdown_table(["run", *result], [[command.workdir, *cells(result)]]))
+        return
     head, lines = [], []
     for expected in sorted(FIXTURES.glob("*/expected.npz")):
         source = expected.parent
         with tempfile.TemporaryDirectory() as folder:
             result = compare(shutil.copytree(source, Path(folder, "base")), Path(folder))
         head = ["checkpoint", *result]
-        values = [f"{value:.1e}" if isinstance(value, float) else value for value in result.values()]
-        lines.append([source.name, *values])
+        lines.append([source.name, *cells(result)])
         print(*lines[-1], sep="  ", flush=True)
     table = markdown_table(head, lines)
     print(table)
@@ -122,4 +175,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

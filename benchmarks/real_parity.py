@@ -120,12 +120,21 @@ def tokenizer_table(found: Mapping[str, Any]) -> str:
 def chat_table(found: Mapping[str, Any]) -> str:
     rows = {name: result["chat"] for name, result in found.items()}
     lines = [
-        [name, *(row["opened"][history] for history in ("None", "keep", "template")), row["style"],
-         f"{row['same']} of {row['dialogues']}", f"{row['tokens']:,}"]
+        [name, *(row["opened"][history] for history in ("None", "keep", "template")), row["adaptation"] or "-",
+         row["style"], f"{row['same']} of {row['dialogues']}", f"{row['tokens']:,}"]
         for name, row in rows.items()
     ]  # fmt: skip
-    head = ["model", "chat.history None", "keep", "template", "calls", "BFCL dialogues the same", "their tokens"]
-    return f"Stock chat templates, token for token:\n\n{markdown_table(head, lines, (0, 1, 2, 3, 4))}"
+    head = [
+        "model",
+        "chat.history None",
+        "keep",
+        "template",
+        "declared",
+        "calls",
+        "BFCL dialogues the same",
+        "their tokens",
+    ]
+    return f"Stock chat templates, token for token:\n\n{markdown_table(head, lines, (0, 1, 2, 3, 4, 5))}"
 
 
 def speed_table(found: Mapping[str, Any]) -> str:

@@ -275,13 +275,13 @@ def make_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def write_directory(name: str, folder: Path) -> None:
+def write_directory(name: str, folder: Path, packages: Path = PACKAGES) -> None:
     """Writes the Hugging Face directory of a model, all of it or nothing."""
     from gguf import GGUFReader
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf.", dir=folder.parent) as scratch:
-        reader = GGUFReader(gguf_file(name, Path(scratch)))
+        reader = GGUFReader(gguf_file(name, Path(scratch), packages))
         fields = {key: field.contents() for key, field in reader.fields.items()}
         tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
         config, token = hf_config(fields, tied), lambda kind: fields[f"tokenizer.ggml.{kind}_token_id"]

@@ -25,6 +25,7 @@ from hintsd_jax.envs.bfcl import Bfcl, script
 from hintsd_jax.envs.bfcl.tasks import bfcl_tasks
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout import tool_messages
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 
@@ -168,14 +169,19 @@ def compare_chat(folder: Path) -> dict[str, Any]:
     same = tokens = 0
     first = ""
     for episode in bfcl_episodes(chat):
-        truth = rendering(tokenizer, episode)
+        truth = rendering(tokenizer, chat, episode)
         same += episode.tokens == truth
         tokens += len(truth)
         if episode.tokens != truth and not first:
             at = next((n for n, (a, b) in enumerate(zip(episode.tokens, truth)) if a != b), len(truth))
             piece = slice(max(0, at - 8), at + 16)
             first = f"{tokenizer.decode(episode.tokens[piece])!r} for {tokenizer.decode(truth[piece])!r}"
-    result = {"style": chat.style, "stops": chat.stop_ids, "dialogues": sum(CATEGORIES.values())}
+    result = {
+        "adaptation": chat.adaptation,
+        "style": chat.style,
+        "stops": chat.stop_ids,
+        "dialogues": sum(CATEGORIES.values()),
+    }
     return {"opened": opened, **result, "same": same, "tokens": tokens, "first difference": first}
 
 
@@ -188,16 +194,20 @@ def bfcl_episodes(chat: ChatFormat) -> Iterator[Episode]:
             yield episode
 
 
-def rendering(tokenizer: Any, episode: Episode) -> list[int]:
-    """What transformers' apply_chat_template makes of the dialogue up to the last action, calls given as data
-    (`tool_calls`) where the template knows them, cut after the stop token of that action.
+def rendering(tokenizer: Any, chat: ChatFormat, episode: Episode) -> list[int]:
+    """What transformers' apply_chat_template makes of the dialogue up to the last action, cut after the stop token of
+    that action. Calls are given as data (`tool_calls`) where the template knows them; the tools too, or, where it has
+    no place for them, in the system message as `chat.adaptation` declares.
     """
-    knows_calls = "tool_calls" in tokenizer.chat_template
     messages = episode.dialogue(len(episode.steps))
     messages.append({"role": "assistant", "content": episode.steps[-1].text})
-    if knows_calls:
+    tools = list(episode.tools)
+    if "tool_calls" in tokenizer.chat_template:
         messages = [_as_data(message) for message in messages]
-    text = tokenizer.apply_chat_template(messages, tools=list(episode.tools) or None, tokenize=False)
+    if "tools" not in tokenizer.chat_template:
+        documentation = tool_messages.documentation(tools, chat.style)
+        messages, tools = tool_messages.with_documentation(messages, documentation), []
+    text = tokenizer.apply_chat_template(list(messages), tools=tools or None, tokenize=False)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
 

@@ -178,7 +178,14 @@ ARMS = {
         "hindsight.analyser": "student",
         **MIXED,
     },
-    "grpo": {"algorithm": "grpo", **MIXED},
+    "grpo": {
+        "algorithm": "grpo",
+        "rollout.top_p": 0.9,
+        "rollout.top_k": 5,
+        "grpo.mean": "sequence",
+        "grpo.reference_kl": 0.1,
+        **MIXED,
+    },
     "rejection_sampling": {"algorithm": "rejection_sampling", **MIXED},
     # the environment's report, read at the start, with a learning rate of 0
     "privileged": {
@@ -245,7 +252,10 @@ def test_what_learns_from_outcomes_alone_needs_no_teacher(arms):
         assert row["train/tokens"] > 0 and "analyser" not in table
         trained = {bool(episode["trained"]) for episode in episodes if not episode["success"]}
         assert trained == {name == "grpo"}
-    assert results(arms["grpo"])[0]["train/clip_fraction"] == 0
+    row, _, _ = results(arms["grpo"])
+    # Fresh rollouts: the ratio is 1, also with temperature, top-p and top-k; the policy is still its own reference.
+    assert row["train/clip_fraction"] == 0 and row["train/logprob_mismatch_max"] < 1e-4
+    assert abs(row["train/reference_kl"]) < 1e-6 and row["train/reference_kl_tokens"] == row["train/tokens"]
 
 
 def test_the_environments_report_is_privileged_and_without_a_learning_rate_nothing_changes(arms):

@@ -263,7 +263,8 @@ class RunSection(Section):
                     emit(name, ms=ms, **values, note=note(memory(program), self.logits(program, length)))
             with guarded("apply"):
                 copy = partial(jax.tree.map, jnp.copy, self.state)
-                apply = lambda: train_step.apply(copy(), accumulator, loss=loss, optim=self.optim)
+                when = train_step.When.at()
+                apply = lambda: train_step.apply(copy(), accumulator, when, loss=loss, optim=self.optim)
                 emit("apply, and a copy of the state", ms=median_ms(apply))
         with guarded("plan while updating"):
             plan = self.plan()

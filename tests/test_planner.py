@@ -17,10 +17,11 @@ import pytest
 from hintsd_jax.config import build
 from hintsd_jax.configs import bfcl_qwen3_4b
 from hintsd_jax.errors import UserError
+from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.tools.planner import advice, compiler, fit, plan, table, temporary_memory, topologies
 from hintsd_jax.tools.planner.devices import find
 from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FRACTION_KEY, Planner
-from hintsd_jax.tools.planner.programs import programs
+from hintsd_jax.tools.planner.programs import described_policy, programs
 
 REPO = Path(__file__).parents[1]
 SHAPES = REPO / "assets" / "shapes"
@@ -95,6 +96,25 @@ def test_heads_that_a_mesh_does_not_divide_leave_the_cache_whole_until_the_slots
 def test_the_initial_policy_as_analyser_is_one_more_copy():
     made = resident(planned(configured(lora__rank=0, hindsight__analyser="initial_policy")))
     assert made["initial weights"] == made["weights"]
+
+
+def test_grpos_reference_is_one_more_copy_and_rows_without_feedback_have_programs_of_their_own():
+    """For all lengths; what the compiler is asked about is the larger, with a teacher."""
+    config = configured(algorithm="hint_sd+grpo", grpo__reference_kl=0.1)
+    made = resident(planned(config))
+    assert made["initial weights"] == made["adapter"]
+    policy, mesh = described_policy(config, plan.policy_file(config), layers=1), make_mesh(devices=jax.devices()[:1])
+    updates = [program for program in programs(config, policy, mesh) if program.kind == "update"]
+    branches = [int(program.name.rpartition(" ")[2]) for program in updates]
+    assert branches == [0, 26624] * 4 and {program.length for program in updates} == {4096, 8192, 16384, 24576}
+    with_a_teacher, without = updates[1], updates[0]
+    assert with_a_teacher.weight_bytes == without.weight_bytes
+    chosen = compiler.deciding_programs(config, policy, mesh)
+    assert [program.name for program in chosen if program.kind == "update"] == [updates[-1].name, updates[-3].name]
+    memory = [temporary_memory.update(config, policy, mesh.abstract_mesh, "gpu", 24576, pair) for pair in (1, 0)]
+    assert 0 < memory[0] <= memory[1]
+    arrays = jax.tree.leaves(without.lower().in_avals)
+    assert (1, 0) in {leaf.shape for leaf in arrays}  # no trunk, no branches
 
 
 def test_dtype_follows_the_platform():

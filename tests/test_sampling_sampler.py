@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintsd_jax.models.sampling_distribution import SamplingDistribution
+from hintsd_jax.models.sampling_distribution import SamplingDistribution, lowest_kept
 from hintsd_jax.sampling.sampler import sample
 
 V = 12
+LOWEST = jax.jit(lowest_kept)
 
 
 def draw(logits_V, *, n=4000, temperature=1.0, top_p=1.0, top_k=0, seed=0):
@@ -51,16 +52,15 @@ def test_the_support_is_that_of_a_sort(seed, temperature, top_p, top_k):
     # the log-prob is that of the distribution which the token was drawn from
     expected_V = np.log(probs_V / total)
     np.testing.assert_allclose(logprobs_B, expected_V[tokens_B], atol=2e-5)
-    # the update finds the same of the same logits, for every token that may come and one that may not, if it came
-    every = sorted(allowed) + sorted(set(range(V)) - allowed)[:1]
+    # the update finds the same of the same logits; a token that could not come counts as one that could: it came
     distribution = SamplingDistribution(**sampling)
-    logits_XV, at_X = jnp.tile(logits_V, (len(every), 1)), jnp.asarray(every)
-    assert distribution.filters == (top_p < 1 or top_k > 0) and distribution.is_softmax == (
-        not distribution.filters and temperature == 1.0
-    )
-    found_X = distribution.logprobs(logits_XV, at_X, logits_XV, distribution.lowest_kept(logits_XV))
-    outside = [np.log(probs_V[v] / (total + probs_V[v])) for v in every[len(allowed) :]]
-    np.testing.assert_allclose(found_X, [*expected_V[every[: len(allowed)]], *outside], atol=2e-5)
+    assert distribution.filters == (top_p < 1 or top_k > 0)
+    assert distribution.is_softmax == (not distribution.filters and temperature == 1.0)
+    every_V, logits_VV = jnp.arange(V), jnp.tile(logits_V, (V, 1))
+    lowest_V = LOWEST(logits_VV / temperature, jnp.full(V, top_p), jnp.full(V, top_k, jnp.int32))
+    found_V = distribution.logprobs(logits_VV, every_V, logits_VV, lowest_V if distribution.filters else None)
+    masses = [total + (0.0 if v in allowed else probs_V[v]) for v in range(V)]
+    np.testing.assert_allclose(found_V, np.log(probs_V / masses), atol=2e-5)
 
 
 def test_frequencies_follow_the_tempered_softmax():

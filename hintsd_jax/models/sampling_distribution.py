@@ -64,7 +64,9 @@ class SamplingDistribution:
             itself_XV = jnp.arange(logits_XV.shape[-1])[None] == tokens_X[:, None]
             kept_XV = (like_XV / self.temperature >= lowest_X[:, None]) | itself_XV
             scaled_XV = jnp.where(jax.lax.stop_gradient(kept_XV), scaled_XV, -jnp.inf)
-        return jnp.take_along_axis(jax.nn.log_softmax(scaled_XV, axis=-1), tokens_X[:, None], axis=-1)[:, 0]
+        # Not by log_softmax, which would be one more array of the size of the logits.
+        at_token_X = jnp.take_along_axis(scaled_XV, tokens_X[:, None], axis=-1)[:, 0]
+        return at_token_X - jax.nn.logsumexp(scaled_XV, axis=-1)
 
 
 def lowest_kept(scaled_XV: jax.Array, top_p_X: jax.Array, top_k_X: jax.Array) -> jax.Array:

@@ -12,12 +12,14 @@ all of it is there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hintsd_jax.checkpoints.huggingface import open_checkpoint, read_config, write_like
@@ -43,7 +45,7 @@ def export(config: Config, workdir: str) -> list[Path]:
     """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`,
     `ema_adapter/`, those asked for.
 
-    Returns the directories and prints them.
+    Returns the directories and prints them, and what a merge in a short dtype has lost of an adapter.
 
     Raises:
       UserError: no such checkpoint, a missing or changed `policy.path`, a place that cannot be written.
@@ -58,20 +60,25 @@ def export(config: Config, workdir: str) -> list[Path]:
         step = _chosen_step(checkpoints, config.export.checkpoint, folder.path)
         out = Path(config.export.path or folder.path / "export" / f"step_{step:06d}").expanduser()
         dtype = None if config.export.dtype == "auto" else config.export.dtype
-        written = []
+        written, lines = [], []
         for name, tree in _TREES.items():
             read = lambda part, tree=tree: checkpoints.restore_part(step, {tree: part})[tree]
             adapter = read(_adapter_shapes(policy)) if policy.lora else None
             if name in config.export.weights:
-                tensors = _trained(policy, read) if adapter is None else _merged(policy, source, adapter)
+                survival = Survival()
+                tensors = (
+                    _trained(policy, read) if adapter is None else _merged(policy, source, adapter, dtype, survival)
+                )
                 written.append(out / name)
                 write_like(written[-1], config.policy.location, source, tensors, dtype)
+                lines += [f"{name}: {survival.line()}"] if survival.line() else []
             if adapter is not None:
                 written.append(out / f"{name}_adapter")
                 save_adapter(written[-1], policy, adapter, config.policy.location)
         checkpoints.close()
     for path in written:
         print(f"step {step}: {path}")
+    print(*lines, sep="\n", end="\n" * bool(lines))
     return written
 
 
@@ -104,8 +111,12 @@ def _trained(policy: PolicyConfig, read: Reader) -> Iterator[tuple[str, np.ndarr
         yield from parameter.hf_tensors(weight)
 
 
-def _merged(policy: PolicyConfig, source: TensorFiles, adapter: lora.Adapter) -> Iterator[tuple[str, np.ndarray]]:
-    """Those of the checkpoint that training began with, the adapter merged into its targets."""
+def _merged(
+    policy: PolicyConfig, source: TensorFiles, adapter: lora.Adapter, dtype: str | None, survival: Survival
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Those of the checkpoint that training began with, the adapter merged into its targets. dtype: that they will be
+    written in (None: each as it was); `survival` learns what that leaves of the adapter.
+    """
     settings, pairs = lora.settings(policy), {}
     for target in lora.targets(policy):
         part, module = target.path
@@ -115,5 +126,40 @@ def _merged(policy: PolicyConfig, source: TensorFiles, adapter: lora.Adapter) ->
         for n, name in enumerate(parameter.hf_names):
             weight = source.read(name, parameter.hf_shape)
             if pair is not None:
-                weight = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, settings).T
+                merged = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, settings).T
+                survival.add(weight, merged, jnp.dtype(dtype or weight.dtype))
+                weight = merged
             yield name, weight
+
+
+class Survival:
+    """How much of an adapter is left in merged weights once these are rounded to a dtype.
+
+    `added` and `meant` are squared norms over all merged weights: of what merging changes in them as they are written,
+    and of what the adapter adds. `error` is that of their difference.
+    """
+
+    def __init__(self):
+        self.added = self.meant = self.error = 0.0
+        self.dtype = np.dtype(np.float32)
+
+    def add(self, weight: np.ndarray, merged: np.ndarray, dtype: np.dtype) -> None:
+        """One weight [out, in] as it was, and as it is in float32 with the adapter merged into it."""
+        rounded = lambda values: values.astype(dtype).astype(np.float32)
+        added, meant = rounded(merged) - rounded(weight), merged - weight.astype(np.float32)
+        self.dtype = dtype
+        self.added += float(np.square(added, dtype=np.float64).sum())
+        self.meant += float(np.square(meant, dtype=np.float64).sum())
+        self.error += float(np.square(added - meant, dtype=np.float64).sum())
+
+    def line(self) -> str:
+        """One line for people where rounding changes more than a hundredth of the adapter's effect, else ""."""
+        if self.dtype == np.float32 or self.error <= 1e-4 * self.meant:
+            return ""
+        added, meant = math.sqrt(self.added), math.sqrt(self.meant)
+        wrong = math.sqrt(self.error / self.meant)
+        return (
+            f"{self.dtype.name} holds weights too coarsely for this adapter: merging added {added:.3g} of {meant:.3g}"
+            f" (norms over all merged weights: {added / meant:.0%}; {wrong:.0%} of the adapter's effect is rounding"
+            " error). Export with --config.export.dtype=float32, or use the adapter itself"
+        )

@@ -137,6 +137,33 @@ def test_another_dtype_is_said_in_the_config(run):
         np.testing.assert_array_equal(tensors(student)[name], weight.astype(tensors(student)[name].dtype))
 
 
+@pytest.mark.parametrize("size", [0.02, 0.3])
+def test_a_merge_says_what_rounding_leaves_of_a_small_adapter(run, capsys, size):
+    config, workdir, base, _ = run(BIASED, 2, lambda leaf: random(leaf) * size)
+    export(config, workdir)  # float32, as the checkpoint has it
+    assert "coarsely" not in capsys.readouterr().out
+    config = config.replaced({"export.dtype": "bfloat16"})
+    student, adapter, _ = export(config, workdir)
+    printed = capsys.readouterr().out
+    before, after = tensors(base), tensors(student)
+    pairs = load_file(adapter / "adapter_model.safetensors")
+    wide = lambda array: np.asarray(array).astype(np.float64)
+    added = meant = wrong = 0.0
+    for stem in {name.rpartition(".lora_")[0] for name in pairs}:
+        name = f"{stem.removeprefix('base_model.model.')}.weight"
+        delta = config.lora.alpha / 2 * wide(pairs[f"{stem}.lora_B.weight"]) @ wide(pairs[f"{stem}.lora_A.weight"])
+        change = wide(after[name]) - wide(before[name].astype(after[name].dtype))
+        added, meant = added + (change**2).sum(), meant + (delta**2).sum()
+        wrong += ((change - delta) ** 2).sum()
+    share, error = (added / meant) ** 0.5, (wrong / meant) ** 0.5
+    if error < 0.01:
+        assert size == 0.3 and "coarsely" not in printed
+        return
+    says = f"added {added**0.5:.3g} of {meant**0.5:.3g} (norms over all merged weights: {share:.0%}; {error:.0%} of"
+    assert size == 0.02 and error > 0.1 and says in printed
+    assert "student: bfloat16 holds" in printed and "--config.export.dtype=float32" in printed
+
+
 def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(run):
     config, workdir, _, _ = run(BIASED, 0, lambda leaf: leaf + 1e5)
     with pytest.raises(UserError, match="has values that float16 cannot hold: choose export.dtype bfloat16 or float32"):

@@ -45,7 +45,8 @@ def get_config():
     config.batch.action_buckets = (144,)
 
     config.optim.lr = 3e-4
-    config.optim.ema_decay = 0.97
+    for name in ("hint_sd", "hint_sd_single", "hint_sd+grpo", "openclaw_rl"):
+        config.algorithm_defaults[name] = {"optim": {"ema_decay": 0.97}}  # 0.999 would freeze these teachers
     config.optim.steps = 2
 
     config.eval.every = 0

@@ -46,7 +46,9 @@ def get_config():
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
     config.optim.lr = 3e-4
-    config.optim.ema_decay = 0.97  # 0.999 would freeze the teacher over 12 updates
+    # 0.999 would freeze these teachers over 12 updates; SDPO's own is 0.95.
+    for name in ("hint_sd", "hint_sd_single", "hint_sd+grpo", "openclaw_rl"):
+        config.algorithm_defaults[name] = {"optim": {"ema_decay": 0.97}}
     config.optim.steps = 12
 
     config.eval.every = 4

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from hintsd_jax.config import build
-from hintsd_jax.configs import bfcl_qwen3_4b
+from hintsd_jax.configs import bfcl_qwen3_4b, desk
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.tools.planner import advice, compiler, fit, plan, table, temporary_memory, topologies
@@ -137,6 +137,27 @@ def test_large_policies_are_planned_in_seconds_without_weights(policy, size, cap
     plan.plan(configured(policy, devices="h100:8"))
     assert time.perf_counter() - began < 20
     assert f"{size} B weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [1.5, 1.05, 1.001, 0.99, 0.1])
+def test_what_fits_has_a_longest_context_be_it_a_short_one(share, capsys):
+    """Desk's lengths on a policy that is large for them: 400 tokens may fit where 1,024 do not."""
+    settings = {"policy.path": str(SHAPES / "qwen3-4b.json"), "plan.devices": "h100", "plan.compile": False}
+    config = build.build(desk.get_config()).replaced(settings)
+    config = config.replaced({"plan.memory_gib": share * planned(config).peak / GIB})
+    made, planner = planned(config), planner_of(config)
+    assert made.fits == (share > 1)
+    longest = planner.longest_context(made)
+    at = lambda context: planner.changed(made, fit.context_settings(config, context))
+    every = [context for context in range(fit.shortest_context(config, 64), 1025, 64) if at(context).fits]
+    assert plan.plan(config) == made.fits
+    printed = capsys.readouterr().out
+    assert not ("FITS:" in printed and "none fits" in printed)
+    if longest is None:
+        assert not every and not made.fits
+    else:
+        assert longest.fits and longest.context >= max([*every, made.context * made.fits])
+        assert f"longest context with 64 slots: {longest.context:,} tokens" in printed
 
 
 @pytest.mark.parametrize(

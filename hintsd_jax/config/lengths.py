@@ -8,7 +8,7 @@ tokens for the messages around feedback, an open length becomes
 
     batch.length_buckets         C, its half and its quarter where they have 1024 tokens
     batch.branch_buckets         F + K (A + 64), what the teacher reads of all targets, and a quarter of it
-    batch.action_buckets         K A, and a quarter of it
+    batch.action_buckets         K A, or C where that is less, and a quarter of it
                                  (batch.layout = separate: C + F + 64 and A, and quarters)
     batch.whole_episode_buckets  2 C, a whole episode after a sibling's; C / 2, its actions
     hindsight.context            C + F + 512, a whole episode with its question and answer
@@ -22,6 +22,7 @@ from typing import Protocol
 
 from hintsd_jax.config.schema import Config
 
+STEP = 64
 MESSAGE = 64  # tokens of the user's turn around feedback, in the wordiest prompt set
 QUESTION = 512  # tokens of an analyser's instructions
 SHORTEST = 1024  # tokens; below it a further bucket saves less than its program costs to compile
@@ -54,8 +55,11 @@ def derived(config: Config) -> Config:
         branches, actions = answer + targets * (action + MESSAGE), targets * action
         if batch.layout == "separate":  # one target alone, with all of the teacher's context
             branches, actions = context + answer + MESSAGE, action
-        pairs = [(rounded(branches / part), rounded(actions / part)) for part in (4, 1)]
-        pairs = pairs[pairs[0][0] == pairs[1][0] or pairs[0][1] == pairs[1][1] :]  # growing, or one alone
+        fitting = max((context - 1) // STEP * STEP, action)  # an episode holds no more
+        pairs = [(rounded(branches / part), min(rounded(actions / part), fitting)) for part in (4, 1)]
+        (short, few), (long, many) = pairs
+        if not (few < short < long and few < many):
+            pairs = pairs[1:]
         changes["batch.branch_buckets"], changes["batch.action_buckets"] = (tuple(part) for part in zip(*pairs))
     if not batch.whole_episode_buckets:
         changes["batch.whole_episode_buckets"] = rounded(2 * context), rounded(max(context / 2, action))
@@ -66,7 +70,7 @@ def derived(config: Config) -> Config:
 
 def rounded(size: float) -> int:
     """Up to whole 64 tokens."""
-    return -int(-size // 64) * 64
+    return -int(-size // STEP) * STEP
 
 
 def problems(config: Config, shapes: Shapes) -> list[str]:

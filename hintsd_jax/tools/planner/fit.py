@@ -25,6 +25,7 @@ from hintsd_jax.tools.planner.programs import abstract_cache, bytes_on_one_devic
 from hintsd_jax.tools.planner.resident import PHASES, Resident, resident_arrays
 
 CONTEXT_STEP = 1024  # tokens; TPU's attention kernel takes whole ones
+FINE_STEP = 64  # tokens, for devices or policies that hold no whole CONTEXT_STEP
 FRACTION_KEY = "XLA_CLIENT_MEM_FRACTION"  # an environment variable, among the settings of a change
 
 
@@ -120,18 +121,25 @@ class Planner:
         return self(plan.config.replaced(keys), devices)
 
     def longest_context(self, plan: Plan) -> Plan | None:
-        """The plan with the longest context that fits, a multiple of CONTEXT_STEP; None where none does."""
-        at = lambda steps: self.changed(plan, context_settings(plan.config, steps * CONTEXT_STEP))
+        """The plan with the longest context that fits, a multiple of CONTEXT_STEP where one fits, else of FINE_STEP, or
+        the plan itself where nothing longer does; None where none fits.
+        """
+        at = lambda context: self.changed(plan, context_settings(plan.config, context))
         first, last = shortest_context(plan.config) // CONTEXT_STEP, plan.policy.max_positions // CONTEXT_STEP
         # Up to LONG tokens all scores of a row exist at once, so that there a shorter row may take more than a longer
         # one; beyond, never.
         low = max(first, temporary_memory.LONG // CONTEXT_STEP + 1)
-        if low <= last and at(low).fits:
+        if low <= last and at(low * CONTEXT_STEP).fits:
             while low < last:
                 middle = (low + last + 1) // 2
-                low, last = (middle, last) if at(middle).fits else (low, middle - 1)
-            return at(low)
-        return next((tried for steps in range(min(low - 1, last), first - 1, -1) if (tried := at(steps)).fits), None)
+                low, last = (middle, last) if at(middle * CONTEXT_STEP).fits else (low, middle - 1)
+            found = at(low * CONTEXT_STEP)
+        else:
+            found = _first_that_fits(at, min(low - 1, last), first, CONTEXT_STEP)
+        if found is None:
+            end, begin = min(first * CONTEXT_STEP, plan.policy.max_positions), shortest_context(plan.config, FINE_STEP)
+            found = _first_that_fits(at, end // FINE_STEP, begin // FINE_STEP, FINE_STEP)
+        return plan if plan.fits and (found is None or found.context < plan.context) else found
 
     def most_slots(self, plan: Plan) -> int:
         """The most slots that fit at this context; 0 where not even one (for each part of `mesh.data`) does.
@@ -155,11 +163,16 @@ def context_settings(config: Config, context: int) -> dict[str, Any]:
     return settings if prefill == config.rollout.prefill_buckets else settings | {"rollout.prefill_buckets": prefill}
 
 
-def shortest_context(config: Config) -> int:
-    """The first multiple of CONTEXT_STEP that leaves a prompt something beside what may be sampled."""
+def shortest_context(config: Config, step: int = CONTEXT_STEP) -> int:
+    """The first multiple of `step` that leaves a prompt something beside what may be sampled."""
     rollout, hindsight = config.rollout, config.hindsight
     sampled = max(rollout.max_action_tokens, hindsight.max_tokens, *config.batch.action_buckets)
-    return max(sampled, rollout.prefill_buckets[0]) // CONTEXT_STEP * CONTEXT_STEP + CONTEXT_STEP
+    return max(sampled, rollout.prefill_buckets[0]) // step * step + step
+
+
+def _first_that_fits(at: Callable[[int], Plan], last: int, first: int, step: int) -> Plan | None:
+    """The longest context from `last` down to `first`, counted in steps."""
+    return next((tried for steps in range(last, first - 1, -1) if (tried := at(steps * step)).fits), None)
 
 
 def _cache_bytes(plan: Plan, slots: int) -> int:

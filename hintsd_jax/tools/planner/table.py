@@ -14,7 +14,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from hintsd_jax.config import build
 from hintsd_jax.tools.planner.advice import Change, Price
-from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FRACTION_KEY, Plan, Planner
+from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FINE_STEP, FRACTION_KEY, Plan, Planner
 from hintsd_jax.tools.planner.programs import abstract_weights
 from hintsd_jax.tools.planner.resident import PHASES
 
@@ -89,7 +89,8 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
     if longest is None:
         first = f"longest context with {now} slots: none fits"
     else:
-        whole = longest.context + CONTEXT_STEP > plan.policy.max_positions
+        step = FINE_STEP if longest.context % CONTEXT_STEP else CONTEXT_STEP
+        whole = longest.context + step > plan.policy.max_positions
         end = ", all positions of the policy" if whole else ""
         first = f"longest context with {now} slots: {longest.context:,} tokens (updates of that length){end}"
     episodes = plan.config.tasks.tasks_per_step * plan.config.tasks.rollouts

@@ -25,6 +25,7 @@ from benchmarks.hindsight_setup import asker, guarded, open_setup
 from benchmarks.injected_faults import Case, inject, scripts_of
 from benchmarks.pages import RESULTS, markdown_table
 from hintsd_jax.config import base, build
+from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import ModelAnalyser
@@ -53,13 +54,21 @@ class Reviewed:
     tokens: tuple[int, int]
 
 
-def config_of(policy: str, words: str, context: int) -> build.Config:
+def config_of(policy: str, context: int) -> Config:
     """One engine for all: two slots, and the released sampling of answers."""
     config = base()
-    config.policy.path, config.hindsight.prompts, config.hindsight.analyser = policy, words, "student"
-    config.rollout.slots, config.rollout.context, config.hindsight.context = 2, 1024, context
-    config.rollout.max_action_tokens, config.rollout.prefill_buckets = 64, (64, 512)
-    config.batch.length_buckets, config.batch.branch_buckets, config.batch.action_buckets = (), (), ()
+    config.update_from_flattened_dict(
+        {
+            "policy.path": policy,
+            "hindsight.analyser": "student",
+            "hindsight.context": context,
+            "rollout.slots": 2,
+            "rollout.context": 1024,
+            "rollout.max_action_tokens": 64,
+            "rollout.prefill_buckets": (64, 512),
+            **dict.fromkeys(("batch.length_buckets", "batch.branch_buckets", "batch.action_buckets"), ()),
+        }
+    )
     return build.build(config)
 
 
@@ -154,7 +163,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     given = arguments.parse_args()
     name, rows, pages = Path(given.policy).name, [], []
-    setup = open_setup(config_of(given.policy, "released", given.context), ["policy"])
+    setup = open_setup(config_of(given.policy, given.context), ["policy"])
     halves = {"desk": given.episodes // 2, "bfcl": given.episodes - given.episodes // 2}
     cases = {environment: cases_of(environment, setup.chat, n, given.seed) for environment, n in halves.items()}
     for words in given.prompts.split(","):

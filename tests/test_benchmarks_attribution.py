@@ -41,7 +41,7 @@ SCRIPTS = injected_faults.scripts_of("desk", CHAT.style)
 def setup_of(engine=None, policy=None, trained=None, env_class=Desk, name="desk", **settings):
     """With an engine there is a session, whose weights are `trained` as they are; without, only scripts are played."""
     edge = base()
-    edge.policy.path, edge.env.name = POLICY, name
+    edge.policy.path, edge.env.name, edge.hindsight.prompts = POLICY, name, "compact"
     config = build.build(edge).replaced({key.replace("__", "."): value for key, value in settings.items()})
     session = None
     if engine is not None:

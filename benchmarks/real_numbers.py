@@ -29,7 +29,7 @@ from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from hintsd_jax.sampling.scoring import span_logprobs
 
 GREEDY = 64  # tokens
-LONG = 2048  # tokens of the longest prompt
+SHORT = 1024  # tokens: longer prompts are not scored once more, which takes long on a CPU
 PREFILL = 1024  # tokens
 DECODED = 64
 ROUNDS = 3  # of every time; the middle one counts
@@ -55,22 +55,20 @@ class Greedy:
 
 
 def prompts(folder: Path) -> dict[str, list[int]]:
-    """Prompts by name, as ids: a question, code, several scripts, tools of BFCL, and many pages of text."""
+    """Prompts by name, as ids: a question, several scripts, code, the tools of a BFCL task (thousands of tokens)."""
     tokenizer = load_tokenizer(folder)
     asked = {
         "question": "Why is the sky blue? Answer in two sentences.",
-        "code": "What does this do?\n\n" + (REPO / "hintsd_jax/sampling/engine.py").read_text()[:4000],
+        "code": "What does this do?\n\n" + (REPO / "hintsd_jax/sampling/engine.py").read_text()[:2500],
         "scripts": "Translate to English: Grüße aus Köln, 東京は今日も晴れです, Привет из Москвы, مرحبا 2024, नमस्ते.",
     }
     chat = lambda text: tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     )
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-    pages = "\n\n".join(page.read_text() for page in sorted((REPO / "docs").glob("*.md")))
     return {
         **{name: encode(chat(text)) for name, text in asked.items()},
-        "tools": list(first_prompts(folder)[0]),
-        "pages": encode(pages)[:LONG],
+        "tools": list(min(first_prompts(folder), key=len)),
     }
 
 
@@ -118,11 +116,13 @@ def greedy_differences(model: Any, policy: Any, params: Any, asked: dict[str, li
     """
     jobs = {name: Greedy(ids, GREEDY) for name, ids in asked.items()}
     context = max(job.context for job in jobs.values())
-    shapes = EngineConfig(len(jobs), context, GREEDY, prefill_buckets=(64, 256), prefill_rows=len(jobs))
+    shapes = EngineConfig(len(jobs), context, GREEDY, prefill_buckets=(64, 256), prefill_rows=1)
     Engine(policy, shapes, stop_ids=(policy.vocab_size,)).run(params, list(jobs.values()))
-    scored = span_logprobs(params, policy, [(job.prompt, job.ids) for job in jobs.values()])
+    short = [name for name, job in jobs.items() if len(job.prompt) <= SHORT]
+    rows = [(jobs[name].prompt, jobs[name].ids) for name in short]
+    scored = dict(zip(short, span_logprobs(params, policy, rows), strict=True))
     found = {}
-    for (name, job), scores in zip(jobs.items(), scored, strict=True):
+    for name, job in jobs.items():
         ids = torch.tensor([asked[name]])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=GREEDY, eos_token_id=None,
@@ -132,7 +132,10 @@ def greedy_differences(model: Any, policy: Any, params: Any, asked: dict[str, li
         logp = torch.log_softmax(torch.cat(out.logits), -1)[range(GREEDY), theirs].numpy()
         same = next((n for n, (a, b) in enumerate(zip(job.ids, theirs)) if a != b), GREEDY)
         found[name] = {"tokens": len(asked[name]), "same": same}
-        for who, ours in (("engine", job.logprobs), ("scored", scores)):  # tokens after a different one do not count
+        for who, ours in (("engine", job.logprobs), ("scored", scored.get(name))):
+            if ours is None:
+                continue
+            # tokens after a different one do not count
             found[name][who] = float(np.abs(np.asarray(ours)[:same] - logp[:same]).max(initial=0.0))
     return found
 
@@ -198,5 +201,4 @@ def numbers(folder: Path) -> dict[str, Any]:
     asked = prompts(folder)
     model, policy, params = load(folder)
     logits = {name: logit_differences(model, policy, params, ids) for name, ids in asked.items()}
-    short = {name: ids for name, ids in asked.items() if name != "pages"}
-    return {"logits": logits, "greedy": greedy_differences(model, policy, params, short)}
+    return {"logits": logits, "greedy": greedy_differences(model, policy, params, asked)}

@@ -97,7 +97,8 @@ def logits_table(found: Mapping[str, Any]) -> str:
 
 def greedy_table(found: Mapping[str, Any]) -> str:
     lines = [
-        [name, prompt, row["tokens"], f"{row['same']} of 64", f"{row['engine']:.1e}", f"{row['scored']:.1e}"]
+        [name, prompt, row["tokens"], f"{row['same']} of 64", f"{row['engine']:.1e}",
+         f"{row['scored']:.1e}" if "scored" in row else "-"]
         for name, result in found.items() for prompt, row in result["greedy"].items()
     ]  # fmt: skip
     head = ["model", "prompt", "tokens", "same greedy tokens", "log-probs, engine", "log-probs, scoring"]

@@ -117,7 +117,8 @@ def reviewed(setup, environment: str, words: str, cases: Sequence[Case], seed: i
         results.append(
             Reviewed(case, environment, analysis.answer, analysis.targets, analysis.problem, cut, (question, answer))
         )
-        print(f"{words} {environment} {len(results)}: {[target.step for target in analysis.targets]}", flush=True)
+        named = [target.step for target in analysis.targets]
+        print(f"{words} {environment} {len(results)}: {named} of {case.step}: {analysis.answer!r}", flush=True)
     return results
 
 

@@ -61,7 +61,7 @@ def test_compact_requests_end_with_what_is_asked():
 def test_a_released_review_shows_everything_that_the_method_shows():
     system, user = SETS["released"].review(make_episode(), PLAIN, 3, LONG)
     assert (system["role"], user["role"]) == ("system", "user")
-    for piece in ("office tasks", "a wrong tool, a missing call", "at least 1 and at most 3, earliest first"):
+    for piece in ("tasks of office", "a wrong tool, a missing call", "at least 1 and at most 3, earliest first"):
         assert piece in system["content"]
     facts = ["Task: task-7", "Benchmark: office", "Final reward: 0.25", "Success: no"]
     facts += ["Terminated by the environment: no", "Stopped by a limit: yes"]

@@ -113,11 +113,11 @@ class Released:
 
 
 def _role(benchmark: Benchmark) -> str:
-    tasks = f"{benchmark.name} tasks" if benchmark.name else "tasks with tools"
+    tasks = f"tasks of {benchmark.name}" if benchmark.name else "tasks with tools"
     mistakes = ""
     if benchmark.kinds_of_mistake:
         mistakes = f" Usual mistakes there: {', '.join(benchmark.kinds_of_mistake)}."
-    return f"You analyse attempts of an agent at {tasks} that failed.{mistakes}"
+    return f"You analyse failed attempts of an agent at {tasks}.{mistakes}"
 
 
 def _attempt(episode: Episode, benchmark: Benchmark, max_chars: int) -> str:

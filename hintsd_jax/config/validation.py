@@ -116,7 +116,7 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
         return _list_problem(setting, value)
     if not _is(value, kind):
         return f"{says} must be {_NAMES[kind]}"
-    if key.interval and not inside(value, key.interval) and not (key.derived and value == 0):
+    if key.interval and not inside(value, key.interval) and not (key.derived and not value):
         return f"{says} must lie in {key.interval}"
     if kind is str and (problem := _text_problem(value)):
         return f"{says} {problem}"

@@ -67,7 +67,7 @@ def _shown(metrics: Mapping[str, float | None]) -> list[str]:
     shown = []
     if (success := metrics.get("rollout/success")) is not None:
         shown.append(f"success {100 * success:.1f} %")
-    if (loss := metrics.get("train/loss")) is not None:
+    if (loss := metrics.get("train/loss")) is not None and metrics.get("train/tokens") != 0:
         shown.append(f"loss {loss:.4f}")
     tokens, seconds = metrics.get("rollout/tokens"), metrics.get("time/step")
     if tokens is not None and seconds:

@@ -49,6 +49,8 @@ def get_config():
     # 0.999 would freeze these teachers over 12 updates; SDPO's own is 0.95.
     for name in ("hint_sd", "hint_sd_single", "hint_sd+grpo", "openclaw_rl"):
         config.algorithm_defaults[name] = {"optim": {"ema_decay": 0.97}}
+    # The embedded policy was brought up to follow what stands right before a step, not within an earlier message.
+    config.algorithm_defaults["openclaw_rl"]["hindsight"] = {"feedback_position": "target"}
     config.optim.steps = 12
 
     config.eval.every = 4

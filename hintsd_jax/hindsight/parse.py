@@ -28,7 +28,6 @@ REASONS = ("unparsable", "truncated", "bad_step", "empty_feedback", "repeated_st
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _LONGEST = 100_000  # characters of an answer that are looked at, its last ones
 _NUMBER = re.compile(r"\s*(?:step\s*)?#?\s*([+-]?\d{1,9})(?:\.0*)?\s*", re.IGNORECASE)
-_BLANK = re.compile(r"<[^<> ]+( [^<> ]+)+>")
 _DECODER = json.JSONDecoder(strict=False)  # models write line breaks into strings
 
 
@@ -119,10 +118,8 @@ def _entries(answer: Mapping[str, Any]) -> list | None:
 
 
 def _is_placeholder(text: Any) -> bool:
-    """What stands in the form that was asked for, repeated: dots, or a few words between angle brackets."""
-    if not isinstance(text, str) or not text.strip():
-        return False
-    return not text.strip(".… \n") or bool(_BLANK.fullmatch(text.strip()))
+    """The dots of a form that was asked for."""
+    return isinstance(text, str) and bool(text.strip()) and not text.strip(".… \n")
 
 
 def _last_object(text: str, wanted: Callable[[dict], bool]) -> dict | None:

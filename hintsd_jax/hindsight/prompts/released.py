@@ -20,10 +20,15 @@ from hintsd_jax.hindsight.prompts.base import Benchmark, Judgement, checked_step
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step, observation_text
 
-# The blanks in angle brackets are no answer: small models fill them in, where they would repeat dots.
-MANY_FORM = '{"failures": [{"step": 2, "feedback": "<how step 2 should have gone>"}]}'
-ONE_FORM = '{"failure_step": 2, "feedback": "<how step 2 should have gone>"}'
-HINT_FORM = '{"hint": "<your hint>"}'
+# In words: small models repeat an example as their answer.
+_FEEDBACK_KEY = '"feedback" (one or two sentences: how that step should have gone)'
+MANY_FORM = (
+    'Answer with one JSON object with the key "failures": a list with an entry for each such step, earliest first. An'
+    f' entry has the keys "step" (a whole number) and {_FEEDBACK_KEY}.'
+)
+ONE_FORM = f'Answer with one JSON object with the keys "failure_step" (a whole number) and {_FEEDBACK_KEY}.'
+VERDICT_FORM = 'Answer with one JSON object with the key "verdict" (1, -1 or 0).'
+HINT_FORM = 'Answer with one JSON object with the key "hint" (a text, empty if there is no hint).'
 OMISSION = "[earlier steps left out]\n"
 SHORTEST_HINT = 11  # characters; OpenClaw-RL drops shorter ones as empty talk
 VERDICT, HINT = "verdict", "hint"
@@ -32,7 +37,7 @@ _FEEDBACK_RULE = (
     "The feedback on a step says how that step should have gone: concrete advice to the agent before it acts, in fewer"
     " than three sentences, about that step alone."
 )
-_JSON_ONLY = "Answer with one JSON object and nothing else: no introduction, no explanation, no code fence."
+_JSON_ONLY = "Your answer is one JSON object and nothing else: no introduction, no explanation, no code fence."
 _CAUSE = "Name the steps where the agent itself went wrong, not what followed from them."
 
 
@@ -50,14 +55,14 @@ class Released:
             )
         role = f"{_role(benchmark)} Find {what}. {_CAUSE} {_FEEDBACK_RULE} {_JSON_ONLY}"
         request = "Which of the agent's steps made this attempt fail, and how should they have gone?"
-        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\nAnswer in this form:\n{form}")
+        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\n{form}")
 
     def step_feedback(self, episode: Episode, benchmark: Benchmark, step: int, max_chars: int) -> list[Message]:
         number = checked_step(episode, step)
         role = f"{_role(benchmark)} One step is given: write feedback on it. {_FEEDBACK_RULE} {_JSON_ONLY}"
         request = f"How should step {number} of this attempt have gone?"
-        form = ONE_FORM.replace("2", str(number))
-        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\nAnswer in this form:\n{form}")
+        form = ONE_FORM.replace("a whole number", str(number))
+        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\n{form}")
 
     def judge(self, step: Step) -> Mapping[str, list[Message]]:
         """Two questions, as OpenClaw-RL has two judges: whether the step was good, and what would have helped."""
@@ -72,8 +77,8 @@ class Released:
             f" to three sentences; if it does not, the hint is empty. {_JSON_ONLY}"
         )
         return {
-            VERDICT: _asked(verdict, f'{shown}\nAnswer in this form, with 1, -1 or 0:\n{{"verdict": 0}}'),
-            HINT: _asked(hint, f"{shown}\nAnswer in this form:\n{HINT_FORM}"),
+            VERDICT: _asked(verdict, f"{shown}\n{VERDICT_FORM}"),
+            HINT: _asked(hint, f"{shown}\n{HINT_FORM}"),
         }
 
     def read_judgement(self, question: str, answer: str) -> Judgement:

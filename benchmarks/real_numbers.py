@@ -26,10 +26,8 @@ from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.models import decoder
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
-from hintsd_jax.sampling.scoring import span_logprobs
 
 GREEDY = 64  # tokens
-SHORT = 1024  # tokens: longer prompts are not scored once more, which takes long on a CPU
 PREFILL = 1024  # tokens
 DECODED = 64
 ROUNDS = 3  # of every time; the middle one counts
@@ -112,15 +110,12 @@ def logit_differences(model: Any, policy: Any, params: Any, ids: Sequence[int]) 
 @torch.no_grad()
 def greedy_differences(model: Any, policy: Any, params: Any, asked: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
     """64 greedy tokens of every prompt, no token stopping them: how many are the same from the first one on, and the
-    largest difference of their log-probabilities, as our engine gave them and as `span_logprobs` scores them.
+    largest difference of their log-probabilities; tokens after a different one do not count.
     """
     jobs = {name: Greedy(ids, GREEDY) for name, ids in asked.items()}
     context = max(job.context for job in jobs.values())
     shapes = EngineConfig(len(jobs), context, GREEDY, prefill_buckets=(64, 256), prefill_rows=1)
     Engine(policy, shapes, stop_ids=(policy.vocab_size,)).run(params, list(jobs.values()))
-    short = [name for name, job in jobs.items() if len(job.prompt) <= SHORT]
-    rows = [(jobs[name].prompt, jobs[name].ids) for name in short]
-    scored = dict(zip(short, span_logprobs(params, policy, rows), strict=True))
     found = {}
     for name, job in jobs.items():
         ids = torch.tensor([asked[name]])
@@ -131,12 +126,8 @@ def greedy_differences(model: Any, policy: Any, params: Any, asked: dict[str, li
         theirs = out.sequences[0, len(asked[name]) :].tolist()
         logp = torch.log_softmax(torch.cat(out.logits), -1)[range(GREEDY), theirs].numpy()
         same = next((n for n, (a, b) in enumerate(zip(job.ids, theirs)) if a != b), GREEDY)
-        found[name] = {"tokens": len(asked[name]), "same": same}
-        for who, ours in (("engine", job.logprobs), ("scored", scored.get(name))):
-            if ours is None:
-                continue
-            # tokens after a different one do not count
-            found[name][who] = float(np.abs(np.asarray(ours)[:same] - logp[:same]).max(initial=0.0))
+        gap = np.abs(np.asarray(job.logprobs)[:same] - logp[:same]).max(initial=0.0)
+        found[name] = {"tokens": len(asked[name]), "same": same, "logprobs": float(gap)}
     return found
 
 

@@ -99,14 +99,13 @@ def logits_table(found: Mapping[str, Any]) -> str:
 
 def greedy_table(found: Mapping[str, Any]) -> str:
     lines = [
-        [name, prompt, row["tokens"], f"{row['same']} of 64", f"{row['engine']:.1e}",
-         f"{row['scored']:.1e}" if "scored" in row else "-"]
+        [name, prompt, row["tokens"], f"{row['same']} of 64", f"{row['logprobs']:.1e}"]
         for name, result in found.items() for prompt, row in result["greedy"].items()
     ]  # fmt: skip
-    head = ["model", "prompt", "tokens", "same greedy tokens", "log-probs, engine", "log-probs, scoring"]
+    head = ["model", "prompt", "tokens", "same greedy tokens", "log-probs"]
     return (
-        "64 greedy tokens of our engine against `generate`, and the largest difference (nats) of their log-probs, as"
-        f" the engine sampled them and as they are scored afterwards:\n\n{markdown_table(head, lines, (0, 1))}"
+        "64 greedy tokens of our engine against `generate`, and the largest difference (nats) of their log-probs:\n\n"
+        f"{markdown_table(head, lines, (0, 1))}"
     )
 
 

@@ -41,4 +41,6 @@ def test_every_draw_has_a_key_of_its_own():
 def test_a_name_that_comes_again_has_other_keys_and_the_first_time_todays():
     assert job_key(42, 3, "dropout desk/7", 1, 0).tolist() == [375580678, 3919156664]
     again = job_key(42, 3, "dropout desk/7", 1, 1)
-    assert again.dtype == np.uint32 and again.tolist() == subkey(job_key(42, 3, "dropout desk/7", 1), 2**31 + 1).tolist()
+    assert (
+        again.dtype == np.uint32 and again.tolist() == subkey(job_key(42, 3, "dropout desk/7", 1), 2**31 + 1).tolist()
+    )

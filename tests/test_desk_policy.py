@@ -17,8 +17,8 @@ from hintsd_jax.envs.desk.demonstrations import review
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat

@@ -2,7 +2,8 @@
 
 """Keys of everything that is drawn: what a draw belongs to goes in, raw key data comes out.
 
-Invariant 4: a key follows from (seed, step, name, index, occurrence) alone, never from a slot, a neighbour or the clock.
+Invariant 4: a key follows from (seed, step, name, index, occurrence) alone, never from a slot, a neighbour or the
+clock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import zlib
 
 import jax
 import numpy as np
-
 
 # Numbers of parts: those from here on are further occurrences of a name, all below are parts of a job (its streams, its
 # questions), of which there are never so many.

@@ -26,7 +26,7 @@ from hintsd_jax.texts import encodable
 
 REASONS = ("unparsable", "truncated", "bad_step", "empty_feedback", "repeated_step", "over_limit")
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
-_LONGEST = 100_000  # characters of an answer that are looked at, its last ones
+_LONGEST = 20_000  # characters of an answer that are looked at, its last ones: more than any has, and quick to search
 _NUMBER = re.compile(r"\s*(?:step\s*)?#?\s*([+-]?\d{1,9})(?:\.0*)?\s*", re.IGNORECASE)
 _DECODER = json.JSONDecoder(strict=False)  # models write line breaks into strings
 

@@ -169,7 +169,7 @@ def stored_policy_path(workdir):
 
 MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6}  # six rollouts of one task, which do not all end alike
 ARMS = {
-    "openclaw_rl": {"algorithm": "openclaw_rl", "hindsight.max_tokens": 64},
+    "openclaw_rl": {"algorithm": "openclaw_rl"},
     "sdpo": {"algorithm": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},
     "hint_sd+grpo": {
         "algorithm": "hint_sd+grpo",

@@ -32,7 +32,6 @@ from hintsd_jax.hindsight.analyser import ModelAnalyser
 from hintsd_jax.hindsight.questions import Answers, Asker, Question
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.workdir import versions
 
 ENVIRONMENTS = {
@@ -55,14 +54,14 @@ class Reviewed:
 
 
 def config_of(policy: str, context: int) -> Config:
-    """One engine for all: two slots, and the released sampling of answers."""
+    """One engine for all, and the released sampling of answers."""
     config = base()
     config.update_from_flattened_dict(
         {
             "policy.path": policy,
             "hindsight.analyser": "student",
             "hindsight.context": context,
-            "rollout.slots": 2,
+            "rollout.slots": 5,
             "rollout.context": 1024,
             "rollout.max_action_tokens": 64,
             "rollout.prefill_buckets": (64, 512),
@@ -107,13 +106,11 @@ def reviewed(setup, environment: str, words: str, cases: Sequence[Case], seed: i
     key_of = lambda episode: job_key(seed, 0, f"review {episode.task_id}", episode.rollout)
     benchmark = prompts.Benchmark.of(resolve(environment), environment)
     analyser = ModelAnalyser(ask, prompts.find(words), benchmark, key_of, "hindsight", 3, 12_000)
+    hindsight = analyser.review([case.episode for case in cases])  # all at once: the slots are decoded together
+    if len(hindsight.analyses) < len(cases):
+        raise RuntimeError(f"some episodes were not answered: {dict(hindsight.dropped)}")
     results = []
-    for case in cases:
-        episode: Episode = case.episode
-        hindsight = analyser.review([episode])
-        if not hindsight.analyses:
-            raise RuntimeError(f"{episode.task_id} was not answered: {dict(hindsight.dropped)}")
-        (analysis,), (question, answer, cut) = hindsight.analyses, seen[-1]
+    for case, analysis, (question, answer, cut) in zip(cases, hindsight.analyses, seen, strict=True):
         results.append(
             Reviewed(case, environment, analysis.answer, analysis.targets, analysis.problem, cut, (question, answer))
         )

@@ -192,7 +192,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
         result = held_out(session, params, config.tasks.test_split, count, keep=keep)
         folder.write_text("evaluation.json", json.dumps({"step": step, **result.to_json()}) + "\n")
     split, benchmark = config.tasks.test_split, f" of {result.benchmark}" if result.benchmark else ""
-    print(f"{config.policy.path} after {step} updates, {split} split{benchmark}:")
+    print(f"{config.policy.path} after {step} updates, {split} split{benchmark}:", *session.chat_notes, sep="\n")
     for name, value in result.metrics.items():
         if "/" not in name.removeprefix(f"{split}/"):
             print(f"  {name:20} {value:.4g}")

@@ -103,10 +103,8 @@ class Recorder:
             folder.close()
             raise
         recorder.note(records.shapes_note(session, shapes))
-        if session.chat.deviation:
-            recorder.note(f"chat.history = keep departs from the chat template: {session.chat.deviation}")
-        if session.chat.adaptation:
-            recorder.note(f"the chat template: {session.chat.adaptation}")
+        for text in session.chat_notes:
+            recorder.note(text)
         return recorder
 
     def __enter__(self) -> Recorder:

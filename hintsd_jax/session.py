@@ -125,6 +125,15 @@ class Session:
         return lora.attach(self.frozen, trained)
 
     @property
+    def chat_notes(self) -> list[str]:
+        """A line for each way in which the student reads something else than the chat template alone would write."""
+        notes = {
+            "chat.history = keep departs from the chat template": self.chat.deviation,
+            "the chat template": self.chat.adaptation,
+        }
+        return [f"{what}: {text}" for what, text in notes.items() if text]
+
+    @property
     def benchmark(self) -> str:
         """The version of the benchmark, such as "bfcl-eval 2026.3.23", where the environment's class has `version`, a
         class method or an attribute; "" where it has none.

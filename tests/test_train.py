@@ -202,7 +202,7 @@ def arms(data_dir, tmp_path_factory):
     """One update of each algorithm, by its name: the workdir."""
     root = tmp_path_factory.mktemp("arms")
     for name, overrides in ARMS.items():
-        one_update = {"optim.steps": 1, "eval.every": 0, "eval.test_tasks": 0, **overrides}
+        one_update = {"optim.steps": 1, "eval.every": 0, "eval.tasks": 1, "eval.test_tasks": 0, **overrides}
         train(tiny_config(data_dir, one_update), str(root / name))
     return {name: root / name for name in ARMS}
 

@@ -6,16 +6,19 @@ several prompt sets.
 
 Half of the episodes are Desk's, half BFCL's (`make bfcl`); scripts play the reference of a task with one fault, of
 another kind each time, and go on as if nothing had happened. Printed for every prompt set: the share of answers that
-could be read, that named the faulty step, that named it within one step; tokens read and written an episode. Every
-answer goes verbatim to benchmarks/results/reviews_<policy>.md: whether a step that was named is a plausible one, only
-people who read it can say.
+could be read, by the released parser too; that named the faulty step, as many random steps would have, that named it
+within one step; tokens read and written an episode. The table goes to docs/real_models.md, every answer verbatim to
+benchmarks/results/reviews_<policy>.md: whether a step that was named is a plausible one, only people who read it can
+say.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.hindsight_setup import asker, guarded, open_setup
 from benchmarks.injected_faults import Case, inject, scripts_of
-from benchmarks.pages import RESULTS, markdown_table
+from benchmarks.pages import REPO, RESULTS, fill, markdown_table
 from hintsd_jax.config import base, build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.registry import resolve
@@ -78,7 +81,7 @@ def cases_of(environment: str, chat: ChatFormat, count: int, seed: int) -> list[
     cases, _ = inject(chat, partial(env_class, **options), tasks, scripts_of(environment, chat.style), seed)
     random.Random(seed).shuffle(cases)
     chosen: list[Case] = []
-    for limit in range(1, len(cases) + 1):  # each kind once before any comes again, and no task twice while others wait
+    for limit in range(1, len(cases) + 1):  # each kind once before any comes again
         for case in cases:
             of_kind = sum(case.fault == other.fault for other in chosen)
             if len(chosen) < count and case not in chosen and of_kind < limit:
@@ -119,6 +122,15 @@ def reviewed(setup, environment: str, words: str, cases: Sequence[Case], seed: i
     return results
 
 
+def read_as_released(answer: str) -> bool:
+    """Whether the released parser reads an answer: JSON from the first "{" to the last "}" with one of its keys."""
+    try:
+        value = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and any(key in value for key in ("failures", "failure_step", "failure_steps"))
+
+
 def row(words: str, results: Sequence[Reviewed], seconds: float) -> list[object]:
     """A line of the table."""
     count, share = len(results), lambda part: f"{sum(part)}/{len(results)}"
@@ -126,8 +138,10 @@ def row(words: str, results: Sequence[Reviewed], seconds: float) -> list[object]
     return [
         words,
         share(each.problem is None for each in results),
+        share(read_as_released(each.answer) for each in results),
         share(each.cut for each in results),
         share(each.case.step in steps for each, steps in zip(results, named, strict=True)),
+        f"{sum(len(each.targets) / len(each.case.episode.steps) for each in results):.1f}/{count}",
         share(
             any(abs(each.case.step - step) <= 1 for step in steps) for each, steps in zip(results, named, strict=True)
         ),
@@ -138,7 +152,8 @@ def row(words: str, results: Sequence[Reviewed], seconds: float) -> list[object]
     ]
 
 
-COLUMNS = ["prompts", "readable", "cut", "the fault", "within 1 step", "targets", "tokens read", "tokens written", "s"]
+COLUMNS = ["prompts", "readable", "released parser", "cut", "the fault", "by chance", "within 1 step", "targets"]
+COLUMNS += ["tokens read", "tokens written", "s"]
 
 
 def shown(number: int, each: Reviewed) -> str:
@@ -171,9 +186,10 @@ def main() -> None:
         rows.append(row(words, results, time.monotonic() - began))
         pages += [f"## Prompt set {words}\n", *(shown(number, each) for number, each in enumerate(results, 1))]
     table = markdown_table(COLUMNS, rows)
-    command = f"`python -m benchmarks.reviews --policy={given.policy} --episodes={given.episodes}`"
-    head = f"# Reviews by {name}\n\n{time.strftime('%Y-%m-%d')}. {command}. Versions: {versions()}.\n\n{table}\n"
+    made = f"{time.strftime('%Y-%m-%d')}, `python -m benchmarks.reviews {' '.join(sys.argv[1:])}`"
+    head = f"# Reviews by {name}\n\n{made}. Versions: {versions()}.\n\n{table}\n"
     (RESULTS / f"reviews_{name}.md").write_text("\n".join([head, *pages]))
+    fill(REPO / "docs" / "real_models.md", f"reviews of {name}", f"{table}\n\n({made})")
     print(table)
 
 

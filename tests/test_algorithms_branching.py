@@ -210,6 +210,22 @@ def test_a_hint_in_the_last_user_message_reads_as_the_template_would_write_it(na
     assert branch.prefix_length <= episode.steps[number - 1].prompt_start
 
 
+def test_a_hint_after_a_cut_action_keeps_the_stop_token_that_was_written_for_it():
+    chat = ChatFormat(make_tokenizer(KEEPING_TEMPLATE))
+    episode = Episode.begin("task", 0, HISTORY, chat.prompt(HISTORY))
+    for text, cut in (("Do", True), ("Done.", False)):
+        ids = chat.encode(text)[: -1 if cut else None]
+        episode.append_action(ids, [-1.0] * len(ids), text, cut=cut)
+        answers = [{"role": "user", "content": "And?"}]
+        observation = chat.observation(episode.dialogue(len(episode.steps)), (), ids, answers, cut=cut)
+        episode.append_observation(observation, answers)
+    (branch,) = with_feedback(episode, [Target(2, "b")], "last_user", COMPACT, chat, WEIGHTS)
+    said, first = (*HISTORY, {"role": "assistant", "content": "Do"}), episode.steps[0]
+    whole = chat.prompt((*said, {"role": "user", "content": "And?\nb"})).ids
+    assert (*episode.tokens[: branch.prefix_length], *branch.context) == whole
+    assert branch.prefix_length > first.stop and episode.tokens[first.stop] == chat.stop_ids[0]
+
+
 def test_where_no_user_has_spoken_a_hint_stands_before_the_step():
     chat = ChatFormat(make_tokenizer(KEEPING_TEMPLATE))
     rules = HISTORY[:1]

@@ -130,15 +130,15 @@ def _last_user_context(
         messages = _hinted(episode.dialogue(target.step), target.feedback, prompts)
         if messages is not None:
             return _reread(episode, target.step, 0, chat.prompt(messages, episode.tools_at(target.step)).ids)
+        return _target_context(episode, target.step, prompts.teacher_feedback(target.feedback), chat)
     tokens = episode.streams[step.stream].tokens
     for before in range(target.step - 1, -1, -1):  # the step whose observation it is in; 0: the first messages
         acted = episode.steps[before - 1] if before else None
         messages = _hinted(acted.messages if acted else episode.prompt_messages, target.feedback, prompts)
-        if messages is None or chat.follows_template:
-            continue
-        read = chat.delta(messages, cut=acted.cut) if acted else chat.prompt(messages, episode.tools)
-        following = tuple(tokens[episode.steps[before].start : step.start])
-        return _reread(episode, target.step, acted.stop if acted else 0, read.ids + following)
+        if messages is not None:
+            read = chat.delta(messages, cut=acted.cut) if acted else chat.prompt(messages, episode.tools)
+            following = tuple(tokens[episode.steps[before].start : step.start])
+            return _reread(episode, target.step, acted.stop if acted else 0, read.ids + following)
     return _target_context(episode, target.step, prompts.teacher_feedback(target.feedback), chat)
 
 

@@ -44,7 +44,7 @@ class Sizes:
     )
     lengths: tuple[int, ...] = (4096, 8192, 24_576)
     actions: int = 1024
-    decoded: int = 16
+    decoded: int = 64
     square: int = 8192
     copied: int = 2 * GIB
 

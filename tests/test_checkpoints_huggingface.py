@@ -139,6 +139,14 @@ def test_a_wrong_tensor_is_named(checkpoint, change, message):
         load_policy(checkpoint)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [Q_PROJ, "model.norm.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(checkpoint, name, value):
+    edit(checkpoint, lambda tensors: tensors[name].reshape(-1).__setitem__(-1, value))
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: tensor {name} holds NaN or infinite values"):
+        load_policy(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [

@@ -135,12 +135,13 @@ def test_keys_that_are_absent_have_their_defaults(policy, folder):
             f"{A_OF_O} has shape [2, 47]; the policy with rank 2 asks for [2, 48]",
         ),
         (lambda t: t.update({A_OF_O: t[A_OF_O].astype(np.int32)}), f"{A_OF_O} has dtype I32"),
+        (lambda t: t.update({A_OF_O: t[A_OF_O] * np.nan}), f"tensor {A_OF_O} holds NaN or infinite values"),
         (
             lambda t: t.update({A_OF_O.replace(".1.", ".3."): t[A_OF_O]}),
             f"unexpected tensor {A_OF_O.replace('.1.', '.3.')}; the policy",
         ),
     ],
-    ids=["missing", "misshapen", "integer", "extra"],
+    ids=["missing", "misshapen", "integer", "nan", "extra"],
 )
 def test_a_wrong_tensor_is_named(policy, folder, change, message):
     tensors = load_file(folder / WEIGHTS)

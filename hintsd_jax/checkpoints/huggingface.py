@@ -33,6 +33,7 @@ from hintsd_jax.checkpoints.safetensors import (
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.finite import non_finite
 from hintsd_jax.models.sharding import make_mesh, spec
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def load_policy(
         for key in parameter.path[:-1]:
             node = node.setdefault(key, {})
         node[parameter.path[-1]] = _place(checkpoint, parameter, mesh, dtype)
+    wrong = set(non_finite(params))
+    _refuse_non_finite(checkpoint, [parameter for parameter in parameters(config) if ".".join(parameter.path) in wrong])
     return config, params
 
 
@@ -169,6 +172,25 @@ def _tensor_files(path: pathlib.Path) -> TensorFiles:
         if checkpoint.file_of.get(name) != path / file:
             raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
     return checkpoint
+
+
+def _refuse_non_finite(checkpoint: TensorFiles, wrong: list[Parameter]) -> None:
+    """Raises UserError naming the tensors of parameters that are not finite."""
+    if not wrong:
+        return
+    named = [
+        name
+        for parameter in wrong
+        for name in parameter.hf_names
+        if not np.isfinite(checkpoint.read(name, parameter.hf_shape).astype(np.float32)).all()
+    ]
+    # A value that is finite in the file may not be so in the compute dtype.
+    names = named or [name for parameter in wrong for name in parameter.hf_names]
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    raise UserError(
+        f"{checkpoint.file_of[names[0]]}: tensor {names[0]}{more} holds NaN or infinite values; copy the checkpoint"
+        " again, or take one from before it diverged"
+    )
 
 
 def _place(checkpoint: TensorFiles, parameter: Parameter, mesh: Mesh, dtype: np.dtype) -> jax.Array:

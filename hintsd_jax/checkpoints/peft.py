@@ -23,6 +23,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import LoraConfig, PolicyConfig
 from hintsd_jax.models.families import HF_NAMES
+from hintsd_jax.models.finite import non_finite
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -69,6 +70,8 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
             names = [_name(target, n, letter) for n in range(target.shape[0])]
             expected.update(names)
             pair.append(np.stack([tensors.read(name, shape).astype(np.float32).T for name in names]))
+            if wrong := [name for name, layer in zip(names, pair[-1], strict=True) if non_finite(layer)]:
+                raise UserError(f"{path / WEIGHTS}: tensor {wrong[0]} holds NaN or infinite values; copy it again")
         return tuple(pair)
 
     adapter = lora.build(config, read)

@@ -237,13 +237,11 @@ class RunSection(Section):
             batches = {sizes: self.batch(*sizes) for sizes in self.sizes.updates}
             accumulator = train_step.zeros(self.state.params, loss)
             lower = partial(train_step.accumulate.lower, self.frozen, self.state, accumulator)
-            lowered = {sizes: lower(batch, policy=policy, loss=loss) for sizes, batch in batches.items()}
-            by_sizes = self.compile_all(lowered)
-            for sizes in sorted(by_sizes):  # the allocator's peak only grows: short ones first
+            for sizes in sorted(batches):  # the allocator's peak only grows: short ones first
                 length, branch_tokens, action_tokens = sizes
                 name = f"update of 1 x {length:,} + {branch_tokens:,}"
-                with guarded(name):
-                    program, seconds = by_sizes[sizes]
+                with guarded(name):  # one after the other: a section that is cut has the short ones
+                    program, seconds = compiled(lower(batches[sizes], policy=policy, loss=loss))
                     accumulator = train_step.zeros(self.state.params, loss)
 
                     def call(program=program, batch=batches[sizes]):

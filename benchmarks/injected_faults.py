@@ -18,6 +18,7 @@ from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Sampling
@@ -114,12 +115,13 @@ def play_scripts(
         rollout: int = job.episode.rollout
         return scripts[job.episode.task_id][rollout]
 
+    host = ThreadHost(make_env)
     engine: Any = ScriptedEngine(chat, script)  # in place of sampling.Engine
     for first in range(0, len(tasks), BATCH):
         batch = tasks[first : first + BATCH]
         rollouts = len(scripts[batch[0]["id"]])
         episodes, dropped, _ = run_episodes(
-            engine, None, chat, make_env, batch, rollouts, ROLLOUT, seed=seed, step=0, call_timeout_s=60.0
+            engine, None, chat, host, batch, rollouts, ROLLOUT, seed=seed, step=0, call_timeout_s=60.0
         )
         broken = [
             f"{episode.task_id}: {episode.detail}"

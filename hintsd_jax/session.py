@@ -36,6 +36,7 @@ from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import run_episodes
+from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine, SamplingStats
@@ -177,7 +178,7 @@ class Session:
             self.engine,
             params,
             self.chat,
-            partial(self.env_class, **env.options),
+            ThreadHost(partial(self.env_class, **env.options)),
             tasks,
             rollouts,
             build.rollout_config(self.config, greedy=greedy),

@@ -16,7 +16,9 @@ from hintsd_jax.envs.bfcl import execute
 from hintsd_jax.envs.bfcl.env import Bfcl
 from hintsd_jax.envs.bfcl.mathworker import MathWorker
 from hintsd_jax.envs.tool_calls import render_call
-from hintsd_jax.rollout.env_pool import ENV_TIMEOUT, CallFailure, EnvPool
+from hintsd_jax.rollout.env_call import ENV_TIMEOUT, CallFailure
+from hintsd_jax.rollout.env_host import ThreadHost
+from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.runs.journal import Journal
 from tests.bfcl_helpers import entry_of, parse_action, tasks
 
@@ -163,10 +165,9 @@ def test_a_call_that_holds_the_interpreter_is_killed_counted_and_journalled(task
     hold, plain = (parse_action(render_call(ToolCall("power", {"base": 9, "exponent": n}))) for n in (10**9, 2))
 
     def run():
-        with EnvPool(
-            Bfcl, 2, 60.0, Journal(tmp_path / "answers"), [("phase", task["id"], slot) for slot in range(2)]
-        ) as pool:
-            assert all(isinstance(pool.reset(slot, task).result(), Start) for slot in range(2))
+        with EnvPool(ThreadHost(Bfcl), 2, 60.0, Journal(tmp_path / "answers")) as pool:
+            keys = [("phase", task["id"], slot) for slot in range(2)]
+            assert all(isinstance(pool.reset(slot, task, keys[slot]).result(), Start) for slot in range(2))
             answers = [pool.step(0, hold).result(), pool.step(1, plain).result()]
             return answers, pool.close()
 

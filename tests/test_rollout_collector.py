@@ -18,6 +18,7 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import Rollout, RolloutConfig, run_episodes, stream_key
+from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs.journal import Journal
@@ -86,7 +87,7 @@ def engine():
 
 def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, chat=CHAT, **options):
     options = {"seed": 1, "step": 0, "call_timeout_s": 20.0} | options
-    return run_episodes(engine, params, chat, make_env, tasks, rollouts, config, **options)
+    return run_episodes(engine, params, chat, ThreadHost(make_env), tasks, rollouts, config, **options)
 
 
 def test_the_stream_is_prompt_actions_and_deltas(engine, params):
@@ -412,7 +413,7 @@ def test_actions_are_read_in_the_style_of_the_template():
     """A job of a Llama policy without a policy: what the environment hears of a bare call."""
     tokenizer = make_llama_tokenizer()
     chat = ChatFormat(tokenizer)
-    with EnvPool(Caller, 1, 20.0) as pool:
+    with EnvPool(ThreadHost(Caller), 1, 20.0) as pool:
         start = pool.reset(0, {"id": "a", "turns": 1}).result()
         episode = Episode.begin("a", 0, start.messages, chat.prompt(start.messages))
         job = Rollout(episode, 0, pool, chat, CONFIG, job_key(0, 0, "a", 0))
@@ -433,7 +434,7 @@ def test_an_action_that_was_cut_within_its_thinking(history):
         (4, "hm\n</think>\n\nWell"),
         (1, "hm"),
     ):
-        with EnvPool(Caller, 1, 20.0) as pool:
+        with EnvPool(ThreadHost(Caller), 1, 20.0) as pool:
             start = pool.reset(0, {"id": "a", "turns": 1}).result()
             episode = Episode.begin("a", 0, start.messages, chat.prompt(start.messages))
             config = dataclasses.replace(CONFIG, max_steps=max_steps)

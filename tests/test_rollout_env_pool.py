@@ -6,12 +6,15 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 from hintsd_jax.envs.base import Action, CallTimeout, Fault, Report, Start, StepResult
-from hintsd_jax.rollout.env_pool import ENV_ERROR, ENV_TIMEOUT, CallFailure, EnvPool
+from hintsd_jax.rollout.env_call import ENV_ERROR, ENV_TIMEOUT, CallFailure
+from hintsd_jax.rollout.env_host import ThreadHost
+from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.runs.journal import Journal
 
 USER = {"role": "user", "content": "Go."}
@@ -45,7 +48,7 @@ class FakeEnv:
 
 def make_pool(*envs: FakeEnv, limit: float = 5.0) -> EnvPool:
     supply = iter(envs)
-    return EnvPool(lambda: next(supply), size=len(envs), limit_seconds=limit)
+    return EnvPool(ThreadHost(lambda: next(supply)), size=len(envs), limit_seconds=limit)
 
 
 def step_once(env: FakeEnv, limit: float = 5.0):
@@ -54,9 +57,17 @@ def step_once(env: FakeEnv, limit: float = 5.0):
         return pool.step(0, Action("x")).result()
 
 
+OF_OTHER_TESTS = weakref.WeakSet()
+
+
+@pytest.fixture(autouse=True)
+def threads_of_other_tests():
+    OF_OTHER_TESTS.update(threading.enumerate())
+
+
 def assert_no_threads_left():
     deadline = time.monotonic() + 5
-    while left := [thread for thread in threading.enumerate() if thread.name.startswith("env-")]:
+    while left := [t for t in threading.enumerate() if t.name.startswith("env-") and t not in OF_OTHER_TESTS]:
         assert time.monotonic() < deadline, left
         left[0].join(0.1)
 
@@ -78,7 +89,8 @@ def test_a_good_environment():
         lambda action: StepResult([USER], reward=np.float32(0.5), terminated=np.bool_(True)),
         report=Report("r", [Fault(1, "f")]),
     )
-    with make_pool(env) as pool:
+    second, supply = FakeEnv(), iter([env])
+    with EnvPool(ThreadHost(lambda: next(supply, second)), 1, 5.0) as pool:
         assert pool.reset(0, {}).result() == START
         turn = pool.step(0, Action("x")).result()
         assert turn == StepResult((USER,), 0.5, True) and type(turn.reward) is float and type(turn.terminated) is bool
@@ -86,7 +98,8 @@ def test_a_good_environment():
         call = pool.report(0)
         assert call.result() == call.result() == Report("r", (Fault(1, "f"),))
         pool.reset(0, {}).result()
-    assert env.called == ["reset", "step", "report", "reset", "close"]
+        assert env.called == ["reset", "step", "report", "close"]  # an episode has an environment of its own
+    assert second.called == ["reset", "close"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +121,7 @@ def test_whatever_is_raised_is_an_error_value(error, message):
 
 def test_a_value_that_the_protocol_refuses_is_an_error_value():
     failure = step_once(env := FakeEnv(lambda action: StepResult((USER,), reward=float("nan"))))
-    assert failure == CallFailure(ENV_ERROR, failure.detail)
+    assert failure.reason == ENV_ERROR and "ProtocolError" in failure.traceback
     assert failure.detail.startswith("ProtocolError: the reward is nan, not a finite number")
     assert_no_threads_left()
     assert env.called == ["reset", "step", "close"]
@@ -122,7 +135,7 @@ def test_a_constructor_that_fails_is_a_failed_reset_and_is_tried_again():
             raise answer
         return answer
 
-    with EnvPool(make, size=1, limit_seconds=5.0) as pool:
+    with EnvPool(ThreadHost(make), size=1, limit_seconds=5.0) as pool:
         assert "ZeroDivisionError: no" in pool.reset(0, {}).result().detail
         assert pool.step(0, Action("x")).result().reason == ENV_ERROR
         assert pool.reset(0, {}).result() == START
@@ -138,7 +151,7 @@ def test_a_slow_call_times_out_and_its_environment_is_never_touched_again():
 
     slow, second = FakeEnv(hang), FakeEnv()
     supply = iter((slow, second))
-    pool = EnvPool(lambda: next(supply), size=1, limit_seconds=0.2)
+    pool = EnvPool(ThreadHost(lambda: next(supply)), size=1, limit_seconds=0.2)
     pool.reset(0, {}).result()
     began = time.monotonic()
     call = pool.step(0, Action("x"))
@@ -209,18 +222,19 @@ def test_misuse_by_the_host_raises():
     release.set()
     assert call.result() == StepResult((USER,))
     with pytest.raises(ValueError, match="a pool of 0"):
-        EnvPool(FakeEnv, size=0, limit_seconds=1.0)
+        EnvPool(ThreadHost(FakeEnv), size=0, limit_seconds=1.0)
 
 
 def test_a_hung_environment_does_not_keep_the_interpreter():
     program = """
         import threading
         from hintsd_jax.envs.base import Start
+        from hintsd_jax.rollout.env_host import ThreadHost
         from hintsd_jax.rollout.env_pool import EnvPool
         class Hang:
             def reset(self, task):
                 threading.Event().wait()
-        pool = EnvPool(Hang, size=2, limit_seconds=0.1)
+        pool = EnvPool(ThreadHost(Hang), size=2, limit_seconds=0.1)
         print(pool.reset(0, {}).result().reason)
         pool.reset(1, {})
     """
@@ -236,8 +250,8 @@ def test_a_time_out_is_journalled_and_taken_again(tmp_path):
 
     def run(*envs, limit):
         supply, names = iter(envs), [("t1", 0), ("t1", 1), ("t2", 2)]
-        pool = EnvPool(lambda: next(supply), 3, limit, Journal(tmp_path / "step_000001.jsonl"), names)
-        results = [pool.reset(slot, {}).result() for slot in range(3)]
+        pool = EnvPool(ThreadHost(lambda: next(supply)), 3, limit, Journal(tmp_path / "step_000001.jsonl"))
+        results = [pool.reset(slot, {}, names[slot]).result() for slot in range(3)]
         results += [pool.step(0, Action("a")).result() for _ in range(2)]
         results += [pool.report(1).result(), pool.report(0).result()]
         return results, pool.close()
@@ -258,19 +272,18 @@ def test_a_time_out_is_journalled_and_taken_again(tmp_path):
 
 def test_a_reset_that_timed_out_is_not_called_again(tmp_path):
     journal = Journal(tmp_path / "journal" / "j.jsonl")
-    with EnvPool(lambda: time.sleep(1), 1, 0.05, journal, [("t", 0)]) as pool:
-        first = pool.reset(0, {}).result()
+    with EnvPool(ThreadHost(lambda: time.sleep(1)), 1, 0.05, journal) as pool:
+        first = pool.reset(0, {}, ("t", 0)).result()
     built = []
-    with EnvPool(lambda: built.append(1) or FakeEnv(), 1, 5.0, journal, [("t", 0)]) as pool:
-        assert pool.reset(0, {}).result() == first and first.reason == ENV_TIMEOUT
+    with EnvPool(ThreadHost(lambda: built.append(1) or FakeEnv()), 1, 5.0, journal) as pool:
+        assert pool.reset(0, {}, ("t", 0)).result() == first and first.reason == ENV_TIMEOUT
     assert not built and pool.close() == []
 
 
 def test_nothing_is_journalled_without_a_time_out(tmp_path):
-    with EnvPool(
-        lambda: FakeEnv(raising(ValueError("x"))), 1, 5.0, Journal(tmp_path / "journal" / "j.jsonl"), [("t", 0)]
-    ) as pool:
-        pool.reset(0, {}).result()
+    host = ThreadHost(lambda: FakeEnv(raising(ValueError("x"))))
+    with EnvPool(host, 1, 5.0, Journal(tmp_path / "journal" / "j.jsonl")) as pool:
+        pool.reset(0, {}, ("t", 0)).result()
         assert pool.step(0, Action("x")).result().reason == ENV_ERROR
     assert list(tmp_path.iterdir()) == []
 
@@ -281,9 +294,9 @@ def test_a_time_out_that_the_environment_raises_counts_as_one_and_is_journalled(
 
     def run(*envs):
         supply = iter(envs)
-        pool = EnvPool(lambda: next(supply), 2, 5.0, Journal(tmp_path / "journal.jsonl"), [("a", 0), ("a", 1)])
+        pool = EnvPool(ThreadHost(lambda: next(supply)), 2, 5.0, Journal(tmp_path / "journal.jsonl"))
         for slot in range(2):
-            pool.reset(slot, {"id": "t"}).result()
+            pool.reset(slot, {"id": "t"}, ("a", slot)).result()
         return [pool.step(slot, Action("x")).result() for slot in range(2)], pool.close()
 
     envs = FakeEnv(late), FakeEnv()

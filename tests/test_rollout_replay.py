@@ -18,6 +18,7 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.replay import Continuation, continue_episodes, replayed_prefix
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
@@ -32,11 +33,12 @@ STOPS = (*CHAT.stop_ids, *range(0, CHAT.vocab_size, 4))  # a random policy hardl
 
 
 def record(engine, params=None, config=WIDE, chat=CHAT, make_env=Desk, tasks=TASKS, rollouts=2):
-    return run_episodes(engine, params, chat, make_env, tasks, rollouts, config, seed=1, step=0, call_timeout_s=20.0)[0]
+    host = ThreadHost(make_env)
+    return run_episodes(engine, params, chat, host, tasks, rollouts, config, seed=1, step=0, call_timeout_s=20.0)[0]
 
 
 def again(engine, plans, params=None, config=WIDE, chat=CHAT, make_env=Desk):
-    return continue_episodes(engine, params, chat, make_env, plans, config, call_timeout_s=20.0)
+    return continue_episodes(engine, params, chat, ThreadHost(make_env), plans, config, call_timeout_s=20.0)
 
 
 def task_of(episode):

@@ -21,6 +21,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import RolloutConfig, run_episodes
+from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 from hintsd_jax.session import Session
@@ -51,7 +52,8 @@ class Echo:
 
 
 def play(engine, params, chat, tasks, config, make_env=Echo, rollouts=1):
-    return run_episodes(engine, params, chat, make_env, tasks, rollouts, config, seed=1, step=0, call_timeout_s=20.0)
+    host = ThreadHost(make_env)
+    return run_episodes(engine, params, chat, host, tasks, rollouts, config, seed=1, step=0, call_timeout_s=20.0)
 
 
 class Replay(ChatFormat):

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hintsd_jax.envs.base import Environment, Message, Start, StepResult
+from hintsd_jax.envs.base import Message, Start, StepResult
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.random_keys import job_key, subkey
 from hintsd_jax.rollout.chat import ChatFormat, Delta
-from hintsd_jax.rollout.env_pool import Call, CallFailure, EnvPool, TimeoutJournal
+from hintsd_jax.rollout.env_call import Call, CallFailure
+from hintsd_jax.rollout.env_host import Host
+from hintsd_jax.rollout.env_pool import CallJournal, EnvPool
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling import Engine, Rewrite, Sampling, SamplingStats
 
@@ -135,7 +137,7 @@ def run_episodes(
     engine: Engine,
     params,
     chat: ChatFormat,
-    make_env: Callable[[], Environment],
+    host: Host,
     tasks: Sequence[Mapping[str, Any]],
     rollouts: int,
     config: RolloutConfig,
@@ -143,7 +145,7 @@ def run_episodes(
     seed: int,
     step: int,
     call_timeout_s: float,
-    journal: TimeoutJournal | None = None,
+    journal: CallJournal | None = None,
     phase: str = "",
     too_long: dict[str, int] | None = None,
 ) -> tuple[list[Episode], Counter[str], SamplingStats]:
@@ -151,11 +153,12 @@ def run_episodes(
 
     Args:
       params: the weights that `engine` samples with.
+      host: makes the environments.
       seed, step: of the run and of the training step; with task id, its occurrence and the rollout index they give an
         episode's key.
       call_timeout_s: seconds that a call of an environment may take.
-      journal: keeps the calls that timed out, under `(phase, task id, slot, call)`, as a task may come twice. One
-        journal must not see a phase twice.
+      journal: keeps the calls that timed out or died, under `(phase, task id, slot, call)`, as a task may come
+        twice. One journal must not see a phase twice.
       too_long: gets, by task, the tokens of each prompt that does not fit the context.
 
     Returns:
@@ -164,8 +167,8 @@ def run_episodes(
       environments that failed in closing ("close_...").
     """
     slot_keys = [(phase, tasks[worker // rollouts]["id"], worker) for worker in range(len(tasks) * rollouts)]
-    with EnvPool(make_env, len(slot_keys), call_timeout_s, journal, slot_keys) as pool:
-        calls = [pool.reset(worker, tasks[worker // rollouts]) for worker in range(len(slot_keys))]
+    with EnvPool(host, len(slot_keys), call_timeout_s, journal) as pool:
+        calls = [pool.reset(worker, tasks[worker // rollouts], slot_keys[worker]) for worker in range(len(slot_keys))]
         jobs: list[Rollout] = []
         dropped: Counter[str] = Counter()
         prompts: dict[int, tuple[Start, Delta]] = {}

@@ -13,18 +13,20 @@ for measuring, never for training.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hintsd_jax.envs.base import Action, Environment, Message, Start, StepResult
+from hintsd_jax.envs.base import Action, Message, Start, StepResult
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat, Delta
 from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollout, RolloutConfig
-from hintsd_jax.rollout.env_pool import Call, CallFailure, EnvPool
+from hintsd_jax.rollout.env_call import Call, CallFailure
+from hintsd_jax.rollout.env_host import Host
+from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.sampling import Engine, SamplingStats
 
@@ -90,16 +92,17 @@ def continue_episodes(
     engine: Engine,
     params,
     chat: ChatFormat,
-    make_env: Callable[[], Environment],
+    host: Host,
     plans: Sequence[Continuation],
     config: RolloutConfig,
     *,
     call_timeout_s: float,
 ) -> tuple[list[Episode | None], Counter[str], SamplingStats]:
-    """Replays and continues every plan, each with an environment (and its thread) of its own.
+    """Replays and continues every plan, each with an environment of its own.
 
     Args:
       params: the weights that `engine` samples with.
+      host: makes the environments.
       call_timeout_s: seconds that a call of an environment may take.
 
     Returns:
@@ -110,7 +113,7 @@ def continue_episodes(
     jobs: dict[int, Rollout] = {}
     if not plans:
         return [], Counter(), SamplingStats()
-    with EnvPool(make_env, len(plans), call_timeout_s) as pool:
+    with EnvPool(host, len(plans), call_timeout_s) as pool:
         ready, dropped = _replay(pool, plans, chat)
         for worker in ready:
             plan = plans[worker]

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of one JSON value a line, as a run appends them: a path flows in, parsed lines flow out.
+"""JSON files of a run: a path flows in, one value, or the values of its lines as a run appends them, flow out.
 
-Invariant: a last line without a newline was torn by a kill and is no line; any other broken line is an error that names
-file and line. A file that is not there has no lines. Lines are read one at a time, so a file may be larger than memory.
+Invariant: a last line without a newline was torn by a kill and is no line; whatever else is broken is a UserError that
+names file and line. Lines are read one at a time, so a file may be larger than memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any, Generic, NamedTuple, TypeVar
 
-from hintsd_jax.errors import UserError
+from hintsd_jax.errors import UserError, reason
 
 T = TypeVar("T")
 
@@ -34,6 +35,50 @@ def json_object(value: Any) -> dict[str, Any]:
     return value
 
 
+def open_file(path: Path) -> IO[bytes] | None:
+    """A file, to be read; None where there is none.
+
+    Raises:
+      UserError: it cannot be read, or is a folder, a pipe (which would wait for ever) or a link to nothing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nothing: mend or remove it") from error
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no file: move it away")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_object(path: str | os.PathLike, what: str = "a JSON object") -> dict[str, Any] | None:
+    """A file that holds one JSON object; None where there is no file.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
+    path = Path(path)
+    file = open_file(path)
+    if file is None:
+        return None
+    with file:
+        try:
+            return json_object(json.loads(_bytes(file, path)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is not {what} ({reason(error)}): mend or remove it") from error
+
+
+def _bytes(file: IO[bytes], path: Path) -> bytes:
+    try:
+        return file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
+
+
 def read_jsonl(
     path: str | os.PathLike, what: str = "a JSON object", parse: Callable[[Any], T] = json_object
 ) -> Iterator[Line[T]]:
@@ -46,15 +91,12 @@ def read_jsonl(
         where the value is not `what`.
 
     Raises:
-      UserError: the file cannot be read, or a line other than a torn last one is not `what`.
+      UserError: as `open_file`, or a line other than a torn last one is not `what`.
     """
     path = Path(path)
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - the `with` below closes it
-    except FileNotFoundError:
+    file = open_file(path)
+    if file is None:
         return
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     end = 0
     with file:
         for number, line in enumerate(file, start=1):
@@ -63,6 +105,6 @@ def read_jsonl(
             end += len(line)
             try:
                 value = parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{path} line {number} is not {what}: mend or remove the file") from error
             yield Line(number, value, end)

@@ -1,11 +1,12 @@
 """A file of JSON lines: whole lines come out, a torn last one does not, a broken one is named."""
 
 import json
+import os
 
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.jsonl import Line, read_jsonl
+from hintsd_jax.jsonl import Line, read_jsonl, read_object
 
 ROWS = [{"a": 1}, {"text": "line\u2028separator, é"}, {}]
 
@@ -36,7 +37,7 @@ def test_wherever_the_last_line_is_torn_it_is_no_line(tmp_path):
         assert [line.value for line in lines] == ROWS and lines[-1].end == len(whole)
 
 
-@pytest.mark.parametrize("broken", [b"{]\n", b"3\n", b"[1]\n", b"\n", b'"\xff"\n'])
+@pytest.mark.parametrize("broken", [b"{]\n", b"3\n", b"[1]\n", b"\n", b'"\xff"\n', b"[" * 100_000 + b"\n"])
 def test_a_broken_line_is_one_line_for_the_user(tmp_path, broken):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"{}\n" + broken + b"{}\n")
@@ -55,6 +56,27 @@ def test_parse_says_what_a_line_is(tmp_path):
         next(lines)
 
 
-def test_a_folder_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        list(read_jsonl(tmp_path))
+@pytest.mark.parametrize("read", [read_object, lambda path: list(read_jsonl(path))])
+def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, read):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in {
+        "": "is no file",
+        "pipe": "is no file",
+        "link": "a link to nothing",
+        "loop": "cannot be",
+    }.items():
+        with pytest.raises(UserError, match=says) as caught:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "", "{", '{"a": "\xff"}', "[" * 100_000, "9" * 5000])
+def test_a_file_with_something_else_than_an_object(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="is not the config of a run") as caught:
+        read_object(path, "the config of a run")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert read_object(tmp_path / "absent.json") is None

@@ -395,6 +395,45 @@ def test_a_step_without_target_tokens_changes_nothing_and_says_so(batches):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+def spoiled(name, value):
+    """The batches of the first examples with one number of one array spoiled, in a place that counts."""
+    (batch,) = batches_of(make_examples())
+    array = getattr(batch, name).copy()
+    array[tuple(np.argwhere(batch.mask_BA)[0])] = value
+    return [batch._replace(**{name: array})]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("sampler_logprob_BA", math.nan), ("sampler_logprob_BA", -math.inf), ("advantage_BA", math.nan)]
+    + [("advantage_BA", 1e25), ("weight_BAP", math.inf)],  # 1e25: the loss is finite, the square of its gradient is not
+)
+def test_a_batch_with_a_number_that_is_not_finite_leaves_no_trace(name, value):
+    """Weights, EMA and Adam's moments are, bit for bit, those of a run that never saw it."""
+    first, last = batches_of(make_examples()), batches_of(make_examples(seed=1))
+    state, metrics = step(make_state(), first)
+    assert float(metrics["nonfinite"]) == 0.0
+    state, metrics = step(state, first + spoiled(name, value))
+    assert (float(metrics["nonfinite"]), float(metrics["skipped"]), float(metrics["lr"])) == (1.0, 1.0, 0.0)
+    state, _ = step(state, last)
+    without, _ = step(make_state(), first)
+    without, _ = step(without, last)
+    assert_trees_equal(state, without)
+
+
+def test_an_update_that_breaks_the_weights_says_so():
+    """An absurd learning rate: the gradient is finite, what becomes of it is not."""
+    batches = batches_of(make_examples())
+    run = functools.partial(update, None, policy=POLICY, loss=LOSS, optim=OPTIM, mesh=MESH)
+    _, metrics, _ = run(make_state(), batches, When.at(lr_scale=math.inf))
+    assert (float(metrics["nonfinite"]), float(metrics["skipped"])) == (1.0, 0.0)
+    state = make_state()
+    weights = jax.tree.map(lambda leaf: leaf * np.float32(math.nan), state.params)
+    state = state.replace(params=weights)
+    _, metrics, _ = run(state, batches)
+    assert (float(metrics["nonfinite"]), float(metrics["skipped"])) == (1.0, 1.0)
+
+
 def test_empty_updates_as_released_step_adam_with_a_gradient_of_0():
     """Its moments decay and move the weights on, and the EMA follows; a call that only compiles changes nothing still,
     not even with tokens.

@@ -11,8 +11,9 @@ Passes are paid where the loss needs them: the teacher's for batches that one re
 training began with) where a part compares the student with them.
 
 Invariants: gradients, EMA and optimizer are float32; the teacher is the EMA and gets no gradient; without a single
-action token the state stays as it was, bit for bit, unless `optim.empty_updates` says otherwise; the learning rate
-follows the training step, whatever was skipped; one compilation per batch shape.
+action token the state stays as it was, bit for bit, unless `optim.empty_updates` says otherwise; so it does where a
+sum or a gradient is not finite; the learning rate follows the training step, whatever was skipped; one compilation per
+batch shape.
 
 Letters: B examples, T tokens of a student's row, M tokens of a teacher's branches, A action tokens of a row, D model.
 """
@@ -139,6 +140,11 @@ class When(NamedTuple):
         return cls(np.int32(training_step), np.float32(lr_scale), np.bool_(real))
 
 
+def all_finite(tree: Any) -> jax.Array:
+    """Bool scalar, traced: whether every number of a tree of arrays is finite."""
+    return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 @functools.partial(jax.jit, static_argnames=("loss", "optim"), donate_argnames=("state",))
 def apply(
     state: TrainState, accumulator: Accumulator, when: When, *, loss: Loss, optim: OptimConfig
@@ -146,11 +152,13 @@ def apply(
     """One optimizer step and one EMA step with the token mean of what was accumulated. The given state is donated.
 
     Without a single token nothing changes, or Adam takes a step with a gradient of 0 and the EMA follows
-    (`OptimConfig.empty_updates`).
+    (`OptimConfig.empty_updates`). Nothing changes either where a sum, or the gradient's norm, is not finite: weights,
+    EMA and Adam's moments stay clean. (The norm's square overflows before the second moment can.)
 
     Metrics, float32 scalars: every sum of `losses.span_losses` as a mean over the tokens that it was summed over, the
     counts of tokens, the maxima (means without a token are 0); grad_norm before clipping; lr; skipped, 1 where nothing
-    changed.
+    changed; nonfinite, 1 where that was because of a number that is not finite, or where nothing was skipped and the
+    new state holds one: then it is not to be kept.
     """
     sums, tokens = accumulator.sums, accumulator.sums["tokens"]
     grads = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), accumulator.grads)
@@ -163,14 +171,18 @@ def apply(
         ema = optax.incremental_update(params, state.ema, 1.0 - optim.ema_decay)
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
-    taken = when.real & ((tokens > 0) | (optim.empty_updates == "step"))
+    grad_norm = optax.tree.norm(grads)
+    is_finite = all_finite([grad_norm, *sums.values()])
+    taken = when.real & is_finite & ((tokens > 0) | (optim.empty_updates == "step"))
     metrics = {name: value for name, value in sums.items() if name not in means} | means
     metrics |= {
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": grad_norm,
         "lr": jnp.where(taken, lr, 0.0),
         "skipped": 1.0 - taken.astype(jnp.float32),
     }
-    return jax.lax.cond(taken, step, lambda state: state, state), metrics
+    state = jax.lax.cond(taken, step, lambda state: state, state)
+    metrics["nonfinite"] = 1.0 - (is_finite & all_finite(state)).astype(jnp.float32)
+    return state, metrics
 
 
 def update(

@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from hintsd_jax.errors import writing
 from hintsd_jax.jsonl import read_jsonl
 
 Key = tuple[str | int, ...]
@@ -56,25 +57,29 @@ class Journal:
 
         Raises:
           ValueError: the key has a value already, or the value is not JSON.
+          UserError: the disk refuses it.
         """
         line = (json.dumps({"key": key, "value": value}, allow_nan=False) + "\n").encode()
         with self._lock:
             if key in self._answers:
                 raise ValueError(f"{self.path} has an answer for {key} already")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.truncate(self._bytes)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            if not self._bytes:
-                _sync_folder(self.path.parent)
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "ab") as file:
+                    file.truncate(self._bytes)
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if not self._bytes:
+                    _sync_folder(self.path.parent)
             self._bytes += len(line)
             self._answers[key] = json.loads(line)["value"]  # as a resumed run will read it: tuples are lists
 
 
 def _answer(entry: Any) -> tuple[Key, Any]:
-    return tuple(entry["key"]), entry["value"]
+    key = tuple(entry["key"])
+    hash(key)  # TypeError where a part of it is a list
+    return key, entry["value"]
 
 
 def _sync_folder(folder: Path) -> None:

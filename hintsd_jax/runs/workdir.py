@@ -17,12 +17,13 @@ import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import hintsd_jax
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
-from hintsd_jax.errors import UserError
+from hintsd_jax.errors import UserError, reason, writing
+from hintsd_jax.jsonl import read_object
 from hintsd_jax.runs.journal import Journal
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -31,16 +32,20 @@ _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears at `path` whole when the block ends, and not at all when it raises."""
+    """A text file that appears at `path` whole when the block ends, and not at all when it raises.
+
+    Raises UserError where the disk refuses it.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, Any]:
@@ -89,12 +94,12 @@ class Workdir:
         Raises:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
         """
-        path = Path(path).expanduser().absolute()
+        path = Path(path).absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         except OSError as error:
-            raise UserError(f"workdir {path} cannot be written ({error.strerror}): give another --workdir") from error
+            raise UserError(f"workdir {path} cannot be written ({reason(error)}): give another --workdir") from error
         try:
             _take_lock(lock, path)
             _keep_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
@@ -119,7 +124,8 @@ class Workdir:
         kind: "step", or "evaluation" for those that `--mode=evaluate` has played after that step.
         """
         folder = self.path / "episodes"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
         path = folder / f"{kind}_{step:06d}.jsonl"
         with atomic_writer(path) as file:
             for record in records:
@@ -146,7 +152,8 @@ class Workdir:
         for path in (self.path / "episodes").glob("*.jsonl"):
             match = _EPISODES.fullmatch(path.name)
             if match and int(match[1]) > (step or 0):
-                path.unlink()
+                with writing(path):
+                    path.unlink()
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:
@@ -159,36 +166,35 @@ def _take_lock(lock: IO[str], path: Path) -> None:
             f"workdir {path} is in use by another run ({owner}): wait for it or give another --workdir"
         ) from error
     except OSError as error:
-        raise UserError(f"workdir {path} cannot be locked ({error.strerror}): put it on a local disk") from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+        raise UserError(f"workdir {path} cannot be locked ({reason(error)}): put it on a local disk") from error
+    with writing(path / ".lock"):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
 
 
 def _keep_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
     """Writes `config.json`, or compares it where it exists and adds this process's versions."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
-    stored, known = {"config": now}, []
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            differing, known = _differences(stored["config"], now, may_differ), list(stored["versions"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a config written by this program: give another --workdir") from error
-        if differing:
-            raise UserError(
-                f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
-                "give the same settings to continue it, or another --workdir"
-            )
+    stored = read_object(path, "a config written by this program") or {"config": now, "versions": []}
+    known = stored.get("versions")
+    if not (isinstance(stored.get("config"), dict) and _are_versions(known)):
+        raise UserError(f"{path} is not a config written by this program: give another --workdir")
+    if differing := _differences(stored["config"], now, may_differ):
+        raise UserError(
+            f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
+            "give the same settings to continue it, or another --workdir"
+        )
     here = versions() | ({"benchmark": benchmark} if benchmark else {})
     if known and here.items() <= known[-1].items():
         return
-    try:
-        with atomic_writer(path) as file:
-            json.dump({**stored, "versions": [*known, here]}, file, indent=2)
-            file.write("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another --workdir") from error
+    with atomic_writer(path) as file:
+        json.dump({**stored, "versions": [*known, here]}, file, indent=2)
+        file.write("\n")
+
+
+def _are_versions(known: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(known, list) and all(isinstance(each, dict) for each in known)
 
 
 def _differences(stored: Mapping, now: Mapping, may_differ: tuple[str, ...]) -> list[str]:

@@ -50,6 +50,8 @@ RENAMED_VALUES = {
     ("batch.layout", "rows"): "separate",
     ("alarms.action", "note"): "warn",
 }
+# Groups whose keys a flag may bring: what stands in them is not known here, a misspelt name is refused by who reads it.
+OPEN_TO_FLAGS = ("env.options", "endpoint.extra_body", "endpoint.headers_env")
 
 
 class Setting:
@@ -120,12 +122,13 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_option(config: ConfigDict, key: str, text: str) -> bool:
-    """Sets `env.options.<name>` from a flag, where the config has no such option yet whose type the flag could follow:
-    a Python literal, or else the text itself. Returns whether it did.
+    """Sets `<group>.<name>`, of one of `OPEN_TO_FLAGS`, from a flag, where the config has no such key yet whose type
+    the flag could follow: a Python literal, or else the text itself. Returns whether it did.
     """
-    env: Any = config.get("env", {})
-    options, name = env.get("options"), key.removeprefix("env.options.")
-    if name == key or "." in name or not isinstance(options, ConfigDict) or options.get(name) is not None:
+    group, _, name = key.rpartition(".")
+    section, _, last = group.partition(".")
+    options = config.get(section, {}).get(last) if group in OPEN_TO_FLAGS else None
+    if not isinstance(options, ConfigDict) or options.get(name) is not None:
         return False
     try:
         value = ast.literal_eval(text)

@@ -19,7 +19,7 @@ from hintsd_jax.config.fields import key
 # Groups whose keys change no run: they may differ from what a workdir was made with.
 NOT_OF_A_RUN = ("export.", "plan.")
 # Groups that take any key.
-FREE = ("env.options", "chat.template_kwargs", "algorithm_defaults")
+FREE = ("env.options", "chat.template_kwargs", "algorithm_defaults", "endpoint.extra_body", "endpoint.headers_env")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -216,6 +216,19 @@ class EndpointSection(Section):
     key_env: str = key(
         "", "name of the environment variable that holds the key, such as OPENAI_API_KEY; never the key itself"
     )
+    headers_env: dict[str, Any] = key(
+        {}, "further headers: name of a header -> name of the environment variable that holds its value"
+    )
+    use_proxy: bool = key(False, "go through the proxy that http_proxy, https_proxy and no_proxy name")
+    max_tokens_field: str = key(
+        "max_tokens",
+        "the request's field for hindsight.max_tokens; none: it is not sent",
+        choices=("max_tokens", "max_completion_tokens", "none"),
+    )
+    send_sampling: bool = key(True, "send hindsight.temperature and hindsight.top_p, which reasoning models refuse")
+    extra_body: dict[str, Any] = key(
+        {}, "further fields of each request, such as reasoning_effort or chat_template_kwargs; they win over ours"
+    )
     concurrency: int = key(8, "requests at the same time", "[1, 4096]")
     timeout_s: float = key(60.0, "seconds that a whole request may take", "(0, 1000000]")
     retries: int = key(4, "further requests of a question after a failed one", "[0, 1000]")
@@ -347,6 +360,11 @@ class OptimSection(Section):
     ema_decay: float = key(
         None, "share of the teacher that stays in an optimizer step; 1: it never changes", "[0, 1]", by_algorithm=True
     )
+    max_nonfinite: int = key(
+        3,
+        "the run ends after so many updates in a row that were skipped because a number was not finite",
+        "[1, 1073741824]",
+    )
     steps: int = key(1500, "training steps of the run; released: 15 epochs over 200 tasks", "[1, 1073741824]")
 
 
@@ -378,6 +396,14 @@ class AlarmsSection(Section):
     max_unreadable: float = key(0.5, "alarm above this share of questions without a readable answer", "[0, 1]")
     min_tokens: float = key(
         1.0, "alarm below this number of action tokens in an update, where some episode failed", "[0, inf)"
+    )
+    min_targets: float = key(
+        1.0,
+        "alarm below this number of targets of a step, where the analyser was asked about failed episodes",
+        "[0, inf)",
+    )
+    max_dropped: float = key(
+        0.5, "alarm above this share of the episodes of a step that were lost to the environment's failures", "[0, 1]"
     )
     max_success_drop: float = key(
         0.0, "alarm when the mean success of alarms.patience steps falls so far below its best", "[0, 1]"

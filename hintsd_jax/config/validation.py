@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, plain, settings, unknown_key
 from hintsd_jax.config.fields import inside, shown
 from hintsd_jax.config.schema import FREE, Config
+from hintsd_jax.config.secrets import endpoint_problems
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean, is_encodable
 
@@ -83,7 +84,13 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
 
 def relation_problems(config: Config) -> list[str]:
     """What does not go together, in a config whose every value is possible by itself."""
-    return [*_named(config), *_lengths(config), *_schedules(config), *_template(config)]
+    return [
+        *_named(config),
+        *_lengths(config),
+        *_schedules(config),
+        *_template(config),
+        *endpoint_problems(config.endpoint),
+    ]
 
 
 def algorithm_defaults_problems(defaults: Mapping[str, Any]) -> list[str]:

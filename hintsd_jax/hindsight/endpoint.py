@@ -23,6 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
+from hintsd_jax.config.schema import EndpointSection as EndpointConfig
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.completions import ChatServer, Reply
 from hintsd_jax.hindsight.questions import Answers, Question
@@ -31,29 +32,6 @@ from hintsd_jax.sampling import Sampling
 
 OVER_BUDGET = "over_budget"
 LONGEST_WAIT_S = 60.0  # before a retry, whatever the server asks for
-
-
-@dataclasses.dataclass(frozen=True)
-class EndpointConfig:
-    """url: "http://host:port/v1", with or without "/chat/completions". key_env: the NAME of the environment variable
-    that holds the key; "" or one that is not set: no Authorization header. concurrency: requests at the same time.
-    timeout_s: of a request.
-    retries: of a question, after its first request. backoff_s: before the first retry, doubled before each further one.
-
-    max_calls, max_tokens: budgets of the whole run, 0 for none. Requests never exceed theirs; tokens (prompt and
-    completion, as the server reports them) can, by those of the requests that were under way when they ran out.
-    max_failures: so many questions in a row, in their order, without an answer end the run."""
-
-    url: str
-    model: str
-    key_env: str
-    concurrency: int
-    timeout_s: float
-    retries: int
-    backoff_s: float
-    max_calls: int
-    max_tokens: int
-    max_failures: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 _OF_THE_MACHINE += (errno.ENOMEM, errno.EAGAIN)
 _LONGEST = 300  # characters of what a library says
+_ROOM = "make room, then the same command goes on; or give another --workdir"
 
 
 class UserError(Exception):
@@ -31,7 +32,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, remedy: str = "make room or give another --workdir") -> Iterator[None]:
+def writing(path: str | os.PathLike, remedy: str = _ROOM) -> Iterator[None]:
     """A block that writes a file or folder: what the disk refuses becomes a UserError with its path."""
     try:
         yield

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
 
+from hintsd_jax.errors import writing
 from hintsd_jax.jsonl import read_jsonl
+from hintsd_jax.runs.event_file import EventFile
 from hintsd_jax.runs.workdir import atomic_writer
 
 NONFINITE = "metrics/nonfinite"
@@ -47,10 +48,12 @@ class MetricsWriter:
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         with atomic_writer(path) as file:
             file.writelines(_line(row) for row in kept)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        self._path = path
+        with writing(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
         # purge_step hides the events of the steps that are repeated.
         purge_step = None if resume_step is None else resume_step + 1
-        self._board = tensorboardX.SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=purge_step)
+        self._board = EventFile(Path(directory) / "tensorboard", purge_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, int | float | None]:
         """Writes one row: `step` first, then the keys in sorted order, floats as their shortest exact representation.
@@ -66,6 +69,7 @@ class MetricsWriter:
 
         Raises:
           TypeError: a value is not one number.
+          UserError: the disk refuses it.
         """
         numbers = {key: _number(key, value) for key, value in jax.device_get(dict(metrics)).items()}
         bad = [key for key, value in numbers.items() if not math.isfinite(value)]
@@ -73,14 +77,11 @@ class MetricsWriter:
         if bad:
             row[NONFINITE] = len(bad)
         row = {"step": int(step), **{key: row[key] for key in sorted(row)}}
-        self._file.write(_line(row))
-        self._file.flush()
-        os.fsync(self._file.fileno())  # a checkpoint must never outlive its row
-        for key, value in row.items():
-            if value is not None and key != "step":
-                # TensorBoard keeps only letters, digits and -_./ in tags; "@" would become "_" with a warning.
-                self._board.add_scalar(key.replace("@", "_at_"), value, step)
-        self._board.flush()
+        with writing(self._path):
+            self._file.write(_line(row))
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a checkpoint must never outlive its row
+        self._board.write(step, {key: value for key, value in row.items() if value is not None and key != "step"})
         return row
 
     def close(self) -> None:

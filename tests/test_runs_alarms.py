@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.config.schema import AlarmsSection
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms
 from hintsd_jax.runs.metrics import MetricsWriter, read_metrics
 
 THRESHOLDS = (
     *("min_entropy", "max_divergence", "max_action_length", "min_success", "max_unreadable", "min_tokens"),
-    "max_success_drop",
+    *("min_targets", "max_dropped", "max_success_drop"),
 )
 OFF = AlarmConfig("warn", patience=3, **dict.fromkeys(THRESHOLDS, 0.0))
 ON = dataclasses.replace(
@@ -24,12 +25,14 @@ ON = dataclasses.replace(
     min_success=0.05,
     max_unreadable=0.5,
     min_tokens=2.0,
+    min_targets=3.0,
+    max_dropped=0.5,
 )
 BEYOND = {"train/entropy": 0.01, "train/divergence": 3.0, "rollout/action_length": 60.0, "rollout/success": 0.0}
-BEYOND |= {"hindsight/unreadable": 0.6, "train/tokens": 1}
+BEYOND |= {"hindsight/unreadable": 0.6, "train/tokens": 1, "hindsight/targets": 2, "rollout/dropped_share": 0.6}
 FINE = {"train/entropy": 0.5, "train/divergence": 0.5, "rollout/action_length": 20.0, "rollout/success": 0.5}
-FINE |= {"hindsight/unreadable": 0.2, "train/tokens": 100}
-NAMES = THRESHOLDS[:-1]
+FINE |= {"hindsight/unreadable": 0.2, "train/tokens": 100, "hindsight/targets": 5, "rollout/dropped_share": 0.5}
+NAMES = THRESHOLDS[:-1]  # all but max_success_drop, which is no threshold of a metric
 METRICS = dict(zip(NAMES, BEYOND))
 
 
@@ -73,28 +76,48 @@ def test_what_was_not_measured_counts_for_nothing():
     rows = [BEYOND | {"train/teacher_scored_tokens": 5.0}, BEYOND, unscored, BEYOND]
     assert names(Alarms(ON), rows) == [[]] * 3 + [["max_divergence"]]
     unplayed = {"rollout/episodes": 0, "rollout/success": 0.0, "rollout/action_length": 0.0}
-    unplayed |= {"hindsight/questions": 0, "hindsight/unreadable": 0.0, "train/tokens": 1}
+    unplayed |= {"hindsight/questions": 0, "hindsight/unreadable": 0.0, "hindsight/targets": 0, "train/tokens": 1}
+    unplayed |= {"rollout/dropped_share": 1.0}
     raised = names(Alarms(ON), [BEYOND, BEYOND, *[unplayed] * 5, BEYOND])
-    assert raised[2:] == [["min_tokens"], [], [], ["min_tokens"], [], [name for name in NAMES if name != "min_tokens"]]
+    still = ["min_tokens", "max_dropped"]
+    assert raised[2:] == [still, [], [], still, [], [name for name in NAMES if name not in still]]
 
 
 def test_updates_without_a_token_are_an_alarm_unless_nothing_failed():
-    config = dataclasses.replace(OFF, min_entropy=0.1, min_tokens=1.0, max_unreadable=0.5)
+    config = dataclasses.replace(OFF, min_entropy=0.1, min_tokens=1.0, min_targets=1.0, max_unreadable=0.5)
     empty = {"train/skipped": 1, "train/tokens": 0, "train/entropy": 0.0, "rollout/success": 0.25}
+    empty |= {"hindsight/targets": 0, "hindsight/questions": 0}
     unread = empty | {"hindsight/questions": 3, "hindsight/unreadable": 1.0}
     assert names(Alarms(config), [empty | {"train/skipped": 0}] * 3) == [[], [], ["min_tokens"]]
-    assert names(Alarms(config), [unread] * 3) == [[], [], ["max_unreadable", "min_tokens"]]
+    assert names(Alarms(config), [unread] * 3) == [[], [], ["max_unreadable", "min_tokens", "min_targets"]]
     assert names(Alarms(config), [empty | {"rollout/success": 1.0}] * 6) == [[]] * 6
+    # other tokens do not hide that nothing was named
+    assert names(Alarms(config), [unread | {"train/tokens": 9, "hindsight/unreadable": 0}] * 3)[2] == ["min_targets"]
+
+
+def test_a_run_that_learns_nothing_is_an_alarm_without_any_setting():
+    config = AlarmConfig(**AlarmsSection().to_dict())
+    nothing = {"train/skipped": 1, "train/tokens": 0, "rollout/success": 0.0, "hindsight/questions": 16}
+    nothing |= {"hindsight/targets": 0, "hindsight/unreadable": 1.0, "rollout/dropped_share": 0.75}
+    raised = names(Alarms(config), [nothing] * 3)
+    assert raised == [[], [], ["max_unreadable", "min_tokens", "min_targets", "max_dropped"]]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("metric", ["train/loss", "train/grad_norm", *BEYOND])
-def test_what_is_not_finite_is_an_alarm_at_once_whatever_is_off(metric, value):
-    alarms = Alarms(OFF)
-    assert alarms.check(FINE | {metric: value}) == [Alarm("not_finite", f"{metric}: not a finite number")]
-    assert alarms.check(FINE | {"eval/avg@4": None, "train/teacher_gap": math.nan}) == []  # not watched
-    rows = [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND), BEYOND]
-    assert names(Alarms(ON), rows) == [[], [], ["not_finite"], [*NAMES]]
+def test_an_update_that_met_a_number_that_is_not_finite_is_an_alarm_at_once_whatever_is_off(value):
+    bad = {"train/nonfinite": 1, "train/skipped": 1, "train/loss": value, "train/grad_norm": value}
+    text = "train/grad_norm, train/loss: not a finite number, so the update was skipped"
+    assert Alarms(OFF).check(FINE | bad) == [Alarm("not_finite", text)]
+    assert Alarms(OFF).check(FINE | bad | {"train/loss": 1.0, "train/grad_norm": 1.0})[0].text.startswith("a gradient")
+    (broken,) = Alarms(OFF).check(FINE | {"train/nonfinite": 1, "train/skipped": 0})
+    assert "the update made weights" in broken.text
+    assert Alarms(OFF).check(FINE | {"train/nonfinite": 0, "eval/avg@4": None, "train/loss": value}) == []
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_counts_for_nothing(value):
+    rows = [BEYOND, BEYOND, FINE | dict.fromkeys(BEYOND, value), BEYOND]
+    assert names(Alarms(ON), rows) == [[], [], [], [*NAMES]]
 
 
 def test_success_that_falls_from_its_own_best():
@@ -116,7 +139,8 @@ def test_success_that_falls_from_its_own_best():
 def test_the_rows_of_a_file(tmp_path):
     """As the writer returns them and as they are read again."""
     writer = MetricsWriter(tmp_path)
-    given_back = [writer.write(n, BEYOND | {"train/grad_norm": math.nan if n == 2 else 1.0}) for n in range(4)]
+    bad = {"train/grad_norm": math.nan, "train/nonfinite": 1}
+    given_back = [writer.write(n, BEYOND | (bad if n == 2 else {})) for n in range(4)]
     writer.close()
     written, read = Alarms(ON), Alarms(ON)
     raised = names(written, given_back)
@@ -131,7 +155,7 @@ KEYS = st.sampled_from(
         "train/teacher_scored_tokens",
         "rollout/episodes",
         "hindsight/questions",
-        "train/grad_norm",
+        "train/nonfinite",
         *BEYOND,
     ]
 )
@@ -146,6 +170,8 @@ CONFIGS = st.builds(
     min_success=st.sampled_from([0.0, 0.05]),
     max_unreadable=st.sampled_from([0.0, 0.5]),
     min_tokens=st.sampled_from([0.0, 1.0]),
+    min_targets=st.sampled_from([0.0, 1.0]),
+    max_dropped=st.sampled_from([0.0, 0.5]),
     max_success_drop=st.sampled_from([0.0, 0.2]),
 )
 
@@ -182,6 +208,10 @@ def test_thresholds_against_runs_of_rows(config, rows):
                 measured &= row.get("hindsight/questions") != 0
             elif name == "min_tokens":
                 measured &= row.get("rollout/success") != 1
+            elif name == "min_targets":
+                measured &= row.get("rollout/success") != 1 and row.get("hindsight/questions") != 0
+            elif name == "max_dropped":
+                pass
             else:
                 measured &= row.get("train/skipped") != 1 and row.get("train/tokens") != 0
             if name == "max_divergence":

@@ -115,6 +115,7 @@ def answer_sampling(config: Config) -> Sampling:
 def optimizer_config(config: Config) -> OptimConfig:
     """AdamW, its schedule and the teacher's EMA."""
     options = config.optim.to_dict()
+    del options["max_nonfinite"]  # the run's affair, not the update's
     return OptimConfig(total_steps=options.pop("steps"), **options)
 
 

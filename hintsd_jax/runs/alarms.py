@@ -25,7 +25,9 @@ class AlarmConfig:
     min_entropy: of `train/entropy`, nats a token. max_divergence: of `train/divergence`, nats a token that a teacher
     has scored. max_action_length: of `rollout/action_length`, tokens. min_success: of `rollout/success`, a share.
     max_unreadable: of `hindsight/unreadable`, a share of the questions. min_tokens: of `train/tokens`, action tokens of
-    an update; a step without any failure has nothing to learn from for most algorithms, and counts for nothing.
+    an update, and min_targets: of `hindsight/targets`, where the analyser was asked; a step without any failure has
+    nothing to learn from for most algorithms, and counts for nothing. max_dropped: of `rollout/dropped_share`, the
+    share of the episodes begun that the environment's failures ended.
     max_success_drop: how far the mean success of `patience` rows may fall below the best such mean of the run so far
     (0.2: 20 points).
     """
@@ -38,12 +40,16 @@ class AlarmConfig:
     min_success: float
     max_unreadable: float
     min_tokens: float
+    min_targets: float
+    max_dropped: float
     max_success_drop: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    """name: the threshold's, or "not_finite": the weights are not to be trusted then. text: one line for people."""
+    """name: the threshold's, or "not_finite": an update was skipped for such a number, or made one of the weights.
+    text: one line for people.
+    """
 
     name: str
     text: str
@@ -57,9 +63,10 @@ _THRESHOLDS = {
     "min_success": ("rollout/success", -1),
     "max_unreadable": ("hindsight/unreadable", +1),
     "min_tokens": ("train/tokens", -1),
+    "min_targets": ("hindsight/targets", -1),
+    "max_dropped": ("rollout/dropped_share", +1),
 }
-_FINITE = ("train/loss", "train/grad_norm", *(metric for metric, _ in _THRESHOLDS.values()))
-_OF_AN_UPDATE = ("train/loss", "train/grad_norm", "train/entropy", "train/divergence")
+_OF_AN_UPDATE = ("train/entropy", "train/divergence")
 # Where a row has this value, these metrics count for nothing: they are 0 because there was nothing to measure, or
 # nothing to learn from in a step without any failure.
 _NOT_MEASURED = {
@@ -67,9 +74,24 @@ _NOT_MEASURED = {
     ("train/tokens", 0): _OF_AN_UPDATE,
     ("train/teacher_scored_tokens", 0): ("train/divergence",),
     ("rollout/episodes", 0): ("rollout/action_length", "rollout/success"),
-    ("rollout/success", 1): ("train/tokens",),
-    ("hindsight/questions", 0): ("hindsight/unreadable",),
+    ("rollout/success", 1): ("train/tokens", "hindsight/targets"),
+    ("hindsight/questions", 0): ("hindsight/unreadable", "hindsight/targets"),
 }
+
+
+def is_number(value: float | None) -> bool:
+    """Whether a metric has a value, and that is finite."""
+    return value is not None and math.isfinite(value)
+
+
+def not_finite(row: Mapping[str, float | None]) -> str:
+    """What a row says of an update that met a number that is not finite; "" for all others."""
+    if not row.get("train/nonfinite"):
+        return ""
+    if not row.get("train/skipped"):
+        return "the update made weights, or a state of the optimizer, that are not finite numbers"
+    numbers = [name for name, value in row.items() if name.startswith("train/") and not is_number(value)]
+    return f"{', '.join(sorted(numbers)) or 'a gradient'}: not a finite number, so the update was skipped"
 
 
 class Alarms:
@@ -80,21 +102,18 @@ class Alarms:
         self.state: dict[str, Any] = {"counts": {}, "recent_success": [], "best_success": None} | dict(state or {})
 
     def check(self, row: Mapping[str, float | None]) -> list[Alarm]:
-        """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite).
+        """The alarms of the next row, as `MetricsWriter.write` returns it (None: was not finite) or takes it.
 
-        A metric that the row lacks counts for nothing: neither beyond its threshold nor back. So do those of a skipped
-        update, the divergence where no teacher has scored a token, success and lengths where there was no episode,
-        unreadable answers where nobody was asked, and tokens where no episode failed. After an alarm its count begins
-        again.
+        A metric that the row lacks, or that is not finite, counts for nothing: neither beyond its threshold nor back.
+        So do those of a skipped update, the divergence where no teacher has scored a token, success and lengths where
+        there was no episode, unreadable answers and targets where nobody was asked, and tokens and targets where no
+        episode failed. After an alarm its count begins again. What is not finite is an alarm at once.
         """
         unmeasured = {
             name for (metric, value), names in _NOT_MEASURED.items() if row.get(metric) == value for name in names
         }
-        measured = {metric: row[metric] for metric in _FINITE if metric in row and metric not in unmeasured}
-        values = {metric: value for metric, value in measured.items() if value is not None and math.isfinite(value)}
-        alarms = []
-        if not_finite := [metric for metric in measured if metric not in values]:
-            alarms.append(Alarm(NOT_FINITE, f"{', '.join(not_finite)}: not a finite number"))
+        values = {metric: value for metric, value in row.items() if metric not in unmeasured and is_number(value)}
+        alarms = [Alarm(NOT_FINITE, text)] if (text := not_finite(row)) else []
         counts = dict(self.state["counts"])
         for name, (metric, sign) in _THRESHOLDS.items():
             limit = getattr(self.config, name)

@@ -95,7 +95,7 @@ def remembering(ask: Asker, chat: ChatFormat, seen: list[tuple[int, int, bool]])
     def asked(questions: Sequence[Question]) -> Answers:
         answers = ask(questions)
         for question, text, cut in zip(questions, answers.texts, answers.cut, strict=True):
-            tokens = len(chat.prompt(question.messages).ids), len(chat.encode(text or ""))
+            tokens = len(chat.prompt(question.messages, tags_stand=True).ids), len(chat.encode(text or ""))
             seen.append((*tokens, cut))
         return answers
 

@@ -172,13 +172,17 @@ def spelled(tokenizer, pieces):
 
 
 def apart(tokenizer, messages):
-    """`messages` with the control tokens in their contents written apart."""
+    """`messages` with the control tokens in their contents written apart, and the tags that users and tools write."""
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    for token in control:
-        messages = [
-            message | {"content": message["content"].replace(token, f"{token[0]} {token[1:]}")} for message in messages
-        ]
-    return messages
+    tags = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.special]
+
+    def plain(message):
+        text = message["content"]
+        for token in control + tags * (message["role"] in ("user", "tool")):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return message | {"content": text}
+
+    return [plain(message) for message in messages]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

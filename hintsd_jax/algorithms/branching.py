@@ -79,7 +79,7 @@ def feedback_at_start(
         if branches:
             context = tuple(tokens[end : step.start])
         else:
-            prefix_length, context = _reread(episode, 1, 0, chat.prompt(messages, episode.tools).ids)
+            prefix_length, context = _reread(episode, 1, 0, chat.prompt(messages, episode.tools, tags_stand=True).ids)
             context += tuple(tokens[episode.steps[0].start : step.start])
         branch = _branch(episode, number, weights, prefix_length, context)
         branches.append(dataclasses.replace(branch, continues=bool(branches)))

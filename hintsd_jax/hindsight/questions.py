@@ -78,7 +78,7 @@ def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, c
     def ask(questions: Sequence[Question]) -> Answers:
         jobs: dict[int, _Generation] = {}
         for n, question in enumerate(questions):
-            prompt = chat.prompt(question.messages).ids
+            prompt = chat.prompt(question.messages, tags_stand=True).ids
             if len(prompt) + sampling.max_tokens <= context:
                 jobs[n] = _Generation(prompt, question.key, sampling_of(question), context)
         tokens = engine.run(params, list(jobs.values())).sampled_tokens

@@ -25,6 +25,7 @@ from hintsd_jax.envs.base import Message, ToolCall
 from hintsd_jax.envs.tool_calls import THINK_CLOSE, THINK_OPEN, render_call
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template, Tools
+from hintsd_jax.rollout.guard import OWN
 from hintsd_jax.sampling.prefix import common_prefix_length
 
 _RETOKENISED = "the pieces tokenise differently from the whole dialogue"
@@ -103,9 +104,12 @@ class ChatFormat:
                 " set chat.history = 'keep' to let the sampled tokens stand, or 'template' to follow the template"
             )
 
-    def prompt(self, messages: Iterable[Message], tools: Tools = ()) -> Delta:
+    def prompt(self, messages: Iterable[Message], tools: Tools = (), tags_stand: bool = False) -> Delta:
         """The first messages and the generation prompt. `tools` are rendered by the template, or where it has no place
-        for them, into the messages."""
+        for them, into the messages. tags_stand: in all but results, because the trainer words them (see `rollout.guard`).
+        """
+        if tags_stand:
+            messages = [m if m["role"] == "tool" else {**m, OWN: OWN} for m in messages]
         return self._delta(self._template.render(messages, tools))
 
     def delta(self, messages: Iterable[Message], cut: bool = False) -> Delta:
@@ -120,13 +124,16 @@ class ChatFormat:
         """An observation that brings further tools, as the student reads it.
 
         Returns:
-          (messages, tools): with history="template" both as they are; else the last message holds the documentation of
-          the tools, and none is left to go into the tool list.
+          (messages, tools): the messages without guarded strings (see `rollout.guard`). With history="template" the
+          tools are as they are; else the last message holds their documentation, and none is left to go into the tool
+          list.
         """
+        messages = tuple(dict(message, content=self._template.plain(message["content"])) for message in messages)
         if self._history == "template" or not tools:
-            return tuple(messages), tuple(tools)
+            return messages, tuple(tools)
         *earlier, last = messages
-        return (*earlier, last | {"content": f"{self._template.documentation(tools)}\n{last['content']}"}), ()
+        documented = f"{self._template.documentation(tools)}\n{last['content']}"
+        return (*earlier, {**last, "content": documented, OWN: OWN}), ()
 
     def observation(
         self,
@@ -154,13 +161,13 @@ class ChatFormat:
             return self._delta(text[len(before) :])
         return replace(self._delta(text), new_stream=True)
 
-    def user_turn(self, text: str) -> tuple[int, ...]:
+    def user_turn(self, text: str, tags_stand: bool = False) -> tuple[int, ...]:
         """One more user message and the generation prompt, to follow `tokens[:prompt_start]` of an episode, which ends
-        with a closed message already."""
-        return self._delta(self._template.added([_user(text)])[len(self._template.closing) :]).ids
+        with a closed message already. tags_stand: as in `prompt`."""
+        return self._delta(self._template.added([_user(text, tags_stand)])[len(self._template.closing) :]).ids
 
     def teacher_context(
-        self, dialogue: Sequence[Message], tools: Tools, trunk: Sequence[int], text: str
+        self, dialogue: Sequence[Message], tools: Tools, trunk: Sequence[int], text: str, tags_stand: bool = False
     ) -> tuple[int, tuple[int, ...]]:
         """The teacher's context before a step: `dialogue`, the feedback `text` as one more user message, the generation
         prompt.
@@ -168,15 +175,16 @@ class ChatFormat:
         Args:
           tools: the tool list before the step.
           trunk: what the student read of `dialogue`, without the generation prompt.
+          tags_stand: in `text`, as in `prompt`.
 
         Returns:
           (prefix_length, context): the teacher reads `trunk[:prefix_length]` and then the ids `context`. That is all of
           the trunk but where, with history="template", the feedback makes the template rewrite earlier turns.
         """
         if self._history != "template":
-            return len(trunk), self.user_turn(text)
+            return len(trunk), self.user_turn(text, tags_stand)
         student = self._template.render(dialogue, tools).removesuffix(self._template.generation_prompt)
-        teacher = self._template.render([*dialogue, _user(text)], tools)
+        teacher = self._template.render([*dialogue, _user(text, tags_stand)], tools)
         if teacher.startswith(student):
             return len(trunk), self._delta(teacher[len(student) :]).ids
         whole = self._delta(teacher)
@@ -269,8 +277,8 @@ class ChatFormat:
                 )
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
+def _user(text: str, tags_stand: bool = False) -> Message:
+    return {"role": "user", "content": text} | ({OWN: OWN} if tags_stand else {})
 
 
 def _compare(text: str, truth: str) -> str | None:

@@ -8,9 +8,8 @@ opens the next one. The style of tool calls is read off a stub with one call. Wh
 a system message, tool results) stands elsewhere instead (`rollout.tool_messages`), and `adaptation` says so.
 
 Invariants: nothing of the messages and tools is left out silently. A rendering depends on its messages, tools and the
-template's variables only, never on the day: templates that print a date get a fixed one. Control tokens in message
-contents and tools are written with a space after their first character, so that no environment's or policy's text can
-open or close a message.
+template's variables only, never on the day: templates that print a date get a fixed one. No text of a message or a tool
+becomes structure (`rollout.guard`). Of a tokenizer's named templates one is used for everything.
 """
 
 import datetime
@@ -23,9 +22,7 @@ import jinja2
 from hintsd_jax.envs.base import Message, ToolCall
 from hintsd_jax.envs.tool_calls import (
     BARE,
-    CLOSE,
     HERMES,
-    OPEN,
     PYTHON_TAG,
     STYLES,
     THINK_CLOSE,
@@ -34,6 +31,7 @@ from hintsd_jax.envs.tool_calls import (
 )
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout import tool_messages
+from hintsd_jax.rollout.guard import OWN, Guard, Plain, plain_tool, texts_of
 from hintsd_jax.sampling.prefix import common_prefix_length
 
 Tools = Sequence[Mapping[str, Any]]
@@ -46,16 +44,22 @@ _REPLACED = "".join(f" | replace('%{d}', '{DATE.strftime('%' + d)}')" for d in (
 _CLOCK = "{% macro strftime_now(format) %}{{ format" + _REPLACED + " }}{% endmacro %}\n"
 _SENTINEL = "@sampled@"
 _STUB: tuple[Message, ...] = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
-# An assistant's own text, even where a tokenizer calls them control tokens.
-_OWN_TAGS = (THINK_OPEN, THINK_CLOSE, OPEN, CLOSE)
 _CALL = ToolCall("look", {"at": "x"})
 _REQUEST: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Look."})
 PROBE_TOOL = {
     "type": "function",
     "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
 }
-_UNHEARD = "unheard_of_tool"  # a name that no template has in its own words
-_UNHEARD_TOOL = {"type": "function", "function": PROBE_TOOL["function"] | {"name": _UNHEARD}}
+_UNHEARD = "unheard_of_tool"  # names that no template has in its own words
+_UNHEARD_PARTS = (_UNHEARD, "Does what nobody heard of.", "unheard_of_place")
+_UNHEARD_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _UNHEARD,
+        "description": _UNHEARD_PARTS[1],
+        "parameters": {"type": "object", "properties": {_UNHEARD_PARTS[2]: {"type": "string"}}},
+    },
+}
 
 
 class Template:
@@ -67,7 +71,8 @@ class Template:
       stop_token: the control token that closes an assistant message.
       closing: what follows the stop token before the next message ("\\n" in ChatML).
       style: of tool calls, see `envs.tool_calls`; HERMES where the template writes none itself.
-      adaptation: None, or one line: what the template has no place for, and where it stands instead.
+      adaptation: None, or one line: what the template has no place for, and where it stands instead; and which of
+        several named templates is used.
 
     Args:
       tokenizer: of transformers, with a chat template.
@@ -83,7 +88,8 @@ class Template:
             raise UserError("the tokenizer has no chat template: put chat_template.jinja beside its tokenizer.json")
         self._tokenizer = tokenizer
         self._variables = _VARIABLES | dict(variables)
-        self._control = tuple(sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special))
+        self._source, note = _chosen(tokenizer.chat_template)
+        self._guard = Guard(tokenizer)  # until the frames are known
         self.style = HERMES
         self._lists_tools = self._takes_system = self._takes_results = True  # until they are probed
 
@@ -105,7 +111,8 @@ class Template:
         _, opened, rest = self.generation_prompt.rpartition(THINK_OPEN)
         self.thinking_prefix = opened + rest if opened and THINK_CLOSE not in rest else ""
         self.style = self._find_style() if call_style == "auto" else call_style
-        self.adaptation = self._adapt()
+        self.adaptation = "; ".join([*self._adapt(), *([note] if note else [])]) or None
+        self._guard = self._find_guard()
 
     def render(self, messages: Iterable[Mapping[str, Any]], tools: Tools = (), generate: bool = True) -> str:
         """The dialogue as the template writes it, with `generate` also the generation prompt.
@@ -113,26 +120,47 @@ class Template:
         Raises:
           UserError: the template refuses these messages.
         """
-        plain: list[Mapping[str, Any]] = [dict(message, content=self._plain(message)) for message in messages]
-        tools = [self._plain_tool(tool) for tool in tools]
+        messages, guard = list(messages), self._guard
+        text = self._written(messages, tools, generate, guard.plain)
+        if guard.is_suspicious(texts_of(messages, tools)):
+            # Written apart is not enough where the tokenizer deletes the space, or the template joins two contents.
+            safe = self._written(messages, tools, generate, guard.neutral)
+            if guard.structure(text) != guard.structure(safe):
+                return safe
+        return text
+
+    def _written(self, messages: Sequence[Mapping[str, Any]], tools: Tools, generate: bool, plain: Plain) -> str:
+        """The dialogue with `plain` contents and tools."""
+        contents: list[Mapping[str, Any]] = [
+            {"role": message["role"], "content": self._plain(message, place, plain)}
+            for place, message in enumerate(messages)
+        ]
+        tools = [plain_tool(tool, plain) for tool in tools]
         if tools and not self._lists_tools:
-            plain, tools = tool_messages.with_documentation(plain, tool_messages.documentation(tools, self.style)), []
+            documentation = tool_messages.documentation(tools, self.style)
+            contents, tools = tool_messages.with_documentation(contents, documentation), []
         if not self._takes_system:
-            plain = tool_messages.without_system(plain)
+            contents = tool_messages.without_system(contents)
         if not self._takes_results:
-            plain = tool_messages.without_results(plain)
+            contents = tool_messages.without_results(contents)
+        return self._apply(contents, tools, generate)
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]], tools: Tools, generate: bool) -> str:
+        """The template itself."""
         try:
             return self._tokenizer.apply_chat_template(
-                plain,
-                tools=tools or None,
-                chat_template=self._text(bool(tools)),
+                messages,
+                tools=list(tools) or None,
+                chat_template=self._source,
                 add_generation_prompt=generate,
                 tokenize=False,
                 **self._variables,
             )
-        except jinja2.TemplateError as error:  # also what a template raises on purpose about an order of roles
-            roles = ", ".join(message["role"] for message in plain)
-            raise UserError(f"the chat template cannot render the roles {roles}: {error}") from error
+        except Exception as error:  # what a template raises on purpose about an order of roles, and whatever it does
+            roles = ", ".join(message["role"] for message in messages)
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"the chat template cannot render the roles {roles}: {kind}{said}") from error
 
     def added(self, messages: Iterable[Message]) -> str:
         """What `messages` add after an assistant message that its stop token has ended: closing, messages, generation
@@ -156,37 +184,48 @@ class Template:
         for listed in ((), (PROBE_TOOL,)):
             without, with_tools = (self.render(_REQUEST, more, False) for more in (listed, (*listed, *tools)))
             block = _inserted(without, with_tools)
-            if block is not None and not any(token in block for token in self._control):
+            if block is not None and not any(token in block for token in self._guard.control):
                 return block.strip()
         return "\n".join(json.dumps(tool) for tool in tools).strip()
 
-    def _text(self, tools: bool) -> str:
-        # a tokenizer may have one more template for dialogues with tools
-        text = self._tokenizer.get_chat_template(tools=tools or None)
-        return _CLOCK + text if "strftime_now" in text else text
+    def plain(self, text: str) -> str:
+        """The text as a user's or a tool's message has it."""
+        return self._guard.plain(text, False)
 
-    def _plain(self, message: Mapping[str, Any]) -> str:
-        content, kept = message["content"], ""
-        if message["role"] == "assistant" and self.style == BARE and content.startswith(PYTHON_TAG):
+    def _plain(self, message: Mapping[str, Any], place: int, plain: Plain) -> str:
+        role, content, kept = message["role"], message["content"], ""
+        if role == "assistant" and self.style == BARE and content.startswith(PYTHON_TAG):
             # here it announces a call, and no message begins with it
             kept, content = PYTHON_TAG, content[len(PYTHON_TAG) :]
-        for token in self._control:
-            if message["role"] != "assistant" or token not in _OWN_TAGS:
-                content = content.replace(token, _apart(token))
-        return kept + content
+        authored = role == "assistant" or (role == "system" and place == 0) or bool(message.get(OWN))
+        return kept + plain(content, authored)
 
-    def _plain_tool(self, value: Any) -> Any:
-        """A tool, or a part of one, with the control tokens in its texts written apart."""
-        if isinstance(value, str):
-            for token in self._control:
-                value = value.replace(token, _apart(token))
-            return value
-        if isinstance(value, Mapping):
-            return {self._plain_tool(name): self._plain_tool(part) for name, part in value.items()}
-        return [self._plain_tool(part) for part in value] if isinstance(value, list | tuple) else value
+    def _find_guard(self) -> Guard:
+        """Guards the tokens that begin and end messages, and the tags that the template writes."""
+        roles = [(*_STUB, {"role": role, "content": "Done."}) for role in ("user", "tool")]
+        opened = [self.render(_REQUEST, generate=False), self.generation_prompt]
+        opened += [self._after_stub(messages).removeprefix(self.closing) for messages in roles]
+        frames = [self.stop_token, *(self._first_token(text.lstrip()) for text in opened)]
+        written = [self.render(_REQUEST, (PROBE_TOOL,)), *map(self._after_stub, roles)]
+        guard = Guard(self._tokenizer, filter(None, frames), written)
+        guarded = "\n".join(sorted(guard.control | guard.tags))
+        self._guard = guard
+        for role in ("user", "tool"):
+            attacked, harmless = (
+                guard.structure(self._after_stub([{"role": role, "content": text}])) for text in (guarded, "Done.")
+            )
+            if attacked != harmless:
+                raise UserError("the tokenizer makes control tokens of any text: tokenizer.json must be repaired")
+        return guard
 
-    def _adapt(self) -> str | None:
-        """Finds out what the template has no place for; from here on `render` puts it elsewhere."""
+    def _after_stub(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            return self.added(messages[-1:])
+        except UserError:  # its frames are then those of the generation prompt alone
+            return ""
+
+    def _adapt(self) -> list[str]:
+        """Finds out what the template has no place for, a line each; from here on `render` puts it elsewhere."""
         lines = []
         self._takes_system = self._shows(_REQUEST, "Be brief.")
         if not self._takes_system:
@@ -195,12 +234,14 @@ class Template:
         if not self._takes_results:
             lines.append("it takes no tool messages, so results stand in user messages, in <tool_response>")
         self._lists_tools = all(
-            self._shows(request, _UNHEARD, (_UNHEARD_TOOL,)) for request in (_REQUEST, _REQUEST[1:])
+            self._shows(request, part, (_UNHEARD_TOOL,))
+            for request in (_REQUEST, _REQUEST[1:])
+            for part in _UNHEARD_PARTS
         )
         if not self._lists_tools:
             place = "into the system message" if self._takes_system else "before the first user message"
             lines.append(f"it lists no tools, so their documentation is written {place}")
-        return "; ".join(lines) or None
+        return lines
 
     def _shows(self, messages: Sequence[Message], text: str, tools: Tools = ()) -> bool:
         try:
@@ -218,7 +259,7 @@ class Template:
         function = {"type": "function", "function": {"name": _CALL.name, "arguments": _CALL.arguments}}
         calling: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [function]}
         try:
-            text = self.render((_STUB[0], calling), generate=False)
+            text = self._apply((_STUB[0], calling), (), generate=False)
         except UserError:  # a template without tool calls may refuse the probe: then it has no format of its own
             return HERMES
         for style in STYLES:
@@ -231,8 +272,20 @@ class Template:
         raise UserError(f"the chat template writes tool calls in a format that is not supported: {piece!r}")
 
 
-def _apart(token: str) -> str:
-    return f"{token[0]} {token[1:]}"
+def _chosen(templates: str | Mapping[str, str]) -> tuple[str, str]:
+    """The text of a tokenizer's template, and a line where it is one of several: the one that transformers takes for
+    dialogues with tools, whether a dialogue has any, so that what answers an action is written as its prompt was.
+    """
+    note = ""
+    if isinstance(templates, Mapping):
+        name = next((name for name in ("tool_use", "default") if name in templates), None)
+        if name is None:
+            raise UserError(
+                f"the tokenizer names the chat templates {', '.join(sorted(templates))}, and none of them 'tool_use' or"
+                " 'default': rename the one to use"
+            )
+        templates, note = templates[name], f"of {', '.join(sorted(templates))} it is {name!r}, for all that is read"
+    return (_CLOCK + templates if "strftime_now" in templates else templates), note
 
 
 def _inserted(shorter: str, longer: str) -> str | None:

@@ -136,7 +136,9 @@ class Demonstrator:
         demos.demonstrate(task, self.rng, on_step)
         first = episode.steps[0]
         prompt = episode.tokens[: first.prompt_start]
-        prefix_length, added = self.chat.teacher_context(episode.dialogue(1), episode.tools, prompt, text)
+        prefix_length, added = self.chat.teacher_context(
+            episode.dialogue(1), episode.tools, prompt, text, tags_stand=True
+        )
         context = [*episode.tokens[:prefix_length], *added]
         played = demonstration(episode)
         weights = [CONTEXT_WEIGHT] * len(context) + played.weights[first.start :]
@@ -210,7 +212,7 @@ class Demonstrator:
         return text
 
     def _answer(self, messages, text: str) -> WeightedTokens:
-        context, answer = self.chat.prompt(messages).ids, self.chat.encode(text)
+        context, answer = self.chat.prompt(messages, tags_stand=True).ids, self.chat.encode(text)
         return WeightedTokens([*context, *answer], [CONTEXT_WEIGHT] * len(context) + [1.0] * len(answer))
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -27,3 +28,14 @@ def is_encodable(text: str) -> bool:
 def encodable(text: str) -> str:
     """The text with "?" in place of halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def described(error: BaseException) -> str:
+    """An exception of code that is not ours in one line: its type, its message, and the innermost place."""
+    try:
+        message = " ".join(encodable(str(error)[:600]).split())[:300]
+    except BaseException as second:  # a __str__ that fails must not hide the failure that it belongs to
+        message = f"(its message cannot be read: {type(second).__name__})"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    return encodable(f"{type(error).__name__}: {message}{place}")[:400]

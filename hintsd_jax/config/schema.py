@@ -115,6 +115,13 @@ class EnvSection(Section):
     )
     data_dir: str = key("data", "folder where task data sets are built, relative to the current folder")
     call_timeout_s: float = key(60.0, "seconds (wall clock) that one call of the environment may take", "(0, 1000000]")
+    isolation: str = key(
+        "auto",
+        "where an environment runs: process, in one of its own, which is killed where a call takes too long or too much"
+        " memory; thread, in the trainer's process; auto: what its class names in `isolation`, else process",
+        choices=("auto", "thread", "process"),
+    )
+    memory_gib: float = key(4.0, "GiB of memory that the process of one environment may take", "[0.03125, 1048576]")
 
 
 @dataclasses.dataclass(frozen=True)

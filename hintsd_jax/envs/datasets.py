@@ -60,12 +60,18 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(tasks) for split, tasks in self.splits().items()}
 
     def _generate_examples(self, tasks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        seen: set[str] = set()
         for task in tasks:
+            if task["id"] in seen:
+                raise UserError(f"{self.name}: two tasks have the id {task['id']!r}: give every task an id of its own")
+            seen.add(task["id"])
             yield task["id"], task
 
 
 class StoredTasks(Sequence):
     """A TFDS data source with its bytes decoded. Slices give lists."""
+
+    unique_ids = True  # `TaskBuilder` builds no other
 
     def __init__(self, source):
         self._source = source

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hintsd_jax.envs.base import CallTimeout
-from hintsd_jax.texts import encodable
+from hintsd_jax.texts import described, encodable
 
 ENV_ERROR, ENV_TIMEOUT, ENV_DIED = "env_error", "env_timeout", "env_died"
 # What depends on the clock, or on the memory that was free: a step that is done again may find it otherwise.
 NOT_REPEATABLE = (ENV_TIMEOUT, ENV_DIED)
-MAX_DETAIL, MAX_TRACEBACK = 400, 4_000  # characters
+MAX_TRACEBACK = 4_000  # characters
 
 T = TypeVar("T")
 
@@ -42,12 +42,12 @@ class CallFailure:
     def of(cls, error: BaseException, prefix: str = "") -> CallFailure:
         """What an environment raised: ENV_TIMEOUT for a `CallTimeout`, else ENV_ERROR."""
         reason = ENV_TIMEOUT if isinstance(error, CallTimeout) else ENV_ERROR
-        return cls(reason, prefix + _describe(error), _whole(error))
+        return cls(reason, prefix + described(error), _whole(error))
 
 
 class Call(Generic[T]):
     """A call under way, of a method that gives a T. `result()` may be called more than once, from several threads, and
-    always gives the same.
+    always gives the same. steps: that the episode has had.
 
     `on_failure(failure)` is called for a failure that is NOT_REPEATABLE, once, before `result()` gives it.
     """
@@ -58,8 +58,9 @@ class Call(Generic[T]):
         args: tuple[Any, ...],
         limit_seconds: float,
         on_failure: Callable[[CallFailure], None] | None = None,
+        steps: int = 0,
     ):
-        self.method, self.args = method, args
+        self.method, self.args, self.steps = method, args, steps
         self._on_failure = on_failure
         self.limit_seconds = limit_seconds
         self._begun_at = 0.0
@@ -111,23 +112,12 @@ class Call(Generic[T]):
         return CallFailure(ENV_TIMEOUT, f"{self.method} took longer than {self.limit_seconds:g} s")
 
 
-def _describe(error: BaseException) -> str:
-    """One line: type, message, and the innermost place."""
-    try:
-        message = " ".join(encodable(str(error)[: 2 * MAX_DETAIL]).split())[:300]
-    except BaseException as second:  # a __str__ that fails must not hide the failure that it belongs to
-        message = f"(its message cannot be read: {type(second).__name__})"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
-    return encodable(f"{type(error).__name__}: {message}{place}")[:MAX_DETAIL]
-
-
 def _whole(error: BaseException) -> str:
     try:
         lines = _without_columns(traceback.TracebackException.from_exception(error)).format()
         text = "".join(lines)
     except BaseException:  # as above, for the causes of the error too
-        text = _describe(error) + "\n"
+        text = described(error) + "\n"
     return encodable(text[-MAX_TRACEBACK:])
 
 

@@ -163,7 +163,7 @@ class _Object:
         try:
             if self._env is None:
                 self._env = self._make_env()
-            return checked(call.method, getattr(self._env, call.method)(*map(_copied, call.args)))
+            return checked(call.method, getattr(self._env, call.method)(*map(_copied, call.args)), call.steps)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
             return CallFailure.of(error)
 

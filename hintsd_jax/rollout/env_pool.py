@@ -91,7 +91,8 @@ class EnvPool:
 
     def report(self, slot: int) -> Call[Report]:
         """Asks for the report of a slot's episode. Raises as `step` does."""
-        return self._worker(slot, "report").submit(self._call(self._keys[slot], "report", "report"))
+        worker = self._worker(slot, "report")
+        return worker.submit(self._call(self._keys[slot], "report", "report", steps=self._steps[slot]))
 
     def close(self) -> list[CallFailure]:
         """Closes, all at once, every environment that has not failed and is not in a call.
@@ -120,15 +121,15 @@ class EnvPool:
             raise ValueError(f"{method} on slot {slot} before its reset")
         return worker
 
-    def _call(self, key: Key, name: str, method: str, *args: Any) -> Call:
+    def _call(self, key: Key, name: str, method: str, *args: Any, steps: int = 0) -> Call:
         """A call of an episode; settled where the journal has a failure for it."""
         journal = self._journal
         if journal is None:
-            return Call(method, args, self._limit)
+            return Call(method, args, self._limit, steps=steps)
         failure = journal.get(*key, name)
         if failure is None:
             note = lambda failure: journal.put(*key, name, value=asdict(failure))
-            return Call(method, args, self._limit, note)
+            return Call(method, args, self._limit, note, steps)
         call = Call(method, args, self._limit)
         call.settle(CallFailure(**failure))
         return call

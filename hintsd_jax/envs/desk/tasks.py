@@ -70,6 +70,8 @@ class DeskTasks(TaskBuilder):
 class ParsedTasks(Sequence):
     """The stored entries of a split, as tasks. Slices give lists."""
 
+    unique_ids = True  # as those of `StoredTasks`
+
     def __init__(self, entries: Sequence[Mapping[str, str]]):
         self._entries = entries
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from hintsd_jax.envs.base import Message
+from hintsd_jax.envs.protocol import checked_words
 from hintsd_jax.envs.tool_calls import THINK_CLOSE
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step
@@ -28,9 +29,11 @@ class Benchmark:
 
     @classmethod
     def of(cls, env_class: type, name: str) -> Benchmark:
-        """Of an environment's class, which may have `benchmark_name` and `kinds_of_mistake`; `name`: of the config."""
-        given = getattr(env_class, "benchmark_name", "") or name.rpartition(":")[2]
-        return cls(given, tuple(getattr(env_class, "kinds_of_mistake", ())))
+        """Of an environment's class, which may have `benchmark_name` and `kinds_of_mistake`; `name`: of the config.
+        Raises UserError for anything but short lines of text.
+        """
+        given, kinds = checked_words(env_class, name)
+        return cls(given or name.rpartition(":")[2], kinds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from hintsd_jax.envs.tool_calls import BARE, HERMES, PYTHON_TAG
 from hintsd_jax.errors import UserError
-from hintsd_jax.rollout.chat_template import Template
+from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template
 from tests.helpers import (
     FORGETTING_TEMPLATE,
     KEEPING_TEMPLATE,
@@ -179,3 +179,55 @@ def test_the_documentation_of_tools_is_what_the_template_writes_about_them(famil
         not any(token.content in text for token in tokenizer.added_tokens_decoder.values() if token.special)
         and "look" not in text
     )
+
+
+def test_whatever_a_template_raises_is_one_line():
+    for broken, words in (
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ 'a' + 1 }}", "TypeError: "),
+        ("{{ messages[0].content.split('') }}", "ValueError: empty separator"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError: "),
+        ("{%- macro m() -%}{{ m() }}{%- endmacro -%}{{ m() }}", "RecursionError: "),
+        ("{% if %}", "cannot render"),
+    ):
+        with pytest.raises(
+            UserError, match=f"the chat template cannot render the roles user, assistant: .*{words}|{words}"
+        ) as error:
+            Template(make_tokenizer(broken + MINIMAL_TEMPLATE), {})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    # what breaks only once there are tools, results or a system message is a template that has no place for them
+    picky = MINIMAL_TEMPLATE.replace(
+        "{%- for t in tools or [] -%}", "{{- 1 / 0 if tools else '' -}}{%- for t in [] -%}"
+    )
+    assert "it lists no tools" in Template(make_tokenizer(picky), {}).adaptation
+
+
+def test_tools_that_are_shown_in_part_are_written_elsewhere():
+    name_only = MINIMAL_TEMPLATE.replace("t | tojson", "t.function.name")
+    no_parameters = MINIMAL_TEMPLATE.replace("t | tojson", "t.function.name ~ t.function.description")
+    for text in (name_only, no_parameters):
+        template = Template(make_tokenizer(text), {})
+        assert "it lists no tools" in template.adaptation
+        assert '"properties"' in template.render([user("Go.")], [PROBE_TOOL])
+
+
+def test_of_named_templates_one_is_used_for_everything():
+    other = MINIMAL_TEMPLATE.replace("m.content ~", "'(' ~ m.content ~ ')' ~")
+    named = {"default": other, "tool_use": KEEPING_TEMPLATE, "rag": "{{ 1 / 0 }}"}
+    template, alone = (Template(make_tokenizer(text), {}) for text in (named, KEEPING_TEMPLATE))
+    assert template.adaptation == "of default, rag, tool_use it is 'tool_use', for all that is read"
+    for tools in ((), (PROBE_TOOL,)):
+        assert template.render([user("Go.")], tools) == alone.render([user("Go.")], tools)
+    result = [{"role": "tool", "content": "1"}]
+    assert template.added(result) == alone.added(result)
+    # as transformers chooses for a dialogue with tools
+    tokenizer = make_tokenizer(named)
+    assert template.render([user("Go.")], (PROBE_TOOL,)) == tokenizer.apply_chat_template(
+        [user("Go.")], tools=[PROBE_TOOL], add_generation_prompt=True, tokenize=False
+    )
+    template = Template(make_tokenizer({"default": MINIMAL_TEMPLATE, "rag": other}), {})
+    assert template.render([user("Go.")]) == Template(make_tokenizer(MINIMAL_TEMPLATE), {}).render([user("Go.")])
+    with pytest.raises(
+        UserError, match="names the chat templates chatty, rag, and none of them 'tool_use' or 'default'"
+    ):
+        Template(make_tokenizer({"rag": other, "chatty": other}), {})

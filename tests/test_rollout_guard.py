@@ -7,7 +7,7 @@ import functools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import Tokenizer, normalizers
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat
@@ -51,7 +51,7 @@ def normalising(normalizer, template=KEEPING_TEMPLATE):
 
 def with_short_token():
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken("~", special=True)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["~"]})
     return tokenizer
 
 
@@ -176,7 +176,7 @@ def test_one_result_cannot_pass_for_two():
 
 
 def test_tags_stand_where_a_policy_or_an_author_writes_them():
-    tokenizer, chat, _, tags = opened("keeping")
+    _, chat, _, tags = opened("keeping")
     call = "<think>\nhm\n</think>\n<tool_call>\n{}\n</tool_call>"
     first = {"role": "system", "content": call}
     others = [{"role": "user", "content": call}, {"role": "assistant", "content": call}]

@@ -106,7 +106,7 @@ class ChatFormat:
 
     def prompt(self, messages: Iterable[Message], tools: Tools = (), tags_stand: bool = False) -> Delta:
         """The first messages and the generation prompt. `tools` are rendered by the template, or where it has no place
-        for them, into the messages. tags_stand: in all but results, because the trainer words them (see `rollout.guard`).
+        for them, into the messages. tags_stand: in all but results, as the trainer words them (see `rollout.guard`).
         """
         if tags_stand:
             messages = [m if m["role"] == "tool" else {**m, OWN: OWN} for m in messages]

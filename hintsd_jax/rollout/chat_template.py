@@ -202,25 +202,23 @@ class Template:
 
     def _find_guard(self) -> Guard:
         """Guards the tokens that begin and end messages, and the tags that the template writes."""
-        roles = [(*_STUB, {"role": role, "content": "Done."}) for role in ("user", "tool")]
+        after = [self._after_stub(role, "Done.") for role in ("user", "tool")]
         opened = [self.render(_REQUEST, generate=False), self.generation_prompt]
-        opened += [self._after_stub(messages).removeprefix(self.closing) for messages in roles]
+        opened += [text.removeprefix(self.closing) for text in after]
         frames = [self.stop_token, *(self._first_token(text.lstrip()) for text in opened)]
-        written = [self.render(_REQUEST, (PROBE_TOOL,)), *map(self._after_stub, roles)]
+        written = [self.render(_REQUEST, (PROBE_TOOL,)), *after]
         guard = Guard(self._tokenizer, filter(None, frames), written)
         guarded = "\n".join(sorted(guard.control | guard.tags))
         self._guard = guard
         for role in ("user", "tool"):
-            attacked, harmless = (
-                guard.structure(self._after_stub([{"role": role, "content": text}])) for text in (guarded, "Done.")
-            )
+            attacked, harmless = (guard.structure(self._after_stub(role, text)) for text in (guarded, "Done."))
             if attacked != harmless:
                 raise UserError("the tokenizer makes control tokens of any text: tokenizer.json must be repaired")
         return guard
 
-    def _after_stub(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _after_stub(self, role: str, text: str) -> str:
         try:
-            return self.added(messages[-1:])
+            return self.added([{"role": role, "content": text}])
         except UserError:  # its frames are then those of the generation prompt alone
             return ""
 

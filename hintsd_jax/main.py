@@ -5,17 +5,19 @@
 The same as `python -m hintsd_jax ...` and as `python -m hintsd_jax.main --mode=train ...`. Flags go in, one run comes
 out; of plan what it would hold, with exit status 0 if that fits and 1 if not. Whatever the user can mend ends in one
 line on stderr and exit status 2, before jax is imported where it can be; every other error is a bug and keeps its
-traceback.
+traceback. A reader of the output that leaves, as `head` does, ends nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -23,7 +25,8 @@ from ml_collections import ConfigDict
 import hintsd_jax
 from hintsd_jax.config import files, flags, reference, validation
 from hintsd_jax.config.edge import flatten
-from hintsd_jax.errors import UserError
+from hintsd_jax.config.fields import expanded, shown
+from hintsd_jax.errors import UserError, of_the_machine, reason
 from hintsd_jax.texts import did_you_mean, is_encodable
 
 MODES = {
@@ -81,46 +84,65 @@ def run(command: Command) -> int:
     if command.mode == "report":
         if not command.rest:
             raise UserError("report needs folders of runs: hintsd-jax report WORKDIR [WORKDIR ...]")
-        try:
-            return importlib.import_module("hintsd_jax.tools.report.command").main(command.rest)
-        except SystemExit as end:  # its own --help, or a flag that it does not know
-            return int(end.code or 0)
+        return importlib.import_module("hintsd_jax.tools.report.command").main(command.rest)
     if command.config is None:
         raise UserError(f"--config is missing: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}")
-    if not (command.workdir or "").strip() and command.mode != "plan" and not command.print_config:
-        problem = "missing" if command.workdir is None else "empty"
-        raise UserError(f"--workdir is {problem}: give the {flags.FLAGS['workdir']}")
-    if command.workdir and not (is_encodable(command.workdir) and command.workdir.isprintable()):
-        raise UserError(f"--workdir={command.workdir!r} cannot be the name of a folder")
+    workdir = "" if command.mode == "plan" or command.print_config else _workdir(command.workdir)
     validation.check(command.config)  # before importing jax takes a second
     config = importlib.import_module("hintsd_jax.config.build").build(command.config)
     if command.print_config:
-        _print("\n".join(f"{name} = {value!r}" for name, value in flatten(config.to_dict()).items()))
+        print("\n".join(f"{name} = {value!r}" for name, value in flatten(config.to_dict()).items()))
         return 0
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
     if command.mode == "plan":
         return 0 if importlib.import_module("hintsd_jax.tools.planner.plan").plan(config) else 1
-    getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)(config, command.workdir)
+    getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)(config, workdir)
     return 0
+
+
+def _workdir(named: str | None) -> str:
+    """The workdir's path. Raises UserError where it is none that a run should have."""
+    if named is None or not named.strip():
+        raise UserError(f"--workdir is {'missing' if named is None else 'empty'}: give the {flags.FLAGS['workdir']}")
+    if not (is_encodable(named) and named.isprintable()):
+        raise UserError(f"--workdir={shown(named)} cannot be the name of a folder")
+    path = Path(expanded(named, "--workdir"))
+    # Where --workdir=./$UNSET, --workdir=~/$UNSET and --workdir=$UNSET/ lead.
+    for what, other in {"current folder": ".", "home folder": os.path.expanduser("~"), "root folder": "/"}.items():
+        if path.exists() and os.path.exists(other) and path.samefile(other) and not (path / "config.json").exists():
+            raise UserError(f"--workdir={named} is the {what} and holds no run: give a folder of its own")
+    return str(path)
 
 
 def main(argv: Sequence[str]) -> int:
     """`parse` and `run`, with what the user can mend as one line on stderr."""
+    with _lasting_output():
+        try:
+            status = _main(argv)
+            sys.stdout.flush()  # here, so that a disk that is full by then is told
+            return status
+        except UserError as error:
+            told = error
+        except (OSError, MemoryError, RuntimeError) as error:
+            told = of_the_machine(error)
+            if told is None:
+                raise
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+            return 128 + signal.SIGINT
+        print(f"error: {' '.join(str(told).split())}", file=sys.stderr)
+        return 2
+
+
+def _main(argv: Sequence[str]) -> int:
     first = argv[0] if argv else "help"
     if first == "--version":
         print(f"hintsd-jax {hintsd_jax.__version__}")
         return 0
     if first == "help" or (_HELP & set(argv) and first != "report"):  # report has a --help of its own
-        _print(reference.help_text(MODES, flags.FLAGS))
+        print(reference.help_text(MODES, flags.FLAGS))
         return 0 if argv else 2
-    try:
-        return run(parse(argv))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run(parse(argv))
 
 
 def cli() -> None:
@@ -129,12 +151,49 @@ def cli() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
-def _print(text: str) -> None:
-    """Prints a long text; its reader may leave in the middle, as `head` does."""
+class _Lasting:
+    """A stream that goes on without its reader: what nobody can read any more goes nowhere.
+
+    Raises UserError where the output's own disk is full, of stdout; of stderr there is no place left to say so.
+    """
+
+    def __init__(self, stream: TextIO, name: str):
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._guarded(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def _guarded(self, call: Any, *args: str) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what Python flushes when it ends goes there as well
+            os.close(nowhere)
+            if self._name == "stdout" and not isinstance(error, BrokenPipeError):
+                raise UserError(f"the output cannot be written ({reason(error)}): make room for it") from error
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Both streams as `_Lasting`, and none of them closed, or of an encoding that lacks a character."""
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Lasting(stream, name))
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command: folders in, one file out; one clear line for what a user can mend; nothing heavy is imported."""
 
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ REPO = Path(__file__).parents[1]
 
 def run(*args):
     return subprocess.run(
-        [sys.executable, "-m", "hintsd_jax.tools.report", *map(str, args)], cwd=REPO, capture_output=True, text=True
+        [sys.executable, "-m", "hintsd_jax", "report", *map(str, args)], cwd=REPO, capture_output=True, text=True
     )
 
 
@@ -47,12 +48,22 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path):
         (["{run}", "{run}"], "twice"),
         (["{run}/x"], "no folder"),
         (["{run}", "--episodes", "-1"], "--episodes"),
+        (["{run}", "--episodes", "1e9"], "invalid int value"),
+        (["{run}", "--episode"], "expected one argument"),
+        (["-x"], "WORKDIR"),
+        (["", "--out=r.html"], "cannot be the name of a folder"),
+        (["a\0b"], "cannot be the name of a folder"),
+        (["{run}", "--out="], "cannot be the name of a file"),
+        (["{run}", "--out={run}/config.json"], "ends with .html"),
+        (["~nobody-of-that-name/run"], "home folder of nobody"),
     ],
 )
-def test_errors_name_what_to_do(tmp_path, capsys, args, word):
+def test_errors_name_what_to_do(tmp_path, args, word):
     workdir = write_run(tmp_path / "run", {1: [record()]})
-    assert report.main([arg.format(run=workdir) for arg in args]) == 2
-    assert word in capsys.readouterr().err
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=re.escape(word)):
+        report.main([arg.format(run=workdir) for arg in args])
+    assert (workdir / "config.json").read_bytes() == before
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):

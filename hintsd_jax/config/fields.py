@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
+
+from hintsd_jax.errors import UserError
 
 _SHOWN = 160  # characters of a value in a message
 
@@ -16,6 +19,7 @@ class Key:
     """meaning: one line. interval: "[0, 1)" of a number ("inf" bounds are open), or of each number of a tuple.
     choices: of a text, or of each text of a tuple. by_algorithm: None in a config means "as the algorithm decides".
     open: may also be a path "package.module:name". derived: 0, or an empty tuple, means "as `config.lengths` says".
+    path: of a file or folder, where "~" is the home folder.
     """
 
     meaning: str
@@ -24,6 +28,7 @@ class Key:
     by_algorithm: bool = False
     open: bool = False
     derived: bool = False
+    path: bool = False
 
 
 def key(default: Any, meaning: str, interval: str = "", **more: Any) -> Any:
@@ -41,6 +46,17 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, a mapping that holds itself
         return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def expanded(path: str, name: str) -> str:
+    """A path with the home folder in place of a leading "~". Raises UserError where the system knows no such user.
+
+    name: of the key or flag that holds it.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise UserError(f"{name} = {shown(path)} names the home folder of nobody: write ./~... for a name with a ~")
+    return whole
 
 
 def inside(value: float, interval: str) -> bool:

@@ -9,7 +9,6 @@ errors. `runs/` itself is not used, because it imports jax.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.jsonl import json_object, read_jsonl
+from hintsd_jax.jsonl import json_object, read_jsonl, read_object
 
 _EPISODES = re.compile(r"(step|evaluation)_(\d+)\.jsonl")
 
@@ -72,7 +71,7 @@ def read_run(path: Path, name: str) -> Run:
     """
     if not path.is_dir():
         raise UserError(f"{path} is no folder: give the --workdir of a run")
-    stored = _object(path / "config.json")
+    stored = read_object(path / "config.json")
     if stored is None:
         raise UserError(f"{path} holds no run (there is no config.json): give the --workdir of a run")
     if not isinstance(stored.get("config"), dict):
@@ -89,8 +88,8 @@ def read_run(path: Path, name: str) -> Run:
         config=_flat(stored["config"]),
         versions=(stored.get("versions") or [{}])[-1],
         rows=[line.value for line in read_jsonl(path / "metrics.jsonl", "a metrics row", _metrics_row)],
-        held_out=_object(path / "held_out.json"),
-        evaluation=_object(path / "evaluation.json"),
+        held_out=read_object(path / "held_out.json"),
+        evaluation=read_object(path / "evaluation.json"),
         episodes=dict(sorted(episodes.items())),
     )
 
@@ -104,19 +103,6 @@ def count_lines(path: Path) -> int:
 def _metrics_row(value: Any) -> dict[str, Any]:
     if not isinstance(json_object(value).get("step"), int):
         raise ValueError("no step")
-    return value
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    """A JSON file that holds one object; None where there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): mend or remove it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object: mend or remove it")
     return value
 
 

@@ -1,6 +1,7 @@
 """One folder, one config, one process, and no half-written file."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
+from hintsd_jax.runs import nonfinite
 from hintsd_jax.runs.workdir import Workdir, atomic_writer
 
 
@@ -111,7 +113,9 @@ def test_episodes_and_texts(tmp_path):
         workdir.write_episodes(2, records, kind="eval")
         assert path == tmp_path / "episodes" / "step_000012.jsonl"
         assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == records
+        nonfinite.keep(tmp_path, 3, [], [], {})
         workdir.discard_after(2)
+        assert not list((tmp_path / "nonfinite").iterdir())
         assert sorted(p.name for p in path.parent.iterdir()) == [
             "eval_000002.jsonl",
             "step_000001.jsonl",
@@ -130,6 +134,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     with Workdir.open(tmp_path / "run", a_config()) as workdir:
-        with pytest.raises(ValueError):
-            workdir.write_episodes(1, [{"reward": float("nan")}])
+        with pytest.raises(TypeError):
+            workdir.write_episodes(1, [{"reward": 1.0}, {"reward": object()}])
         assert not list((workdir.path / "episodes").iterdir())
+
+
+def test_what_json_cannot_hold_never_ends_a_run(tmp_path):
+    nan, inf = math.nan, math.inf
+    records = [{"logprobs": [-0.5, nan, -inf], "report": {"faults": ({"step": 1, "weight": inf},)}, "reward": nan}]
+    records += [{"detail": "half a \udc80 character", "ok": [1, True, None, "é"]}]
+    with Workdir.open(tmp_path, a_config()) as workdir:
+        lines = workdir.write_episodes(1, records).read_text(encoding="utf-8").splitlines()
+    first, second = (json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines)
+    report = {"faults": [{"step": 1, "weight": None}]}
+    assert first == {"logprobs": [-0.5, None, None], "report": report, "reward": None} and second == records[1]

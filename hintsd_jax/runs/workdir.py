@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
 from hintsd_jax.errors import UserError, reason, writing
 from hintsd_jax.jsonl import read_object
+from hintsd_jax.runs import nonfinite
 from hintsd_jax.runs.journal import Journal
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -121,6 +123,9 @@ class Workdir:
     def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> Path:
         """Writes `episodes/<kind>_<step>.jsonl`, one JSON object a line; an older file of that name is replaced.
 
+        Whatever outside code put into a record, it is JSON: a number that is not finite is null, half a character (a
+        lone surrogate) is its escape.
+
         kind: "step", or "evaluation" for those that `--mode=evaluate` has played after that step.
         """
         folder = self.path / "episodes"
@@ -129,7 +134,7 @@ class Workdir:
         path = folder / f"{kind}_{step:06d}.jsonl"
         with atomic_writer(path) as file:
             for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(_line(record))
         return path
 
     def write_text(self, name: str, text: str) -> Path:
@@ -148,12 +153,32 @@ class Workdir:
         return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
 
     def discard_after(self, step: int | None) -> None:
-        """Removes the episodes of steps later than `step` (None: 0): a resumed run repeats them."""
+        """Removes what was kept of steps later than `step` (None: 0), episodes and batches: a resumed run repeats
+        them.
+        """
+        nonfinite.discard_after(self.path, step or 0)
         for path in (self.path / "episodes").glob("*.jsonl"):
             match = _EPISODES.fullmatch(path.name)
             if match and int(match[1]) > (step or 0):
                 with writing(path):
                     path.unlink()
+
+
+def _line(record: Mapping) -> str:
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_nulled(record), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode() + "\n"
+
+
+def _nulled(value: Any) -> Any:
+    """A JSON value with None for every number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    return [_nulled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:

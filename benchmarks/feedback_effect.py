@@ -46,6 +46,9 @@ class Generation:
     context: int
     ids: list[int] = dataclasses.field(default_factory=list)
 
+    def begin(self, slot: int) -> Sequence[int]:
+        return self.prompt
+
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids = ids
 

@@ -33,6 +33,9 @@ class Greedy:
         self.prompt, self.context, self.ids = prompt, context, []
         self.sampling, self.key = Sampling(0.0, 1.0, 0, GENERATED), np.zeros(2, np.uint32)
 
+    def begin(self, slot: int) -> Sequence[int]:
+        return self.prompt
+
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids = ids
 

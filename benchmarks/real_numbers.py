@@ -45,6 +45,9 @@ class Greedy:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
 
+    def begin(self, slot: int) -> Sequence[int]:
+        return self.prompt
+
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids, self.logprobs = ids, logprobs
 

@@ -72,6 +72,9 @@ def play(folder):
         def __init__(self, prompt):
             self.prompt, self.key, self.tokens = prompt, np.zeros(2, np.uint32), list(prompt)
 
+        def begin(self, slot):
+            return self.prompt
+
         def submit(self, tokens, logprobs, stopped):
             self.tokens += tokens
 

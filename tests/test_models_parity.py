@@ -77,6 +77,9 @@ class Continue:
     def __init__(self, prompt):
         self.prompt, self.ids = prompt, []
 
+    def begin(self, slot):
+        return self.prompt
+
     def submit(self, ids, logprobs, stopped):
         self.ids = ids
 

@@ -41,6 +41,9 @@ class Dialogue:
         self.tokens, self.spans, self.logprobs, self.stopped = list(prompt), [], [], []
         self._observations, self.contexts = list(observations), []
 
+    def begin(self, slot):
+        return self.prompt
+
     def submit(self, ids, logprobs, stopped):
         self.spans.append((len(self.tokens), len(self.tokens) + len(ids)))
         self.tokens += ids

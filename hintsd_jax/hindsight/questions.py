@@ -57,6 +57,9 @@ class _Generation:
         self.ids: list[int] = []
         self.cut = False
 
+    def begin(self, slot: int) -> Sequence[int]:
+        return self.prompt
+
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids, self.cut = ids, not stopped
 

@@ -47,11 +47,19 @@ class ScriptedEngine:
             self._play(job, stats)
         return stats
 
-    def compile(self, params: Any) -> None:
+    programs = 0
+
+    def compile(self, params: Any, tick: Callable[[], object] = lambda: None) -> None:
         """There is nothing to compile."""
 
     def _play(self, job: Job, stats: SamplingStats) -> None:
-        texts, context, length = iter(self._script(job)), min(job.context, self.config.context), len(job.prompt)
+        context, prompt = min(job.context, self.config.context), job.begin(0)
+        if prompt is None:
+            first = job.collect()
+            if first is None:
+                return  # over before it began
+            prompt = first.tokens if isinstance(first, Rewrite) else first
+        texts, length = iter(self._script(job)), len(prompt)
         while True:
             if not 1 <= length < context:
                 raise UserError(

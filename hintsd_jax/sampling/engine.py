@@ -4,7 +4,8 @@
 
 A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an
 environment prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin
-with in common stays. Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one.
+with in common stays. Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one,
+which begins only then: no more jobs are under way than there are slots.
 
 Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot,
 its neighbours or the clock. Every row is prefilled in chunks that follow from its own length, keys are folded from
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -66,18 +67,20 @@ class SamplingStats:
 
 @dataclasses.dataclass
 class _Slot:
-    """prompt: all but its last token are in the cache or about to be; kept after the job has ended, for others to copy.
-    uncached: known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on.
-    pending: the last known token when the generation began. limit: the most tokens of the generation. waiting:
-    submitted, not collected.
+    """arrived: the prompt of the job, until it is placed in the cache. prompt: all but its last token are in the cache
+    or about to be; kept after the job has ended, until the next one's prompt is placed, for others to copy. uncached: known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on.
+    pending: the last known token when the generation began. limit: the most tokens of the generation. began: whether
+    the job has had its prompt. waiting: for what the job answers: begun or submitted, not collected.
     """
 
     job: Job | None = None
+    arrived: tuple[int, ...] = ()
     prompt: tuple[int, ...] = ()
     uncached: Sequence[int] = ()
     cached: list[int] = dataclasses.field(default_factory=list)
     pending: int = 0
     limit: int = 0
+    began: bool = False
     waiting: bool = False
 
     def rewrite(self, tokens: Sequence[int]) -> None:
@@ -128,18 +131,27 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return self._run(self._layout(params), deque(jobs))
 
-    def compile(self, params: decoder.Params) -> None:
-        """Compiles every program that `run` may need, by calling each on empty slots: later, nothing compiles."""
+    @property
+    def programs(self) -> int:
+        """How many there are to compile."""
+        return len(self.config.prefill_buckets) + 2
+
+    def compile(self, params: decoder.Params, tick: Callable[[], object] = lambda: None) -> None:
+        """Compiles every program that `run` may need, by calling each on empty slots: later, nothing compiles. `tick()`
+        is called after each.
+        """
+        config = self.config
         with jax.set_mesh(self.mesh):
             params = self._layout(params)
-            for bucket in self.config.prefill_buckets:
+            for bucket in config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
+                tick()
             self._copy_part([])
+            tick()
             self._decode(
-                params,
-                programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens),
-                SamplingStats(),
+                params, programs.idle_state(config.slots, config.context, config.max_tokens), SamplingStats()
             )
+            tick()
 
     def _run(self, params: decoder.Params, queue: deque[Job]) -> SamplingStats:
         stats = SamplingStats()
@@ -147,7 +159,8 @@ class Engine:
         state = programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens)
         while True:
             self._collect(slots, state)
-            self._fill(params, slots, state, queue, stats)
+            self._fill(slots, state, queue)
+            self._place(params, slots, state, stats)
             if any(slot.uncached for slot in slots):
                 self._prefill(params, slots, state, stats)
             if not state.active_B.any():
@@ -169,42 +182,53 @@ class Engine:
             if answer is None:
                 slot.job = None
                 state.position_B[index] = self.config.context  # nothing attends for an empty slot
+            elif isinstance(answer, Rewrite) and not slot.began:
+                slot.arrived = self._checked(answer.tokens, slot.job, "prompt")
             elif isinstance(answer, Rewrite):
                 slot.rewrite(self._checked(answer.tokens, slot.job, "rewritten context"))
                 state.key_B2[index] = answer.key
             else:
                 slot.uncached = [int(state.pending_B[index]), *answer]
 
-    def _fill(
-        self,
-        params: decoder.Params,
-        slots: list[_Slot],
-        state: programs.DecodeState,
-        queue: deque[Job],
-        stats: SamplingStats,
+    def _fill(self, slots: list[_Slot], state: programs.DecodeState, queue: deque[Job]) -> None:
+        """Gives free slots the next jobs, which begin."""
+        for index, slot in enumerate(slots):
+            if slot.job is not None or not queue:
+                continue
+            job = slot.job = queue.popleft()
+            slot.began = False
+            self._set_state(state, index, job)
+            prompt = job.begin(index)
+            slot.waiting = prompt is None
+            if prompt is not None:
+                slot.arrived = self._checked(prompt, job, "prompt")
+
+    def _place(
+        self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats
     ) -> None:
-        """Gives free slots the next jobs; a prompt that a slot has in its cache already is copied from there."""
+        """Gives the prompts that have arrived a place in the cache: one that another slot has already is copied from
+        there.
+        """
         slot_of = {slot.prompt: index for index, slot in enumerate(slots) if slot.prompt}
         copies: list[tuple[int, int]] = []  # (source slot, target slot)
         copies_after_prefill: list[tuple[int, int]] = []  # of prompts that this call prefills
         for index, slot in enumerate(slots):
-            if slot.job is not None or not queue:
+            prompt = slot.arrived
+            if not prompt:
                 continue
-            job = queue.popleft()
-            prompt = self._checked(job.prompt, job, "prompt")
             source = slot_of.get(prompt)
             if slot.prompt and slot_of.get(slot.prompt) == index:
                 del slot_of[slot.prompt]  # its row is overwritten from here on
             if source is None:
-                slots[index] = _Slot(job, prompt, uncached=prompt)
+                slots[index] = _Slot(slot.job, prompt=prompt, uncached=prompt, began=True)
             else:
                 if source != index:
                     is_cached = len(slots[source].cached) >= len(prompt) - 1
                     (copies if is_cached else copies_after_prefill).append((source, index))
                     stats.copied_tokens += len(prompt) - 1
-                slots[index] = _Slot(job, prompt, uncached=prompt[-1:], cached=list(prompt[:-1]))
+                cached = list(prompt[:-1])
+                slots[index] = _Slot(slot.job, prompt=prompt, uncached=prompt[-1:], cached=cached, began=True)
             slot_of.setdefault(prompt, index)
-            self._set_state(state, index, job)
         # A row that is copied from must still be whole: old rows are copied before any prefill, new ones after it.
         self._copy(copies)
         if copies_after_prefill:

@@ -43,16 +43,21 @@ class Rewrite:
 
 
 class Job(Protocol):
-    """A dialogue. The engine samples after `prompt`, gives the span to `submit` and goes on after `collect`.
+    """A dialogue. Once a slot is free for it the engine begins it, samples after its prompt, gives the span to `submit`
+    and goes on after `collect`.
 
-    prompt: token ids. context: the most tokens that the dialogue may have, sampled ones included; at most the engine's.
-    key: uint32 [2], raw data of a threefry key, this job's own.
+    context: the most tokens that the dialogue may have, sampled ones included; at most the engine's. key: uint32 [2],
+    raw data of a threefry key, this job's own.
     """
 
-    prompt: Sequence[int]
     context: int
     key: np.ndarray
     sampling: Sampling
+
+    def begin(self, slot: int) -> Sequence[int] | None:
+        """Takes the number of the slot that the job has until it is over, and gives its prompt as token ids. Must not
+        block: None where the prompt is still to come, by the first `collect`, as a `Rewrite`.
+        """
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         """Takes a sampled span (its stop token included; `stopped` False if it was cut at a limit). Must not block."""

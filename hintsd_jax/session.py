@@ -109,6 +109,7 @@ class Session:
         )
         engine_config = build.engine_config(config)
         _check_fit(config, policy, chat, engine_config.context)
+        policy = dataclasses.replace(policy, unknown_ids=chat.unknown_ids(policy.vocab_size))
         frozen, trained = (None, weights) if adapter is None else (weights, _first_adapter(config, policy, mesh))
         engine = Engine(policy, engine_config, chat.stop_ids, mesh)
         endpoint = None

@@ -4,10 +4,12 @@ history.
 
 import functools
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
@@ -322,6 +324,20 @@ def test_stop_ids_and_vocabulary():
     assert chat.vocab_size == len(tokenizer) == tokenizer.convert_tokens_to_ids("#2") + 1
     tokenizer.eos_token = "<|endoftext|>"
     assert ChatFormat(tokenizer).stop_ids == tuple(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
+
+
+def test_ids_that_no_token_has_are_ranges():
+    chat, tokenizer = format_of("keeping"), tokenizer_of("keeping")
+    size = len(tokenizer)
+    assert chat.unknown_ids(size) == () and chat.unknown_ids(size + 3) == ((size, size + 3),)
+    definition = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    holes = {token["id"] for token in definition["added_tokens"] if token["content"] in ("</think>", "<tool_response>")}
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["id"] not in holes]
+    with_holes = make_tokenizer()
+    with_holes._tokenizer = Tokenizer.from_str(json.dumps(definition))
+    ranges = ChatFormat(with_holes, history="keep").unknown_ids(size + 2)
+    unknown = {number for first, last in ranges for number in range(first, last)}
+    assert unknown == set(range(size + 2)) - set(with_holes.get_vocab().values()) and unknown
 
 
 def test_a_template_that_rewrites_history_is_refused_unless_declared():

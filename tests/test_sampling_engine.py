@@ -96,6 +96,26 @@ def test_log_probs_are_those_of_one_full_forward_pass(params):
         np.testing.assert_allclose(job.logprobs, expected, atol=2e-5)
 
 
+def test_ids_that_the_tokenizer_does_not_know_are_never_sampled(params):
+    """A padded vocabulary with a hole, whose rows would win every draw."""
+    policy = dataclasses.replace(POLICY, unknown_ids=((5, 7), (30, 40)))
+    unknown = [5, 6, *range(30, 40)]
+    table = params["embed"]["embedding"]
+    loud = {**params, "embed": {"embedding": table.at[jnp.array(unknown)].set(50 * table[jnp.array(unknown)])}}
+    samplings = [GREEDY, WARM, Sampling(0.7, 0.9, 0, 12), Sampling(1.5, 1.0, 39, 12)]
+    jobs = [Dialogue([1 + n, 2, 3], [[4, 8]], key=n, sampling=samplings[n % 4]) for n in range(8)]
+    Engine(policy, SHAPE, (STOP,)).run(loud, jobs)
+    for job in jobs:
+        ids = np.asarray(job.tokens)
+        if job.sampling.temperature in (0.0, 1.0):
+            logits_TV = np.where(np.isin(np.arange(40), unknown), -np.inf, teacher_forced(loud, job.tokens))
+            expected_TV = logits_TV - np.log(np.sum(np.exp(logits_TV.astype(np.float64)), -1, keepdims=True))
+            expected = [expected_TV[t - 1, ids[t]] for start, stop in job.spans for t in range(start, stop)]
+            np.testing.assert_allclose(job.logprobs, expected, atol=1e-4)
+        assert not {int(ids[t]) for start, stop in job.spans for t in range(start, stop)} & set(unknown)
+        assert np.isfinite(job.logprobs).all()
+
+
 def test_greedy_decoding_takes_the_forward_pass_argmax(params):
     jobs = dialogues(6, seed=1, sampling=GREEDY)
     engine().run(params, jobs)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.sampling_distribution import SamplingDistribution
+from hintsd_jax.models.sampling_distribution import SamplingDistribution, without_unknown
 from hintsd_jax.training import losses
 from hintsd_jax.training.loss_parts import CrossEntropy, Divergence, LossPart, PolicyGradient, ReferenceKL, TokenLosses
 from hintsd_jax.training.losses import Loss
@@ -428,3 +428,31 @@ def test_two_sums_of_one_name_are_refused(part, metric):
     """One would silently stand in for the other in the metrics."""
     with pytest.raises(UserError, match=f"loss part '{part.name}' reports '{metric}', .* another name"):
         Loss((CrossEntropy(), part))
+
+
+@pytest.mark.parametrize("loss", [LOSSES[1], ALL_PARTS], ids=name)
+def test_ids_that_the_tokenizer_does_not_know_take_no_part_in_a_loss(loss):
+    """Whatever their logits, for student, teacher and reference: values and gradients are those of the other ids."""
+    unknown = ((2, 4), (V - 1, V))
+
+    def of(x, weights, rows=slice(None)):
+        spans = losses.Spans(*(jnp.asarray(x[field]) for field in losses.Spans._fields))
+        spans = spans._replace(weight_BAP=spans.weight_BAP[..., : len(loss.parts)])
+        project = lambda kernel: lambda hidden: without_unknown(hidden @ kernel, unknown)
+        side = lambda name: losses.Side(jnp.asarray(x[f"{name}_BAD"], jnp.float32), project(weights[name]))
+        sums, _ = losses.span_losses(
+            side("student"), spans, loss=loss, teacher=side("teacher"), reference=side("reference")
+        )
+        return sums["loss"], sums
+
+    x = jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, make_span(3))
+    x["actions_BA"] = np.where(np.isin(x["actions_BA"], [2, 3, V - 1]), 0, x["actions_BA"])
+    weights = {name: jnp.asarray(x[f"{name}_DV"], jnp.float32) for name in ("student", "teacher", "reference")}
+    loud = {name: kernel.at[:, jnp.array([2, 3, V - 1])].add(30.0) for name, kernel in weights.items()}
+    step = jax.value_and_grad(of, argnums=1, has_aux=True)
+    (quiet_loss, quiet), quiet_gradient = step(x, weights)
+    (loud_loss, sums), gradient = step(x, loud)
+    assert np.isfinite(loud_loss) and loud_loss == quiet_loss
+    jax.tree.map(np.testing.assert_array_equal, sums, quiet)
+    jax.tree.map(np.testing.assert_array_equal, gradient, quiet_gradient)
+    assert not np.asarray(gradient["student"])[:, [2, 3, V - 1]].any() and np.asarray(gradient["student"]).any()

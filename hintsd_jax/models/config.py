@@ -11,7 +11,7 @@ RMSNorm, rotary angles, the attention softmax, the logits and every sum over tok
 is.
 
 Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than
-what it is: `compute_dtype`, `remat` and `lora`. A config.json that asks for anything that this decoder does not compute
+what it is: `compute_dtype`, `remat`, `lora` and `unknown_ids`. A config.json that asks for anything that this decoder does not compute
 is refused by name.
 """
 
@@ -121,7 +121,8 @@ class PolicyConfig:
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
     `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
-    parameters hold one. Raises UserError on impossible shapes.
+    parameters hold one. `unknown_ids` are ranges (first, last + 1) of ids that no token has: padded vocabularies, holes;
+    they have probability 0. Raises UserError on impossible shapes.
     """
 
     vocab_size: int
@@ -140,6 +141,7 @@ class PolicyConfig:
     compute_dtype: str = "float32"
     remat: bool = True
     lora: LoraConfig | None = None
+    unknown_ids: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         for name in _DIMENSIONS:

@@ -28,6 +28,7 @@ from hintsd_jax.models import rope
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.layers import Block, Embed, KeysValues, RMSNorm, SharedInputs, fold_in
+from hintsd_jax.models.sampling_distribution import without_unknown
 from hintsd_jax.models.sharding import constrain
 
 Params = dict[str, Any]
@@ -191,13 +192,17 @@ def _layer(stacked: Any, n: int) -> Any:
 
 
 def project(params: Params, config: PolicyConfig, hidden: jax.Array) -> jax.Array:
-    """Final-normed hidden [..., D] -> logits [..., V], float32. Project few tokens at once: V may be 151,936."""
+    """Final-normed hidden [..., D] -> logits [..., V], float32. Project few tokens at once: V may be 151,936.
+
+    Those of `config.unknown_ids` are so low that their probability is 0, to sampler, student, teacher and reference.
+    """
     if config.tie_embeddings:
         kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
     else:
         kernel, equation = params["lm_head"]["kernel"], "...d,dv->...v"
     kernel = kernel.astype(config.compute_dtype)
-    return jnp.einsum(equation, hidden.astype(config.compute_dtype), kernel, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(equation, hidden.astype(config.compute_dtype), kernel, preferred_element_type=jnp.float32)
+    return without_unknown(logits, config.unknown_ids)
 
 
 def split_head(params: Params, config: PolicyConfig) -> Params:

@@ -2,9 +2,11 @@
 
 """The distribution that tokens are really drawn from: logits in, which tokens may come and how likely they are out.
 
-It is the softmax of logits / temperature, of which the `top_k` likeliest tokens stay, and of these the smallest set of
-likeliest ones with a mass of `top_p`; what stays is normalised again. The sampler draws from it, and the update takes
-every ratio of student and sampler under it, so that both sides of a ratio mean the same thing.
+Ids that the tokenizer does not know never come: their logits are lowered where logits are made (`decoder.project`), so
+that every distribution, of student, teacher and reference too, is one over the others. Then it is the softmax of
+logits / temperature, of which the `top_k` likeliest tokens stay, and of these the smallest set of likeliest ones with a
+mass of `top_p`; what stays is normalised again. The sampler draws from it, and the update takes every ratio of student
+and sampler under it, so that both sides of a ratio mean the same thing.
 
 Letters: X tokens (or rows of a batch), V vocabulary.
 """
@@ -16,7 +18,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+# Of a token that never comes: exp() of it is 0 at any temperature in use, and 0 times it is 0, as it is not of -inf.
+_NEVER = -1e9
 _HALVINGS = 30  # separates probabilities that differ by more than 2^-30 of the row's largest
 
 
@@ -67,6 +72,18 @@ class SamplingDistribution:
         # Not by log_softmax, which would be one more array of the size of the logits.
         at_token_X = jnp.take_along_axis(scaled_XV, tokens_X[:, None], axis=-1)[:, 0]
         return at_token_X - jax.nn.logsumexp(scaled_XV, axis=-1)
+
+
+def without_unknown(logits: jax.Array, unknown_ids: tuple[tuple[int, int], ...]) -> jax.Array:
+    """The logits [..., V] with those of these ids (each from first to last, last excluded) so low that they never come.
+    Without any the same array. A mask of V constants, fused into what reads the logits.
+    """
+    if not unknown_ids:
+        return logits
+    known_V = np.ones(logits.shape[-1], bool)
+    for first, last in unknown_ids:
+        known_V[first:last] = False
+    return jnp.where(known_V.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, _NEVER)
 
 
 def lowest_kept(scaled_XV: jax.Array, top_p_X: jax.Array, top_k_X: jax.Array) -> jax.Array:

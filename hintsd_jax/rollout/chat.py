@@ -17,6 +17,7 @@ the longer list; under "keep" the list stays, and the message that announces the
 template writes it (a declared deviation).
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +84,8 @@ class ChatFormat:
         self._template = Template(tokenizer, variables, call_style)
         self.style, self.adaptation = self._template.style, self._template.adaptation
         self.follows_template = history == "template"
-        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self._known = frozenset(tokenizer.get_vocab().values())
+        self.vocab_size = max(self._known) + 1
         self._generation_prompt_ids = self._encode(self._template.generation_prompt)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.stop_ids = tuple(dict.fromkeys((*self._encode(self._template.stop_token), *eos, *stop_ids)))
@@ -190,6 +192,11 @@ class ChatFormat:
         whole = self._delta(teacher)
         prefix_length = common_prefix_length(trunk, whole.ids[: whole.prompt_start])
         return prefix_length, whole.ids[prefix_length:]
+
+    def unknown_ids(self, entries: int) -> tuple[tuple[int, int], ...]:
+        """The ids below `entries`, a policy's vocabulary, that no token has, as ranges (first, last + 1)."""
+        ends = [-1, *sorted(self._known), entries]
+        return tuple((before + 1, after) for before, after in itertools.pairwise(ends) if after > before + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an action span, without the stop token that closed it. Where the generation prompt has opened

@@ -242,9 +242,14 @@ def _faults(faults: Iterable[Any], steps: int) -> tuple[Fault, ...]:
 
 
 def _reward(value: Any) -> float:
-    valid = isinstance(value, numbers.Real) and -MAX_REWARD <= value <= MAX_REWARD and math.isfinite(value)
-    _require(valid, f"the reward is {shown(value)}, not a finite number (of at most {MAX_REWARD:g})")
-    return float(value)
+    problem = f"the reward is {shown(value)}, not a finite number (of at most {MAX_REWARD:g})"
+    _require(isinstance(value, numbers.Real), problem)
+    try:
+        reward = float(value)
+    except OverflowError:
+        raise ProtocolError(problem) from None
+    _require(math.isfinite(reward) and abs(reward) <= MAX_REWARD, problem)
+    return reward
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -35,6 +35,11 @@ def register(name: str, path: str) -> None:
     _PATHS[name] = path
 
 
+def path_of(name_or_path: str) -> str:
+    """The path "package.module:Class" of a registered name; a path as it is."""
+    return _PATHS.get(name_or_path, name_or_path)
+
+
 def resolve(name_or_path: str) -> type[Environment]:
     """The environment class of a registered name or of a path "package.module:Class".
 
@@ -42,7 +47,7 @@ def resolve(name_or_path: str) -> type[Environment]:
       UserError: an unknown name, a module that cannot be imported, a missing class, or a class that lacks a method of
         the protocol.
     """
-    env_class = load(_PATHS.get(name_or_path, name_or_path), "environment", _PATHS)
+    env_class = load(path_of(name_or_path), "environment", _PATHS)
     if not isinstance(env_class, type):
         raise UserError(f"environment {name_or_path!r} is {type(env_class).__name__}, not a class")
     missing = [method for method in METHODS if not callable(getattr(env_class, method, None))]

@@ -39,10 +39,10 @@ class CallFailure:
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException, prefix: str = "") -> CallFailure:
+    def of(cls, error: BaseException) -> CallFailure:
         """What an environment raised: ENV_TIMEOUT for a `CallTimeout`, else ENV_ERROR."""
         reason = ENV_TIMEOUT if isinstance(error, CallTimeout) else ENV_ERROR
-        return cls(reason, prefix + described(error), _whole(error))
+        return cls(reason, described(error), _whole(error))
 
 
 class Call(Generic[T]):

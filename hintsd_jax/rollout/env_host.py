@@ -15,6 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hintsd_jax.envs.base import Environment
@@ -35,10 +36,9 @@ class Home(Protocol):
         """Makes ready what a call needs; its time counts for no call."""
 
     def call(self, call: Call) -> Any:
-        """The checked value of a call, or a CallFailure. May take longer than the call's limit."""
-
-    def close_after_error(self) -> CallFailure | None:
-        """Closes the environment after a call of it has failed with an error."""
+        """The checked value of a call, or a CallFailure; a "close" of what was never made is None. May take longer than
+        the call's limit.
+        """
 
     def leave(self) -> None:
         """Lets go of it: after its close, or where it is not to be touched again."""
@@ -144,7 +144,10 @@ class EnvWorker:
         counts = call.settle(value)
         if closing is not None and not closing.done:
             closing.begin()
-            closing.settle(self._home.close_after_error() if counts else None)
+            problem = self._home.call(closing) if counts else None
+            if isinstance(problem, CallFailure):
+                problem = replace(problem, detail=f"close after an error: {problem.detail}")
+            closing.settle(problem)
         return False
 
 
@@ -162,19 +165,12 @@ class _Object:
         """See `Home`."""
         try:
             if self._env is None:
+                if call.method == "close":
+                    return None
                 self._env = self._make_env()
             return checked(call.method, getattr(self._env, call.method)(*map(_copied, call.args)), call.steps)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
             return CallFailure.of(error)
-
-    def close_after_error(self) -> CallFailure | None:
-        """See `Home`."""
-        try:
-            if self._env is not None:
-                self._env.close()
-        except BaseException as error:
-            return CallFailure.of(error, "close after an error: ")
-        return None
 
     def leave(self) -> None:
         """See `Home`."""

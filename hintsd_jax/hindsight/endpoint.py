@@ -2,9 +2,10 @@
 
 """An analyser behind any OpenAI-compatible server: questions in, answers out, many at a time, within a budget.
 
-What a server does never stops the run by itself: a question without an answer is counted by reason. What does stop it,
-with one
-line: a key or a path that no request can do without, and `max_failures` questions in a row without an answer.
+What a server does to one question never stops the run by itself: a question without an answer is counted by reason.
+What does stop it, with one line: a key, a path or a form of the request that no question can do without, and
+`max_failures` questions in a row without an answer. A refusal that names nothing of the form is the form's fault only
+where no other question was answered in it.
 
 Invariants: an outcome is in the journal before it is used, and a step that is done again reads it there and sends
 nothing. Outcomes are taken in the order of the questions, and a question goes out only when the one `concurrency`
@@ -25,8 +26,9 @@ from collections.abc import Sequence
 
 from hintsd_jax.config.schema import EndpointSection as EndpointConfig
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight.completions import ChatServer, Reply
+from hintsd_jax.hindsight.completions import ChatServer
 from hintsd_jax.hindsight.questions import Answers, Question
+from hintsd_jax.hindsight.replies import PROMPT_TOO_LONG, TRUNCATED, Reply
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Sampling
 
@@ -52,18 +54,19 @@ class _Outcome:
 @dataclasses.dataclass
 class _Pending:
     """A question under way. calls: the most requests that it may send. outcome: from the journal or from the server,
-    once it is there.
+    once it is there. stop_if_first: see `Reply`.
     """
 
     question: Question
     calls: int
     outcome: _Outcome | None = None
     journalled: bool = False
+    stop_if_first: str = ""
 
 
 class Endpoint:
     """Asks one server. `used` is what the run has used up so far, to be saved with a checkpoint and put back: "calls",
-    "tokens" and "failures_in_a_row".
+    "tokens", "failures_in_a_row" and the number of "answers".
 
     Raises:
       UserError: see `ChatServer`.
@@ -71,15 +74,15 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig, sampling: Sampling):
         self.config = config
-        self.used: dict[str, int] = {"calls": 0, "tokens": 0, "failures_in_a_row": 0}
-        self._server = ChatServer(config.url, config.model, config.key_env, config.timeout_s, sampling)
+        self.used: dict[str, int] = {"calls": 0, "tokens": 0, "failures_in_a_row": 0, "answers": 0}
+        self._server = ChatServer(config, sampling)
 
     def ask(self, questions: Sequence[Question], journal: Journal | None) -> Answers:
         """The answers, in order; `journal` is the step's.
 
         Raises:
-          UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate), or `max_failures`
-            was reached.
+          UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate, the form of the
+            request), or `max_failures` was reached.
           ValueError: two questions have one name.
         """
         if len({question.name for question in questions}) < len(questions):
@@ -89,11 +92,20 @@ class Endpoint:
         arrivals: queue.SimpleQueue = queue.SimpleQueue()
         stop = threading.Event()
 
-        def settle() -> None:
-            pending = window.popleft()
+        def outcome(pending: _Pending) -> _Outcome:
             while pending.outcome is None:
                 _take(arrivals.get())
-            self._settle(pending, pending.outcome, answers, journal)
+            return pending.outcome
+
+        def settle() -> None:
+            pending = window.popleft()
+            came = outcome(pending)
+            if pending.stop_if_first and not (
+                # Those under way tell a refused question from a refused form.
+                self.used["answers"] or any(outcome(other).text is not None for other in window)
+            ):
+                raise UserError(pending.stop_if_first)
+            self._settle(pending, came, answers, journal)
 
         try:
             for question in questions:
@@ -141,8 +153,8 @@ class Endpoint:
         threading.Thread(target=work, name="endpoint", daemon=True).start()
         return pending
 
-    def _attempt(self, question: Question, calls: int, stop: threading.Event) -> tuple[_Outcome, str]:
-        """The outcome, and the line that ends the run ("" where it goes on)."""
+    def _attempt(self, question: Question, calls: int, stop: threading.Event) -> tuple[_Outcome, Reply]:
+        """The outcome, and the last reply, which may end the run."""
         sent = prompt_tokens = completion_tokens = 0
         while True:
             reply = self._server.ask(question.messages)
@@ -154,7 +166,7 @@ class Endpoint:
             if not reply.retryable or sent == calls or stop.wait(self._wait_s(question.name, sent, reply)):
                 return _Outcome(
                     reply.text, reply.reason, reply.detail, sent, prompt_tokens, completion_tokens, reply.cut
-                ), reply.stop
+                ), reply
 
     def _wait_s(self, name: str, sent: int, reply: Reply) -> float:
         """Seconds before the next request: doubled each time, at least what the server asks for, and, so that questions
@@ -166,12 +178,18 @@ class Endpoint:
     def _settle(self, pending: _Pending, outcome: _Outcome, answers: Answers, journal: Journal | None) -> None:
         """Counts an outcome, puts it down, and only then gives it away."""
         failures = self.used["failures_in_a_row"]
-        if outcome.reason != OVER_BUDGET:
+        if outcome.reason not in (OVER_BUDGET, PROMPT_TOO_LONG):  # neither says anything of the server
             failures = 0 if outcome.text is not None else failures + 1
         if failures >= self.config.max_failures:
+            mend = "check the server and start again, or raise endpoint.max_failures"
+            if outcome.reason == TRUNCATED:
+                mend = (
+                    "raise hindsight.max_tokens, or make the model think less with endpoint.extra_body"
+                    " (reasoning_effort, chat_template_kwargs)"
+                )
             raise UserError(
                 f"{failures} questions in a row got no answer from {self._server.shown} (the last: {outcome.detail}):"
-                " check the server and start again, or raise endpoint.max_failures"
+                f" {mend}"
             )
         if journal is not None and not pending.journalled:
             journal.put(*_key(pending.question), value=dataclasses.asdict(outcome))
@@ -179,6 +197,7 @@ class Endpoint:
             "calls": self.used["calls"] + outcome.calls,
             "tokens": self.used["tokens"] + outcome.prompt_tokens + outcome.completion_tokens,
             "failures_in_a_row": failures,
+            "answers": self.used["answers"] + (outcome.text is not None),
         }
         answers.texts.append(outcome.text)
         answers.cut.append(outcome.cut)
@@ -187,14 +206,14 @@ class Endpoint:
             answers.dropped[outcome.reason] += 1
 
 
-def _take(arrival: tuple) -> None:
+def _take(arrival: tuple[_Pending, _Outcome, Reply] | tuple[_Pending, None, BaseException]) -> None:
     """Gives an arrived outcome to its question; what ends the run ends it now, whoever else is still waited for."""
-    pending, outcome, end = arrival
-    if isinstance(end, BaseException):
-        raise end
-    if end:
-        raise UserError(end)
-    pending.outcome = outcome
+    pending, outcome, last = arrival
+    if isinstance(last, BaseException):
+        raise last
+    if last.stop:
+        raise UserError(last.stop)
+    pending.outcome, pending.stop_if_first = outcome, last.stop_if_first
 
 
 def _key(question: Question) -> tuple[str, str, str]:

@@ -16,29 +16,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.config.schema import EndpointSection
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import endpoint as module
-from hintsd_jax.hindsight.completions import ERROR, GARBAGE, REFUSED, TIMEOUT, Reply
-from hintsd_jax.hindsight.endpoint import OVER_BUDGET, Endpoint, EndpointConfig
+from hintsd_jax.hindsight.endpoint import OVER_BUDGET, Endpoint
 from hintsd_jax.hindsight.questions import Answers, Question
+from hintsd_jax.hindsight.replies import ERROR, GARBAGE, PROMPT_TOO_LONG, REFUSED, TIMEOUT, TRUNCATED, Reply
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Sampling
 from tests.chat_server import PROXIES, in_turn, right, serving
 
 SAMPLING = Sampling(0.6, 0.95, 0, 512)
 KEY = "sk-4711-0815-4242"
-CONFIG = EndpointConfig(
-    url="http://localhost:1/v1",
-    model="m",
-    key_env="",
-    concurrency=3,
-    timeout_s=20.0,
-    retries=2,
-    backoff_s=0.01,
-    max_calls=0,
-    max_tokens=0,
-    max_failures=100,
+CONFIG = EndpointSection(
+    url="http://localhost:1/v1", model="m", concurrency=3, timeout_s=20.0, retries=2, backoff_s=0.01, max_failures=100
 )
+
+
+def used(calls, tokens=0, failures=0, answers=0):
+    return {"calls": calls, "tokens": tokens, "failures_in_a_row": failures, "answers": answers}
 
 
 def whole(texts, dropped, tokens=0):
@@ -90,7 +86,7 @@ def test_answers_stand_in_the_order_of_the_questions():
     with serving(script) as server:
         endpoint = make(server)
         assert endpoint.ask(questions("a", "b", "c"), None) == whole(["A", "B", "C"], Counter(), tokens=9)
-        assert endpoint.used == {"calls": 3, "tokens": 30, "failures_in_a_row": 0}
+        assert endpoint.used == used(3, 30, 0, 3)
         assert endpoint.ask([], None) == whole([], Counter(), tokens=0) and endpoint.used["calls"] == 3
 
 
@@ -120,7 +116,7 @@ def test_what_may_pass_is_asked_again(first, calls):
     with serving(in_turn(*first, right)) as server:
         endpoint = make(server)
         assert endpoint.ask(questions("a"), None) == whole(["yes"], Counter(), tokens=3)
-        assert endpoint.used == {"calls": calls, "tokens": 10, "failures_in_a_row": 0}
+        assert endpoint.used == used(calls, 10, 0, 1)
         assert all(request.body == server.requests[0].body for request in server.requests)
 
 
@@ -143,7 +139,7 @@ def test_retries_end_and_the_run_does_not(script, reason, calls):
     with serving(by_question(a=script, b=upper)) as server:
         endpoint = make(server)
         assert endpoint.ask(questions("a", "b"), None) == whole([None, "B"], Counter({reason: 1}), tokens=3)
-        assert endpoint.used == {"calls": calls + 1, "tokens": 10, "failures_in_a_row": 0}
+        assert endpoint.used == used(calls + 1, 10, 0, 1)
 
 
 NEVER = {"silent": lambda e: e.be_silent(), "trickles": lambda e: e.trickle(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200)}
@@ -162,7 +158,7 @@ def test_nobody_listens():
         taken.bind(("127.0.0.1", 0))  # bound and not listening
         endpoint = Endpoint(dataclasses.replace(CONFIG, url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1"), SAMPLING)
         assert endpoint.ask(questions("a", "b"), None) == whole([None, None], Counter({ERROR: 2}))
-        assert endpoint.used == {"calls": 6, "tokens": 0, "failures_in_a_row": 2}
+        assert endpoint.used == used(6, 0, 2, 0)
 
 
 def test_waits_grow_and_are_the_questions_own():
@@ -245,6 +241,65 @@ def test_the_key_is_nowhere(monkeypatch, tmp_path, capfd):
         assert KEY not in text
 
 
+def test_a_refused_form_ends_the_run_after_the_first_and_the_run_goes_on_in_another(tmp_path):
+    def script(exchange):
+        if "max_tokens" in exchange.body:
+            exchange.refuse(400, "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.")
+        else:
+            upper(exchange)
+
+    with serving(script) as server:
+        journal = Journal(tmp_path / "j.jsonl")
+        with pytest.raises(
+            UserError, match=r"set endpoint.max_tokens_field = max_completion_tokens \(HTTP 400: 'max_to"
+        ):
+            make(server, concurrency=1).ask(questions(*"abcd"), journal)
+        assert len(server.requests) == 1 and not (tmp_path / "j.jsonl").exists()
+        other = make(server, max_tokens_field="max_completion_tokens")
+        assert other.ask(questions(*"abcd"), journal).texts == list("ABCD") and len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    "refusal", [lambda e: e.refuse(400, "Bad Request"), lambda e: e.refuse(422, ""), lambda e: e.send(b"", 400)]
+)
+def test_what_names_nothing_is_the_questions_own_where_another_is_answered(refusal):
+    """Whichever came first: those under way are waited for."""
+    with serving(by_question(a=refusal, b=lambda e: (time.sleep(0.1), upper(e)), c=refusal, d=refusal)) as server:
+        endpoint = make(server)
+        assert endpoint.ask(questions(*"abcd"), None) == whole([None, "B", None, None], Counter({REFUSED: 3}), tokens=3)
+        resumed = make(server)
+        resumed.used = json.loads(json.dumps(endpoint.used))  # by way of a checkpoint
+        assert resumed.ask(questions("a"), None).dropped == Counter({REFUSED: 1})
+        for asked in (questions("a", "c", "d", "b"), questions("a")):  # of three at a time none is answered
+            with pytest.raises(UserError, match="refuses the form of the request: .*HTTP 4"):
+                make(server).ask(asked, None)
+
+
+def test_a_prompt_too_long_for_the_server_is_no_failure_of_it():
+    too_long = lambda e: e.refuse(400, "This model's maximum context length is 4096 tokens, you requested 5000")
+    with serving(by_question(a=too_long, b=lambda e: e.refuse(500), c=upper)) as server:
+        endpoint = make(server, max_failures=2, retries=0)
+        dropped = Counter({PROMPT_TOO_LONG: 4, ERROR: 1})
+        names = ["task/0", "task/1", "task/2", "task/3", "task/4", "task/5"]
+        asked = [dataclasses.replace(questions(text)[0], name=name) for name, text in zip(names, "aabaac")]
+        assert endpoint.ask(asked, None) == whole([None] * 5 + ["C"], dropped, tokens=3)
+        assert len(server.requests) == 6 and endpoint.used == used(6, 10, 0, 1)
+
+
+def test_a_judge_that_only_thinks_is_asked_once_and_the_end_says_what_to_do():
+    def script(exchange):
+        message = {"content": None, "reasoning_content": "hm"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 512}
+        exchange.send({"choices": [{"message": message, "finish_reason": "length"}], "usage": usage})
+
+    with serving(script) as server:
+        endpoint = make(server, max_failures=4)
+        assert endpoint.ask(questions(*"abc"), None) == whole([None] * 3, Counter({TRUNCATED: 3}), tokens=3 * 512)
+        assert endpoint.used == used(3, 3 * 519, 3, 0) and len(server.requests) == 3
+        with pytest.raises(UserError, match=r"4 questions in a row .*in reasoning\): raise hindsight.max_tokens, or"):
+            endpoint.ask(questions("d"), None)
+
+
 def test_an_answer_that_the_server_cut_says_so(tmp_path):
     def script(exchange):
         choice = {"message": {"content": "{"}, "finish_reason": "length" if exchange.question == "long" else "stop"}
@@ -267,7 +322,7 @@ def test_a_step_done_again_sends_nothing(tmp_path):
         sent = len(server.requests)
     again = make(server, max_calls=6, concurrency=2)  # nobody listens there now
     assert again.ask(questions(*"abcde"), Journal(tmp_path / "j.jsonl")) == answers
-    assert again.used == endpoint.used == {"calls": 6, "tokens": 20, "failures_in_a_row": 0} and sent == 6
+    assert again.used == endpoint.used == used(6, 20, 0, 2) and sent == 6
     assert [json.loads(line)["key"][:2] for line in (tmp_path / "j.jsonl").read_text().splitlines()] == [
         ["endpoint", f"task/{n}"] for n in range(5)
     ]
@@ -306,7 +361,7 @@ def test_calls_never_exceed_their_budget():
             endpoint.ask(questions(*"abcde"), None).dropped == Counter({ERROR: 2, OVER_BUDGET: 3})
             and len(server.requests) == 4
         )
-        assert endpoint.used == {"calls": 4, "tokens": 0, "failures_in_a_row": 2}
+        assert endpoint.used == used(4, 0, 2, 0)
         assert endpoint.ask(questions("f"), None).dropped == Counter({OVER_BUDGET: 1}) and len(server.requests) == 4
 
 
@@ -390,6 +445,9 @@ class Scripted:
             reply = self._script[int(text)][min(self.asked[text], len(self._script[int(text)])) - 1]
         return {
             "y": Reply(f"answer {text}", prompt_tokens=7, completion_tokens=3),
+            "f": Reply(reason=REFUSED, detail="no", stop_if_first="refuses the form"),
+            "l": Reply(reason=PROMPT_TOO_LONG, detail="long"),
+            "t": Reply(reason=TRUNCATED, detail="cut", completion_tokens=9),
             "n": Reply(reason=REFUSED, detail="no"),
             "r": Reply(reason=ERROR, detail="again", retryable=True, completion_tokens=1),
         }[reply]
@@ -402,10 +460,11 @@ def scripted(script, **changes):
 
 
 SCRIPTS = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn"]), max_size=9)
+ALL = st.lists(st.sampled_from(["y", "n", "r", "ry", "rry", "rrry", "rn", "f", "l", "t"]), max_size=9)
 
 
-@given(SCRIPTS, st.integers(0, 12), st.integers(0, 40), st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ALL, st.integers(0, 12), st.integers(0, 40), st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whenever_it_is_killed_it_ends_the_same(tmp_path, script, max_calls, max_tokens, data):
     """A journal cut after any question, any number at a time: the same answers, counts and budgets, and never too many
     calls.

@@ -55,7 +55,7 @@ class ChatServer:
         if problems := endpoint_problems(config):
             raise UserError(problems[0])
         self._config = config
-        self._url, self.shown = _completed(config.url)
+        url, self.shown = _completed(config.url)
         fields: dict[str, Any] = {"model": config.model}
         if config.send_sampling:
             fields["temperature"] = sampling.temperature
@@ -64,7 +64,7 @@ class ChatServer:
         if config.max_tokens_field != "none":
             fields[config.max_tokens_field] = sampling.max_tokens
         self._fields, self._max_tokens = fields | config.extra_body, (config.max_tokens_field, sampling.max_tokens)
-        self._poster = Poster(config.timeout_s, MAX_BYTES, config.use_proxy)
+        self._poster = Poster(url, config.timeout_s, MAX_BYTES, config.use_proxy)
         self._secrets()
 
     def ask(self, messages: Sequence[Message]) -> Reply:
@@ -75,7 +75,7 @@ class ChatServer:
         body = json.dumps({"messages": messages} | self._fields).encode()
         headers |= {"Content-Type": "application/json", "User-Agent": "hintsd_jax"}
         try:
-            status, received, content = self._poster.post(self._url, body, headers)
+            status, received, content = self._poster.post(body, headers)
         except TooLong as error:
             reply = Reply(reason=GARBAGE, detail=f"an answer of {error}", retryable=True)
         except (OSError, http.client.HTTPException) as error:

@@ -35,22 +35,23 @@ class TooLong(http.client.HTTPException):
 
 
 class Poster:
-    """Posts with `timeout_s` for each request as a whole, and takes bodies of at most `max_bytes`. Safe to use from
-    several threads.
+    """Posts to one URL, with `timeout_s` for each request as a whole, and takes bodies of at most `max_bytes`. Safe to
+    use from several threads.
     """
 
-    def __init__(self, timeout_s: float, max_bytes: int, use_proxy: bool):
-        self._timeout, self._max_bytes = timeout_s, max_bytes
+    def __init__(self, url: str, timeout_s: float, max_bytes: int, use_proxy: bool):
+        self._url, self._timeout, self._max_bytes = url, timeout_s, max_bytes
+        secure = url.startswith("https:")  # reading all authorities' certificates takes its time
         self._opener = urllib.request.OpenerDirector()  # nothing in it follows redirects or raises for a status
         for handler in (
             urllib.request.ProxyHandler(None if use_proxy else {}),
             _Http(max_bytes),
-            _Https(max_bytes, ssl.create_default_context()),
+            *([_Https(max_bytes, ssl.create_default_context())] if secure else []),
             urllib.request.UnknownHandler(),
         ):
             self._opener.add_handler(handler)
 
-    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+    def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         """(status, headers, body) of the reply, whatever the status; the body unpacked.
 
         Raises:
@@ -58,7 +59,7 @@ class Poster:
             says. OSError, http.client.HTTPException: no connection, no HTTP, or a reply that ends early, is too long or
             packed in a way that was not asked for.
         """
-        request = urllib.request.Request(url, body, dict(headers))
+        request = urllib.request.Request(self._url, body, dict(headers))
 
         def exchange() -> tuple[int, Mapping[str, str], bytes]:
             try:

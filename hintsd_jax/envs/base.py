@@ -96,11 +96,11 @@ class Environment(Protocol):
     """A simulated world, used for one episode at a time; constructed as `cls(**options)`.
 
     Any exception from any method ends the episode as "env_error" (`CallTimeout`: as "env_timeout"); the object is then
-    never used again.
+    never used again. Every episode has an object of its own.
 
     A class may also have `version`, a string or a class method that gives one: the version of its benchmark, which
-    stands in every result. And `benchmark_name`, a string, with `kinds_of_mistake`, short noun phrases: what who looks
-    back on an episode is told.
+    stands in every result. `isolation`, "thread" or "process": where it runs if the config does not say. And
+    `benchmark_name`, a string, with `kinds_of_mistake`, short noun phrases: what who looks back on an episode is told.
     """
 
     @classmethod

@@ -62,9 +62,6 @@ def main(descriptor: int) -> NoReturn:
         setup: Setup = pickle.loads(receive(control))
         try:
             env_class = load(setup.path, "environment")
-            prepare = getattr(env_class, "prepare", None)
-            if prepare is not None:
-                prepare(**setup.options)
         except BaseException as error:
             send(control, answer(CallFailure.of(error)))
             os._exit(0)

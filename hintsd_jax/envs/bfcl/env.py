@@ -51,6 +51,7 @@ class Bfcl:
     benchmark_name, kinds_of_mistake: for who looks back on an episode.
     """
 
+    isolation = "process"  # some of the benchmark's tools work for hours, or fill the memory, on what a model may write
     benchmark_name = "BFCL v3 multi-turn"
     kinds_of_mistake = ("a wrong tool", "wrong arguments", "a required call that is missing")
 

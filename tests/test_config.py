@@ -91,6 +91,13 @@ def test_an_algorithm_decides_what_it_may_and_must(name, says):
     assert says in problem(edge_config({"algorithm": f"{__name__}:{name}"}))
 
 
+def test_numbers_are_sane_to_a_device():
+    config = build(edge_config({"optim.lr": -0.0, "rollout.temperature": 1e-30}))
+    assert math.copysign(1.0, config.optim.lr) == 1.0
+    for key in ("optim.eps", "rollout.temperature", "rollout.top_p", "env.call_timeout_s"):
+        assert f"{key} = 1e-31 must be 0 or at least 1e-30" in problem(edge_config({key: 1e-31}))
+
+
 def test_options_may_be_none():
     assert build(edge_config({"env.options": {"split": None}})).env.options == {"split": None}
 
@@ -133,8 +140,29 @@ def test_every_problem_of_a_kind_is_listed_at_once():
         ({"batch.action_buckets": (256, 3072)}, "for each of batch.branch_buckets = (768, 3072), below it"),
         ({"batch.whole_episode_buckets": (64, 64)}, "must be two lengths"),
         ({"optim.warmup_steps": 1500}, "optim.warmup_steps = 1500 must stay below"),
-        ({"tasks.test_split": "train"}, "tasks.test_split = 'train' is of the split that is trained on"),
-        ({"tasks.eval_split": "train[:5]"}, "tasks.eval_split = 'train[:5]' is of the split that is trained on"),
+        ({"tasks.test_split": "train"}, "tasks.test_split = 'train' is of what is trained on"),
+        ({"tasks.eval_split": "train[:5]"}, "tasks.eval_split = 'train[:5]' is of what is trained on"),
+        ({"tasks.eval_split": "eval+train[-3:]"}, "eval_split = 'eval+train[-3:]' is of what is trained on"),
+        ({"tasks.test_split": " Train[10%:20%]"}, "test_split = ' Train[10%:20%]' is of what is trained on"),
+        ({"tasks.eval_split": "all"}, "tasks.eval_split = 'all' is of what is trained on"),
+        ({"tasks.train_split": "ALL"}, "tasks.test_split = 'test' is of what is trained on, tasks.train_split = 'ALL'"),
+        ({"tasks.train_split": "train[5:]+test[:9]"}, "tasks.test_split = 'test' is of what is trained on"),
+        ({"tasks.eval_split": ""}, "tasks.eval_split = '' has a part without a name"),
+        ({"tasks.eval_split": "eval+[3:]"}, "tasks.eval_split = 'eval+[3:]' has a part without a name"),
+        ({"tasks.tasks_per_step": 65536, "tasks.rollouts": 4096}, "268,435,456 episodes of a step"),
+        (
+            {"tasks.tasks_per_step": 65536, "rollout.slots": 65536, "rollout.context": 2**24},
+            "rollout.slots x 16,777,216 tokens of context = 1,099,511,627,776 tokens: no machine",
+        ),
+        ({"batch.rows_per_device": 65536, "batch.length_buckets": (24_576, 2**24)}, "no machine holds them"),
+        (
+            {"hindsight.max_targets": 65536, "batch.branch_buckets": (), "batch.action_buckets": ()},
+            "(71303680,) must hold numbers in [1, 16777216]",
+        ),
+        ({"export.checkpoint": "٣"}, "must be 'latest', 'best' or a step"),
+        ({"export.checkpoint": "9" * 30}, "must be 'latest', 'best' or a step"),
+        ({"export.weights": (), "lora.rank": 0}, "nothing would be exported"),
+        ({"policy.path": "~nobody-of-that-name/x"}, "policy.path = '~nobody-of-that-name/x' names the home folder of"),
         ({"lora.path": "adapter", "lora.rank": 0}, "lora.path is given, but lora.rank = 0"),
         ({"hindsight.analyser": "endpoint"}, "endpoint.url is empty"),
         ({"export.weights": ("teacher",)}, "export.weights = ('teacher',): 'teacher' is unknown"),
@@ -370,6 +398,9 @@ def test_a_config_not_made_from_base_is_named_by_its_keys():
         ("temprature", "rollout.temperature"),
         ("rollout.temp", "rollout.temperature"),
         ("Optim.LR", "optim.lr"),
+        ("LORA.R", "lora.rank"),
+        ("checkpoint.save_every", "checkpoint.every"),
+        ("zzz.lr", "optim.lr"),
     ],
 )
 def test_nearest_key(key, nearest):
@@ -383,9 +414,28 @@ def test_known_key(key):
     assert edge.unknown_key(key) is None
 
 
-def test_a_key_like_no_other_has_no_nearest():
-    assert "did you mean" not in edge.unknown_key("xyzzy")
+@pytest.mark.parametrize(
+    "key", ["xyzzy", "foo.bar", "q", "epochs", "a", "optim.lr.x", "Steps.optim", "", ".", "x" * 9999]
+)
+def test_a_key_like_no_other_has_no_nearest(key):
+    problem = edge.unknown_key(key)
+    assert "did you mean" not in problem and "--help` lists all" in problem and len(problem) < 300
     assert edge.unknown_key("two\nlines").isprintable()
+
+
+@pytest.mark.parametrize("key", ["rollout.n", "env.foo", "OPTIM.epochs", "eval.k", "policy.name", "optim.seed"])
+def test_a_key_that_its_section_lacks_is_told_what_the_section_has(key):
+    section = key.lower().partition(".")[0]
+    first = next(name for name in edge.settings() if name.startswith(f"{section}."))
+    assert f"{section} has {first.partition('.')[2]}, " in edge.unknown_key(key)
+
+
+def test_the_home_folder_stands_for_itself_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ana")
+    paths = {name for name, setting in edge.settings().items() if setting.key.path}
+    assert paths == {"policy.path", "lora.path", "env.data_dir", "export.path", "plan.cache_dir"}
+    values = edge.flatten(build(edge_config(dict.fromkeys(paths, "~/a b/~"))).to_dict())
+    assert {values[name] for name in paths} == {"/home/ana/a b/~"}
 
 
 @settings(max_examples=200, deadline=None)

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from hintsd_jax import algorithms
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.config import lengths, validation
-from hintsd_jax.config.edge import by_algorithm, flatten, plain
-from hintsd_jax.config.fields import shown
+from hintsd_jax.config.edge import by_algorithm, flatten, plain, settings
+from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.config.schema import Config, Section
 from hintsd_jax.hindsight import prompts, selectors
 from hintsd_jax.models.config import LoraConfig
@@ -40,12 +40,20 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
     tree = plain(edge)
     values = validation.check(tree)
     chosen = algorithms.find(values["algorithm"])
-    config = lengths.derived(_decided(_typed(Config, tree), chosen))
+    config = lengths.derived(_with_home(_decided(_typed(Config, tree), chosen)))
+    validation.refuse(validation.value_problems(flatten(config.to_dict())))  # what was derived may be beyond all
     selectors.find(config.hindsight.select)  # one of the user's own is looked for now, not after the first rollouts
     prompts.find(config.hindsight.prompts)
     validation.refuse(validation.relation_problems(config) + chosen.problems(config))
     validation.refuse(lengths.problems(config, chosen(config).batch_shapes(AbstractMesh((1, 1, 1), AXES))))
     return config
+
+
+def _with_home(config: Config) -> Config:
+    """The config with the home folder in place of "~" in every path."""
+    values = flatten(config.to_dict())
+    paths = [name for name, setting in settings().items() if setting.key.path]
+    return config.replaced({name: expanded(values[name], name) for name in paths})
 
 
 def _decided(config: Config, chosen: type[Algorithm]) -> Config:
@@ -153,6 +161,6 @@ def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
             return tuple(value)
         if get_origin(kind) is dict:
             return dict(value)
-        return kind(value)
+        return kind(value) + 0.0 if kind is float else kind(value)  # -0.0 is 0.0
 
     return cls(**{field.name: typed(values[field.name], kinds[field.name]) for field in dataclasses.fields(cls)})

@@ -53,6 +53,10 @@ RENAMED_VALUES = {
 # Groups whose keys a flag may bring: what stands in them is not known here, a misspelt name is refused by who reads it.
 OPEN_TO_FLAGS = ("env.options", "endpoint.extra_body", "endpoint.headers_env")
 
+_LONGEST = 80  # characters of a key in a message
+# Likeness of names (see difflib), in [0, 1]: of a misspelt name in its own section, and in any other.
+_ALIKE, _SAME = 0.7, 0.85
+
 
 class Setting:
     """One key of the schema: its dotted name, its type ("int", "float", "bool", "str", "tuple[int, ...]", ...), its
@@ -127,7 +131,7 @@ def add_option(config: ConfigDict, key: str, text: str) -> bool:
     """
     group, _, name = key.rpartition(".")
     section, _, last = group.partition(".")
-    options = config.get(section, {}).get(last) if group in OPEN_TO_FLAGS else None
+    options: Any = getattr(config.get(section), last, None) if group in OPEN_TO_FLAGS else None
     if not isinstance(options, ConfigDict) or options.get(name) is not None:
         return False
     try:
@@ -159,20 +163,42 @@ def unknown_key(key: str, known: Iterable[str] | None = None) -> str | None:
     groups = {name.rsplit(".", 1)[0] for name in known if "." in name}
     if key in known or key in groups or key.startswith(tuple(f"{group}." for group in FREE)):
         return None
-    key = key if key.isprintable() else shown(key)
+    key = key if key.isprintable() and len(key) <= _LONGEST else shown(key)
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
             return f"config key {key} is now called {new}{key.removeprefix(old)}"
     if key == "distill":
         return "the config keys under distill are now under loss and batch: see docs/config.md"
+    near = _nearest(key.lower(), known)
+    group = key.lower().rpartition(".")[0]
+    own = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group] if group in groups else []
+    elsewhere = near is not None and near.rpartition(".")[0] != group
+    says = [f"did you mean {near}?"] if near else []
+    says += [f"{group} has {', '.join(own)}"] if own and (near is None or elsewhere) else []
+    return f"unknown config key {key}: {' '.join(says) or '`hintsd-jax --help` lists all'}"
 
-    def closeness(name: str) -> tuple[bool, float]:
-        """A key cut short comes first, then likeness as a whole and of the last part."""
-        low, other = key.lower(), name.lower()
-        pairs = ((low, other), (low.rpartition(".")[2], other.rpartition(".")[2]))
-        return other.startswith(low), sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known key that a misspelt one (in lower case) means; None where none is near.
+
+    The last parts must be alike, or one a piece of the other ("r", "save_every"); in another section nearly the same.
+    """
+    group, _, last = key.rpartition(".")
+
+    def closeness(name: str) -> tuple[float, float]:
+        other_group, _, other = name.rpartition(".")
+        here = group == other_group or not group
+        alike, as_a_whole = _likeness(last, other), _likeness(key, name)
+        cut_short = other.startswith(last) and (bool(group) or len(last) > 1)
+        pieces = cut_short or not set(other.split("_")).isdisjoint(last.split("_"))
+        elsewhere = group != other_group and (alike >= _SAME or as_a_whole >= _SAME)
+        if elsewhere or (here and (alike >= _ALIKE or pieces)):
+            return max(alike, _ALIKE if pieces else 0.0), as_a_whole
+        return 0.0, 0.0
 
     nearest = max(known, key=closeness)
-    if closeness(nearest)[1] < 1.0:
-        return f"unknown config key {key}: `hintsd-jax --help` lists all"
-    return f"unknown config key {key}: did you mean {nearest}?"
+    return nearest if closeness(nearest)[0] else None
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

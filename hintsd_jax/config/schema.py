@@ -53,6 +53,7 @@ class PolicySection(Section):
         "",
         "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; a path assets/... that the"
         " current folder lacks is looked for in the installed package",
+        path=True,
     )
     compute_dtype: str = key(
         "auto",
@@ -74,7 +75,7 @@ class LoraSection(Section):
     """The adapter that is trained."""
 
     rank: int = key(32, "rank of the adapter; 0: no adapter, all weights are trained", "[0, 65536]")
-    alpha: float = key(64.0, "the adapter's output is scaled by alpha / rank", "[0, inf)")
+    alpha: float = key(64.0, "the adapter's output is scaled by alpha / rank", "[0, 1000000]")
     dropout: float = key(
         0.05, "share of the adapter's inputs that is set to 0, in the student's pass of the update", "[0, 1)"
     )
@@ -83,7 +84,7 @@ class LoraSection(Section):
         "the projections that have an adapter",
         choices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
-    path: str = key("", "folder of an adapter in PEFT's format to start from; empty: a new adapter")
+    path: str = key("", "folder of an adapter in PEFT's format to start from; empty: a new adapter", path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ class EnvSection(Section):
         " JSON objects anywhere in the text, also in a code fence; auto: what the chat template writes",
         choices=("auto", "hermes", "bare", "json"),
     )
-    data_dir: str = key("data", "folder where task data sets are built, relative to the current folder")
+    data_dir: str = key("data", "folder where task data sets are built, relative to the current folder", path=True)
     call_timeout_s: float = key(60.0, "seconds (wall clock) that one call of the environment may take", "(0, 1000000]")
     isolation: str = key(
         "auto",
@@ -131,8 +132,8 @@ class TasksSection(Section):
     train_split: str = key("train", "the split that is trained on")
     eval_split: str = key("eval", "the split that is evaluated while training")
     test_split: str = key("test", "the split that is evaluated before and after")
-    tasks_per_step: int = key(2, "tasks of a training step; released: 2 micro-steps of 1 task", "[1, 1048576]")
-    rollouts: int = key(4, "episodes of each task", "[1, 65536]")
+    tasks_per_step: int = key(2, "tasks of a training step; released: 2 micro-steps of 1 task", "[1, 65536]")
+    rollouts: int = key(4, "episodes of each task", "[1, 4096]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +266,12 @@ class LossSection(Section):
     importance_clip: float = key(
         None,
         "a token's divergence is multiplied by min(p_student / p_sampler, this); 0: it is not",
-        "[0, inf)",
+        "[0, 1000000]",
         by_algorithm=True,
     )
     clip_low: float = key(0.2, "of the policy gradient: p_student / p_sampler counts down to 1 - this", "[0, 1]")
-    clip_high: float = key(0.28, "of the policy gradient: p_student / p_sampler counts up to 1 + this", "[0, inf)")
-    policy_gradient_weight: float = key(1.0, "weight of the policy gradient in hint_sd+grpo", "[0, inf)")
+    clip_high: float = key(0.28, "of the policy gradient: p_student / p_sampler counts up to 1 + this", "[0, 1000000]")
+    policy_gradient_weight: float = key(1.0, "weight of the policy gradient in hint_sd+grpo", "[0, 1000000]")
     chunk_tokens: int = key(128, "action tokens that are projected to the vocabulary at once", "[1, 16777216]")
     mean_of_micro_means: bool = key(
         False,
@@ -295,7 +296,7 @@ class GrpoSection(Section):
         0.0,
         "coefficient of KL(student || the policy that training began with) on the tokens of the policy gradient; 0: no"
         " such KL, nor its pass",
-        "[0, inf)",
+        "[0, 1000000]",
     )
     mask_cut_episodes: bool = key(
         False,
@@ -350,12 +351,12 @@ class BatchSection(Section):
 class OptimSection(Section):
     """AdamW, its schedule, and the teacher's EMA."""
 
-    lr: float = key(5e-6, "peak learning rate", "[0, inf)")
+    lr: float = key(5e-6, "peak learning rate", "[0, 1000000]")
     b1: float = key(0.9, "decay of the first moment", "[0, 1)")
     b2: float = key(0.999, "decay of the second moment", "[0, 1)")
-    eps: float = key(1e-8, "added to the square root of the second moment", "(0, inf)")
-    weight_decay: float = key(0.0, "decoupled weight decay", "[0, inf)")
-    clip_norm: float = key(1.0, "limit of the gradient's global norm; 0: off", "[0, inf)")
+    eps: float = key(1e-8, "added to the square root of the second moment", "(0, 1]")
+    weight_decay: float = key(0.0, "decoupled weight decay", "[0, 1000000]")
+    clip_norm: float = key(1.0, "limit of the gradient's global norm; 0: off", "[0, 1000000]")
     schedule: str = key("linear", "linear: the rate falls to 0 at optim.steps", choices=("constant", "linear"))
     warmup_steps: int = key(0, "training steps over which the rate rises linearly from 0", "[0, 1073741824]")
     empty_updates: str = key(
@@ -381,7 +382,7 @@ class EvalSection(Section):
 
     every: int = key(100, "optimizer steps between evaluations; 0: only before and after", "[0, 1073741824]")
     tasks: int = key(40, "tasks of the eval split", "[1, 1073741824]")
-    rollouts: int = key(4, "episodes of each task", "[1, 65536]")
+    rollouts: int = key(4, "episodes of each task", "[1, 4096]")
     test_tasks: int = key(160, "tasks of the test split, before and after; 0: none", "[0, 1073741824]")
     greedy: bool = key(True, "also one greedy episode a task, before and after")
 
@@ -396,18 +397,18 @@ class AlarmsSection(Section):
         choices=("warn", "stop", "halve_lr"),
     )
     patience: int = key(3, "training steps in a row beyond a threshold that make an alarm", "[1, 1048576]")
-    min_entropy: float = key(0.0, "alarm below this mean entropy, nats a token", "[0, inf)")
-    max_divergence: float = key(0.0, "alarm above this divergence from the teacher, nats a token", "[0, inf)")
-    max_action_length: float = key(0.0, "alarm above this mean length of actions, tokens", "[0, inf)")
+    min_entropy: float = key(0.0, "alarm below this mean entropy, nats a token", "[0, 1000000]")
+    max_divergence: float = key(0.0, "alarm above this divergence from the teacher, nats a token", "[0, 1000000]")
+    max_action_length: float = key(0.0, "alarm above this mean length of actions, tokens", "[0, 1000000]")
     min_success: float = key(0.0, "alarm below this share of successful episodes of a step", "[0, 1]")
     max_unreadable: float = key(0.5, "alarm above this share of questions without a readable answer", "[0, 1]")
     min_tokens: float = key(
-        1.0, "alarm below this number of action tokens in an update, where some episode failed", "[0, inf)"
+        1.0, "alarm below this number of action tokens in an update, where some episode failed", "[0, 1000000]"
     )
     min_targets: float = key(
         1.0,
         "alarm below this number of targets of a step, where the analyser was asked about failed episodes",
-        "[0, inf)",
+        "[0, 1000000]",
     )
     max_dropped: float = key(
         0.5, "alarm above this share of the episodes of a step that were lost to the environment's failures", "[0, 1]"
@@ -440,7 +441,7 @@ class ExportSection(Section):
         "dtype of the whole directories; auto: as policy.path stores it",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    path: str = key("", "folder to write to; empty: export/step_<n> in the workdir")
+    path: str = key("", "folder to write to; empty: export/step_<n> in the workdir", path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -453,7 +454,9 @@ class PlanSection(Section):
     )
     compile: bool = key(True, "ask the compiler where there is one for the devices (minutes); false: arithmetic alone")
     cache_dir: str = key(
-        ".cache/plan", "folder where the compiler's answers are kept, relative to the current folder; empty: nowhere"
+        ".cache/plan",
+        "folder where the compiler's answers are kept, relative to the current folder; empty: nowhere",
+        path=True,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
@@ -33,6 +34,9 @@ _GROWING = ("rollout.prefill_buckets", "batch.length_buckets", "batch.branch_buc
 
 _INSIDE_FREE = tuple(f"{group}." for group in FREE)
 _LONGEST = 4096  # characters of a text
+_LEAST = 1e-30  # of a number that is not 0; float32 holds 1e-38
+_MOST_EPISODES = 1 << 20  # of a training step
+_MOST_TOKENS = 1 << 36  # that caches or a batch hold: more overflows what XLA counts with, and no machine has it
 _FEW = 4  # missing keys; a config that lacks more was not made from `base`
 
 
@@ -86,7 +90,8 @@ def relation_problems(config: Config) -> list[str]:
     """What does not go together, in a config whose every value is possible by itself."""
     return [
         *_named(config),
-        *_lengths(config),
+        *_splits(config),
+        *(_lengths(config) or _sizes(config)),
         *_schedules(config),
         *_template(config),
         *endpoint_problems(config.endpoint),
@@ -125,6 +130,8 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
         return f"{says} must be {_NAMES[kind]}"
     if key.interval and not inside(value, key.interval) and not (key.derived and not value):
         return f"{says} must lie in {key.interval}"
+    if kind is float and 0 < abs(value) < _LEAST:
+        return f"{says} must be 0 or at least {_LEAST}: less is 0 to a device"
     if kind is str and (problem := _text_problem(value)):
         return f"{says} {problem}"
     if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
@@ -203,14 +210,57 @@ def _named(config: Config) -> list[str]:
     if config.lora.rank and not config.lora.targets:
         problems.append("lora.targets is empty: name the projections that have an adapter")
     checkpoint = config.export.checkpoint
-    if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
-        problems.append(f"export.checkpoint = {checkpoint!r} must be 'latest', 'best' or a step")
-    tasks = config.tasks
-    for name in ("eval_split", "test_split"):
-        if getattr(tasks, name).partition("[")[0] == tasks.train_split.partition("[")[0]:
-            problems.append(f"tasks.{name} = {getattr(tasks, name)!r} is of the split that is trained on")
+    if checkpoint not in ("latest", "best") and not re.fullmatch(r"[0-9]{1,10}", checkpoint):
+        problems.append(f"export.checkpoint = {shown(checkpoint)} must be 'latest', 'best' or a step")
+    if not config.export.weights and not config.lora.rank:
+        problems.append("export.weights is empty and lora.rank = 0 gives no adapter: nothing would be exported")
     if config.lora.path and not config.lora.rank:
         problems.append("lora.path is given, but lora.rank = 0 trains all weights: give the adapter's rank, or no path")
+    return problems
+
+
+def _splits(config: Config) -> list[str]:
+    """Splits in the words of TensorFlow Datasets: names with slices in brackets, put together by "+"; "all" is all."""
+
+    def parts(split: str) -> set[str]:
+        return {part.partition("[")[0].strip().casefold() for part in split.split("+")}
+
+    splits = config.tasks.to_dict()
+    trained = splits["train_split"]
+    problems = [
+        f"tasks.{name} = {shown(splits[name])} has a part without a name"
+        for name in ("train_split", "eval_split", "test_split")
+        if "" in parts(splits[name])
+    ]
+    for name in ("eval_split", "test_split"):
+        here = parts(splits[name])
+        if here & parts(trained) or "all" in here | parts(trained):
+            problems.append(
+                f"tasks.{name} = {shown(splits[name])} is of what is trained on, tasks.train_split = {shown(trained)}:"
+                " hold a split of its own out"
+            )
+    return problems
+
+
+def _sizes(config: Config) -> list[str]:
+    """Products that no machine holds, of numbers that are possible one by one."""
+    tasks, rollout, batch = config.tasks, config.rollout, config.batch
+    episodes = tasks.tasks_per_step * tasks.rollouts
+    context = max(rollout.context, config.hindsight.context)
+    rows = batch.rows_per_device * max((*batch.length_buckets, *batch.branch_buckets, *batch.whole_episode_buckets))
+    prefilled = rollout.prefill_rows * rollout.prefill_buckets[-1]
+    problems = []
+    if episodes > _MOST_EPISODES:
+        problems.append(
+            f"tasks.tasks_per_step x tasks.rollouts = {episodes:,} episodes of a step: give at most {_MOST_EPISODES:,}"
+        )
+    for what, tokens in {
+        f"rollout.slots x {context:,} tokens of context": rollout.slots * context,
+        "rollout.prefill_rows x the last of rollout.prefill_buckets": prefilled,
+        "batch.rows_per_device x the longest of batch's buckets": rows,
+    }.items():
+        if tokens > _MOST_TOKENS:
+            problems.append(f"{what} = {tokens:,} tokens: no machine holds them")
     return problems
 
 

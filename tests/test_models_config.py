@@ -59,6 +59,24 @@ def test_overrides():
         PolicyConfig.from_hf(HF, compute_dtype="float16")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_logit_softcapping": None, "num_experts": 0, "auto_map": {}, "use_mrope": False},
+        {"residual_multiplier": 1.0, "embedding_multiplier": 1, "logits_scaling": None},
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 2},
+        {"use_qk_norm": True, "temperature": 0.6, "unsloth_fixed": True, "id2label": {"0": "no"}},
+    ],
+)
+def test_keys_that_change_nothing_may_stand(change):
+    assert PolicyConfig.from_hf(HF | change) == PolicyConfig.from_hf(HF)
+
+
+def test_a_window_that_nothing_switches_off_is_refused():
+    with pytest.raises(UserError, match="sliding_window is 4096"):
+        PolicyConfig.from_hf(LLAMA | {"sliding_window": 4096})
+
+
 def test_what_absent_keys_mean():
     def without(hf, *keys):
         return {key: value for key, value in hf.items() if key not in keys}
@@ -111,6 +129,24 @@ def test_what_absent_keys_mean():
         ({"head_dim": 7}, "head_dim must be even"),
         ({"hidden_size": "32"}, r"d_model \(hidden_size\) must be a positive integer"),
         ({"hidden_size": 10**12}, r"d_model \(hidden_size\) must be a positive integer up to"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, which may change what the model computes"),
+        ({"final_logit_softcapping": 30}, "final_logit_softcapping is 30"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier is 0.22"),
+        ({"residual_multiplier": 0}, "residual_multiplier is 0"),
+        ({"logits_scaling": 8}, "logits_scaling is 8"),
+        ({"attention_multiplier": 0.0078}, "attention_multiplier is 0.0078"),
+        ({"num_experts": 64}, "num_experts is 64"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "auto_map is {"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+        ({"whatever_comes_next": [1]}, r"whatever_comes_next is \[1\]"),
+        ({"use_qk_norm": False}, "use_qk_norm is False, unlike in Qwen3ForCausalLM"),
+        ({"model_type": "mistral"}, "model_type is 'mistral', but the architecture Qwen3ForCausalLM is of 'qwen3'"),
+        (
+            {"rope_parameters": {"rope_theta": 1.0, "factor": 4.0}},
+            "rope_parameters.factor is 4.0, which is not supported where the type is 'default'",
+        ),
+        ({"rope_parameters": {"rope_theta": 1.0, "mrope_section": [1, 2]}}, "rope_parameters.mrope_section is"),
+        ({"rope_parameters": SCALED | {"rope_theta": 1.0, "type": "default"}}, "rope_type 'llama3', but the type"),
         ({"rms_norm_eps": 0}, "norm_eps must be a positive number"),
         ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive number"),
     ],

@@ -11,8 +11,8 @@ RMSNorm, rotary angles, the attention softmax, the logits and every sum over tok
 is.
 
 Invariants: `PolicyConfig.from_hf(config.to_hf())` equals `config` up to the fields that say how to run it rather than
-what it is: `compute_dtype`, `remat`, `lora` and `unknown_ids`. A config.json that asks for anything that this decoder does not compute
-is refused by name.
+what it is: `compute_dtype`, `remat`, `lora` and `unknown_ids`. A config.json that asks for anything that this decoder
+does not compute is refused by name, and so is a key that nobody has heard of (`hf_keys`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.families import FAMILIES, LORA_TARGETS
+from hintsd_jax.models.hf_keys import is_off, unknown_key
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -42,6 +43,10 @@ _HF_KEYS = {
     "max_positions": "max_position_embeddings",
 }
 _DIMENSIONS = tuple(name for name in _HF_KEYS if name not in ("norm_eps", "tie_embeddings"))
+# Read elsewhere: how they are read stands in `from_hf` and `_rope`.
+_READ_BESIDES = ("architectures", "model_type", "layer_types", "rope_theta", "rope_parameters", "rope_scaling")
+# Whether queries and keys are normed, where a file says it at all.
+_QK_NORM_KEYS = ("use_qk_norm", "qk_norm")
 # What the decoder computes; a checkpoint that says otherwise is refused. An absent key means the value given here.
 _HF_FIXED = {
     "hidden_act": "silu",
@@ -51,6 +56,15 @@ _HF_FIXED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+# Our field -> the key in rope_scaling or rope_parameters.
+_ROPE_KEYS = {
+    "factor": "factor",
+    "low_freq": "low_freq_factor",
+    "high_freq": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
+# Of such a section: what is read.
+_ROPE_READ = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_KEYS.values()}
 # Far above any real dimension, and low enough that no product of dimensions overflows where shapes are computed.
 _LARGEST = 2**24
 
@@ -106,22 +120,13 @@ class RopeScaling:
             )
 
 
-# Our field -> the key in rope_scaling or rope_parameters.
-_ROPE_KEYS = {
-    "factor": "factor",
-    "low_freq": "low_freq_factor",
-    "high_freq": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """A dense decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
     `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
-    parameters hold one. `unknown_ids` are ranges (first, last + 1) of ids that no token has: padded vocabularies, holes;
+    parameters hold one. `unknown_ids` are ranges (first, last + 1) of ids that no token has, as in padded vocabularies:
     they have probability 0. Raises UserError on impossible shapes.
     """
 
@@ -197,6 +202,20 @@ class PolicyConfig:
         for key, only in _HF_FIXED.items():
             if hf.get(key, only) != only:
                 raise UserError(f"config.json: {key} is {_short(hf[key])}; only {only!r} is supported")
+        for key in _QK_NORM_KEYS:
+            if hf.get(key) not in (None, FAMILIES[family].qk_norm):
+                raise UserError(f"config.json: {key} is {_short(hf[key])}, unlike in {architectures[0]}")
+        if hf.get("model_type") not in (None, FAMILIES[family].model_type):
+            raise UserError(
+                f"config.json: model_type is {_short(hf['model_type'])}, but the architecture {architectures[0]} is of"
+                f" {FAMILIES[family].model_type!r}: they must belong together"
+            )
+        unheard = unknown_key(hf, (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS))
+        if unheard:
+            raise UserError(
+                f"config.json: {ascii(unheard)[1:-1]:.60} is {_short(hf[unheard])}, which may change what the model computes and"
+                " is not supported: take another checkpoint, or remove the key if it changes nothing"
+            )
         kinds = hf.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise UserError(f"config.json: layer_types is {_short(kinds)}; only full_attention is supported")
@@ -282,6 +301,8 @@ def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
 
 def _rope_scaling(section: str, rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("type", kind) != kind:
+        raise UserError(f"config.json: {section} has the rope_type {_short(kind)}, but the type {_short(rope['type'])}")
     if kind not in ("default", "llama3"):
         raise UserError(
             f"config.json: {section}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported"
@@ -290,6 +311,14 @@ def _rope_scaling(section: str, rope: Mapping[str, Any]) -> RopeScaling | None:
         raise UserError(
             f"config.json: {section}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])};"
             " only 1.0 is supported"
+        )
+    unheard = sorted(key for key in rope if key not in _ROPE_READ and not is_off(rope[key]))
+    if kind == "default":
+        unheard += [key for key in _ROPE_KEYS.values() if rope.get(key) not in (None, 1)]
+    if unheard:
+        raise UserError(
+            f"config.json: {section}.{ascii(unheard[0])[1:-1]:.60} is {_short(rope[unheard[0]])}, which is not supported where the type"
+            f" is {kind!r}"
         )
     if kind == "default":
         return None

@@ -3,7 +3,6 @@ in an answer.
 """
 
 import builtins
-import json
 import os
 import subprocess
 import time
@@ -12,13 +11,11 @@ import pytest
 
 from hintsd_jax.envs.base import Start, StepResult, ToolCall
 from hintsd_jax.envs.bfcl import env as bfcl_env
-from hintsd_jax.envs.bfcl import execute
 from hintsd_jax.envs.bfcl.env import Bfcl
-from hintsd_jax.envs.bfcl.mathworker import MathWorker
 from hintsd_jax.envs.tool_calls import render_call
-from hintsd_jax.rollout.env_call import ENV_TIMEOUT, CallFailure
-from hintsd_jax.rollout.env_host import ThreadHost
+from hintsd_jax.rollout.env_call import ENV_DIED
 from hintsd_jax.rollout.env_pool import EnvPool
+from hintsd_jax.rollout.env_process import ProcessHost
 from hintsd_jax.runs.journal import Journal
 from tests.bfcl_helpers import entry_of, parse_action, tasks
 
@@ -96,7 +93,6 @@ def attacked(task, tmp_path, monkeypatch):
     def attack(text, form="official"):
         environment, executed = Bfcl(format=form, unreadable_calls="end_turn"), []
         environment.reset(task)
-        environment._backends.call("add", {"a": 1, "b": 1})  # MathAPI's process, if there is none yet
         monkeypatch.chdir(tmp_path)
         for module, attribute in ((builtins, "eval"), (builtins, "exec"), (os, "system"), (subprocess, "Popen")):
             monkeypatch.setattr(module, attribute, lambda *args, **kwargs: executed.append(args))
@@ -157,28 +153,36 @@ def test_too_many_calls_in_one_step_are_answered_not_run(task, monkeypatch):
     assert ["more than 3 calls" in message["content"] for message in messages] == [False] * 3 + [True] * 2
 
 
-def test_a_call_that_holds_the_interpreter_is_killed_counted_and_journalled(task, monkeypatch, tmp_path):
-    """Without the guards, in a pool as a run has it; done again from the journal, nothing is called or waited for."""
-    worker = MathWorker(limit_seconds=0.5)
-    monkeypatch.setattr(execute, "_MATH", worker)
-    monkeypatch.setattr(execute, "_GUARDS", {})
-    hold, plain = (parse_action(render_call(ToolCall("power", {"base": 9, "exponent": n}))) for n in (10**9, 2))
+def test_a_call_without_end_is_killed_counted_and_journalled(task, tmp_path):
+    """`find` in a folder of 2**60 files, which 240 calls of `cp` have built; as in a run, in a process of its own."""
+    calls = [("mkdir", {"dir_name": "d0"})]
+    for n in range(60):
+        calls += [("mkdir", {"dir_name": f"d{n + 1}"}), ("cp", {"source": f"d{n}", "destination": f"d{n + 1}"})]
+        calls += [
+            ("cp", {"source": f"d{n}", "destination": f"e{n}"}),
+            ("cp", {"source": f"e{n}", "destination": f"d{n + 1}"}),
+        ]
+    build, find = [
+        [
+            parse_action("\n".join(render_call(ToolCall(*call)) for call in calls[n : n + 90]))
+            for n in range(0, 241, 90)
+        ],
+        parse_action(render_call(ToolCall("find", {"path": "d60"}))),
+    ]
+    host = ProcessHost("hintsd_jax.envs.bfcl:Bfcl", {}, memory_gib=0.1)
 
-    def run():
-        with EnvPool(ThreadHost(Bfcl), 2, 60.0, Journal(tmp_path / "answers")) as pool:
-            keys = [("phase", task["id"], slot) for slot in range(2)]
-            assert all(isinstance(pool.reset(slot, task, keys[slot]).result(), Start) for slot in range(2))
-            answers = [pool.step(0, hold).result(), pool.step(1, plain).result()]
-            return answers, pool.close()
+    def run(find):
+        with EnvPool(host, 1, 60.0, Journal(tmp_path / "answers")) as pool:
+            assert isinstance(pool.reset(0, task, ("t",)).result(), Start)
+            assert all(isinstance(pool.step(0, action).result(), StepResult) for action in build)
+            return pool.step(0, find).result(), pool.close()
 
-    (failure, turn), closing = run()
-    assert (
-        isinstance(failure, CallFailure)
-        and failure.reason == ENV_TIMEOUT
-        and "power took longer than 0.5 s" in failure.detail
-    )
-    assert isinstance(turn, StepResult) and json.loads(turn.messages[0]["content"]) == {"result": 81} and not closing
-    monkeypatch.setattr(
-        worker, "call", lambda name, positional, arguments: '{"result": 81}' if arguments["exponent"] == 2 else 1 / 0
-    )
-    assert run() == ([failure, turn], [])
+    try:
+        failure, closing = run(find)
+        assert (failure.reason, failure.detail, closing) == (ENV_DIED, "MemoryError: more than env.memory_gib", [])
+        assert run(parse_action(render_call(ToolCall("ls", {})))) == (
+            failure,
+            [],
+        )  # from the journal: nothing is called
+    finally:
+        host.close()

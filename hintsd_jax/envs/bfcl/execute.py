@@ -7,21 +7,22 @@ In: a task's initial state and tool calls. Out: the text of each result, as the 
 Invariants: model text is never evaluated. A call reaches a backend only if its name is a documented method of a class
 of the task and its argument names are identifiers; then it is an ordinary method call with plain JSON values, and
 whatever it raises becomes the result text. All `Backends` own their state: two episodes of one task share nothing.
-MathAPI's calls, the only ones that can hold the interpreter, run in a process that is killed when they take too long;
-guards refuse most of those before.
+Some calls take hours, or all memory: most of MathAPI's are refused by guards; the others (a `find` in a folder that was
+copied into itself again and again) are ended by the limits of the environment's process (`Bfcl.isolation`).
 """
 
+import contextlib
 import copy
 import functools
 import importlib
 import inspect
+import json
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hintsd_jax.envs.base import CallTimeout
-from hintsd_jax.envs.bfcl.mathworker import MathTimeout, MathWorker, as_text
 from hintsd_jax.envs.bfcl.tasks import read_json_lines
 
 # Python refuses to print an integer of more than 4,300 digits (about 2**14 bits) anyway.
@@ -32,8 +33,8 @@ MAX_DEPTH = 90
 MAX_DIGITS = 1_000
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,100}(\.\d{0,100})?([eE][-+]?\d{1,3})?")
 
-# MathAPI has no state: one process serves all episodes.
-_MATH = MathWorker(limit_seconds=5.0)
+# mpmath has one precision for all threads, which MathAPI sets in a call.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class RefusedCall(Exception):
@@ -82,7 +83,7 @@ class Backends:
         """The text of the call's result.
 
         Raises:
-          CallTimeout: the call had to be ended. Nothing else, whatever a model writes.
+          MemoryError: there is no more. Nothing else, whatever a model writes.
         """
         if name not in self._methods:
             return f"Error during execution: name '{name}' is not defined"
@@ -96,14 +97,12 @@ class Backends:
         arguments = copy.deepcopy(dict(arguments))
         try:
             _guard(method, positional, arguments)
-            if name not in self._math:
-                return as_text(method(*positional, **arguments))
+            with _ONE_AT_A_TIME if name in self._math else contextlib.nullcontext():
+                return _as_text(method(*positional, **arguments))
+        except MemoryError:  # of the machine, not of the call: no answer that an agent should learn from
+            raise
         except Exception as error:  # the benchmark's rule: any exception is the answer to the call
             return f"Error during execution: {error}"
-        try:
-            return _MATH.call(name, tuple(positional), arguments)
-        except MathTimeout as error:
-            raise CallTimeout(str(error)) from error
 
 
 def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> Any:
@@ -113,6 +112,16 @@ def _build(class_name: str, config: Mapping[str, Any], long_context: bool) -> An
         backend._load_scenario(copy.deepcopy(config), long_context=long_context)
     # Once more: loading a long context takes module-level dictionaries by reference.
     return copy.deepcopy(backend)
+
+
+def _as_text(result: Any) -> str:
+    """A result as the benchmark's executor writes it."""
+    if isinstance(result, dict):
+        try:
+            return json.dumps(result)
+        except (TypeError, ValueError):
+            return str(result)  # it holds a Decimal, an mpf or an object of the backend
+    return str(result)
 
 
 def _unwritable(arguments: Mapping[str, Any]) -> str | None:

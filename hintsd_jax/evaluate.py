@@ -2,6 +2,9 @@
 
 """Avg@k and Best@k: weights and held-out tasks in, success rates out; for each category too, where tasks carry one.
 
+Invariant 8: an episode that its environment's failure kept from being played is no failure of the policy. A task is
+scored by its episodes that were played, one without any is not scored at all, and both are counted and said.
+
 The keys of an evaluation do not depend on the training step, so a policy before and after training plays the same tasks
 with the same random numbers: a paired comparison.
 """
@@ -21,9 +24,12 @@ from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analysis import Hindsight
-from hintsd_jax.records import episode_records, success_results
-from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.models.finite import non_finite
+from hintsd_jax.records import episode_records, not_played, success_results
+from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollouts
 from hintsd_jax.runs.journal import Journal
+from hintsd_jax.runs.progress import Progress
+from hintsd_jax.runs.watch import Watch
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session
 from hintsd_jax.statistics import interval
@@ -33,35 +39,49 @@ EVAL_STEP = 2**31 - 1  # no training step ever has this number
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """success_NK: one row a task, one column a rollout, 0 or 1. tokens: sampled. ended: episodes by reason. categories:
-    one a task, "" for a task without; () where no task has one.
+    """success_NK: one row a task, one column a rollout: 0, 1, or NaN where its environment failed. tokens: sampled.
+    ended: episodes by reason, those that were not played too. categories: one a task, "" for a task without; () where
+    no task has one. lost: episodes by the failure of their environment.
     """
 
     success_NK: np.ndarray
     tokens: int
     ended: Mapping[str, int]
     categories: tuple[str, ...] = ()
+    lost: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def avg(self) -> float:
-        """Avg@k: mean success over all rollouts."""
-        return float(self.success_NK.mean())
+    def played_N(self) -> np.ndarray:
+        """Tasks of which at least one episode was played: bool."""
+        return np.isfinite(self.success_NK).any(axis=1)
 
     @property
-    def best(self) -> float:
-        """Best@k: share of tasks with any success."""
-        return float(self.success_NK.max(axis=1).mean())
+    def avg_N(self) -> np.ndarray:
+        """Mean success of each played task."""
+        return np.nanmean(self.success_NK[self.played_N], axis=1)
+
+    @property
+    def best_N(self) -> np.ndarray:
+        """Whether there was any success, of each played task."""
+        return np.nanmax(self.success_NK[self.played_N], axis=1)
 
     @property
     def by_category(self) -> dict[str, Scores]:
-        """The scores of each category's tasks, in the names' order; `tokens` and `ended` are not told apart."""
+        """The scores of each category's tasks, in the names' order; but for `success_NK` nothing is told apart."""
         names = np.array(self.categories)
         return {name: Scores(self.success_NK[names == name], 0, {}) for name in sorted(set(self.categories) - {""})}
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """`prefix/avg@k` and `prefix/best@k`, and `prefix/<category>/avg@k` and so on."""
-        k = self.success_NK.shape[1]
-        rates = {f"{prefix}/avg@{k}": self.avg, f"{prefix}/best@{k}": self.best}
+        """`prefix/avg@k`, mean success, and `prefix/best@k`, the share of tasks with any, over the tasks that were
+        played (absent without any); `prefix/<category>/avg@k` and so on; `prefix/tasks_played` and
+        `prefix/lost/<reason>` where something was not played.
+        """
+        k, rates = self.success_NK.shape[1], {}
+        if self.played_N.any():
+            rates = {f"{prefix}/avg@{k}": float(self.avg_N.mean()), f"{prefix}/best@{k}": float(self.best_N.mean())}
+        if self.lost:
+            rates[f"{prefix}/tasks_played"] = int(self.played_N.sum())
+            rates |= {f"{prefix}/lost/{reason}": number for reason, number in sorted(self.lost.items())}
         for name, scores in self.by_category.items():
             rates |= scores.metrics(f"{prefix}/{name}")
         return rates
@@ -70,13 +90,17 @@ class Scores:
         """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each
         category.
         """
-        bounds = _bounds(f"{prefix}/avg", self.success_NK.mean(axis=1))
+        bounds = _bounds(f"{prefix}/avg", self.avg_N)
         if self.categories:
-            bounds |= _bounds(f"{prefix}/best", self.success_NK.max(axis=1))
+            bounds |= _bounds(f"{prefix}/best", self.best_N)
         for name, scores in self.by_category.items():
-            bounds |= _bounds(f"{prefix}/{name}/avg", scores.success_NK.mean(axis=1))
-            bounds |= _bounds(f"{prefix}/{name}/best", scores.success_NK.max(axis=1))
+            bounds |= _bounds(f"{prefix}/{name}/avg", scores.avg_N)
+            bounds |= _bounds(f"{prefix}/{name}/best", scores.best_N)
         return bounds
+
+    def to_json(self) -> list[list[int | None]]:
+        """`success_NK`; None where the environment failed."""
+        return [[None if np.isnan(value) else int(value) for value in row] for row in self.success_NK]
 
 
 def score(
@@ -87,8 +111,8 @@ def score(
     *,
     greedy: bool = False,
     journal: Journal | None = None,
-) -> tuple[Scores, list[Episode]]:
-    """Plays every task and scores it. A rollout that never began (its environment failed) counts as a failure.
+) -> tuple[Scores, Rollouts]:
+    """Plays every task and scores it. A prompt that does not fit the context counts as a failure.
 
     Raises:
       UserError: no task at all.
@@ -96,25 +120,28 @@ def score(
     if not len(tasks):
         raise UserError("an evaluation without tasks: raise eval.tasks or eval.test_tasks")
     played = session.play(params, tasks, rollouts, step=EVAL_STEP, greedy=greedy, journal=journal)
-    episodes, stats = played.episodes, played.stats
-    success_NK, ended = np.zeros((len(tasks), rollouts)), Counter(played.dropped)
-    for episode in episodes:
+    success_NK, ended = np.full((len(tasks), rollouts), np.nan), Counter(played.dropped)
+    for n, task in enumerate(tasks):
+        if task["id"] in played.too_long:
+            success_NK[n] = 0
+    for episode in played.episodes:
         success_NK[episode.group, episode.rollout] = episode.success
         ended[episode.ended] += 1
     categories = tuple(str(task.get("category", "")) for task in tasks)
-    return Scores(success_NK, stats.sampled_tokens, ended, categories if any(categories) else ()), episodes
+    lost = {reason: number for reason, number in played.dropped.items() if reason != PROMPT_TOO_LONG}
+    return Scores(success_NK, played.stats.sampled_tokens, ended, categories if any(categories) else (), lost), played
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task
-    ([] if off). categories: per task ([] where there are none); benchmark: its version ("" where the environment names
-    none).
+    ([] if off); None in both where the environment failed. categories: per task ([] where there are none); benchmark:
+    its version ("" where the environment names none).
     """
 
     metrics: dict[str, float]
-    success: list[list[int]]
-    greedy: list[int]
+    success: list[list[int | None]]
+    greedy: list[int | None]
     categories: list[str]
     benchmark: str
 
@@ -130,27 +157,28 @@ def held_out(
     split: str,
     count: int,
     journal: Journal | None = None,
-    keep: Callable[[Scores, Sequence[Episode]], None] | None = None,
+    keep: Callable[[Scores, Rollouts], None] | None = None,
 ) -> HeldOut:
     """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
     tasks. keep: gets the sampled episodes with their scores.
     """
     config, tasks = session.config, session.tasks(split, count)
-    sampled, episodes = score(session, params, tasks, config.eval.rollouts, journal=journal)
+    sampled, played = score(session, params, tasks, config.eval.rollouts, journal=journal)
     if keep is not None:
-        keep(sampled, episodes)
+        keep(sampled, played)
     metrics = sampled.metrics(split) | {f"{split}/tokens": sampled.tokens, f"{split}/tasks": len(tasks)}
     metrics |= sampled.intervals(split)
     metrics |= {f"{split}/{name}/tasks": len(scores.success_NK) for name, scores in sampled.by_category.items()}
-    greedy: list[int] = []
+    greedy: list[int | None] = []
     if config.eval.greedy:
         scores, _ = score(session, params, tasks, 1, greedy=True, journal=journal)
-        metrics[f"{split}/greedy"] = scores.avg
-        metrics |= {f"{split}/{name}/greedy": part.avg for name, part in scores.by_category.items()}
-        greedy = scores.success_NK[:, 0].astype(int).tolist()
-    return HeldOut(
-        metrics, sampled.success_NK.astype(int).tolist(), greedy, list(sampled.categories), session.benchmark
-    )
+        if scores.played_N.any():
+            metrics[f"{split}/greedy"] = float(scores.avg_N.mean())
+        parts = {name: part for name, part in scores.by_category.items() if part.played_N.any()}
+        metrics |= {f"{split}/{name}/greedy": float(part.avg_N.mean()) for name, part in parts.items()}
+        metrics |= {f"{split}/greedy_lost/{reason}": number for reason, number in sorted(scores.lost.items())}
+        greedy = [row[0] for row in scores.to_json()]
+    return HeldOut(metrics, sampled.to_json(), greedy, list(sampled.categories), session.benchmark)
 
 
 def held_out_test(session: Session, params: dict, journal: Journal | None = None) -> HeldOut | None:
@@ -167,6 +195,8 @@ def validation(session: Session, params: dict, tasks: Sequence[Mapping], journal
 
 
 def _bounds(name: str, values_N: np.ndarray) -> dict[str, float]:
+    if not len(values_N):
+        return {}
     low, high = interval(values_N)
     return {f"{name}_low": low, f"{name}_high": high}
 
@@ -180,16 +210,19 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     """
     session = Session.open(config)
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
+        screen = Progress()
+        session.watch = Watch(screen, folder.path)
         params, step = restored_params(session, folder.path)
         count, lines = config.eval.test_tasks or config.eval.tasks, []
 
-        def keep(scores: Scores, episodes: Sequence[Episode]) -> None:
-            kept = episode_records(episodes, Hindsight(), {}, session.algorithm)
+        def keep(scores: Scores, played: Rollouts) -> None:
+            kept = episode_records(played, Hindsight(), {}, session.algorithm)
             path = folder.write_episodes(step, kept, kind="evaluation")
             ended = ", ".join(f"{number} {reason}" for reason, number in sorted(scores.ended.items()))
             lines.append(f"episodes: {path} ({ended})")
 
         result = held_out(session, params, config.tasks.test_split, count, keep=keep)
+        screen.close()
         folder.write_text("evaluation.json", json.dumps({"step": step, **result.to_json()}) + "\n")
     split, benchmark = config.tasks.test_split, f" of {result.benchmark}" if result.benchmark else ""
     print(f"{config.policy.path} after {step} updates, {split} split{benchmark}:", *session.chat_notes, sep="\n")
@@ -200,6 +233,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
         print("success, %, with 95 % intervals over tasks:")
         for line in success_results({}, result.metrics, split, config.eval.rollouts):
             print(f"  {line.name:40} {line.cells()[2]}")
+    if text := not_played(result.metrics, split):
+        lines.append(f"not played: {text}")
     print(*lines, sep="\n")
     return result.metrics
 
@@ -215,4 +250,9 @@ def restored_params(session: Session, workdir: Path) -> tuple[dict, int]:
         if step is not None:
             trained = session.trained = checkpoints.restore_part(step, {"params": session.trained})["params"]
         checkpoints.close()
+    if trained is not None and (names := non_finite(trained)):
+        raise UserError(
+            f"the weights of step {step} in {workdir} hold numbers that are not finite ({', '.join(names[:3])}): they"
+            " can be neither evaluated nor exported; give the workdir of an earlier checkpoint"
+        )
     return session.weights(trained), step or 0

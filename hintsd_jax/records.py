@@ -15,20 +15,26 @@ from hintsd_jax.hindsight import selectors
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, privileged
 from hintsd_jax.hindsight.analysis import Hindsight, attribution
 from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.collector import Rollouts
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.runs import progress
-from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.session import Session
 from hintsd_jax.training.batching import Batches, BatchShapes
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
-    episodes, dropped, stats, _ = rollouts
+    """Of the episodes that were played, and how many were not: begun = episodes + what was dropped. dropped_share: what
+    environments' failures took of those begun. Without any episode there is no success.
+    """
+    episodes, stats = rollouts.episodes, rollouts.stats
+    failed_calls = Counter(f"{failure.call.partition(' ')[0]}/{failure.reason}" for failure in rollouts.failures)
     count, steps = max(len(episodes), 1), sum(len(episode.steps) for episode in episodes)
     ended = Counter(episode.ended for episode in episodes)
     problems = Counter(step.problem for episode in episodes for step in episode.steps if step.problem)
     return {
+        "rollout/begun": rollouts.begun,
         "rollout/episodes": len(episodes),
-        "rollout/success": sum(episode.success for episode in episodes) / count,
+        **({"rollout/success": sum(episode.success for episode in episodes) / count} if episodes else {}),
         "rollout/tokens": stats.sampled_tokens,
         "rollout/steps": steps / count,
         "rollout/action_length": sum(len(episode.logprobs) for episode in episodes) / max(steps, 1),
@@ -38,7 +44,9 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
         "rollout/prefill_tokens": stats.prefill_tokens,
         "rollout/decode_steps": stats.decode_steps,
         **{f"rollout/ended/{reason}": number for reason, number in sorted(ended.items())},
-        **{f"rollout/dropped/{reason}": number for reason, number in sorted(dropped.items())},
+        **{f"rollout/dropped/{reason}": number for reason, number in sorted(rollouts.dropped.items())},
+        "rollout/dropped_share": rollouts.failed / max(rollouts.begun, 1),
+        **{f"rollout/failed_calls/{call}": number for call, number in sorted(failed_calls.items())},
     }
 
 
@@ -125,17 +133,17 @@ def shapes_note(session: Session, shapes: BatchShapes) -> str:
 
 
 def episode_records(
-    episodes: Sequence[Episode],
+    rollouts: Rollouts,
     hindsight: Hindsight,
     spans: Mapping[int, Sequence[Mapping[str, Any]]],
     algorithm: Algorithm,
 ) -> Iterator[dict[str, Any]]:
     """What `episodes/` keeps of a step: every episode with its text and spans, its targets, the analyser's own words,
-    and what the update did to its actions (`trained_spans`).
+    and what the update did to its actions (`trained_spans`). Those that their environment ended come last.
     """
     analyses = {id(analysis.episode): analysis for analysis in hindsight.analyses}
     config = algorithm.config.hindsight
-    for n, episode in enumerate(episodes):
+    for n, episode in enumerate([*rollouts.episodes, *rollouts.lost]):
         analysis, record = analyses.get(id(episode)), None
         if analysis is not None:
             record = {
@@ -177,10 +185,26 @@ def result_tables(
         steps = config.optim.steps
         nothing = ": nothing was learnt" if empty == steps else ""
         facts["updates"] = f"{empty} of {steps} had nothing to train on{nothing}"
+    for when, metrics in {"before": before, "after": after}.items():
+        if text := not_played(metrics, split):
+            facts[f"not played {when}"] = text
     if session.benchmark:
         facts["benchmark"] = session.benchmark
     results = success_results(before, after, split, k)
     return progress.plain_table(results, facts), progress.markdown_table(results, facts)
+
+
+def not_played(metrics: Mapping[str, float], split: str) -> str:
+    """What environments' failures took from an evaluation, in words; "" where it took nothing."""
+    head = f"{split}/lost/"
+    lost = {key.removeprefix(head): value for key, value in metrics.items() if key.startswith(head)}
+    greedy = sum(value for key, value in metrics.items() if key.startswith(f"{split}/greedy_lost/"))
+    if not lost and not greedy:
+        return ""
+    tasks = metrics.get(f"{split}/tasks", 0)
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in lost.items()) or "no sampled episode"
+    greedy_too = f", and {greedy:,} greedy ones" if greedy else ""
+    return f"{reasons}{greedy_too}; rates are over {metrics.get(f'{split}/tasks_played', tasks):,} of {tasks:,} tasks"
 
 
 def success_results(

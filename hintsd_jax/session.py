@@ -8,10 +8,9 @@ Training and evaluation share it. Everything is loaded and checked here, before 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -23,46 +22,52 @@ from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, lengths
 from hintsd_jax.config.schema import Config
+from hintsd_jax.envs.protocol import checked_tasks, checked_version
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
 from hintsd_jax.hindsight.prompts import Benchmark
-from hintsd_jax.hindsight.questions import policy_asker
+from hintsd_jax.hindsight.questions import Answers, Asker, Question, policy_asker
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import run_episodes
-from hintsd_jax.rollout.env_host import ThreadHost
-from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.collector import EnvFailure, Rollouts, run_episodes
+from hintsd_jax.rollout.env_host import Host
+from hintsd_jax.rollout.env_process import host_for
 from hintsd_jax.runs.journal import Journal
-from hintsd_jax.sampling import Engine, SamplingStats
+from hintsd_jax.sampling import Engine
 
 
-class Rollouts(NamedTuple):
-    """episodes: in task order, then rollout order. dropped: the rollouts that never began, by reason. stats: what
-    sampling them cost. too_long: task -> the tokens of its prompt, where that does not fit the context.
-    """
+class Watch(Protocol):
+    """Who looks on. What they do changes nothing in the run."""
 
-    episodes: list[Episode]
-    dropped: Counter[str]
-    stats: SamplingStats
-    too_long: Mapping[str, int] = {}
+    def began(self, what: str, total: int) -> None:
+        """So many things of a kind are to be done ("programs", "episodes", "answers", "batches"), `tick` after each."""
 
-    def describe_too_long(self) -> str:
-        """The prompts that do not fit, in words: "1,054 to 1,071 tokens in 2 tasks"."""
-        shortest, longest = min(self.too_long.values()), max(self.too_long.values())
-        lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-        return f"{lengths} tokens in {len(self.too_long)} {'task' if len(self.too_long) == 1 else 'tasks'}"
+    def tick(self, n: int = 1) -> None:
+        """So many more are done."""
+
+    def failed(self, failures: Sequence[EnvFailure]) -> None:
+        """These calls of environments have failed."""
+
+
+class Nobody:
+    """A watch that does nothing."""
+
+    def began(self, what: str, total: int) -> None: ...
+    def tick(self, n: int = 1) -> None: ...
+    def failed(self, failures: Sequence[EnvFailure]) -> None: ...
 
 
 @dataclasses.dataclass
 class Session:
     """The parts of a run. `trained` is what training starts from: all weights, or an adapter on the `frozen` ones;
     training takes a copy and sets it to None. `endpoint` is the analyser behind a server, where there is one.
+    `has_played`: whether any episode could be played so far.
     """
 
     config: Config
@@ -75,6 +80,8 @@ class Session:
     engine: Engine
     env_class: type
     endpoint: Endpoint | None = None
+    watch: Watch = dataclasses.field(default_factory=Nobody)
+    has_played: bool = False
 
     @classmethod
     def open(cls, config: Config) -> Session:
@@ -126,6 +133,12 @@ class Session:
             raise ValueError("the session's weights are in the train state now")
         return lora.attach(self.frozen, trained)
 
+    @cached_property
+    def host(self) -> Host:
+        """Where environments live."""
+        env = self.config.env
+        return host_for(self.env_class, env.name, env.options, env.isolation, env.memory_gib)
+
     @property
     def chat_notes(self) -> list[str]:
         """A line for each way in which the student reads something else than the chat template alone would write."""
@@ -137,25 +150,14 @@ class Session:
 
     @property
     def benchmark(self) -> str:
-        """The version of the benchmark, such as "bfcl-eval 2026.3.23", where the environment's class has `version`, a
-        class method or an attribute; "" where it has none.
-        """
-        version = getattr(self.env_class, "version", "")
-        return str(version() if callable(version) else version)
+        """The version of the benchmark, such as "bfcl-eval 2026.3.23"; "" where the environment names none."""
+        return checked_version(self.env_class, self.config.env.name)
 
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Mapping]:
-        """The tasks of a split, or its first `limit`.
-
-        Raises UserError where the environment does not take its options, or has no task.
-        """
+        """The tasks of a split, or its first `limit`. Raises UserError as `checked_tasks`."""
         env = self.config.env
-        try:
-            tasks = self.env_class.tasks(split, env.data_dir, **env.options)
-        except TypeError as error:
-            raise UserError(f"env.options do not fit environment {env.name!r}: {error}") from error
-        if not len(tasks):
-            raise UserError(f"environment {env.name!r} has no tasks in split {split!r}")
-        return tasks if limit is None else [tasks[n] for n in range(min(limit, len(tasks)))]
+        tasks = checked_tasks(self.env_class, split, env.data_dir, env.options, env.name)
+        return tasks if limit is None else tasks[:limit]
 
     def play(
         self,
@@ -172,14 +174,16 @@ class Session:
         journal: keeps what the outside world answers; None where nothing is resumed.
 
         Raises:
-          UserError: not a single prompt fits the context.
+          UserError: not a single prompt fits the context; or, as long as none was ever played, environments failed so
+            that no episode could be.
         """
-        env, too_long = self.config.env, {}
-        episodes, dropped, stats = run_episodes(
+        env = self.config.env
+        self.watch.began("episodes", len(tasks) * rollouts)
+        played = run_episodes(
             self.engine,
             params,
             self.chat,
-            ThreadHost(partial(self.env_class, **env.options)),
+            self.host,
             tasks,
             rollouts,
             build.rollout_config(self.config, greedy=greedy),
@@ -188,15 +192,24 @@ class Session:
             call_timeout_s=env.call_timeout_s,
             journal=journal,
             phase="greedy" if greedy else "sampled",
-            too_long=too_long,
+            tick=self.watch.tick,
         )
-        played = Rollouts(episodes, dropped, stats, too_long)
-        if not episodes and too_long:
+        self.watch.failed(played.failures)
+        self.has_played |= bool(played.episodes)
+        if not played.episodes and not played.failed:
             raise UserError(
-                f"all {dropped['prompt_too_long']} prompts are longer than rollout.context ="
+                f"all {played.begun} prompts are longer than rollout.context ="
                 f" {self.config.rollout.context}: {played.describe_too_long()}. Set rollout.context to about"
-                f" {lengths.rounded(2 * max(too_long.values()))}, with batch.length_buckets = () and hindsight.context"
-                " = 0 to have the lengths that follow derived; or choose tasks or tools with shorter prompts"
+                f" {lengths.rounded(2 * max(played.too_long.values()))}, with batch.length_buckets = () and"
+                " hindsight.context = 0 to have the lengths that follow derived; or choose tasks or tools with shorter"
+                " prompts"
+            )
+        if not self.has_played:
+            first = next(failure for failure in played.failures if failure.call != "close")
+            raise UserError(
+                f"none of {played.begun} episodes could be played: environment {env.name!r} failed in {played.failed}"
+                f" of them, first in {first.call} of task {first.task_id}: {first.reason}: {first.detail}. Nothing is"
+                " scored or trained on; mend the environment, and the same command goes on"
             )
         return played
 
@@ -213,9 +226,11 @@ class Session:
             ask = partial(self.endpoint.ask, journal=journal)
         else:
             sampling = build.answer_sampling(self.config)
-            ask = policy_asker(self.engine, self.weights(trained), self.chat, sampling, hindsight.context)
+            ask = policy_asker(
+                self.engine, self.weights(trained), self.chat, sampling, hindsight.context, self.watch.tick
+            )
         return ModelAnalyser(
-            ask,
+            partial(self._ask, ask),
             self.algorithm.prompts,
             Benchmark.of(self.env_class, self.config.env.name),
             key_of,
@@ -223,6 +238,10 @@ class Session:
             hindsight.max_targets,
             hindsight.max_trajectory_chars,
         )
+
+    def _ask(self, ask: Asker, questions: Sequence[Question]) -> Answers:
+        self.watch.began("answers", len(questions))
+        return ask(questions)
 
 
 def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> list[Mapping]:

@@ -26,8 +26,22 @@ LONG = True  # see conftest.py; so few rollouts that compiling is most of it
 
 def test_avg_and_best_by_hand():
     scores = Scores(np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), tokens=5, ended={})
-    assert scores.avg == pytest.approx(5 / 12) and scores.best == pytest.approx(2 / 3)
     assert scores.metrics("eval") == {"eval/avg@4": pytest.approx(5 / 12), "eval/best@4": pytest.approx(2 / 3)}
+
+
+def test_what_was_not_played_is_neither_right_nor_wrong():
+    """Of three tasks one was never played, and one half: Avg@2 is the mean of 1 and 1/2, over two tasks."""
+    nan, lost = np.nan, {"env_error": 2, "env_timeout": 1}
+    scores = Scores(np.array([[1, nan], [nan, nan], [1, 0]]), 5, {}, ("a", "b", "a"), lost)
+    metrics = scores.metrics("test") | {"test/tasks": 3, "test/greedy_lost/env_died": 1}
+    assert metrics["test/avg@2"] == metrics["test/a/avg@2"] == 0.75 and "test/b/avg@2" not in metrics
+    assert scores.intervals("test")["test/avg_low"] == 0.5 and scores.to_json() == [[1, None], [None, None], [1, 0]]
+    assert records.not_played(metrics, "test") == (
+        "2 env_error, 1 env_timeout, and 1 greedy ones; rates are over 2 of 3 tasks"
+    )
+    nothing = Scores(np.full((2, 2), nan), 0, {}, lost=lost)
+    assert nothing.metrics("x") == {"x/tasks_played": 0, "x/lost/env_error": 2, "x/lost/env_timeout": 1}
+    assert nothing.intervals("x") == {} and records.not_played({"test/tasks": 3, "test/avg@2": 0.0}, "test") == ""
 
 
 class Quiz:

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import threading
+import time
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.records import rollout_metrics
 from hintsd_jax.rollout.collector import Rollout, RolloutConfig, run_episodes, stream_key
 from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.env_pool import EnvPool
@@ -91,7 +93,7 @@ def play(engine, params, make_env=Echo, tasks=TASKS, rollouts=3, config=CONFIG, 
 
 
 def test_the_stream_is_prompt_actions_and_deltas(engine, params):
-    episodes, dropped, stats = play(engine, params)
+    episodes, dropped, stats, *_ = play(engine, params)
     assert [(e.task_id, e.rollout) for e in episodes] == [(t["id"], r) for t in TASKS for r in range(3)]
     assert not dropped and stats.sampled_tokens == sum(int(e.action_mask().sum()) for e in episodes)
     ends = collections.Counter(e.ended for e in episodes)
@@ -116,9 +118,9 @@ def test_the_stream_is_prompt_actions_and_deltas(engine, params):
 def test_a_task_that_comes_twice_in_a_step_is_played_twice(engine, params):
     """Each time with keys of its own, and as it would be played at that occurrence whatever stands between."""
     names = lambda episodes: [(e.task_id, e.group, e.occurrence, e.rollout) for e in episodes]
-    spread, _, _ = play(engine, params, tasks=[TASKS[3], TASKS[1], TASKS[3]], rollouts=2)
-    close, _, _ = play(engine, params, tasks=[TASKS[3], TASKS[3]], rollouts=2)
-    alone, _, _ = play(engine, params, tasks=[TASKS[3]], rollouts=2)
+    spread, *_ = play(engine, params, tasks=[TASKS[3], TASKS[1], TASKS[3]], rollouts=2)
+    close, *_ = play(engine, params, tasks=[TASKS[3], TASKS[3]], rollouts=2)
+    alone, *_ = play(engine, params, tasks=[TASKS[3]], rollouts=2)
     assert names(spread) == [(id, g, o, r) for id, g, o in (("t3", 0, 0), ("t1", 1, 0), ("t3", 2, 1)) for r in (0, 1)]
     content = lambda episodes: [(e.tokens, e.logprobs) for e in episodes]
     assert content(spread)[:2] == content(close)[:2] == content(alone) and content(spread)[4:] == content(close)[2:]
@@ -127,7 +129,7 @@ def test_a_task_that_comes_twice_in_a_step_is_played_twice(engine, params):
 
 def test_a_cut_action_goes_to_the_environment_and_the_episode_goes_on(engine, params):
     """The whole stream reads as one forward pass, also behind actions without a stop token."""
-    episodes, _, _ = play(engine, params, tasks=[{"id": "long", "turns": 99}], rollouts=6)
+    episodes, *_ = play(engine, params, tasks=[{"id": "long", "turns": 99}], rollouts=6)
     cut = [(e, number) for e in episodes for number, step in enumerate(e.steps[:-1]) if step.cut]
     assert len(cut) > 3
     for episode, number in cut:
@@ -149,13 +151,13 @@ def test_a_cut_action_goes_to_the_environment_and_the_episode_goes_on(engine, pa
 
 
 def test_an_episode_depends_on_its_own_four_numbers_only(engine, params):
-    whole, _, _ = play(engine, params)
-    alone, _, _ = play(engine, params, tasks=[TASKS[2]], rollouts=2)
+    whole, *_ = play(engine, params)
+    alone, *_ = play(engine, params, tasks=[TASKS[2]], rollouts=2)
     again = {(e.task_id, e.rollout): e for e in whole}
     for episode in alone:
         twin = again[episode.task_id, episode.rollout]
         assert episode.tokens == twin.tokens and episode.logprobs == twin.logprobs
-    other_step, _, _ = play(engine, params, step=1)
+    other_step, *_ = play(engine, params, step=1)
     assert [e.tokens for e in other_step] != [e.tokens for e in whole]
     keys = {tuple(job_key(s, t, n, r)) for s in range(3) for t in range(3) for n in ("a", "b") for r in range(3)}
     assert len(keys) == 54
@@ -183,31 +185,93 @@ class Hostile(Echo):
         return super().report()
 
 
-def test_a_failing_environment_ends_its_own_episode_only(engine, params):
+def test_what_an_environments_failure_took_is_no_episode(engine, params):
+    """Invariant 8: it is counted, with its traceback, and neither scored nor trained on."""
     tasks = [{"id": mode, "mode": mode} for mode in ("reset", "step", "hang", "report", "fine")]
-    greedy = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6))
-    episodes, dropped, _ = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=0.5)
-    ended = {task["id"]: [e.ended for e in episodes if e.task_id == task["id"]] for task in tasks}
-    assert dropped["env_error"] == 2 and ended["reset"] == []
-    assert ended["step"] == ["env_error"] * 2 and ended["hang"] == ["env_timeout"] * 2
-    assert set(ended["report"] + ended["fine"]) == {"terminated"}
-    finished = [e for e in episodes if e.task_id == "report" and e.ended == "terminated"]
-    assert all(e.report is None and "nothing to tell" in e.detail for e in finished)
-    assert not any(e.success for e in episodes if e.ended.startswith("env_"))
+    greedy, ticks = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6)), []
+    played = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=0.5, tick=lambda: ticks.append(1))
+    assert [(e.task_id, e.ended) for e in played.episodes] == [
+        (id, "terminated") for id in ("report", "fine") for _ in "12"
+    ]
+    assert (
+        played.dropped == {"env_error": 4, "env_timeout": 2} and played.begun == 10 == len(ticks) and played.failed == 6
+    )
+    assert [(e.task_id, e.ended) for e in played.lost] == [("step", "env_error")] * 2 + [("hang", "env_timeout")] * 2
+    assert all(e.report is None and "nothing to tell" in e.detail for e in played.episodes if e.task_id == "report")
+    failures = [(f.task_id, f.call.partition(" ")[0], f.reason) for f in played.failures if f.rollout == 1]
+    modes = (("reset", "reset"), ("step", "step"), ("hang", "step"), ("report", "report"))
+    assert failures == [(id, call, "env_timeout" if id == "hang" else "env_error") for id, call in modes]
+    assert all("ValueError: nothing to tell" in f.traceback for f in played.failures if f.call == "report")
+    row = rollout_metrics(played)
+    assert row["rollout/begun"] == row["rollout/episodes"] + sum(
+        value for name, value in row.items() if name.startswith("rollout/dropped/")
+    )
+    assert row["rollout/dropped_share"] == 0.6 and row["rollout/failed_calls/report/env_error"] == 2
+
+
+def test_no_more_environments_exist_than_slots(engine, params):
+    """And the clock of a reset does not count its wait for a slot."""
+    alive, most, lock = set(), [0], threading.Lock()
+
+    class Counted(Echo):
+        def reset(self, task):
+            with lock:
+                alive.add(self)
+                most[0] = max(most[0], len(alive))
+            time.sleep(0.02)
+            return super().reset(task)
+
+        def close(self):
+            with lock:
+                alive.discard(self)
+
+    limited = play(engine, params, Counted, TASKS, 6, call_timeout_s=0.2)
+    assert len(limited.episodes) == 24 and not limited.dropped and not alive
+    assert most[0] == engine.config.slots == 6
+    everywhere = play(engine, params, Echo, TASKS, 6)
+    assert [e.tokens for e in limited.episodes] == [e.tokens for e in everywhere.episodes]
 
 
 def test_a_prompt_beyond_the_context_is_counted(engine, params):
-    episodes, dropped, _ = play(engine, params, tasks=[TASKS[0]], config=RolloutConfig(4, 5, Sampling(1.0, 1.0, 0, 6)))
-    assert episodes == [] and dropped == {"prompt_too_long": 3}
+    played = play(engine, params, tasks=[TASKS[0]], config=RolloutConfig(4, 5, Sampling(1.0, 1.0, 0, 6)))
+    assert played.episodes == [] and played.dropped == {"prompt_too_long": 3} and played.failed == 0
+    assert played.too_long == {"t0": len(CHAT.prompt(({"role": "user", "content": "say t0"},)).ids)}
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_text_without_bound_is_not_tokenised(engine, params, where, monkeypatch):
+    """It is cut to what the context may hold, and the agent is told; a prompt that cannot fit is not read at all."""
+    longest, encode = [0], ChatFormat._encode
+    monkeypatch.setattr(ChatFormat, "_encode", lambda self, text: longest.append(len(text)) or encode(self, text))
+
+    class Flood(Echo):
+        def reset(self, task):
+            start = super().reset(task)
+            return Start(messages=({"role": "user", "content": "say " * 10**6},)) if where == "reset" else start
+
+        def step(self, action):
+            messages = ({"role": "tool", "content": "one"}, {"role": "tool", "content": "x" * 10**7})
+            return StepResult(messages=messages)
+
+    played = play(engine, params, Flood, TASKS[:1], 2)
+    assert max(longest) < 3 * CONFIG.context + 200
+    if where == "reset":
+        assert played.dropped == {"prompt_too_long": 2} and played.too_long["t0"] == 10**6
+    else:
+        first = played.episodes[0].steps[0].messages
+        assert first[0]["content"] == "one" and first[1]["content"].endswith(
+            " more characters do not fit into a context of 200 tokens]"
+        )
+        assert {e.ended for e in played.episodes} <= {"context", "max_steps"}
 
 
 def test_the_step_limit_and_the_context_end_an_episode(engine, params):
     endless = [{"id": "long", "turns": 99}]
-    episodes, _, _ = play(engine, params, tasks=endless, rollouts=6)
+    episodes, *_ = play(engine, params, tasks=endless, rollouts=6)
     assert {e.ended for e in episodes} == {"max_steps"}
     prompt = len(CHAT.prompt(({"role": "user", "content": "say long"},)).ids)
     short = RolloutConfig(50, prompt + 30, Sampling(1.0, 1.0, 0, 6))
-    episodes, _, _ = play(engine, params, tasks=endless, rollouts=6, config=short)
+    episodes, *_ = play(engine, params, tasks=endless, rollouts=6, config=short)
     assert {e.ended for e in episodes} == {"context"}
     assert all(len(e.tokens) <= short.context for e in episodes)
 
@@ -245,15 +309,17 @@ def test_a_step_done_again_after_a_kill_has_the_same_time_outs(engine, params, t
 
     def run(limit):
         journal = Journal(tmp_path / "journal" / "step_000001.jsonl")
-        episodes, dropped, stats = play(
+        played = play(
             engine, params, Clockwork, tasks, 2, config, call_timeout_s=limit, journal=journal, phase="sampled"
         )
-        return [episode.to_json() for episode in episodes], dropped, stats
+        records = [episode.to_json() for episode in (*played.episodes, *played.lost)]
+        return records, played.dropped, played.stats, played.failures
 
     first = run(0.3)
     journal = (tmp_path / "journal" / "step_000001.jsonl").read_text()
     ended = collections.Counter(episode["ended"] for episode in first[0])
-    assert ended["env_timeout"] >= 2 and first[1]["env_timeout"] == 2 and first[1]["close_env_timeout"] == 2
+    assert ended["env_timeout"] >= 2 and first[1]["env_timeout"] == 2 + ended["env_timeout"]
+    assert [f.reason for f in first[3] if f.call == "close"] == ["env_timeout"] * 2
     assert {json.loads(line)["key"][-1] for line in journal.splitlines()} == {
         "reset",
         "step 1",
@@ -326,7 +392,7 @@ def test_with_template_every_step_is_sampled_after_the_templates_own_text(closin
     closing[0].compile(closing[1])
     job_key(0, 0, "", 0)
     compiled = compile_count()
-    _, episodes, dropped, stats = play_closing(closing, template, "template")
+    _, episodes, dropped, stats, *_ = play_closing(closing, template, "template")
     assert compile_count() == compiled  # not even for the keys of further streams
     rewritten, context = 0, 0
     for episode in episodes:

@@ -76,7 +76,7 @@ def test_a_job_cannot_tell_it_from_the_engine(template, history):
     config = RolloutConfig(max_steps=12, context=104, sampling=Sampling(1.0, 1.0, 0, 8))
     tasks = [{"id": f"t{n}", "turns": n} for n in (0, 1, 3, 20)]
     engine = Engine(policy, limits, chat.stop_ids)
-    episodes, _, stats = play(engine, decoder.init_params(policy, jax.random.key(0)), chat, tasks, config, rollouts=4)
+    episodes, _, stats, *_ = play(engine, decoder.init_params(policy, jax.random.key(0)), chat, tasks, config, rollouts=4)
     assert {"terminated", "context"} <= {episode.ended for episode in episodes}
     assert any(step.cut for episode in episodes for step in episode.steps[:-1])
     spans = {
@@ -89,7 +89,7 @@ def test_a_job_cannot_tell_it_from_the_engine(template, history):
             # what the engine cut would have gone on
             yield ids if ids[-1] in chat.stop_ids else ids + (1,) * 50
 
-    again, _, scripted = play(ScriptedEngine(chat, script, limits), None, chat, tasks, config, rollouts=4)
+    again, _, scripted, *_ = play(ScriptedEngine(chat, script, limits), None, chat, tasks, config, rollouts=4)
     for one, other in zip(again, episodes, strict=True):
         record, wanted = one.to_json(), other.to_json()
         assert record.pop("logprobs") == [0.0] * len(wanted.pop("logprobs"))
@@ -127,7 +127,7 @@ def test_an_episode_is_the_same_actions_stepped_by_hand(tmp_path):
     tasks = bfcl_tasks("eval", str(tmp_path), categories=("multi_turn_base", "multi_turn_long_context"))[:8]
     scripts = {task["id"]: ground_truth(task).actions for task in tasks}
     engine = ScriptedEngine(CHAT, lambda job: scripts[job.episode.task_id])
-    episodes, dropped, stats = play(engine, None, CHAT, tasks, WIDE, Bfcl)
+    episodes, dropped, stats, *_ = play(engine, None, CHAT, tasks, WIDE, Bfcl)
     assert not dropped and stats.sampled_tokens == sum(len(episode.logprobs) for episode in episodes)
     for task, episode in zip(tasks, episodes, strict=True):
         environment = Bfcl()

@@ -344,3 +344,29 @@ def test_a_rewrite_without_room_is_refused(params):
     with pytest.raises(UserError, match="a rewritten context of 20 tokens leaves no room in a context of 20") as error:
         engine().run(params, [Dialogue([1] * 10, [(lambda tokens: [1] * 20, 0)], context=20)])
     assert "\n" not in str(error.value)
+
+
+def test_a_prompt_may_come_after_its_job_has_begun(params):
+    """As from the reset of an environment: the same is sampled, and a job that is over before its prompt costs nothing."""
+
+    class Late(Dialogue):
+        begun = 0
+
+        def begin(self, slot):
+            Late.begun += 1
+            self.late = True
+
+        def collect(self):
+            if not self.late:
+                return super().collect()
+            self.late = False
+            return Rewrite(self.prompt, self.key) if self.prompt else None
+
+    prompts = [(5, 6, 7), (), (5, 6, 7), (8,), (9, 9), (), (5, 6, 7), (1, 2, 3, 4, 5, 6)]
+    engine = Engine(POLICY, SHAPE, (STOP,))
+    run = lambda kind: [kind(p, [[3, 4], [7]], key=n) for n, p in enumerate(prompts) if p or kind is Late]
+    early, late = run(Dialogue), run(Late)
+    stats = engine.run(params, early), engine.run(params, late)
+    assert Late.begun == len(prompts)
+    assert [(j.tokens, j.logprobs) for j in late if j.prompt] == [(j.tokens, j.logprobs) for j in early]
+    assert stats[0].sampled_tokens == stats[1].sampled_tokens and stats[1].copied_tokens > 0

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.envs.base import Report, Start, StepResult
 from hintsd_jax.errors import UserError
 from hintsd_jax.session import Session, step_tasks
 from tests.configs import POLICY, smoke_config
@@ -52,7 +54,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, overrides, message):
 
 def test_unknown_options_and_impossible_tasks_are_refused(tmp_path):
     config = desk_config(tmp_path, **{"env.options": {"sead": 0}})
-    with pytest.raises(UserError, match="env.options do not fit environment 'desk'.*sead"):
+    with pytest.raises(UserError, match="env.options do not fit.* environment 'desk'.*sead"):
         Session.open(config).tasks("train")
 
 
@@ -130,3 +132,44 @@ def test_prompts_that_never_fit_end_the_run_with_their_lengths(tmp_path):
     )
     with pytest.raises(UserError, match=f": {lengths[0]} tokens in 1 task[.] Set rollout.context to about 128,"):
         session.play(session.weights(session.trained), tasks[:1], 2, step=0)
+
+
+class Broken:
+    """Fails in `reset` of every task whose id is in `broken`."""
+
+    isolation, broken = "thread", ("t0", "t1")
+
+    @classmethod
+    def tasks(cls, split, data_dir, **options):
+        return [{"id": f"t{n}"} for n in range(3)]
+
+    def reset(self, task):
+        if task["id"] in self.broken:
+            raise ConnectionError("no server at port 80")
+        return Start(({"role": "user", "content": "hello"},))
+
+    def step(self, action):
+        return StepResult((), terminated=True)
+
+    def report(self):
+        return Report("done")
+
+    def close(self): ...
+
+
+def test_an_environment_that_never_plays_ends_the_run_and_one_that_did_does_not(tmp_path):
+    """Invariant 8: no success 0 of what could not be played."""
+    session = Session.open(desk_config(tmp_path, **{"env.name": f"{__name__}:Broken", "env.options": {}}))
+    seen, tasks = [], session.tasks("test")
+    session.watch = SimpleNamespace(began=lambda *_: None, tick=lambda: None, failed=lambda each: seen.extend(each))
+    weights = session.weights(session.trained)
+    with pytest.raises(UserError) as caught:
+        session.play(weights, tasks[:2], 2, step=0)
+    assert str(caught.value).startswith(
+        f"none of 4 episodes could be played: environment '{__name__}:Broken' failed in 4 of them, first in reset of"
+        " task t0: env_error: ConnectionError: no server at port 80"
+    )
+    assert len(seen) == 4 and all("in reset" in failure.traceback for failure in seen)
+    assert len(session.play(weights, tasks, 2, step=0).episodes) == 2
+    later = session.play(weights, tasks[:2], 2, step=1)
+    assert not later.episodes and later.failed == 4

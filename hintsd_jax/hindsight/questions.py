@@ -52,8 +52,16 @@ Asker = Callable[[Sequence[Question]], Answers]
 class _Generation:
     """One question as a job of the engine: a single generation."""
 
-    def __init__(self, prompt: Sequence[int], key: np.ndarray, sampling: Sampling, context: int):
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        key: np.ndarray,
+        sampling: Sampling,
+        context: int,
+        tick: Callable[[], object] = lambda: None,
+    ):
         self.prompt, self.key, self.sampling, self.context = prompt, key, sampling, context
+        self._tick = tick
         self.ids: list[int] = []
         self.cut = False
 
@@ -62,14 +70,23 @@ class _Generation:
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         self.ids, self.cut = ids, not stopped
+        self._tick()
 
     def collect(self) -> None:
         return None
 
 
-def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, context: int) -> Asker:
+def policy_asker(
+    engine: Engine,
+    params,
+    chat: ChatFormat,
+    sampling: Sampling,
+    context: int,
+    tick: Callable[[], object] = lambda: None,
+) -> Asker:
     """An asker of the policy with these weights. What is longer than `context` with its answer is not asked
     ("prompt_too_long"). An answer ends as soon as it is complete: models that repeat themselves would fill the limit.
+    tick: called after each answer.
     """
 
     def sampling_of(question: Question) -> Sampling:
@@ -83,7 +100,7 @@ def policy_asker(engine: Engine, params, chat: ChatFormat, sampling: Sampling, c
         for n, question in enumerate(questions):
             prompt = chat.prompt(question.messages, tags_stand=True).ids
             if len(prompt) + sampling.max_tokens <= context:
-                jobs[n] = _Generation(prompt, question.key, sampling_of(question), context)
+                jobs[n] = _Generation(prompt, question.key, sampling_of(question), context, tick)
         tokens = engine.run(params, list(jobs.values())).sampled_tokens
         texts = [chat.decode(jobs[n].ids) if n in jobs else None for n in range(len(questions))]
         missing = len(questions) - len(jobs)

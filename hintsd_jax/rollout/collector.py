@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The host loop between the engine and the environments: tasks in, finished episodes out.
+"""The host loop between the engine and the environments: tasks in, played episodes out.
 
-A `Rollout` is the engine's job for one episode. The engine hands it each sampled span; it parses the action, starts the
-environment's step in a worker, and answers with the observation's tokens. An environment that fails, a full context or
-the step limit ends the episode and is counted; it never ends the run.
+A `Rollout` is the engine's job for one episode. With its slot in the engine it gets one in the environment pool, so no
+more environments exist than slots. The engine hands it each sampled span; it parses the action, starts the
+environment's step in a worker, and answers with the observation's tokens.
 
 An action that was cut at its token limit goes to the environment as it is.
 
 Invariant 4: an episode depends on (seed, step, task, occurrence of the task in the step, rollout index) only: its key
 follows from those five. Each further stream of it (see `Episode`) has a key of its own, which follows from that one.
+
+Invariant 8: an episode that its environment's failure kept from beginning or ended is no evidence about the policy. It
+is not among `Rollouts.episodes`, but counted: begun = played + dropped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +30,13 @@ from hintsd_jax.random_keys import job_key, subkey
 from hintsd_jax.rollout.chat import ChatFormat, Delta
 from hintsd_jax.rollout.env_call import Call, CallFailure
 from hintsd_jax.rollout.env_host import Host
-from hintsd_jax.rollout.env_pool import CallJournal, EnvPool
+from hintsd_jax.rollout.env_pool import CallJournal, EnvPool, Key
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling import Engine, Rewrite, Sampling, SamplingStats
 
 PROMPT_TOO_LONG = "prompt_too_long"
+CHARS_PER_TOKEN = 3  # of an observation, as a bound on what may fit; English has about 4
+MOST_CHARS_PER_TOKEN = 64  # of a prompt: a longer one cannot fit, and is not tokenised to find out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +50,65 @@ class RolloutConfig:
     sampling: Sampling
 
 
+@dataclasses.dataclass(frozen=True)
+class EnvFailure:
+    """A call of an environment that failed. task_id, rollout: of the episode. call: "reset", "step 3", "report" or
+    "close" (of which the episode is not known). reason, detail, traceback: see `env_call.CallFailure`.
+    """
+
+    task_id: str
+    rollout: int
+    call: str
+    reason: str
+    detail: str
+    traceback: str = ""
+
+
+class Rollouts(NamedTuple):
+    """What came of playing tasks: `begun` = len(episodes) + sum of `dropped`.
+
+    episodes: those that were played, in task order, then rollout order. dropped: the others by reason: their
+    environment failed (ENV_ERROR, ENV_TIMEOUT, ENV_DIED), or their prompt does not fit (PROMPT_TOO_LONG). stats: what
+    sampling cost. too_long: task -> the tokens of its prompt, where that does not fit. failures: every call that
+    failed, those that cost no episode (a report, a close) too. lost: what was played of episodes that their environment
+    ended; for the record only.
+    """
+
+    episodes: list[Episode]
+    dropped: Counter[str]
+    stats: SamplingStats
+    too_long: Mapping[str, int] = {}
+    failures: tuple[EnvFailure, ...] = ()
+    lost: Sequence[Episode] = ()
+
+    @property
+    def begun(self) -> int:
+        """Episodes that were to be played."""
+        return len(self.episodes) + sum(self.dropped.values())
+
+    @property
+    def failed(self) -> int:
+        """Episodes that their environments' failures cost."""
+        return sum(number for reason, number in self.dropped.items() if reason != PROMPT_TOO_LONG)
+
+    def describe_too_long(self) -> str:
+        """The prompts that do not fit, in words: "1,054 to 1,071 tokens in 2 tasks"."""
+        shortest, longest = min(self.too_long.values()), max(self.too_long.values())
+        lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+        return f"{lengths} tokens in {len(self.too_long)} {'task' if len(self.too_long) == 1 else 'tasks'}"
+
+
 def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
     """Raw key data (uint32 [2]) of an episode's stream: the episode's own key for the first, else a part of it."""
     return key if stream == 0 else subkey(key, stream)
 
 
 class Rollout:
-    """One episode as a job of the engine (see `sampling.Job`).
+    """One episode as a job of the engine (see `sampling.Job`), in an environment of `pool` that is reset already.
 
     Args:
       episode: with its prompt, awaiting an action.
-      worker: the slot of `pool` in which its environment is, already reset.
+      worker: the slot of `pool` in which its environment is.
       key: raw key data (uint32 [2]) of what is sampled.
     """
 
@@ -63,9 +116,13 @@ class Rollout:
         self, episode: Episode, worker: int, pool: EnvPool, chat: ChatFormat, config: RolloutConfig, key: np.ndarray
     ):
         self.episode, self.key, self.sampling, self.context = episode, key, config.sampling, config.context
-        self.prompt: Sequence[int] = tuple(episode.tokens)
+        self.failures: list[EnvFailure] = []
         self._worker, self._pool, self._chat, self._config = worker, pool, chat, config
         self._call: Call[StepResult] | None = None
+
+    def begin(self, slot: int) -> Sequence[int] | None:
+        """The episode's prompt; see `sampling.Job`."""
+        return tuple(self.episode.tokens)
 
     def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
         """Takes a sampled span and starts the environment's step; see `sampling.Job`."""
@@ -96,9 +153,11 @@ class Rollout:
         episode, context = self.episode, self._config.context
         if isinstance(result, CallFailure):
             episode.append_observation(None)
+            self._failed(f"step {len(episode.steps)}", result)
             self._end(result.reason, result.detail)
             return
-        messages, tools = self._chat.announce_tools(result.messages, result.tools)
+        read = cut_to(result.messages, CHARS_PER_TOKEN * (context - len(episode.tokens)), context)
+        messages, tools = self._chat.announce_tools(read, result.tools)
         over = result.terminated or result.truncated or len(episode.steps) >= self._config.max_steps
         delta = None if over else self._delta(messages, tools)
         full = delta is not None and len(delta.ids) + (0 if delta.new_stream else len(episode.tokens)) >= context
@@ -128,9 +187,92 @@ class Rollout:
             return
         report = self._pool.report(self._worker).result()
         if isinstance(report, CallFailure):
+            self._failed("report", report)
             self.episode.detail = f"report: {report.reason}: {report.detail}"
         else:
             self.episode.report = report
+
+    def _failed(self, call: str, failure: CallFailure) -> None:
+        self.failures.append(
+            EnvFailure(self.episode.task_id, self.episode.rollout, call, **dataclasses.asdict(failure))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """What the episodes that are played together have in common. prompts: by group, what was tokenised already. tick:
+    called whenever an episode is over.
+    """
+
+    pool: EnvPool
+    chat: ChatFormat
+    config: RolloutConfig
+    tick: Callable[[], object]
+    prompts: dict[int, tuple[Start, Delta]] = dataclasses.field(default_factory=dict)
+
+    def prompt(self, group: int, start: Start) -> Delta:
+        """Tokenises the prompt of a task once for all its rollouts, unless an environment words it differently."""
+        known = self.prompts.get(group)
+        if known is None or known[0] != start:
+            known = self.prompts[group] = (start, self.chat.prompt(start.messages, start.tools))
+        return known[1]
+
+
+class NewRollout(Rollout):
+    """An episode that begins with its slot in the engine: there its environment is reset.
+
+    Args:
+      task: what is played.
+      episode: as yet only what it is called.
+      journal_key: see `EnvPool.reset`.
+
+    Attributes:
+      dropped: why it was never begun, once that is known; "" else.
+      prompt_length: tokens of its prompt, once they are known.
+    """
+
+    def __init__(self, task: Mapping[str, Any], episode: Episode, journal_key: Key, stage: _Stage, key: np.ndarray):
+        super().__init__(episode, -1, stage.pool, stage.chat, stage.config, key)
+        self.dropped, self.prompt_length = "", 0
+        self._task, self._journal_key, self._stage = task, journal_key, stage
+        self._reset: Call[Start] | None = None
+
+    def begin(self, slot: int) -> None:
+        """Starts the reset; see `sampling.Job`."""
+        self._worker = slot
+        self._reset = self._pool.reset(slot, self._task, self._journal_key)
+
+    def collect(self) -> Sequence[int] | Rewrite | None:
+        """See `sampling.Job`."""
+        if self._reset is None:
+            answer = super().collect()
+        else:
+            start, self._reset = self._reset.result(), None
+            answer = self._begun(start)
+        if answer is None:
+            self._stage.tick()
+        return answer
+
+    def _begun(self, start: Start | CallFailure) -> Rewrite | None:
+        """The prompt; None where the episode cannot begin."""
+        if isinstance(start, CallFailure):
+            self._failed("reset", start)
+            self.dropped = start.reason
+            return None
+        context, characters = self._config.context, sum(len(message["content"]) for message in start.messages)
+        if characters > MOST_CHARS_PER_TOKEN * context:
+            self.dropped, self.prompt_length = PROMPT_TOO_LONG, characters // 4  # about
+            return None
+        prompt = self._stage.prompt(self.episode.group, start)
+        self.prompt_length = len(prompt.ids)
+        if self.prompt_length >= context:
+            self.dropped = PROMPT_TOO_LONG
+            return None
+        name = self.episode
+        self.episode = Episode.begin(
+            name.task_id, name.rollout, start.messages, prompt, start.tools, name.group, name.occurrence
+        )
+        return Rewrite(tuple(self.episode.tokens), self.key)
 
 
 def run_episodes(
@@ -147,71 +289,75 @@ def run_episodes(
     call_timeout_s: float,
     journal: CallJournal | None = None,
     phase: str = "",
-    too_long: dict[str, int] | None = None,
-) -> tuple[list[Episode], Counter[str], SamplingStats]:
+    tick: Callable[[], object] = lambda: None,
+) -> Rollouts:
     """Plays `rollouts` episodes of every task.
 
     Args:
       params: the weights that `engine` samples with.
-      host: makes the environments.
+      host: makes the environments; at most as many at once as the engine has slots.
       seed, step: of the run and of the training step; with task id, its occurrence and the rollout index they give an
         episode's key.
       call_timeout_s: seconds that a call of an environment may take.
-      journal: keeps the calls that timed out or died, under `(phase, task id, slot, call)`, as a task may come
-        twice. One journal must not see a phase twice.
-      too_long: gets, by task, the tokens of each prompt that does not fit the context.
-
-    Returns:
-      (episodes, dropped, stats): episodes in task order, then rollout order; `dropped` counts by reason the rollouts
-      that never began (a reset that failed, a prompt beyond the context), each of which is missing in `episodes`, and
-      environments that failed in closing ("close_...").
+      journal: keeps the calls that timed out or died, under `(phase, task id, number of the episode, call)`. One
+        journal must not see a phase twice.
+      tick: called whenever an episode is over.
     """
-    slot_keys = [(phase, tasks[worker // rollouts]["id"], worker) for worker in range(len(tasks) * rollouts)]
-    with EnvPool(host, len(slot_keys), call_timeout_s, journal) as pool:
-        calls = [pool.reset(worker, tasks[worker // rollouts], slot_keys[worker]) for worker in range(len(slot_keys))]
-        jobs: list[Rollout] = []
-        dropped: Counter[str] = Counter()
-        prompts: dict[int, tuple[Start, Delta]] = {}
-        occurrences = _occurrences([task["id"] for task in tasks])
-        for worker, call in enumerate(calls):
-            task_index, rollout = divmod(worker, rollouts)
-            task, start = tasks[task_index], call.result()
-            if isinstance(start, CallFailure):
-                dropped[start.reason] += 1
-                continue
-            prompt = _prompt(prompts, task_index, start, chat)
-            if len(prompt.ids) >= config.context:
-                dropped[PROMPT_TOO_LONG] += 1
-                if too_long is not None:
-                    too_long[task["id"]] = len(prompt.ids)
-                continue
-            occurrence = occurrences[task_index]
-            episode = Episode.begin(
-                task["id"], rollout, start.messages, prompt, start.tools, group=task_index, occurrence=occurrence
-            )
-            key = job_key(seed, step, task["id"], rollout, occurrence)
-            jobs.append(Rollout(episode, worker, pool, chat, config, key))
+    jobs: list[NewRollout] = []
+    with EnvPool(host, engine.config.slots, call_timeout_s, journal) as pool:
+        stage = _Stage(pool, chat, config, tick)
+        for group, (name, occurrence) in enumerate(_occurrences([task["id"] for task in tasks])):
+            for rollout in range(rollouts):
+                episode = Episode(name, rollout, (), group=group, occurrence=occurrence)
+                key = job_key(seed, step, name, rollout, occurrence)
+                jobs.append(NewRollout(tasks[group], episode, (phase, name, len(jobs)), stage, key))
         stats = engine.run(params, jobs)
-        for failure in pool.close():
-            dropped[f"close_{failure.reason}"] += 1
+        closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
+    return _sorted(jobs, stats, closing)
+
+
+def _sorted(jobs: Sequence[NewRollout], stats: SamplingStats, closing: Sequence[EnvFailure]) -> Rollouts:
+    """Tells the played episodes from those that a failure or their prompt kept from being played."""
+    played, lost, dropped, too_long = [], [], Counter(), {}
     for job in jobs:
-        job.episode.verify()
-    return [job.episode for job in jobs], dropped, stats
+        episode = job.episode
+        if job.dropped:
+            dropped[job.dropped] += 1
+            if job.dropped == PROMPT_TOO_LONG:
+                too_long[episode.task_id] = job.prompt_length
+            continue
+        episode.verify()
+        if episode.ended.startswith("env_"):
+            dropped[episode.ended] += 1
+            lost.append(episode)
+        else:
+            played.append(episode)
+    failures = (*(failure for job in jobs for failure in job.failures), *closing)
+    return Rollouts(played, dropped, stats, too_long, failures, lost)
 
 
-def _occurrences(names: Sequence[str]) -> list[int]:
-    """For each name, how often it stands before."""
+def cut_to(messages: Sequence[Message], room: int, context: int) -> tuple[Message, ...]:
+    """Messages of at most `room` characters together; what is cut off is said in the text. So that text without any
+    bound is neither tokenised nor kept.
+
+    context: in tokens, for the note.
+    """
+    cut = []
+    for message in messages:
+        text = message["content"]
+        if len(text) > max(room, 0):
+            rest = f"\n[{len(text) - max(room, 0):,} more characters do not fit into a context of {context:,} tokens]"
+            message = {**message, "content": text[: max(room, 0)] + rest}
+        room -= len(text)
+        cut.append(message)
+    return tuple(cut)
+
+
+def _occurrences(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name, and how often it stands before."""
     seen: Counter[str] = Counter()
     counts = []
     for name in names:
-        counts.append(seen[name])
+        counts.append((name, seen[name]))
         seen[name] += 1
     return counts
-
-
-def _prompt(prompts: dict[int, tuple[Start, Delta]], task_index: int, start: Start, chat: ChatFormat) -> Delta:
-    """Tokenises the prompt of a task once for all its rollouts, unless an environment words it differently."""
-    known = prompts.get(task_index)
-    if known is None or known[0] != start:
-        known = prompts[task_index] = (start, chat.prompt(start.messages, start.tools))
-    return known[1]

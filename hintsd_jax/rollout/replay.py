@@ -98,7 +98,7 @@ def continue_episodes(
     *,
     call_timeout_s: float,
 ) -> tuple[list[Episode | None], Counter[str], SamplingStats]:
-    """Replays and continues every plan, each with an environment of its own.
+    """Replays and continues every plan, each with an environment of its own, as many at once as the engine has slots.
 
     Args:
       params: the weights that `engine` samples with.
@@ -110,24 +110,40 @@ def continue_episodes(
       reason: an environment that failed, one that answered otherwise than recorded (REPLAY_DIFFERS), a prefix beyond
       the context (PROMPT_TOO_LONG).
     """
+    episodes: list[Episode | None] = []
+    dropped: Counter[str] = Counter()
+    stats = SamplingStats()
+    for first in range(0, len(plans), engine.config.slots):
+        some = plans[first : first + engine.config.slots]
+        with EnvPool(host, len(some), call_timeout_s) as pool:
+            episodes += _continue(engine, params, chat, pool, some, config, dropped, stats)
+            dropped.update(f"close_{failure.reason}" for failure in pool.close())
+    return episodes, dropped, stats
+
+
+def _continue(
+    engine: Engine,
+    params,
+    chat: ChatFormat,
+    pool: EnvPool,
+    plans: Sequence[Continuation],
+    config: RolloutConfig,
+    dropped: Counter[str],
+    stats: SamplingStats,
+) -> list[Episode | None]:
+    """As `continue_episodes`, a slot of the pool for each plan; counts in `dropped` and `stats`."""
     jobs: dict[int, Rollout] = {}
-    if not plans:
-        return [], Counter(), SamplingStats()
-    with EnvPool(host, len(plans), call_timeout_s) as pool:
-        ready, dropped = _replay(pool, plans, chat)
-        for worker in ready:
-            plan = plans[worker]
-            episode = replayed_prefix(plan, chat)
-            if len(episode.tokens) >= config.context:
-                dropped[PROMPT_TOO_LONG] += 1
-            else:
-                jobs[worker] = Rollout(episode, worker, pool, chat, config, plan.key)
-        stats = engine.run(params, jobs.values())
-        for failure in pool.close():
-            dropped[f"close_{failure.reason}"] += 1
+    for worker in _replay(pool, plans, chat, dropped):
+        plan = plans[worker]
+        episode = replayed_prefix(plan, chat)
+        if len(episode.tokens) >= config.context:
+            dropped[PROMPT_TOO_LONG] += 1
+        else:
+            jobs[worker] = Rollout(episode, worker, pool, chat, config, plan.key)
+    stats.add(engine.run(params, jobs.values()))
     for job in jobs.values():
         job.episode.verify()
-    return [jobs[worker].episode if worker in jobs else None for worker in range(len(plans))], dropped, stats
+    return [jobs[worker].episode if worker in jobs else None for worker in range(len(plans))]
 
 
 def _read_before(plan: Continuation, number: int, chat: ChatFormat) -> tuple[tuple[Message, ...], Delta]:
@@ -151,15 +167,11 @@ def _read_before(plan: Continuation, number: int, chat: ChatFormat) -> tuple[tup
     )
 
 
-def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> tuple[list[int], Counter[str]]:
-    """Plays the recorded actions, the n-th ones of all episodes at once.
-
-    Returns:
-      (workers, dropped): the workers whose environment answered as recorded up to the plan's step; and how many did
-      not, by reason.
+def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat, dropped: Counter[str]) -> list[int]:
+    """Plays the recorded actions, the n-th ones of all episodes at once. The workers whose environment answered as
+    recorded up to the plan's step; the others are counted in `dropped`, by reason.
     """
     ready: list[int] = []
-    dropped: Counter[str] = Counter()
     calls: dict[int, Call] = {worker: pool.reset(worker, plan.task) for worker, plan in enumerate(plans)}
     steps = 0  # that have been replayed
     while calls:
@@ -174,7 +186,7 @@ def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat) -> t
                 (ready if steps == plan.step - 1 else unfinished).append(worker)
         calls = {worker: pool.step(worker, _action(plans[worker].recorded.steps[steps], chat)) for worker in unfinished}
         steps += 1
-    return sorted(ready), dropped
+    return sorted(ready)
 
 
 def _action(step: Step, chat: ChatFormat) -> Action:

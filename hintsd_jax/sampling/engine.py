@@ -64,13 +64,18 @@ class SamplingStats:
     copied_tokens: int = 0
     decode_steps: int = 0
 
+    def add(self, other: SamplingStats) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
 
 @dataclasses.dataclass
 class _Slot:
     """arrived: the prompt of the job, until it is placed in the cache. prompt: all but its last token are in the cache
-    or about to be; kept after the job has ended, until the next one's prompt is placed, for others to copy. uncached: known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on.
-    pending: the last known token when the generation began. limit: the most tokens of the generation. began: whether
-    the job has had its prompt. waiting: for what the job answers: begun or submitted, not collected.
+    or about to be; kept after the job has ended, until the next one's prompt is placed, for others to copy. uncached:
+    known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on. pending: the last
+    known token when the generation began. limit: the most tokens of the generation. began: whether the job has had its
+    prompt. waiting: for what the job answers: begun or submitted, not collected.
     """
 
     job: Job | None = None
@@ -148,9 +153,7 @@ class Engine:
                 tick()
             self._copy_part([])
             tick()
-            self._decode(
-                params, programs.idle_state(config.slots, config.context, config.max_tokens), SamplingStats()
-            )
+            self._decode(params, programs.idle_state(config.slots, config.context, config.max_tokens), SamplingStats())
             tick()
 
     def _run(self, params: decoder.Params, queue: deque[Job]) -> SamplingStats:

@@ -26,8 +26,11 @@ class UserError(Exception):
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line that is not too long: the system's words where it is of a file."""
-    text = getattr(error, "strerror", None) or str(error)
-    text = " ".join(text.split()) or type(error).__name__
+    try:
+        text = getattr(error, "strerror", None) or str(error)
+        text = " ".join(text.split()) or type(error).__name__
+    except Exception as fault:  # an error of somebody else's whose own text fails
+        text = f"without a text that could be read ({type(fault).__name__})"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

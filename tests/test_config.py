@@ -327,7 +327,7 @@ def test_impossible_defaults_of_an_algorithm_are_named(defaults, says):
         ("env.data_dir", "\udc80", "a character that no name can have"),
         ("policy.path", "x" * 5000, "has more than 4096 characters"),
         ("env.options", {"seeds": {1, 2}}, "env.options.seeds = {1, 2} must be text"),
-        ("env.options", {"a\nb": math.nan}, "'env.options.a\\nb' = nan must be text"),
+        ("env.options", {"a\nb": math.nan}, "'env.options.a\\nb' holds a character"),
         ("chat.template_kwargs", {"date": [1, math.inf]}, "chat.template_kwargs.date = [1, inf] must be text"),
     ],
     ids=lambda value: "" if isinstance(value, int) else None,  # pytest cannot print the longest

@@ -1,5 +1,7 @@
 """The command line as a user meets it: one clear line, a non-zero status, no traceback."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -110,6 +112,13 @@ RUN = [CONFIG, "--workdir=w"]
         ([*RUN, "--config.rollout.prefill_buckets="], "prefill_buckets"),
         ([*RUN, "--config.rollout.prefill_buckets=(8,'a')"], "each entry a whole number"),
         ([*RUN, "--config.rollout.prefill_buckets=exit(3)"], "each entry a whole number"),
+        ([*RUN, "--config.rollout.prefill_buckets={8,16}"], "prefill_buckets = '{8,16}' cannot be read; allowed: list"),
+        ([*RUN, "--config.rollout.prefill_buckets=b'ab'"], "cannot be read; allowed: list of whole number"),
+        ([*RUN, "--config.export.weights={'student':1}"], "cannot be read; allowed: list of student, ema"),
+        ([*RUN, "--config.rollout.prefill_buckets=(1.5,288)"], "each entry a whole number"),
+        ([*RUN, "--config.rollout.top_k=1" + "0" * 30], "must lie in [0, 16777216]"),
+        ([*RUN, "--config.env.call_timeout_s=1e10"], "must lie in (0, 1000000]"),
+        ([*RUN, "--config.rollout.prefill_rows=1000000000"], "must lie in [1, 65536]"),
         ([*RUN, "--config.lora.targets=('q_pro',)"], "did you mean 'q_proj'?"),
         ([*RUN, "--config.policy.path=a\0b"], "a character that no name can have"),
         ([*RUN, "--config.policy.path=\udcff"], "a character that no name can have"),
@@ -135,6 +144,16 @@ RUN = [CONFIG, "--workdir=w"]
         ([*RUN, ""], "unexpected argument ''"),
         (["--", *RUN], "unexpected argument"),
         ([*RUN, "-?"], "unknown flag --?"),
+        ([*RUN, "--flagfile=/etc/hosts"], "unknown flag --flagfile: settings are written --config.key=value"),
+        ([*RUN, "--undefok=x", "--x=1"], "unknown flag --undefok"),
+        ([CONFIG, "--workdir", "--config.seed=1"], "--workdir has no value"),
+        (["--config", "--workdir=w"], "--config has no value"),
+        ([CONFIG, "--workdir=."], "--workdir=. is the current folder and holds no run: give a folder of its own"),
+        ([CONFIG, "--workdir=./"], "is the current folder"),
+        ([CONFIG, "--workdir=/"], "is the root folder"),
+        ([CONFIG, "--workdir=~"], "is the home folder"),
+        ([CONFIG, "--workdir=~nobody-of-that-name/w"], "--workdir = '~nobody-of-that-name/w' names the home folder of"),
+        ([CONFIG, "--workdir=" + "w" * 300], "File name too long"),
         # config files
         (["--workdir=w"], "--config is missing"),
         (["--config"], "--config has no value"),
@@ -143,6 +162,8 @@ RUN = [CONFIG, "--workdir=w"]
         (["--config=configs", "--workdir=w"], "the config file configs is no file"),
         (["--config=elsewhere/desk.py", "--workdir=w"], "--config=desk is the one that ships"),
         (["--config=README.md", "--workdir=w"], "its name must end with .py"),
+        (["--config=" + "a" * 5000, "--workdir=w"], "File name too long"),
+        (["--config=~nobody-of-that-name/c.py", "--workdir=w"], "names the home folder of nobody"),
         (["--config=dekc", "--workdir=w"], "did you mean 'desk'?"),
         (["--config=desk:x", "--workdir=w"], "did you mean 'desk'?"),
         (["--config=a\0b", "--workdir=w"], "is neither shipped nor a file"),
@@ -194,11 +215,45 @@ CHANGE = "from hintsd_jax.config import base\ndef get_config():\n    c = base()\
         ("def get_config(name):\n    return name\n", "missing 1 required positional argument"),
         ("raise ValueError('two\\nlines')\n", "ValueError: two lines (c.py, line 1)"),
         ("", "has no function get_config()"),
+        ("class Odd(BaseException): pass\nraise Odd('x')\n", "Odd: x (c.py, line 2)"),
+        ("class Mute(Exception):\n    def __str__(self): return 1 / 0\nraise Mute\n", "Mute: without a text"),
+        ("raise ValueError('\\udcff' * 5000)\n", "ValueError"),
+        ("from . import base\n", "attempted relative import with no known parent package (c.py, line 1)"),
+        ("async def get_config():\n    return 1\n", "returns coroutine, not"),
+        ("def get_config():\n    yield 1\n", "returns generator, not"),
+        ("get_config = 3\n", "has no function get_config()"),
+        ("get_config = object\n", "returns object, not"),
+        (CHANGE.format("c.optim.lr = c.rollout"), "c.py, line 4"),
+        (CHANGE.format("c.rollout.prefill_buckets = {8, 16}"), "prefill_buckets"),
+        (CHANGE.format("c.unlock(); c.optim.more = 1"), "unknown config key optim.more"),
+        (CHANGE.format("c.unlock(); del c.optim.lr"), "optim.lr is missing"),
+        (CHANGE.format("c.unlock(); c.optim = 3"), "optim"),
+        (CHANGE.format("c.env.options['a\\udcff'] = 1"), "env.options"),
+        (CHANGE.format("c.env.options.x = b'a'"), "env.options.x = b'a' must be text"),
     ],
 )
 def test_a_mistake_in_the_config_file_is_one_line(tmp_path, capsys, text, says):
     (tmp_path / "c.py").write_text(text)
     assert says in refusal(capsys, f"--config={tmp_path}/c.py", "--workdir=w")
+
+
+def test_what_a_machine_refuses_is_one_line(modes, capsys, monkeypatch):
+    def refused(error):
+        monkeypatch.setitem(sys.modules, "hintsd_jax.train", types.SimpleNamespace(train=lambda *_: raises(error)))
+        return refusal(capsys, *RUN)
+
+    def raises(error):
+        raise error
+
+    assert "w/config.json: Read-only file system" in refused(
+        OSError(errno.EROFS, "Read-only file system", "w/config.json")
+    )
+    assert "No space left" in refused(OSError(errno.ENOSPC, "No space left on device"))
+    assert "memory is out (MemoryError): lower rollout.slots" in refused(MemoryError())
+    assert "memory is out (RESOURCE_EXHAUSTED: Out" in refused(RuntimeError("RESOURCE_EXHAUSTED: Out\nof memory"))
+    for bug in (ConnectionError("reset"), RuntimeError("dictionary changed size"), RecursionError("deep")):
+        with pytest.raises(type(bug)):
+            refused(bug)
 
 
 def test_a_bug_keeps_its_traceback_and_an_interrupt_is_no_bug(modes, capsys):
@@ -235,6 +290,16 @@ def test_an_option_that_the_config_file_does_not_set_is_taken_from_a_flag(modes)
     assert (options["format"], options["categories"], options["length"]) == ("official", ("a", "b"), 2)
 
 
+def test_closed_outputs_and_those_of_another_encoding(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert entry.main(["--version"]) == 0 and entry.main(["--config=no_such"]) == 2
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert entry.main(["--config=d\xe9\udcffsk"]) == 2
+    sys.stderr.flush()
+    assert b"config 'd\\xe9" in sys.stderr.buffer.getvalue()
+
+
 def test_version_and_the_help_of_report(capsys):
     assert entry.main(["--version"]) == 0 and hintsd_jax.__version__ in capsys.readouterr().out
     assert entry.main(["report", "--help"]) == 0 and "--episodes" in capsys.readouterr().out
@@ -256,7 +321,15 @@ def test_its_own_process_from_another_folder_and_without_jax_where_it_can(tmp_pa
     assert (wrong.returncode, wrong.stdout) == (2, "[]\n") and "rollout.top_p = 2.0 must lie in (0, 1]" in wrong.stderr
     right = start("-m", "hintsd_jax", "train", CONFIG, "--print_config")
     assert right.returncode == 0 and "policy.path = 'assets/desk-policy'" in right.stdout
-    left = f"{sys.executable} -m hintsd_jax --help | head -1"
-    shell = subprocess.run(left, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shell.stdout.startswith("usage: ") and shell.stderr == ""
+
+    def shell(words, ends):
+        line = f"{sys.executable} -m hintsd_jax {words}; echo $? >&2"
+        return subprocess.run(
+            f"({line}) {ends}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    left = shell("--help", "| head -1")
+    assert left.stdout.startswith("usage: ") and left.stderr == "0\n"
+    full = shell("--help", ">/dev/full")
+    assert full.stderr == "error: the output cannot be written (No space left on device): make room for it\n2\n"
     assert list(tmp_path.iterdir()) == []

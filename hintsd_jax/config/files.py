@@ -9,6 +9,7 @@ told in one line with its place.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -17,12 +18,12 @@ from pathlib import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from hintsd_jax.config.edge import plain, unknown_key
-from hintsd_jax.errors import UserError
+from hintsd_jax.config.fields import expanded, shown
+from hintsd_jax.errors import UserError, reason
 from hintsd_jax.texts import did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # in a checkout a link to the configs at its top
 _OTHERS = ("__init__", "desk_warmup")  # not configs of a run
-_LONGEST = 300  # characters of an error's own text
 
 
 def shipped() -> list[str]:
@@ -36,14 +37,14 @@ def find(named: str) -> Path:
         raise UserError(f"--config is empty: give a path, or one of {', '.join(shipped())}")
     if named in shipped():
         return SHIPPED / f"{named}.py"
-    path = Path(named).expanduser()
+    path = Path(expanded(named, "--config"))
     if path.is_file():
         return path
     if path.stem in shipped():
         raise UserError(f"the config file {named} does not exist: --config={path.stem} is the one that ships")
     if path.exists() or "/" in named or named.endswith(".py"):
         raise UserError(f"the config file {named} {'is no file' if path.exists() else 'does not exist'}")
-    raise UserError(f"config {named!r} is neither shipped nor a file: {did_you_mean(named, shipped())}")
+    raise UserError(f"config {shown(named)} is neither shipped nor a file: {did_you_mean(named, shipped())}")
 
 
 def load(named: str) -> ConfigDict:
@@ -65,8 +66,12 @@ def load(named: str) -> ConfigDict:
         config = get_config()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the user's file may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's file may fail in any way, and exit
         raise UserError(f"the config file {path} fails: {_reason(error, path)}") from error
+    if inspect.iscoroutine(config):
+        config.close()  # else Python remarks on it
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() of {path} returns {type(config).__name__}, not hintsd_jax.config.base() with changes"
@@ -82,7 +87,7 @@ def _reason(error: BaseException, path: Path) -> str:
         return f"{type(error).__name__}: {error.msg} ({where})"
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename) == path.absolute()]
-    what = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
+    what = f"{type(error).__name__}: {reason(error)}"
     if frames and Path(frames[-1].filename).name == "config_dict.py" and isinstance(error, AttributeError | KeyError):
         what = _wrong_key(error, (ours[-1].line or "") if ours else "") or what
     return what + (f" ({path.name}, line {ours[-1].lineno})" if ours else "")

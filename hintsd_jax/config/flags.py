@@ -8,9 +8,10 @@ it). Whatever cannot be read is one line in the schema's words.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_origin
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,6 +31,8 @@ FLAGS = {
     "version": "print the version and end",
 }
 
+_SETTINGS = "settings are written --config.key=value"
+
 
 class Flags(NamedTuple):
     """Parsed flags. config: not checked yet; None where none is named. rest: the words that are no flags."""
@@ -47,13 +50,17 @@ def parse(words: Sequence[str]) -> Flags:
       UserError: an unknown flag or key, a value that cannot be read, a config file that cannot be used.
     """
     words, named = take(words, "config")
+    words, workdir = take(words, "workdir")
     for word in words:
-        override = re.match(r"--?(?:no)?config\.([^=]*)", word)
-        if override and (problem := unknown_key(override[1])):
+        if re.match(r"--?(flagfile|undefok)\b", word):  # absl's own, which would add and forgive flags unseen
+            raise UserError(f"unknown flag {word.partition('=')[0]}: {_SETTINGS}")
+        if word == "--":
+            raise UserError(f"unexpected argument '--': {_SETTINGS}")
+        override = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if override and (problem := unknown_key(override[1]) or _list_problem(override[1], override[2])):
             raise UserError(problem)
     config = None if named is None else files.load(named)
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, FLAGS["workdir"], flag_values=values)
     flags.DEFINE_bool("print_config", False, FLAGS["print_config"], flag_values=values)
     try:
         if config is not None:
@@ -69,7 +76,7 @@ def parse(words: Sequence[str]) -> Flags:
         raise UserError(f"config key {key} is not set in the config file: a flag changes only what is there") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"a --config. flag cannot be read: {error}") from error
-    return Flags(config, values["workdir"].value, bool(values["print_config"].value), rest)
+    return Flags(config, workdir, bool(values["print_config"].value), rest)
 
 
 def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
@@ -81,7 +88,7 @@ def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
             rest.append(word)
             continue
         value = next(words, None) if match[1] is None else match[1]
-        if value is None:
+        if value is None or (match[1] is None and value.startswith("-")):  # the next flag is no value of this one
             raise UserError(f"--{flag} has no value: {FLAGS[flag]}")
     return rest, value
 
@@ -92,6 +99,20 @@ def _new_options(config: ConfigDict, words: Sequence[str]) -> list[str]:
     return [word for word, match in pairs if not (match and add_option(config, match[1], match[2]))]
 
 
+def _list_problem(key: str, text: str | None) -> str | None:
+    """Why a flag's text is no list, where a list is wanted; of sets, bytes and mappings `tuple` would make some."""
+    setting = settings().get(key)
+    if text is None or setting is None or get_origin(setting.kind) is not tuple:
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None  # a text as it stands, or what the reader refuses
+    if isinstance(value, tuple | list | int | float | str):
+        return None
+    return f"{key} = {shown(text)} cannot be read; allowed: {reference.allowed(setting)}"
+
+
 def _problem(error: flags.Error) -> str:
     """What absl says about a flag, in the schema's words where it is a key's."""
     if isinstance(error, flags.UnrecognizedFlagError):
@@ -100,7 +121,7 @@ def _problem(error: flags.Error) -> str:
             return f"unknown flag --{name}: write --config.{name}"
         if name.startswith("noconfig."):
             return f"--{name} turns off what is true or false, which {name.removeprefix('noconfig.')} is not"
-        return f"unknown flag --{name}: {did_you_mean(name, FLAGS, 'settings are written --config.key=value')}"
+        return f"unknown flag --{name}: {did_you_mean(name, FLAGS, _SETTINGS)}"
     text = " ".join(str(error).split())
     match = re.match(r"flag --(?:config\.)?([\w.]+)=(.*?): ", text)
     if match and match[1] in settings():

@@ -78,8 +78,11 @@ def value_problems(values: Mapping[str, Any]) -> list[str]:
             problem = _value_problem(setting, values[name])
             problems += [problem] if problem else []
     for name, value in values.items():
-        if name.startswith(_INSIDE_FREE) and not _is_plain(value):
-            name = name if name.isprintable() else shown(name)
+        if not name.startswith(_INSIDE_FREE):
+            continue
+        if not (is_encodable(name) and name.isprintable()):
+            problems.append(f"{shown(name)} holds a character that no name can have")
+        elif not _is_plain(value):
             problems.append(
                 f"{name} = {shown(value)} must be text, a finite number, true, false, none or a list of these"
             )

@@ -82,6 +82,30 @@ def test_a_sharded_checkpoint_reads_the_same(checkpoint):
         load_policy(checkpoint)
 
 
+def test_weights_beside_an_index_of_other_files_are_refused(checkpoint):
+    weights = checkpoint / WEIGHTS
+    names = dict.fromkeys(load_file(weights), "a.safetensors")
+    shutil.copy(weights, checkpoint / "a.safetensors")
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match=f"{WEIGHTS} lies beside {INDEX}, which names other files: delete the one"):
+        load_policy(checkpoint)
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, WEIGHTS)}))
+    assert_equal(load_policy(checkpoint)[1], load_policy(TIED)[1])
+
+
+def test_stored_rotary_frequencies_are_ignored(checkpoint):
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"):
+        edit(checkpoint, lambda tensors, name=name: tensors.update({name: np.ones(8, np.float32)}))
+    assert_equal(load_policy(checkpoint)[1], load_policy(TIED)[1])
+
+
+def test_bytes_after_the_last_tensor_are_refused(checkpoint):
+    with (checkpoint / WEIGHTS).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match=f"{WEIGHTS}: not a safetensors file: 4 bytes follow the last tensor"):
+        load_policy(checkpoint)
+
+
 def test_bfloat16_weights_become_float32(checkpoint):
     def narrow(tensors):
         for name in tensors:
@@ -167,14 +191,19 @@ def test_a_truncated_file_is_named(checkpoint, keep, message):
     [
         (lambda about: about.update(data_offsets=[8, 4]), "not a safetensors file"),
         (
-            lambda about: about.update(data_offsets=[0, 4]),
-            f"tensor {Q_PROJ} has 4 bytes, too few or too many for its shape",
+            lambda about: about.update(dtype="BF16"),
+            f"tensor {Q_PROJ} has 6144 bytes, too few or too many for its shape",
         ),
+        (
+            lambda about: about.update(data_offsets=[n + 4 for n in about["data_offsets"]]),
+            "not a safetensors file.*begins",
+        ),
+        (lambda about: about.update(data_offsets=[0, 6144]), "not a safetensors file.*begins at byte"),
         (lambda about: about.pop("shape"), "not a safetensors file: KeyError"),
         (lambda about: about.update(shape="wide"), "not a safetensors file: ValueError"),
         (lambda about: about.update(dtype="F8_E4M3"), f"{Q_PROJ} has dtype F8_E4M3; only F32, F16, BF16"),
     ],
-    ids=["backwards", "short", "shapeless", "no shape", "fp8"],
+    ids=["backwards", "half", "shifted", "shared", "shapeless", "no shape", "fp8"],
 )
 def test_a_header_that_lies_is_refused(checkpoint, change, message):
     content = (checkpoint / WEIGHTS).read_bytes()

@@ -29,7 +29,14 @@ BESIDE = {
     "generation_config.json": "{}",
     "LICENSE": "free",
     "README.md": "another model",
+    "additional_chat_templates/tool_use.jinja": "y",
+    "original/consolidated.00.pth": "weights in another format",
+    "original/params.json": "{}",
+    "pytorch/model.bin": "weights again",
+    "earlier/config.json": "{}",
+    ".cache/downloaded": "",
 }
+LEFT = {"README.md", "original/consolidated.00.pth", "pytorch/model.bin", "earlier/config.json", ".cache/downloaded"}
 
 
 @pytest.fixture
@@ -40,6 +47,7 @@ def run(tmp_path):
         base = shutil.copytree(FIXTURES / name, tmp_path / "base")
         (base / "expected.npz").unlink()
         for file, text in BESIDE.items():
+            (base / file).parent.mkdir(exist_ok=True)
             (base / file).write_text(text)
         targets = ("q_proj", "o_proj", "down_proj")
         edge = base_config()
@@ -84,7 +92,9 @@ def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run,
     student = workdir / "export" / "step_000005" / "student"
     same(tensors(student), tensors(base))  # a new adapter changes nothing
     assert json.loads((student / "config.json").read_text()) == json.loads((base / "config.json").read_text())
-    assert {file.name for file in student.iterdir()} == {"config.json", "model.safetensors", *BESIDE} - {"README.md"}
+    there = {str(file.relative_to(student)) for file in student.rglob("*") if file.is_file()}
+    assert there == {"config.json", "model.safetensors", *BESIDE} - LEFT and not (student / "pytorch").exists()
+    assert (student / "additional_chat_templates" / "tool_use.jinja").read_text() == "y"
     assert [path.name for path in written] == (["student", "student_adapter", "ema_adapter"] if rank else ["student"])
     assert sorted(path.name for path in student.parent.iterdir()) == sorted(path.name for path in written)
 
@@ -174,7 +184,7 @@ def test_what_float16_cannot_hold_is_refused_and_nothing_is_left(run):
 def test_a_failed_export_leaves_the_one_before_it(run, monkeypatch):
     config, workdir, _, _ = run(NARROW, 0)
     student = export(config, workdir)[0]
-    before = {file.name: file.read_bytes() for file in student.iterdir()}
+    before = {file.name: file.read_bytes() for file in student.rglob("*") if file.is_file()}
 
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -182,7 +192,7 @@ def test_a_failed_export_leaves_the_one_before_it(run, monkeypatch):
     monkeypatch.setattr("hintsd_jax.checkpoints.safetensors.save_file", full_disk)
     with pytest.raises(UserError, match="cannot write the policy there: .* No space left"):
         export(config, workdir)
-    assert {file.name: file.read_bytes() for file in student.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in student.rglob("*") if file.is_file()} == before
     assert [path.name for path in student.parent.iterdir()] == ["student"]
 
 

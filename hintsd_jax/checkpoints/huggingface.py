@@ -8,6 +8,7 @@ dtype is checked before a byte of data is read; then tensors go to their place o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 # Not copied from a source directory: weights in any format, and the old model's card.
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}
+# Rotary frequencies, which older tools stored: they follow from config.json.
+_DERIVED = ".rotary_emb.inv_freq"
 _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
@@ -75,7 +78,7 @@ def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> TensorFiles:
         blocks = [(first, min(first + _ROWS, config.vocab_size)) for first in range(0, config.vocab_size, _ROWS)]
         if all(np.array_equal(checkpoint.rows(HEAD, *block), checkpoint.rows(EMBED, *block)) for block in blocks):
             expected.add(HEAD)
-    checkpoint.refuse_others(expected)
+    checkpoint.refuse_others(expected | {name for name in checkpoint.file_of if name.endswith(_DERIVED)})
     return checkpoint
 
 
@@ -132,8 +135,8 @@ def write_like(
     """Writes a Hugging Face directory like `source`, with other weights: all of it or nothing.
 
     checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written
-    ones; None: each as `source` stores it. What else lies in `source` (tokenizer, chat template, generation settings,
-    licence) is copied.
+    ones; None: each as `source` stores it. What else lies in `source` and its folders (tokenizer, chat templates,
+    generation settings, licence) is copied, but for weights in other formats and hidden files.
     """
 
     def stored() -> Iterator[tuple[str, np.ndarray]]:
@@ -151,12 +154,23 @@ def write_like(
     if dtype is not None:
         config |= {"dtype": dtype, "torch_dtype": dtype}
     with replacing(path, "policy", marker="config.json") as new:
-        for file in source.iterdir():
-            left_out = file.name.startswith(".") or file.suffix in _NOT_COPIED or file.name.endswith(".index.json")
-            if file.is_file() and not left_out:
-                shutil.copyfile(file, new / file.name)
+        _copy_others(source, new)
         write_json(new / "config.json", config)
         write_shards(new, stored())
+
+
+def _copy_others(source: pathlib.Path, new: pathlib.Path) -> None:
+    """What is no weights and not hidden. A policy or an adapter of its own in a folder below is no part of this one."""
+    for entry in sorted(source.iterdir()):
+        left_out = entry.name.startswith(".") or entry.suffix in _NOT_COPIED or entry.name.endswith(".index.json")
+        if entry.is_dir() and not left_out and not entry.is_symlink():
+            if not any((entry / marker).exists() for marker in ("config.json", "adapter_config.json")):
+                (new / entry.name).mkdir()
+                _copy_others(entry, new / entry.name)
+                with contextlib.suppress(OSError):  # it held nothing but weights
+                    (new / entry.name).rmdir()
+        elif entry.is_file() and not left_out:
+            shutil.copyfile(entry, new / entry.name)
 
 
 def _tensor_files(path: pathlib.Path) -> TensorFiles:
@@ -167,6 +181,10 @@ def _tensor_files(path: pathlib.Path) -> TensorFiles:
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
+    if (path / WEIGHTS).is_file() and WEIGHTS not in weight_map.values():
+        raise UserError(
+            f"{path}: {WEIGHTS} lies beside {INDEX}, which names other files: delete the one that is not the policy's"
+        )
     checkpoint = TensorFiles(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
     for name, file in weight_map.items():
         if checkpoint.file_of.get(name) != path / file:

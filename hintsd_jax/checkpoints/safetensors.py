@@ -7,6 +7,7 @@ file and tensor. No more than a tensor is read at a time. A directory is written
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -219,11 +220,19 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
             if not 8 + length <= start <= stop:
                 raise ValueError(f"tensor {name} from byte {start} to {stop}")
             tensors[name] = _Entry(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, stop)
+        in_order = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
+        for (before, left), (name, right) in itertools.pairwise(
+            [("the header", _Entry("", (), 0, 8 + length)), *in_order]
+        ):
+            if right.start != left.stop:  # the format has neither holes nor bytes that two tensors share
+                raise ValueError(f"tensor {name} begins at byte {right.start}, {before} ends at {left.stop}")
     except FileNotFoundError:
         raise UserError(f"{file}: missing; copy the whole directory again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error!r}") from error
-    cut = [name for name, entry in sorted(tensors.items(), key=lambda item: item[1].stop) if entry.stop > size]
+    cut = [name for name, entry in in_order if entry.stop > size]
+    if not cut and in_order and in_order[-1][1].stop < size:
+        raise UserError(f"{file}: not a safetensors file: {size - in_order[-1][1].stop} bytes follow the last tensor")
     if cut:
         raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")
     return tensors

@@ -213,8 +213,8 @@ class PolicyConfig:
         unheard = unknown_key(hf, (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS))
         if unheard:
             raise UserError(
-                f"config.json: {ascii(unheard)[1:-1]:.60} is {_short(hf[unheard])}, which may change what the model computes and"
-                " is not supported: take another checkpoint, or remove the key if it changes nothing"
+                f"config.json: {ascii(unheard)[1:-1]:.60} is {_short(hf[unheard])}, which may change what the model"
+                " computes and is not supported: take another checkpoint, or remove the key if it changes nothing"
             )
         kinds = hf.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
@@ -317,8 +317,8 @@ def _rope_scaling(section: str, rope: Mapping[str, Any]) -> RopeScaling | None:
         unheard += [key for key in _ROPE_KEYS.values() if rope.get(key) not in (None, 1)]
     if unheard:
         raise UserError(
-            f"config.json: {section}.{ascii(unheard[0])[1:-1]:.60} is {_short(rope[unheard[0]])}, which is not supported where the type"
-            f" is {kind!r}"
+            f"config.json: {section}.{ascii(unheard[0])[1:-1]:.60} is {_short(rope[unheard[0]])}, which is not"
+            f" supported where the type is {kind!r}"
         )
     if kind == "default":
         return None

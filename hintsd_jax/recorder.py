@@ -5,8 +5,9 @@
 The loop hands over the outcome of every step. Nothing here changes what is learnt, but for two things that alarms may
 do: halve the learning rate, and stop the run.
 
-Invariants: the row of a step is written before the checkpoint that stands for it; weights that are not finite never
-become a checkpoint; what a continued run needs (`Counters`) travels with the checkpoint.
+Invariants: the row of a step is written before the checkpoint that stands for it; a state that is not finite never
+becomes a checkpoint (the update says whether it is, see `training.train_step.apply`); what a continued run needs
+(`Counters`) travels with the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,42 +16,54 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from hintsd_jax import records
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut
 from hintsd_jax.hindsight.analysis import Hindsight
-from hintsd_jax.runs import empty_updates
+from hintsd_jax.models.finite import non_finite
+from hintsd_jax.rollout.collector import Rollouts
 from hintsd_jax.runs import metrics as run_metrics
-from hintsd_jax.runs.alarms import NOT_FINITE, Alarm, AlarmConfig, Alarms
+from hintsd_jax.runs import nonfinite, step_line
+from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms, not_finite
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
+from hintsd_jax.runs.time_left import Plan
+from hintsd_jax.runs.watch import Watch
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.session import Session
 from hintsd_jax.training.batching import Batches, BatchShapes
 from hintsd_jax.training.state import TrainState
 
 # A run may continue on other devices, with another server of the same model, and with other alarms.
 MAY_DIFFER = ("mesh.", "alarms.", "endpoint.url", "endpoint.key_env", "endpoint.concurrency", "endpoint.timeout_s")
 MAY_DIFFER += ("endpoint.retries", "endpoint.backoff_s", "endpoint.max_calls", "endpoint.max_tokens")
-MAY_DIFFER += ("endpoint.max_failures",)
+MAY_DIFFER += ("endpoint.max_failures", "optim.max_nonfinite")
+
+_MEND_NUMBERS = (
+    "Lower optim.lr, set optim.clip_norm, or look into the folder nonfinite/ of the workdir, which holds the batches;"
+    " the same command continues the run"
+)
 
 
 @dataclasses.dataclass
 class Counters:
     """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
-    empty_updates: that had nothing to train on. before: the held-out result before training. lr_scale: what alarms made
-    of the learning rate. alarms, endpoint: what these two remember.
+    empty_updates: that had nothing to train on. nonfinite_updates: the last ones in a row that met a number that is not
+    finite. before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms,
+    endpoint: what these two remember.
     """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     empty_updates: int = 0
+    nonfinite_updates: int = 0
     before: dict[str, Any] | None = None
     lr_scale: float = 1.0
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -91,7 +104,11 @@ class Recorder:
         self._alarms = Alarms(AlarmConfig(**self._config.alarms.to_dict()))
         folder.discard_after(self._resume_step)
         self._writer = run_metrics.MetricsWriter(folder.path, self._resume_step)
-        self._progress = Progress(self._config.optim.steps, start=self._resume_step or 0)
+        start = self._resume_step or 0
+        self._progress = Progress(run_plan(self._config), start, compiled=run_metrics.compile_seconds)
+        session.watch = Watch(self._progress, folder.path)
+        if self.continues:
+            self.note(f"continuing from step {start} of {self._config.optim.steps}")
 
     @classmethod
     def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:
@@ -102,7 +119,7 @@ class Recorder:
         except BaseException:
             folder.close()
             raise
-        recorder.note(records.shapes_note(session, shapes))
+        recorder.note(start_note(session, shapes))
         for text in session.chat_notes:
             recorder.note(text)
         return recorder
@@ -111,6 +128,7 @@ class Recorder:
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._progress.close()
         self._folder.close()
 
     @property
@@ -123,10 +141,18 @@ class Recorder:
         return self._counters.lr_scale
 
     def restore(self, shape: TrainState) -> TrainState:
-        """The state of the newest checkpoint, laid out as `shape`. Raises UserError where it cannot be read."""
+        """The state of the newest checkpoint, laid out as `shape`. Raises UserError where it cannot be read, or is not
+        finite.
+        """
         if self._resume_step is None:
             raise ValueError("there is no checkpoint to continue from")
         state, counters = self._checkpoints.restore(self._resume_step, shape)
+        if names := non_finite(state):
+            raise UserError(
+                f"step {self._resume_step} of {self._folder.path / 'checkpoints'} holds numbers that are not finite (in"
+                f" {names[0]}, {len(names)} arrays in all): remove the folder of that step, and the same command"
+                " continues from an earlier one"
+            )
         self._counters = Counters(**counters)
         self._began = time.monotonic() - self._counters.seconds
         self._alarms = Alarms(self._alarms.config, self._counters.alarms)
@@ -142,9 +168,13 @@ class Recorder:
         """See `Workdir.journal`."""
         return self._folder.journal(kind, step)
 
+    def begin_step(self, step: int) -> Journal:
+        """A training step (counted from 1) begins: its journal."""
+        self._progress.step_began()
+        return self.journal("step", step)
+
     def is_evaluation_step(self, step: int) -> bool:
-        every = self._config.eval.every
-        return step == self._config.optim.steps or bool(every and step % every == 0)
+        return run_plan(self._config).is_evaluation_step(step)
 
     def before_training(self, before: HeldOut | None, evaluated: Mapping[str, float]) -> None:
         """Keeps the starting policy's results: those on held-out tasks for the last table, the others as row 0."""
@@ -155,30 +185,33 @@ class Recorder:
         """Writes down a step (counted from 1).
 
         Raises:
-          UserError: an alarm stops the run; everything is saved by then.
+          UserError: an alarm, or numbers that are not finite, stop the run; everything is saved by then.
         """
         row, alarms = self._write_row(step, outcome)
         self._count(step, outcome, row)
         stop = react(alarms, self._config.alarms.action, self._counters)
-        self._save(step, state, row, alarms)
-        self._progress.update(step, row)
-        if empty_updates.is_empty(row):
-            self.note(f"step {step}: nothing to train on: {empty_updates.reasons(row)}")
+        broken = is_broken(row)
+        self._save(step, state, row, due=bool(alarms), broken=broken)
+        self._progress.completed(step, row)
         for alarm in alarms:
             self.note(f"step {step}: ALARM {alarm.name}: {alarm.text}")
-        if stop:
-            self._checkpoints.wait()
-            latest = self._checkpoints.latest_step
-            raise UserError(
-                f"stopped at step {step} by alarm {stop}; {'nothing' if latest is None else f'step {latest}'} is saved."
-                " Change alarms.* or mend the cause; the same command continues the run"
-            )
-        if dropped := outcome.rollouts.dropped:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-            self.note(f"step {step}: rollouts that never began: {counts}")
         if outcome.rollouts.too_long:
             context, prompts = self._config.rollout.context, outcome.rollouts.describe_too_long()
             self.note(f"step {step}: prompts that do not fit rollout.context = {context}: {prompts}")
+        in_a_row = self._counters.nonfinite_updates
+        if broken or in_a_row >= self._config.optim.max_nonfinite:
+            updates = "1 update" if in_a_row == 1 else f"{in_a_row} updates in a row"
+            self._stop(step, f"after {updates} with numbers that are not finite ({not_finite(row)})", _MEND_NUMBERS)
+        if stop:
+            self._stop(
+                step, f"by alarm {stop}", "Change alarms.* or mend the cause; the same command continues the run"
+            )
+
+    def _stop(self, step: int, why: str, remedy: str) -> NoReturn:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step
+        saved = "nothing" if latest is None else f"step {latest}"
+        raise UserError(f"stopped at step {step} {why}; {saved} is saved. {remedy}")
 
     def finish(self, after: HeldOut | None) -> dict[str, float]:
         """Writes `held_out.json` and `result.md`, prints the last table, and returns the held-out metrics after."""
@@ -205,24 +238,27 @@ class Recorder:
         row |= outcome.evaluated
         alarms = self._alarms.check(row)
         row |= {f"alarm/{alarm.name}": 1 for alarm in alarms} | self._endpoint_metrics()
+        if outcome.metrics["nonfinite"]:
+            nonfinite.keep(self._folder.path, step, outcome.batches.batches, outcome.tokens, outcome.metrics)
         spans = records.trained_spans(self._session.chat, outcome.batches, outcome.tokens)
-        episode_records = records.episode_records(episodes, outcome.hindsight, spans, self._session.algorithm)
+        episode_records = records.episode_records(outcome.rollouts, outcome.hindsight, spans, self._session.algorithm)
         self._folder.write_episodes(step, episode_records)
         return self._writer.write(step, row | self._host_metrics()), alarms
 
     def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:
         counters = self._counters
-        counters.empty_updates += empty_updates.is_empty(row)
+        counters.empty_updates += step_line.is_empty(row)
+        counters.nonfinite_updates = counters.nonfinite_updates + 1 if row["train/nonfinite"] else 0
         counters.step, counters.seconds = step, time.monotonic() - self._began
         counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens
         counters.alarms = self._alarms.state
         counters.endpoint = dict(self._session.endpoint.used) if self._session.endpoint else {}
 
-    def _save(self, step: int, state: TrainState, row: Mapping[str, Any], alarms: Sequence[Alarm]) -> None:
-        """Saves when it is due, and after an alarm; of weights that are not finite the last good checkpoint stays."""
+    def _save(self, step: int, state: TrainState, row: Mapping[str, Any], *, due: bool, broken: bool) -> None:
+        """Saves when it is due, and after an alarm; of a state that is broken the last good checkpoint stays."""
         config = self._config
-        is_due = bool(alarms) or step == config.optim.steps or step % config.checkpoint.every == 0
-        if is_due and all(alarm.name != NOT_FINITE for alarm in alarms):
+        due |= step == config.optim.steps or step % config.checkpoint.every == 0
+        if due and not broken:
             self._checkpoints.save(step, state, dataclasses.asdict(self._counters), row)
 
     def _endpoint_metrics(self) -> dict[str, int]:
@@ -234,13 +270,36 @@ class Recorder:
         return self.timer.take() | {"compile/count": compiled, "memory/peak_bytes": peak}
 
 
-def react(alarms: Sequence[Alarm], action: str, counters: Counters) -> str:
-    """Does what the config says about alarms: why the run stops, or "".
+def is_broken(update: Mapping[str, Any], prefix: str = "train/") -> bool:
+    """Whether an update, by its metrics, left a state that is not finite: one that was not skipped in time."""
+    return bool(update[f"{prefix}nonfinite"]) and not update[f"{prefix}skipped"]
 
-    Weights that are not finite are past halving the learning rate.
-    """
-    broken = [alarm for alarm in alarms if alarm.name == NOT_FINITE]
-    if action == "halve_lr" and alarms and not broken:
+
+def run_plan(config: Config) -> Plan:
+    """What a run has to do, for the estimate of its time."""
+    evaluation, tests = config.eval, config.eval.test_tasks
+    parts = ((tests * evaluation.rollouts, *([tests] if evaluation.greedy else []))) if tests else ()
+    return Plan(config.optim.steps, evaluation.every, evaluation.tasks * evaluation.rollouts, parts)
+
+
+def program_count(session: Session, shapes: BatchShapes) -> int:
+    """How many programs `train.compile_programs` compiles."""
+    return len(session.engine.config.prefill_buckets) + 2 + len(shapes.all()) + 1  # copy and decode; apply
+
+
+def start_note(session: Session, shapes: BatchShapes) -> str:
+    """What happens first, in plain words."""
+    devices, config = session.mesh.devices, session.config
+    kind = f"{devices.size} x {devices.flat[0].device_kind}" if devices.size > 1 else devices.flat[0].device_kind
+    return (
+        f"{config.policy.path} learns {config.env.name} by {config.algorithm} on {kind}: {config.optim.steps} steps of"
+        f" {config.tasks.tasks_per_step * config.tasks.rollouts} episodes. Compiling {program_count(session, shapes)}"
+        " programs first, once; hintsd-jax plan lists them"
+    )
+
+
+def react(alarms: Sequence[Alarm], action: str, counters: Counters) -> str:
+    """Does what the config says about alarms: why the run stops, or ""."""
+    if action == "halve_lr" and alarms:
         counters.lr_scale *= 0.5
-    stopping = {"warn": [], "stop": alarms, "halve_lr": broken}[action]
-    return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in stopping)
+    return "; ".join(f"{alarm.name} ({alarm.text})" for alarm in alarms) if action == "stop" else ""

@@ -11,7 +11,7 @@ run writes down is the affair of the `Recorder` around the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import jax
@@ -20,10 +20,10 @@ from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.evaluate import held_out_test, validation
-from hintsd_jax.recorder import Recorder, StepOutcome
+from hintsd_jax.recorder import Recorder, StepOutcome, is_broken, program_count
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.session import Session, step_tasks
-from hintsd_jax.training.batching import blank_batch, make_batches
+from hintsd_jax.training.batching import Batch, blank_batch, make_batches
 from hintsd_jax.training.state import TrainState, abstract, create
 from hintsd_jax.training.train_step import When, update
 
@@ -55,7 +55,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             recorder.before_training(before, validation(session, params, eval_tasks, recorder.journal("eval", 0)))
 
         for step in range(recorder.completed_steps, config.optim.steps):
-            journal = recorder.journal("step", step + 1)
+            journal = recorder.begin_step(step + 1)
             with recorder.timer("step"):
                 # -- roll out with the newest weights
                 with recorder.timer("rollout"):
@@ -78,11 +78,13 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                     examples, without = algorithm.examples(experience)
                     micro_steps = config.tasks.tasks_per_step if config.loss.mean_of_micro_means else 0
                     batches = make_batches(examples, shapes, algorithm.loss, micro_steps=micro_steps)
-                    state, *device_results = take_update(state, batches.batches, When.at(step, recorder.lr_scale))
+                    session.watch.began("batches", len(batches.batches))
+                    counted = ticking(batches.batches, session.watch.tick)
+                    state, *device_results = take_update(state, counted, When.at(step, recorder.lr_scale))
                     metrics, tokens = jax.device_get(device_results)
             # -- write down: the metrics first, then the checkpoint that stands for them
             evaluated = {}
-            if recorder.is_evaluation_step(step + 1):
+            if recorder.is_evaluation_step(step + 1) and not is_broken(metrics, prefix=""):
                 params = session.weights(state.params)
                 with recorder.timer("eval"):
                     evaluated = validation(session, params, eval_tasks, recorder.journal("eval", step + 1))
@@ -114,6 +116,15 @@ def compile_programs(session: Session, state: TrainState, take_update: Callable)
     """Compiles everything that the run will need, on empty input: no later step stops for it, whatever the texts. The
     state is donated and comes back as it was, bit for bit.
     """
-    session.engine.compile(session.weights(state.params))
     shapes = session.algorithm.batch_shapes(session.mesh)
-    return take_update(state, [blank_batch(shapes, *shape) for shape in shapes.all()], When.at(real=False))[0]
+    session.watch.began("programs", program_count(session, shapes))
+    session.engine.compile(session.weights(state.params), session.watch.tick)
+    blank = (blank_batch(shapes, *shape) for shape in shapes.all())
+    return take_update(state, ticking(blank, session.watch.tick), When.at(real=False))[0]
+
+
+def ticking(batches: Iterable[Batch], tick: Callable[[], None]) -> Iterator[Batch]:
+    """The batches; each is counted when the next is asked for."""
+    for batch in batches:
+        yield batch
+        tick()

@@ -21,7 +21,8 @@ LOW, BROKEN = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
         ("stop", [LOW], "min_entropy (low)", 1.0),
         ("stop", [], "", 1.0),
         ("halve_lr", [LOW], "", 0.5),
-        ("halve_lr", [LOW, BROKEN], "not_finite (nan)", 1.0),
+        ("halve_lr", [LOW, BROKEN], "", 0.5),
+        ("stop", [LOW, BROKEN], "min_entropy (low); not_finite (nan)", 1.0),
         ("halve_lr", [], "", 1.0),
     ],
 )

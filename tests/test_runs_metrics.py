@@ -1,9 +1,7 @@
-"""Metrics are exact, strict JSON, and cut back to the restored step; the bar and the last table are right."""
+"""Metrics are exact, strict JSON, and cut back to the restored step."""
 
-import io
 import json
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.runs import progress
 from hintsd_jax.runs.metrics import NONFINITE, MetricsWriter, Timer, compile_count, peak_bytes, read_metrics
 
 
@@ -114,51 +111,3 @@ def test_timer_adds_up_and_starts_again():
     with pytest.raises(RuntimeError), timer("a"):
         raise RuntimeError
     assert list(timer.take()) == ["time/a"] and timer.take() == {}
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-ROW = {"rollout/success": 0.5, "train/loss": 0.01234, "rollout/tokens": 3000, "time/step": 2.0}
-
-
-def test_plain_lines():
-    stream = io.StringIO()
-    shown = progress.Progress(4, start=1, stream=stream)
-    shown.update(2, ROW)
-    shown.update(3, {"train/loss": None})
-    shown.close()
-    first, second = stream.getvalue().splitlines()
-    assert re.fullmatch(r"step 2/4  success 50\.0 %  loss 0\.0123  1,500 tok/s  left \d+:\d\d", first)
-    assert re.fullmatch(r"step 3/4  left \d+:\d\d", second) and "\r" not in stream.getvalue()
-
-
-def test_bar_on_a_terminal():
-    stream = Terminal()
-    bar = progress.Progress(4, stream=stream)
-    bar.update(1, ROW)
-    bar.note("a line")
-    bar.update(4, ROW)
-    bar.close()
-    text = stream.getvalue()
-    assert "success 50.0 %" in text and "1,500 tok/s" in text and "4/4" in text and "a line\n" in text
-
-
-def test_last_table():
-    results = [progress.Result("held-out Avg@4", 0.4, 0.575, None, (0.5, 0.65)), progress.Result("greedy", None, 0.5)]
-    facts = {"wall time": progress.format_seconds(3725), "analyser": "environment (PRIVILEGED)"}
-    plain, markdown = (make(results, facts).splitlines() for make in (progress.plain_table, progress.markdown_table))
-    cells = lambda line, mark: [cell.strip() for cell in re.split(mark, line.strip("| "))]
-    expected = [
-        ["success, %", "before", "after", "change"],
-        ["held-out Avg@4", "40.0", "57.5 (50.0 to 65.0)", "+17.5"],
-        ["greedy", "-", "50.0"],
-    ]
-    assert [cells(plain[n], "  +") for n in (0, 2, 3)] == expected
-    assert [cells(markdown[n], r"\|") for n in (0, 2, 3)] == expected
-    assert len({line.find(word) + len(word) for line, word in ((plain[0], "after"), (plain[3], " 50.0"))}) == 1
-    assert plain[4:] == ["wall time: 1:02:05", "analyser: environment (PRIVILEGED)"]
-    assert markdown[4:] == ["", "- wall time: 1:02:05", "- analyser: environment (PRIVILEGED)"]
-    assert progress.format_seconds(59.6) == "1:00"

@@ -112,7 +112,8 @@ class Alarms:
         unmeasured = {
             name for (metric, value), names in _NOT_MEASURED.items() if row.get(metric) == value for name in names
         }
-        values = {metric: value for metric, value in row.items() if metric not in unmeasured and is_number(value)}
+        measured = {metric: value for metric, value in row.items() if metric not in unmeasured and is_number(value)}
+        values: dict[str, float] = {metric: value for metric, value in measured.items() if value is not None}
         alarms = [Alarm(NOT_FINITE, text)] if (text := not_finite(row)) else []
         counts = dict(self.state["counts"])
         for name, (metric, sign) in _THRESHOLDS.items():

@@ -126,21 +126,26 @@ class Timer:
 
 
 @functools.cache
-def _compilations() -> collections.Counter:
-    """The process's counter; its listener is registered at the first call, once."""
-    counter: collections.Counter = collections.Counter()
+def _compilations() -> list[float]:
+    """The seconds of each of the process's compilations; the listener is registered at the first call, once."""
+    seconds: list[float] = []
 
     def listen(event: str, duration_secs: float, **unused) -> None:
         if event == _COMPILE_EVENT:
-            counter["count"] += 1
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    return counter
+    return seconds
 
 
 def compile_count() -> int:
     """Programs that were compiled, or loaded from the persistent cache, since the first call of this function."""
-    return _compilations()["count"]
+    return len(_compilations())
+
+
+def compile_seconds() -> float:
+    """What that took, seconds."""
+    return sum(_compilations())
 
 
 def peak_bytes() -> int:

@@ -3,8 +3,8 @@
 """What is kept of an update that met a number that is not finite: its batches flow in, one file for study flows out.
 
 The update was skipped, or the run ends with it; without the batches nobody could say why. Read the file with
-`numpy.load`: `batch_0/student_BT` and so on (`training.batching.Batch`), `batch_0/tokens/divergence` and so on (what the
-loss said of each token), `metrics/loss` and so on.
+`numpy.load`: `batch_0/student_BT` and so on (`training.batching.Batch`), `batch_0/tokens/divergence` and so on (what
+the loss said of each token), `metrics/loss` and so on.
 
 Invariant: at most `MOST` files a run, those of its first such steps; a resumed run writes the same ones.
 """
@@ -44,7 +44,7 @@ def keep(
         return None
     numbered = list(enumerate(zip(batches, tokens, strict=True)))
     bad = [each for each in numbered if not _is_finite([*each[1][0], *each[1][1].values()])]
-    arrays = {f"metrics/{name}": np.asarray(value) for name, value in metrics.items()}
+    arrays: dict[str, Any] = {f"metrics/{name}": np.asarray(value) for name, value in metrics.items()}
     for number, (batch, said) in bad or numbered:
         named = batch._asdict() | {f"tokens/{name}": array for name, array in said.items()}
         arrays |= {f"batch_{number}/{name}": np.asarray(array) for name, array in named.items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a person reads: metrics rows flow in, a progress bar (terminal) or plain lines (no terminal) and the last table
-flow out.
+"""What a person reads: phases, metrics rows and notes flow in; a live line (terminal) or plain lines (no terminal) and
+the last table flow out.
 
 Nothing here feeds back into the run, so reading the clock is allowed.
 """
@@ -9,70 +9,186 @@ Nothing here feeds back into the run, so reading the clock is allowed.
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-import tqdm
 from tabulate import tabulate
+
+from hintsd_jax.runs import step_line
+from hintsd_jax.runs.live_line import Screen
+from hintsd_jax.runs.time_left import EVALUATED, ROLLED_OUT, Plan, TimeLeft
+
+_EVALUATION, _ROLLOUT = "evaluation", "rollout"  # what episodes are played for
+# What a phase counts -> the words that are shown, "<words> k of n".
+_WORDS = {
+    "programs": "compiling program",
+    "answers": "looking back, answer",
+    "batches": "update, batch",
+    _EVALUATION: "evaluating episode",
+    _ROLLOUT: "rollout, episode",
+}
+_HEARTBEAT_S = 60.0  # without a terminal a phase says that it lives after so long, then after twice as long, ...
+_BAR = 30  # most characters of the bar
+_BESIDE_BAR = 68  # characters that nearly every text beside it fits in, so that it does not change its width
+
+
+@dataclass
+class _Phase:
+    """what: see above. total: how often it will tick. began: when. compiled: seconds of compilation before it. done:
+    ticks so far. heartbeat: seconds after its beginning at which a plain stream hears of it next.
+    """
+
+    what: str
+    total: int
+    began: float
+    compiled: float
+    done: int = 0
+    heartbeat: float = _HEARTBEAT_S
+
+    def __str__(self) -> str:
+        """The thing that is being worked on has the number after those that are done."""
+        words = _WORDS.get(self.what, self.what)
+        if not self.total:
+            return words.partition(",")[0]
+        return f"{words} {min(self.done + 1, self.total):,} of {self.total:,}"
 
 
 class Progress:
-    """Shows success, loss, tokens a second and the time left.
+    """Shows what a run is doing, with a clock that never stands still, and how long it will still take.
+
+    Phases follow one another: `began` ends the one before. In a training step (from `step_began` to `completed`) the
+    first episodes are its rollouts; all others are an evaluation.
 
     Args:
-      total: optimizer steps of the whole run.
+      plan: of a training run; None for what has no steps.
       start: the step to continue from.
-      stream: where to write; a bar if it is a terminal, one line a step if not.
+      stream: where to write; a live line if it is a terminal, now and then a plain line if not.
+      clock: seconds.
+      compiled: seconds of compilation so far; they are no measure of what is still to come.
     """
 
-    def __init__(self, total: int, start: int = 0, stream: TextIO | None = None):
-        self._stream = stream or sys.stderr
-        self._total = total
-        self._start = start
-        self._began = time.monotonic()
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True, smoothing=0.1
-            )
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        start: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        compiled: Callable[[], float] = lambda: 0.0,
+    ):
+        self._plan, self._step, self._clock, self._compiled = plan or Plan(0), start, clock, compiled
+        self._left = TimeLeft(self._plan)
+        self._phase: _Phase | None = None
+        self._rolls_out = False  # whether the step's rollouts are still to come
+        self._step_began: tuple[float, float] | None = None  # the clock, and seconds not to be counted
+        # Evaluations, and their seconds, since the step began or was completed.
+        self._evaluated, self._uncounted = 0, 0.0
+        self._lock = threading.RLock()
+        self._screen = Screen(stream or sys.stderr, self._compose)
 
-    def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Shows the row of `step`; a metric that the row lacks is left out."""
-        shown = _shown(metrics)
-        if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(shown), refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        steps = step - self._start
-        if steps > 0:
-            seconds = (time.monotonic() - self._began) / steps * (self._total - step)
-            shown.append(f"left {format_seconds(seconds)}")
-        self.note("  ".join([f"step {step}/{self._total}", *shown]))
+    def began(self, what: str, total: int) -> None:
+        """A phase begins, and works through so many (0: it is not known) "programs", "episodes", "answers" or
+        "batches".
+        """
+        with self._lock:
+            self._end_phase()
+            if what == "episodes":
+                what = _ROLLOUT if self._rolls_out else _EVALUATION
+                self._rolls_out = False
+            self._phase = _Phase(what, total, self._clock(), self._compiled())
+        self._screen.refresh()
+
+    def step_began(self) -> None:
+        """The next training step begins."""
+        with self._lock:
+            self._end_phase()
+            self._step_began, self._rolls_out = (self._clock(), self._compiled()), True
+            self._evaluated, self._uncounted = 0, 0.0
+
+    def tick(self, n: int = 1) -> None:
+        """So many more things of the phase are done."""
+        with self._lock:
+            if self._phase is not None:
+                self._phase.done += n
+
+    def completed(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Shows the row of a training step, in one line."""
+        with self._lock:
+            self._end_phase()
+            if self._step_began is not None:
+                began, compiled = self._step_began
+                self._left.step_done(self._clock() - began - (self._compiled() - compiled) - self._uncounted)
+            self._step, self._step_began, self._evaluated, self._uncounted = step, None, 0, 0.0
+            left = self._left.seconds(step)
+        line = f"step {step} of {self._plan.steps}: {step_line.describe(row)}"
+        if left is not None and not self._screen.is_terminal:
+            line += f", {format_seconds(left)} left"
+        self.note(line)
 
     def note(self, text: str) -> None:
-        """Writes one line, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        """Writes lasting lines, above the live line where there is one."""
+        self._screen.print(text)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        """Takes the live line away. May be called twice."""
+        self._screen.close()
+
+    def _end_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is None:
+            return
+        seconds = self._clock() - phase.began - (self._compiled() - phase.compiled)
+        if phase.what == _EVALUATION:
+            self._left.played(EVALUATED, phase.total, seconds)
+            self._evaluated += 1
+            self._uncounted += seconds if self._step_began else 0.0
+        elif phase.what == _ROLLOUT:
+            self._left.played(ROLLED_OUT, phase.total, seconds)
+
+    def _seconds_left(self) -> float | None:
+        now, phase, spent = self._clock(), self._phase, 0.0
+        playing = (phase.total, now - phase.began) if phase and phase.what == _EVALUATION else None
+        if self._step_began is not None:
+            began, compiled = self._step_began
+            spent = now - began - (self._compiled() - compiled) - self._uncounted - (playing[1] if playing else 0.0)
+        return self._left.seconds(self._step, spent, self._evaluated, playing)
+
+    def _compose(self, columns: int) -> str:
+        """The live line; for a plain stream (0 columns) a line of its own where it is time for one."""
+        with self._lock:
+            phase = self._phase
+            if phase is None:
+                return ""
+            seconds = self._clock() - phase.began
+            if not columns:
+                if seconds < phase.heartbeat:
+                    return ""
+                phase.heartbeat *= 2
+            left = self._seconds_left()
+            return _live_line(str(phase), seconds, self._step_text(), self._share_done(), left, columns)
+
+    def _step_text(self) -> str:
+        return f"step {self._step + 1} of {self._plan.steps}" if self._step_began is not None else ""
+
+    def _share_done(self) -> float:
+        return self._step / self._plan.steps if self._plan.steps else 0.0
 
 
-def _shown(metrics: Mapping[str, float | None]) -> list[str]:
-    shown = []
-    if (success := metrics.get("rollout/success")) is not None:
-        shown.append(f"success {100 * success:.1f} %")
-    if (loss := metrics.get("train/loss")) is not None and metrics.get("train/tokens") != 0:
-        shown.append(f"loss {loss:.4f}")
-    tokens, seconds = metrics.get("rollout/tokens"), metrics.get("time/step")
-    if tokens is not None and seconds:
-        shown.append(f"{tokens / seconds:,.0f} tok/s")
-    return shown
+def _live_line(phase: str, seconds: float, step: str, share: float, left: float | None, columns: int) -> str:
+    """The fullest form that fits; with 0 columns there is room for all but the bar."""
+    working, soon = f"{phase} ({format_seconds(seconds)})", "" if left is None else f", {format_seconds(left)} left"
+    short = working.replace(" of ", "/")
+    steps, brief_steps = (f"{text}: " if step else "" for text in (step, step.replace(" of ", "/")))
+    forms = [f"{steps}{working}{soon}", f"{brief_steps}{short}{soon}", f"{short}{soon}"]
+    forms += [f"{short.rpartition(', ')[2]}{soon}", short]
+    text = next((form for form in forms if len(form) <= columns or not columns), short[:columns])
+    width = min(_BAR, columns - _BESIDE_BAR)
+    if not step or width < _BAR // 3 or len(text) + width + 3 > columns:
+        return text
+    full = round(share * width)
+    return f"[{'#' * full}{'-' * (width - full)}] {text}"
 
 
 Interval = tuple[float, float]  # lower and upper end

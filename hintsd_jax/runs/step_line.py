@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a training step came to, in one line that a person can read: its metrics row flows in, words flow out.
+
+Invariant: every number is one of the row's, and a reason goes under the word that it has there (docs/metrics.md), so
+that what is printed and what is kept never differ. A step that learnt nothing says so, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+Row = Mapping[str, float | None]
+
+
+def is_empty(row: Row) -> bool:
+    """Whether the update of this row had not a single action token."""
+    return row.get("train/tokens") == 0
+
+
+def describe(row: Row) -> str:
+    """Such as "success 37.5 %, 31 targets named, 2 of 40 answers unreadable (2 truncated), loss 0.0123, 940 tokens/s",
+    or "success 0.0 %, 0 targets named, 3 of 3 answers unreadable (3 unparsable), update skipped: nothing to train on".
+    """
+    return ", ".join(_parts(row))
+
+
+def _parts(row: Row) -> Iterator[str]:
+    if row.get("rollout/episodes") == 0:
+        yield "no episode was played"
+    elif (success := row.get("rollout/success")) is not None:
+        yield f"success {100 * success:.1f} %"
+    yield from _lost(row)
+    yield from _hindsight(row)
+    yield from _update(row)
+    tokens, seconds = row.get("rollout/tokens"), row.get("time/step")
+    if tokens is not None and seconds:
+        yield f"{tokens / seconds:,.0f} tokens/s"
+
+
+def _lost(row: Row) -> Iterator[str]:
+    """Episodes that were begun and count for nothing, or never began."""
+    if lost := _counted(row, "rollout/dropped/"):
+        begun = row.get("rollout/begun")
+        total = sum(value or 0 for name, value in row.items() if name.startswith("rollout/dropped/"))
+        yield f"{total:g} of {begun:g} episodes lost ({lost})" if begun else f"{total:g} episodes lost ({lost})"
+    if failed := _counted(row, "rollout/close_failures/"):
+        yield f"environments that failed in closing: {failed}"
+
+
+def _hindsight(row: Row) -> Iterator[str]:
+    questions, readable = row.get("hindsight/questions") or 0, row.get("hindsight/readable_answers") or 0
+    dropped, targets = _counted(row, "hindsight/dropped/"), row.get("hindsight/targets") or 0
+    if questions or dropped or targets:
+        yield f"{targets:g} {'target' if targets == 1 else 'targets'} named"
+    if unreadable := questions - readable:
+        yield f"{unreadable:g} of {questions:g} answers unreadable" + (f" ({dropped})" if dropped else "")
+    elif dropped and is_empty(row):
+        yield f"looking back: {dropped}"
+
+
+def _update(row: Row) -> Iterator[str]:
+    dropped = _counted(row, "train/dropped/")
+    if row.get("train/nonfinite"):
+        what = "skipped: a number was not finite" if row.get("train/skipped") else "broke the weights: not finite"
+        yield f"update {what}"
+    elif is_empty(row):
+        reasons = ["no episode failed"] if row.get("hindsight/failed_episodes") == 0 else []
+        reasons += [f"not trained on: {dropped}"] if dropped else []
+        did = "skipped: " if row.get("train/skipped", 1) else "without a token (optim.empty_updates = step): "
+        yield f"update {did}{'; '.join(reasons) or 'nothing to train on'}"
+        return
+    elif (loss := row.get("train/loss")) is not None:
+        yield f"loss {loss:.4f}"
+    if not row.get("train/nonfinite") and (lost := _counted(row, "train/dropped/", _TOO_LONG)):
+        yield f"actions not trained on: {lost}"
+
+
+# Actions that could have been learnt from; what has nothing to learn from is no loss.
+_TOO_LONG = ("action_too_long", "student_too_long", "teacher_too_long")
+
+
+def _counted(row: Row, prefix: str, only: tuple[str, ...] = ()) -> str:
+    """What a row counts under a prefix, "2 unparsable, 1 truncated"; "" where that is nothing."""
+    names = {name: name.removeprefix(prefix) for name in row if name.startswith(prefix)}
+    counts = [f"{row[name]:g} {word}" for name, word in names.items() if row[name] and (not only or word in only)]
+    return ", ".join(counts)

@@ -98,12 +98,21 @@ def test_bfloat16_becomes_float32(policy, folder):
             {"target_modules": ["v_proj", "q_proj"]},
             "target_modules is ['q_proj', 'v_proj'], config.lora.targets is ['down_proj', ",
         ),
-        ({"target_modules": ".*_proj"}, "target_modules is '.*_proj', config.lora.targets is"),
+        ({"target_modules": r".*\.[qv]_proj"}, "target_modules is ['q_proj', 'v_proj'], config.lora.targets is"),
+        ({"target_modules": ".*(_proj|lm_head)"}, "target_modules comes to lm_head; only q_proj, k_proj"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "target_modules comes to model.embed_tokens; only"),
+        ({"target_modules": r".*\.1\..*_proj"}, "target_modules comes to q_proj in 1 of 3 layers"),
+        ({"target_modules": ["model.layers.0.self_attn.o_proj"]}, "target_modules comes to o_proj in 1 of 3 layers"),
+        ({"target_modules": "(q_proj"}, "target_modules is no regular expression: '(q_proj'"),
+        ({"target_modules": []}, "target_modules is [], config.lora.targets is"),
+        ({"target_modules": ["c_attn"]}, "target_modules is [], config.lora.targets is"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules is {'q_proj': 1}, config.lora.targets is"),
+        ({"r": True}, "r is True, config.lora.rank is 2"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', which is not supported; peft_type may be 'LORA'"),
         ({"bias": "all"}, "bias is 'all', which is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which is not supported"),
         ({"use_dora": True}, "use_dora is True, which is not supported"),
-        ({"use_rslora": True}, "use_rslora is True"),
+        ({"use_rslora": True}, "use_rslora is True, config.lora.rslora is False"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is {'q_proj': 4}"),
@@ -118,6 +127,40 @@ def test_another_adapter_than_the_configured_is_refused_by_name(policy, folder, 
     (folder / CONFIG).write_text(json.dumps(about | change))
     with pytest.raises(UserError, match=re.escape(f"{CONFIG}: {message}")):
         load_adapter(folder, policy[0])
+
+
+@pytest.mark.parametrize(
+    "modules",
+    ["all-linear", ".*_proj", r"model\.layers\.\d+\.(self_attn|mlp)\.\w+"]
+    + [["self_attn.q_proj", "k_proj", "v_proj", "o_proj", "mlp.gate_proj", "up_proj", "down_proj", "not_here"]],
+)
+def test_pefts_ways_of_naming_modules_come_to_the_same(policy, folder, modules):
+    about = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(about | {"target_modules": modules}))
+    assert_equal(load_adapter(folder, policy[0]), load_adapter(ADAPTER, policy[0]))
+
+
+def test_rank_stabilised_adapters_follow_their_formula(policy, folder, tmp_path):
+    """W + alpha / sqrt(rank) * B A, attached, merged, and written again."""
+    about = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(about | {"use_rslora": True}))
+    config, base = policy
+    with pytest.raises(UserError, match="use_rslora is True, config.lora.rslora is False"):
+        load_adapter(folder, config)
+    config = dataclasses.replace(config, lora=dataclasses.replace(LORA, rslora=True))
+    adapter = load_adapter(folder, config)
+    pair = adapter["layers"]["attention"]["query"]
+    kernel = np.asarray(base["layers"]["attention"]["query"]["kernel"], np.float64)
+    expected = kernel + 3.0 / 2**0.5 * np.einsum("nir,nro->nio", pair["a"].astype(np.float64), pair["b"])
+    merged = lora.merge(np.asarray(base["layers"]["attention"]["query"]["kernel"]), pair, lora.settings(config))
+    np.testing.assert_allclose(merged, expected, atol=1e-6)
+    tokens = np.load(BASE / "expected.npz")["input_ids"][:1, :4]
+    stronger = dataclasses.replace(config, lora=dataclasses.replace(LORA, alpha=3.0 * 2**0.5))
+    hidden = [np.asarray(decoder.forward(lora.attach(base, adapter), shape, tokens)) for shape in (config, stronger)]
+    np.testing.assert_allclose(*hidden, atol=1e-5)
+    save_adapter(tmp_path / "out", config, adapter, "base")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["use_rslora"] is True
+    assert_equal(load_adapter(tmp_path / "out", config), adapter)
 
 
 def test_keys_that_are_absent_have_their_defaults(policy, folder):

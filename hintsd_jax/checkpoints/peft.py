@@ -8,12 +8,15 @@ and writing walk the same targets, so what is written is read back bit for bit.
 
 Invariant: an adapter that loads computes here what PEFT computes with it. What this decoder does not compute (DoRA,
 biases, ranks that differ between modules, ...) is refused by the name of its key, keys that are not known among them.
+PEFT's ways of naming modules (a list of names or of their ends, a regular expression, "all-linear") all do, as long as
+they come to the same projections in every layer and to nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ import numpy as np
 from hintsd_jax.checkpoints.safetensors import TensorFiles, read_json, replacing, write_json, write_tensors
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
-from hintsd_jax.models.config import LoraConfig, PolicyConfig
-from hintsd_jax.models.families import HF_NAMES
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.families import HF_NAMES, LORA_TARGETS
 from hintsd_jax.models.finite import non_finite
 
 CONFIG = "adapter_config.json"
@@ -40,11 +43,12 @@ _FREE = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "task_type",
 )  # fmt: skip
+# These must be what the config says.
+_COMPARED = {"r", "lora_alpha", "use_rslora", "target_modules"}
 # What is written beside these: everything else that PEFT knows, off.
 _OFF = {
     "alpha_pattern": {}, "auto_mapping": None, "fan_in_fan_out": False, "layers_pattern": None,
     "layers_to_transform": None, "modules_to_save": None, "rank_pattern": {}, "revision": None, "use_dora": False,
-    "use_rslora": False,
 }  # fmt: skip
 
 
@@ -60,7 +64,7 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a PEFT adapter with {CONFIG} and {WEIGHTS}")
     settings = lora.settings(config)
-    _check(read_json(path / CONFIG), path / CONFIG, settings)
+    _check(read_json(path / CONFIG), path / CONFIG, config)
     expected: set[str] = set()
     tensors = TensorFiles([path / WEIGHTS], path / WEIGHTS, f"the policy with rank {settings.rank}")
 
@@ -100,6 +104,7 @@ def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Ad
         "r": settings.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,  # PEFT declares an integer
         "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
         "target_modules": [target.hf_name for target in lora.targets(config)],
         **{key: values[0] for key, values in _SUPPORTED.items()},
         **_OFF,
@@ -109,29 +114,68 @@ def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Ad
         write_tensors(new / WEIGHTS, tensors)
 
 
-def _check(parsed: dict[str, Any], file: pathlib.Path, config: LoraConfig) -> None:
-    """Raises UserError unless the parsed adapter_config.json describes an adapter that `config` describes too."""
+def _check(parsed: dict[str, Any], file: pathlib.Path, policy: PolicyConfig) -> None:
+    """Raises UserError unless the parsed adapter_config.json describes an adapter that `policy.lora` describes too."""
+    config = lora.settings(policy)
     for key, values in _SUPPORTED.items():
         value = parsed.get(key, values[0])
         if value not in values:
             raise UserError(
                 f"{file}: {key} is {value!r}, which is not supported; {key} may be {' or '.join(map(repr, values))}"
             )
-    for key in sorted(set(parsed) - set(_SUPPORTED) - set(_FREE) - {"r", "lora_alpha", "target_modules"}):
+    for key in sorted(set(parsed) - set(_SUPPORTED) - set(_FREE) - _COMPARED):
         if parsed[key]:
             raise UserError(f"{file}: {key} is {parsed[key]!r}, which is not supported; give a plain LoRA adapter")
-    modules = parsed.get("target_modules")
-    if isinstance(modules, list) and all(isinstance(module, str) for module in modules):
-        modules = sorted(modules)
+    modules = _targets(parsed.get("target_modules"), file, policy)
     for key, value, name, wanted in (
         ("r", parsed.get("r"), "rank", config.rank),
         ("lora_alpha", parsed.get("lora_alpha"), "alpha", config.alpha),
+        ("use_rslora", parsed.get("use_rslora") or False, "rslora", config.rslora),
         ("target_modules", modules, "targets", sorted(config.targets)),
     ):
-        if value != wanted:
+        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
             raise UserError(
                 f"{file}: {key} is {value!r}, config.lora.{name} is {wanted!r}: change it, or give another adapter"
             )
+
+
+def _targets(wanted: Any, file: pathlib.Path, policy: PolicyConfig) -> Any:
+    """The projections that `target_modules` comes to, by our names; what it says where that is no way of PEFT's.
+
+    As PEFT 0.18 reads it: "all-linear", all but the head; another string, a regular expression for a module's whole
+    name; a list, names or their ends after a dot.
+    """
+    is_list = isinstance(wanted, list) and wanted and all(isinstance(each, str) for each in wanted)
+    if not is_list and not (isinstance(wanted, str) and wanted):
+        return wanted
+    try:
+        pattern = re.compile(wanted) if isinstance(wanted, str) and wanted != "all-linear" else None
+    except re.error as error:
+        raise UserError(f"{file}: target_modules is no regular expression: {wanted!r}: {error}") from error
+
+    def is_meant(module: str) -> bool:
+        if pattern is not None:
+            return pattern.fullmatch(module) is not None
+        return wanted == "all-linear" or any(module == end or module.endswith(f".{end}") for end in wanted)
+
+    meant = {module: is_meant(module) for module in _modules(policy)}
+    others = [module for module in ("lm_head", "model.embed_tokens") if wanted != "all-linear" and is_meant(module)]
+    if others:
+        raise UserError(f"{file}: target_modules comes to {others[0]}; only {', '.join(LORA_TARGETS)} can have one")
+    by_name = {name: [m for module, m in meant.items() if module.endswith(f".{name}")] for name in LORA_TARGETS}
+    for name, layers in by_name.items():
+        if any(layers) != all(layers):
+            raise UserError(
+                f"{file}: target_modules comes to {name} in {sum(layers)} of {len(layers)} layers: only adapters on the"
+                " same projections of every layer are supported"
+            )
+    return sorted(name for name, layers in by_name.items() if any(layers))
+
+
+def _modules(policy: PolicyConfig) -> list[str]:
+    """PEFT's names of all projections of all layers."""
+    names = [HF_NAMES["/".join(("layers", *path, "kernel"))].removesuffix(".weight") for path in LORA_TARGETS.values()]
+    return [name.format(n=n) for n in range(policy.num_layers) for name in names]
 
 
 def _name(target: lora.LoraTarget, n: int, letter: str) -> str:

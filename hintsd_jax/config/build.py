@@ -135,7 +135,9 @@ def keeps_initial_weights(config: Config) -> bool:
 def lora_config(config: Config) -> LoraConfig | None:
     """The adapter that is trained; None where all weights are."""
     adapter = config.lora
-    return LoraConfig(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets) if adapter.rank else None
+    if not adapter.rank:
+        return None
+    return LoraConfig(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets, adapter.rslora)
 
 
 def compute_dtype(config: Config, platform: str | None = None) -> str:

@@ -76,6 +76,7 @@ class LoraSection(Section):
 
     rank: int = key(32, "rank of the adapter; 0: no adapter, all weights are trained", "[0, 65536]")
     alpha: float = key(64.0, "the adapter's output is scaled by alpha / rank", "[0, 1000000]")
+    rslora: bool = key(False, "rank-stabilised: the adapter's output is scaled by alpha / sqrt(rank) instead")
     dropout: float = key(
         0.05, "share of the adapter's inputs that is set to 0, in the student's pass of the update", "[0, 1)"
     )

@@ -73,14 +73,16 @@ _LARGEST = 2**24
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv:2106.09685): y = x W + alpha / rank * dropout(x) A B on the target projections.
 
-    `dropout` is the share of a target's inputs set to 0, in the student's training pass only. `targets` are Hugging
-    Face's names, those of `LORA_TARGETS`. Raises UserError on impossible values.
+    With `rslora` the factor is alpha / sqrt(rank) (arXiv:2312.03732). `dropout` is the share of a target's inputs set
+    to 0, in the student's training pass only. `targets` are Hugging Face's names, those of `LORA_TARGETS`. Raises
+    UserError on impossible values.
     """
 
     rank: int
     alpha: float
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rslora: bool = False
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha < 0 or not 0.0 <= self.dropout < 1.0:
@@ -94,7 +96,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclasses.dataclass(frozen=True)

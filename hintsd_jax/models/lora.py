@@ -100,7 +100,7 @@ def attach(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Pa
 
 
 def merge(kernel: Any, pair: Any, config: LoraConfig) -> Any:
-    """One projection's W + alpha / rank * A B in float32.
+    """One projection's W + scale * A B in float32; the scale is that of `LoraConfig`.
 
     kernel: [..., in, out]. pair: `a` [..., in, r] and `b` [..., r, out].
     """

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hintsd_jax.config.edge import RENAMED, RENAMED_VALUES
+from hintsd_jax.errors import UserError
 from hintsd_jax.statistics import interval
 
 WARM = 2  # updates at the start whose time is not counted
@@ -58,6 +59,12 @@ def encode(held_out: Mapping | None) -> dict | None:
     """A held-out result as short strings: one of digits a task, one of digits for greedy."""
     if held_out is None:
         return None
+    missing = sum(value is None for row in held_out["success"] for value in row) + held_out["greedy"].count(None)
+    if missing:
+        raise UserError(
+            f"environments failed in {missing} held-out episodes, so runs cannot be compared task by task: play them"
+            " again"
+        )
     return {
         "success": ["".join(map(str, row)) for row in held_out["success"]],
         "greedy": "".join(map(str, held_out["greedy"])),

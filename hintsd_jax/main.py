@@ -33,6 +33,7 @@ MODES = {
     "train": "trains in --workdir, or continues what is there",
     "evaluate": "success of the newest checkpoint in --workdir, or of the policy that was never trained",
     "export": "writes a checkpoint of --workdir as Hugging Face directories and PEFT adapters",
+    "check": "plays episodes of an environment and prints what the policy sees; needs no --workdir",
     "plan": "says whether the run fits its devices; needs no --workdir",
     "report": "writes one HTML page about runs: hintsd-jax report WORKDIR [WORKDIR ...] [--out=report.html]",
 }
@@ -87,15 +88,16 @@ def run(command: Command) -> int:
         return importlib.import_module("hintsd_jax.tools.report.command").main(command.rest)
     if command.config is None:
         raise UserError(f"--config is missing: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}")
-    workdir = "" if command.mode == "plan" or command.print_config else _workdir(command.workdir)
+    without_workdir = {"check": "hintsd_jax.check", "plan": "hintsd_jax.tools.planner.plan"}.get(command.mode)
+    workdir = "" if without_workdir or command.print_config else _workdir(command.workdir)
     validation.check(command.config)  # before importing jax takes a second
     config = importlib.import_module("hintsd_jax.config.build").build(command.config)
     if command.print_config:
         print("\n".join(f"{name} = {value!r}" for name, value in flatten(config.to_dict()).items()))
         return 0
     logging.set_verbosity(logging.ERROR)  # orbax logs every save
-    if command.mode == "plan":
-        return 0 if importlib.import_module("hintsd_jax.tools.planner.plan").plan(config) else 1
+    if without_workdir:
+        return 0 if getattr(importlib.import_module(without_workdir), command.mode)(config) else 1
     getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)(config, workdir)
     return 0
 

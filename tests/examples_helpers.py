@@ -26,7 +26,7 @@ class FakeChat:
     def user_turn(self, text):
         return (*(FEEDBACK + ord(c) % 32 for c in text), *PROMPT)
 
-    def prompt(self, messages, tools=()):
+    def prompt(self, messages, tools=(), tags_stand=False):
         ids = (*self.begins, *self.user_turn("".join(message["content"] for message in messages)))
         return Delta(ids, len(ids) - len(PROMPT))
 

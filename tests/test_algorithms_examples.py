@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hintsd_jax.algorithms import ALGORITHMS
 from hintsd_jax.algorithms.experience import successful_siblings
 from hintsd_jax.config import build
+from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
@@ -103,24 +105,43 @@ def test_advantages_against_numpy():
 
 @pytest.mark.parametrize("name", ["grpo", "hint_sd+grpo"])
 def test_grpos_options(name):
-    """Cut episodes are left out but count in the mean of their group; equal groups may stay; a reference has its weight
-    on the same tokens.
+    """Cut episodes are left out where the config says so, but count in the mean of their group; equal groups may stay;
+    a reference has its weight on the same tokens.
     """
     episodes = four_episodes()
     episodes[1].terminated = False
     value, near = round(0.5 / (np.std([1.0, 0.0], ddof=1) + 1e-6), 3), REINFORCED | {"reference_kl": 1.0}
     of = lambda n, weights, advantage: [(n, step, False, weights, advantage) for step in (1, 2, 3)]
 
-    examples, without, _ = examples_of(name, changes={"grpo.mask_cut_episodes": True}, episodes=episodes)
+    examples, without, _ = examples_of(name, changes={"rollout.mask_cut_episodes": True}, episodes=episodes)
     assert actions(examples) == of(0, REINFORCED, value) and without == {"cut_episode": 1, "no_advantage": 2}
     changes = {"grpo.drop_equal_groups": False, "grpo.normalize_std": False, "grpo.reference_kl": 0.1}
     examples, without, _ = examples_of(name, changes=changes, episodes=episodes)
     expected = [each for n, advantage in enumerate((0.5, -0.5, 0.0, 0.0)) for each in of(n, near, advantage)]
     assert actions(examples) == expected and not without
-    if name == "hint_sd+grpo":  # a cut episode is distilled all the same
-        examples, without, _ = examples_of(name, TARGETS[:1], {"grpo.mask_cut_episodes": True}, episodes)
-        assert actions(examples)[3:] == [(1, 2, True, DISTILLED, 0.0), (1, 3, True, DISTILLED, 0.0)]
-        assert without == {"cut_episode": 1, "no_advantage": 2}
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_cut_episode_is_a_failure_or_left_out_everywhere(name):
+    """Neither looked back on nor trained on, whatever the algorithm."""
+    episodes, looked_at = four_episodes(), []
+    episodes[1].terminated = False
+
+    class Analyser:
+        def review(self, episodes):
+            looked_at.append(episodes)
+            return Hindsight()
+
+        judge_steps = review
+
+    for masked in (False, True):
+        algorithm = build.algorithm(algorithm_config(name, {"rollout.mask_cut_episodes": masked}))
+        algorithm.analyse(episodes, Analyser())
+        examples, without = algorithm.examples(experience_of(episodes))
+        assert without["cut_episode"] == masked and not (masked and 1 in {example.episode for example in examples})
+    if looked_at:
+        assert any(each is episodes[1] for each in looked_at[0]) or name == "sdpo"
+        assert not any(each is episodes[1] for each in looked_at[1])
 
 
 def test_the_mean_over_episodes_in_numpy():

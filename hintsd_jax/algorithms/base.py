@@ -81,9 +81,13 @@ class Algorithm:
         """The actions of an episode that are trained on, in the order of their steps."""
         raise NotImplementedError(f"algorithm {type(self).__name__} must give branches")
 
-    def left_out(self, episode: Episode, experience: Experience, branches: Sequence[Branch]) -> str:
-        """The reason under which an episode with these branches is counted as left out; "" where it is not."""
-        return "" if branches else self.nothing_to_learn
+    def is_masked(self, episode: Episode) -> bool:
+        """Whether a limit ended the episode and the config has such ones left out (`rollout.mask_cut_episodes`)."""
+        return self.config.rollout.mask_cut_episodes and not episode.terminated
+
+    def failures(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Those that failed and are to be learnt from."""
+        return [episode for episode in episodes if not episode.success and not self.is_masked(episode)]
 
     def describe_targets(self) -> str:
         """What is trained on, for the result's table; "" where no analyser is asked."""
@@ -116,8 +120,9 @@ class Algorithm:
         examples: list[Example] = []
         without: Counter[str] = Counter()
         for number, episode in enumerate(experience.episodes):
-            branches = self.branches(episode, experience)
-            if reason := self.left_out(episode, experience, branches):
+            masked = self.is_masked(episode)
+            branches = [] if masked else self.branches(episode, experience)
+            if not branches and (reason := "cut_episode" if masked else self.nothing_to_learn):
                 without[reason] += 1
             for example in experience.examples_of(episode, number, branches):
                 examples += self._laid_out(example)

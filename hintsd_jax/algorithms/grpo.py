@@ -5,12 +5,12 @@
 A = (R - mean) / (std + 1e-6) within the task's rollouts, the same for every action token of an episode; the loss is
 the clipped surrogate of `loss_parts.PolicyGradient`. No entropy, no analyser, no teacher. Decided by config (`grpo.*`):
 the mean over tokens or over episodes, advantages without the division, a KL to the policy that training began with, and
-which episodes are left out.
+whether tasks without an advantage are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.algorithms.branching import all_steps, without_teacher
@@ -35,9 +35,6 @@ class GRPO(Algorithm):
         advantage, weights = reinforced(episode, experience, self.config)
         return without_teacher(episode, all_steps(episode), weights, advantage) if weights else []
 
-    def left_out(self, episode: Episode, experience: Experience, branches: Sequence[Branch]) -> str:
-        return "cut_episode" if is_masked(episode, self.config) else super().left_out(episode, experience, branches)
-
 
 def reference_parts(config: Config) -> tuple[LossPart, ...]:
     """What keeps the policy near its start, where the config asks for it."""
@@ -49,11 +46,6 @@ def reinforced(episode: Episode, experience: Experience, config: Config) -> tupl
     """The advantage of all actions of an episode, and their weights; none where it is left out."""
     grpo = config.grpo
     advantage = experience.advantage(episode, grpo.normalize_std)
-    if is_masked(episode, config) or (grpo.drop_equal_groups and not advantage):
+    if grpo.drop_equal_groups and not advantage:
         return 0.0, {}
     return advantage, {"policy_gradient": 1.0} | ({"reference_kl": 1.0} if grpo.reference_kl else {})
-
-
-def is_masked(episode: Episode, config: Config) -> bool:
-    """Whether a limit ended the episode and such ones are not reinforced."""
-    return config.grpo.mask_cut_episodes and not episode.terminated

@@ -51,7 +51,7 @@ class HintSD(Algorithm):
         return (self.divergence(),)
 
     def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
-        return analyser.review([episode for episode in episodes if not episode.success])
+        return analyser.review(self.failures(episodes))
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         targets, position = experience.analysis(episode).targets, self.config.hindsight.feedback_position

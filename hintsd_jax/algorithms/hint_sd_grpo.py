@@ -9,11 +9,10 @@ tokens of episodes that have an advantage. GRPO's options (`grpo.*`) hold here t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from hintsd_jax.algorithms.branching import all_steps, without_teacher
 from hintsd_jax.algorithms.experience import Experience
-from hintsd_jax.algorithms.grpo import is_masked, reference_parts, reinforced
+from hintsd_jax.algorithms.grpo import reference_parts, reinforced
 from hintsd_jax.algorithms.hint_sd import HintSD
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.training.examples import Branch
@@ -40,6 +39,3 @@ class HintSDWithGRPO(HintSD):
             dataclasses.replace(branch, weights={**branch.weights, **weights}, advantage=advantage)
             for _, branch in sorted(branches.items())
         ]
-
-    def left_out(self, episode: Episode, experience: Experience, branches: Sequence[Branch]) -> str:
-        return "cut_episode" if is_masked(episode, self.config) else super().left_out(episode, experience, branches)

@@ -53,8 +53,8 @@ class SDPO(Algorithm):
         return (self.divergence(),)
 
     def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
-        failed = [episode for episode in episodes if not episode.success]
-        return analyser.review([episode for episode in failed if not successful_siblings(episodes, episode)])
+        failures = self.failures(episodes)
+        return analyser.review([episode for episode in failures if not successful_siblings(episodes, episode)])
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         siblings, targets = experience.successful_siblings(episode), experience.analysis(episode).targets

@@ -28,6 +28,7 @@ RENAMED = {
     "template_kwargs": "chat.template_kwargs",
     "rollout.refill": "rollout.refill_fraction",
     "rollout.overlap": "rollout.overlap_env",
+    "grpo.mask_cut_episodes": "rollout.mask_cut_episodes",
     "hindsight.place": "hindsight.feedback_position",
     "hindsight.clip_chars": "hindsight.max_trajectory_chars",
     "distill.policy_weight": "loss.policy_gradient_weight",

@@ -17,7 +17,7 @@ from typing import Any
 from hintsd_jax.config.fields import key
 
 # Groups whose keys change no run: they may differ from what a workdir was made with.
-NOT_OF_A_RUN = ("export.", "plan.")
+NOT_OF_A_RUN = ("check.", "export.", "plan.")
 # Groups that take any key.
 FREE = ("env.options", "chat.template_kwargs", "algorithm_defaults", "endpoint.extra_body", "endpoint.headers_env")
 _PACKAGE = Path(__file__).parents[1]
@@ -162,6 +162,11 @@ class RolloutSection(Section):
         "(0, 1]",
     )
     overlap_env: bool = key(True, "environments work while other episodes are decoded")
+    mask_cut_episodes: bool = key(
+        False,
+        "episodes that a limit ended (of steps, of tokens, or of the environment) are neither looked back on nor trained"
+        " on; false: they are failures, as in the paper. They count in scores and in the mean reward of their task",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,11 +303,6 @@ class GrpoSection(Section):
         "coefficient of KL(student || the policy that training began with) on the tokens of the policy gradient; 0: no"
         " such KL, nor its pass",
         "[0, 1000000]",
-    )
-    mask_cut_episodes: bool = key(
-        False,
-        "episodes that did not terminate, but were ended by a limit, are not trained on; they still count in the mean"
-        " reward of their task",
     )
     drop_equal_groups: bool = key(
         True, "tasks whose rollouts all ended alike are left out; false: they count in the mean, with an advantage of 0"
@@ -446,6 +446,15 @@ class ExportSection(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckSection(Section):
+    """What `hintsd-jax check` plays; changes no run."""
+
+    tasks: int = key(1, "tasks of the training split, the first ones", "[1, 1024]")
+    rollouts: int = key(2, "episodes of each; two show whether a task begins alike each time", "[1, 1024]")
+    script: str = key("", "text file with the actions to play, a line of --- between two; empty: the policy plays")
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanSection(Section):
     """What `hintsd-jax plan` assumes; changes no run."""
 
@@ -493,6 +502,7 @@ class Config(Section):
     alarms: AlarmsSection = _section(AlarmsSection)
     checkpoint: CheckpointSection = _section(CheckpointSection)
     export: ExportSection = _section(ExportSection)
+    check: CheckSection = _section(CheckSection)
     plan: PlanSection = _section(PlanSection)
 
     def replaced(self, changes: Mapping[str, Any]) -> Config:

@@ -156,7 +156,7 @@ class ChatFormat:
         """
         if self._history != "template":
             return self.delta(messages, cut)
-        before = self._template.render(dialogue, tools) + self._text(ids)
+        before = self._template.render(dialogue, tools) + self.text(ids)
         after = [*dialogue, {"role": "assistant", "content": self.decode(ids)}, *messages]
         text = self._template.render(after, [*tools, *added_tools])
         if text.startswith(before):
@@ -204,7 +204,7 @@ class ChatFormat:
         ids = list(ids)
         if ids and ids[-1] in self.stop_ids:
             ids.pop()
-        return self._template.thinking_prefix + self._text(ids)
+        return self._template.thinking_prefix + self.text(ids)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of an action that reads `text`, its stop token included: the way back from `decode`. A stop token in
@@ -216,9 +216,10 @@ class ChatFormat:
         """The text of each token by itself; of a letter that is spread over several, each shows a replacement
         character.
         """
-        return [self._text([token]) for token in ids]
+        return [self.text([token]) for token in ids]
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens as it stands, control tokens too."""
         return self._tokenizer.decode(
             [int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

@@ -109,6 +109,8 @@ class Recorder:
         session.watch = Watch(self._progress, folder.path)
         if self.continues:
             self.note(f"continuing from step {start} of {self._config.optim.steps}")
+        if lacking := self._writer.lacking:
+            self.note(f"metrics.jsonl lacks the rows of {len(lacking)} steps, the first {lacking[0]}: they stay away")
 
     @classmethod
     def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:

@@ -111,3 +111,25 @@ def test_timer_adds_up_and_starts_again():
     with pytest.raises(RuntimeError), timer("a"):
         raise RuntimeError
     assert list(timer.take()) == ["time/a"] and timer.take() == {}
+
+
+def test_rows_that_somebody_has_removed_or_put_twice_are_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 2, "x": null}\n{"step": 5}\n')
+    writer = MetricsWriter(tmp_path, resume_step=4)
+    writer.close()
+    assert writer.lacking == [1, 3, 4] and [row["step"] for row in read_metrics(path)] == [0, 2]
+    path.unlink()
+    assert MetricsWriter(tmp_path).lacking == []
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 1}\n')
+    with pytest.raises(UserError, match=r"holds the steps \[0, 1, 1\], which do not grow"):
+        MetricsWriter(tmp_path, resume_step=1)
+
+
+@pytest.mark.parametrize(
+    "row", ['"step": true', '"step": 1, "x": "1"', '"step": 1, "x": NaN', '"step": 1, "x": {}', ""]
+)
+def test_a_row_that_no_run_has_written_is_refused(tmp_path, row):
+    (tmp_path / "metrics.jsonl").write_text(f"{{{row}}}\n")
+    with pytest.raises(UserError, match="line 1 is not a metrics row"):
+        MetricsWriter(tmp_path, resume_step=1)

@@ -115,8 +115,14 @@ class Printed(NamedTuple):
     def outcome(self) -> Outcome:
         """Refused or fine; a traceback where it is neither 0 (or 1, a plan that does not fit) nor one line with 2."""
         last = (self.out.strip() or self.err.strip()).splitlines()[-1:]
-        if self.status == 2 and self.err.startswith("error: ") and self.err.count("\n") == 1:
-            return Outcome(Ending.REFUSED, self.err.strip())
+        errors = [line for line in self.err.splitlines() if line.startswith("error: ")]  # progress may stand before it
+        if (
+            self.status == 2
+            and len(errors) == 1
+            and self.err.endswith(f"{errors[0]}\n")
+            and "Traceback" not in self.err
+        ):
+            return Outcome(Ending.REFUSED, errors[0])
         if self.status in (0, 1) and "Traceback" not in self.err:
             return Outcome(Ending.FINE, "".join(last))
         return Outcome(Ending.TRACEBACK, f"status {self.status}: {self.err.strip() or self.out.strip()}")

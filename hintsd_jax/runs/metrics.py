@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from typing import Any
 
 import jax
 
-from hintsd_jax.errors import writing
+from hintsd_jax.errors import UserError, writing
 from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.runs.event_file import EventFile
 from hintsd_jax.runs.workdir import atomic_writer
@@ -39,13 +40,20 @@ class MetricsWriter:
       directory: the workdir.
       resume_step: the step whose checkpoint was restored: later rows are cut off. None (a new start): all are.
 
+    Attributes:
+      lacking: the steps up to `resume_step` that have no row, because somebody has removed them.
+
     Raises:
-      UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row.
+      UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row, or cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
         path = Path(directory) / "metrics.jsonl"
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
+        steps = [row["step"] for row in kept]
+        if any(later <= step for step, later in itertools.pairwise(steps)):
+            raise UserError(f"{path} holds the steps {steps[:20]}, which do not grow: mend or remove it")
+        self.lacking = sorted(set(range(-1 if resume_step is None else resume_step + 1)) - set(steps))
         with atomic_writer(path) as file:
             file.writelines(_line(row) for row in kept)
         self._path = path
@@ -99,8 +107,10 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _row(value: Any) -> dict[str, Any]:
-    if not isinstance(value["step"], int):
-        raise TypeError("step is no integer")
+    numbers = {key: number for key, number in value.items() if number is not None}
+    if type(numbers["step"]) is not int or not all(type(number) in (int, float) for number in numbers.values()):
+        raise TypeError("step is no integer, or something else no number")
+    json.dumps(value, allow_nan=False)  # ValueError
     return value
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks.batteries import battery
@@ -322,6 +323,7 @@ def ask(behaviour: Behaviour, folder: Path) -> Outcome:
             ended = str(error)
         requests = len(server.requests)
     written = journal.read_text() if journal.exists() else ""
+    ended = ended.replace(server.url, "http://SERVER/v1")
     says = ended or (f"answer {answers.texts[0]!r}" if answers and answers.texts[0] is not None else "")
     if answers and answers.dropped:
         said = [json.loads(line)["value"]["detail"] for line in written.splitlines()]
@@ -338,7 +340,7 @@ def ask(behaviour: Behaviour, folder: Path) -> Outcome:
         return Outcome(Ending.LOST, says)
     wanted = behaviour.want.split("|")
     if not set(answers.texts) - {None} | set(answers.dropped) <= set(wanted):
-        return Outcome(Ending.SILENT, f"not {behaviour.want}: {says} {answers.texts}")
+        return Outcome(Ending.SILENT, f"not {behaviour.want}: {says}")
     if answers.texts.count(None) != answers.dropped.total():
         return Outcome(Ending.SILENT, f"not counted: {answers}")
     return Outcome(Ending.COUNTED if answers.dropped else Ending.FINE, says)
@@ -386,12 +388,19 @@ def spoiled(rng: random.Random) -> Behaviour:
 def ask_spoiled(behaviour: Behaviour, folder: Path) -> Outcome:
     """As `ask`, for a reply of which nobody knows what it comes to: whatever is answered is one and the same."""
     outcome = ask(behaviour, folder)
-    return Outcome(Ending.COUNTED, outcome.says) if outcome.says.startswith("not anything: ") else outcome
+    if not outcome.says.startswith("not anything: "):
+        return outcome
+    return Outcome(
+        Ending.COUNTED if "endpoint_" in outcome.says else Ending.FINE, outcome.says[len("not anything: ") :]
+    )
 
 
 def step(name: str, folder: Path) -> Outcome:
     """A whole training step of `desk_smoke` whose reviews come from the server."""
     os.environ["JUDGE_KEY"] = KEY
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))  # the steps have the same ones
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_disable_most_optimizations", True)  # most of a step is compiling
     review = json.dumps({"failures": [{"step": 1, "feedback": f"Go on. {KEY}"}]})
     script: Script = {
         "right": lambda e: e.answer(review),
@@ -402,7 +411,8 @@ def step(name: str, folder: Path) -> Outcome:
     workdir = folder / name.replace(" ", "_").replace(":", "")
     with serving(script) as server:
         flags = {"endpoint.url": server.url, "endpoint.model": "m", "endpoint.key_env": "JUDGE_KEY", "optim.steps": 1}
-        flags |= {"hindsight.analyser": "endpoint", "eval.test_tasks": 0, "eval.tasks": 0}
+        flags |= {"tasks.tasks_per_step": 3, "tasks.rollouts": 2, "rollout.slots": 6, "env.data_dir": folder / "data"}
+        flags |= {"hindsight.analyser": "endpoint", "eval.test_tasks": 0}
         log = io.StringIO()
         with _captured(log):
             printed = battery.command(
@@ -414,9 +424,12 @@ def step(name: str, folder: Path) -> Outcome:
         return Outcome(Ending.LOST, f"the key gets out ({found})")
     if name.endswith("max_tokens"):
         right = printed.status == 2 and "max_completion_tokens" in printed.err and requests <= 8
-        return Outcome(Ending.REFUSED if right else Ending.LOST, f"{requests} requests: {printed.err}")
+        return Outcome(
+            Ending.REFUSED if right else Ending.LOST,
+            f"{requests} requests: {printed.err}".replace(server.url, "http://SERVER/v1"),
+        )
     if printed.status:
-        return printed.outcome
+        return Outcome(Ending.LOST, f"status {printed.status}: {printed.err or printed.out}")
     row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     counts = {key.rpartition("/")[2]: row[key] for key in row if key.startswith("hindsight/dropped/")}
     says = f"{row['hindsight/questions']} questions, {row['hindsight/targets']} targets, dropped {counts}"

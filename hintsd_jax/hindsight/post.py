@@ -10,7 +10,7 @@ whatever lengths the server announces, and of the body once it is unpacked.
 Certificates are checked. Redirects are not followed: they would take headers and body elsewhere. The proxies of the
 environment (http_proxy, https_proxy, no_proxy) are used where that is asked for.
 
-Why not the `openai` client: see docs/algorithms.md.
+Why not the `openai` client: see docs/endpoint.md.
 """
 
 from __future__ import annotations

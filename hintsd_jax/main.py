@@ -95,7 +95,7 @@ def run(command: Command) -> int:
     if command.print_config:
         print("\n".join(f"{name} = {value!r}" for name, value in flatten(config.to_dict()).items()))
         return 0
-    logging.set_verbosity(logging.ERROR)  # orbax logs every save
+    logging.set_verbosity(logging.FATAL)  # orbax logs every save, and what it raises afterwards
     if without_workdir:
         return 0 if getattr(importlib.import_module(without_workdir), command.mode)(config) else 1
     getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)(config, workdir)

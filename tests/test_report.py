@@ -94,5 +94,37 @@ def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
 
 def test_a_broken_record_is_named(tmp_path):
     workdir = write_run(tmp_path / "run", {1: [record(), {"task_id": "x", "steps": 5}]})
-    with pytest.raises(UserError, match=r"step_000001\.jsonl holds a line that is no episode"):
+    with pytest.raises(UserError, match=r"step_000001\.jsonl holds what no run has written"):
         report.report([workdir], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", '{"config": {"optim": {"lr": [NaN]}}}'),
+        ("config.json", '{"config": [], "versions": []}'),
+        ("config.json", '{"config": {}, "versions": ["x"]}'),
+        ("config.json", "[" * 100_000),
+        ("metrics.jsonl", '{"step": 1, "time/step": "x"}\n'),
+        ("metrics.jsonl", '{"step": true}\n'),
+        ("held_out.json", '{"after": {"success": [[1, 0], [1]]}}'),
+        ("held_out.json", '{"after": {"success": [["\\ud800"]]}}'),
+        ("held_out.json", '{"after": {"success": [1, 2]}}'),
+        ("held_out.json", '{"after": 3}'),
+        ("evaluation.json", '{"success": {"a": 1}}'),
+        ("evaluation.json", '{"step": NaN}'),
+        (
+            "episodes/step_000001.jsonl",
+            '{"task_id": "x", "steps": [], "hindsight": {"targets": [{"step": 1000000000}]}}\n',
+        ),
+        ("episodes/step_000001.jsonl", '{"task_id": "x", "prompt_length": Infinity}\n'),
+        ("episodes/step_000001.jsonl", '{"rollout": 1e400}\n'),
+        ("episodes/step_000001.jsonl", '{"trained": [{"step": {}}]}\n'),
+    ],
+)
+def test_a_file_with_something_else_is_named(tmp_path, name, text):
+    workdir = write_run(tmp_path / "run", {1: [record()]})
+    (workdir / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(name)) as caught:
+        report.report([workdir], tmp_path / "r.html")
+    assert "\n" not in str(caught.value) and not (tmp_path / "r.html").exists()

@@ -185,7 +185,7 @@ def opened_once() -> Iterator[None]:
 
         return dataclasses.replace(session, trained=jax.tree.map(lambda leaf: leaf.copy(), session.trained))
 
-    Session.open = opened  # pyright: ignore[reportAttributeAccessIssue] - a class method gives way to a function
+    setattr(Session, "open", opened)  # noqa: B010 - a class method gives way to a function
     train.compile_programs = lambda session, state, *unused: state
     try:
         yield

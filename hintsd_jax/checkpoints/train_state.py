@@ -8,8 +8,11 @@ disk; what a kill left behind, half written or half deleted, is ignored and remo
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hintsd_jax.config.schema import Config
-from hintsd_jax.errors import UserError
+from hintsd_jax.errors import UserError, reason
 
 PyTree = Any
+_DIGEST = "sha256"  # key of `extra` on disk
+_LONGEST = 200  # characters of what tensorstore says; the reason stands last
 
 
 class Checkpoints:
@@ -31,6 +36,9 @@ class Checkpoints:
       directory: created where there is none.
       keep: how many of the latest checkpoints stay.
       best: name of the metric of which the highest value so far stays as well.
+
+    Raises:
+      UserError: the folder cannot be written, or holds something else.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int, best: str = "eval/avg@4"):
@@ -47,11 +55,17 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
-        # Orbax deletes file by file: a kill leaves half a checkpoint, which it would offer as a whole one.
-        steps = self._manager.all_steps()
-        for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
-            self._manager.delete(step)
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            # Orbax deletes file by file: a kill leaves half a checkpoint, which it would offer as a whole one.
+            steps = self._manager.all_steps()
+            for step in set(sorted(steps)[:-keep]) - {self._manager.best_step()}:
+                self._manager.delete(step)
+        except Exception as error:  # see `restore`
+            raise UserError(
+                f"{self._directory} cannot be used ({type(error).__name__}: {reason(error)}): mend it, remove the"
+                " checkpoint that is named, or give another --workdir"
+            ) from error
 
     @classmethod
     def open(cls, workdir: str | os.PathLike, config: Config) -> Checkpoints:
@@ -72,14 +86,19 @@ class Checkpoints:
 
         Returns:
           False when this step is saved already.
+
+        Raises:
+          UserError: the disk refuses it, or has refused the one before.
         """
         if step in self._manager.all_steps():
             return False
         tracked = None
         if metrics is not None and metrics.get(self._best) is not None:
             tracked = {self._best: float(metrics[self._best])}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(dict(extra)))
-        return self._manager.save(step, args=items, metrics=tracked, force=True)
+        record = {**extra, _DIGEST: _digest(extra)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(record))
+        with self._saving():
+            return self._manager.save(step, args=items, metrics=tracked, force=True)
 
     @property
     def steps(self) -> list[int]:
@@ -113,9 +132,12 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)
+            extra = dict(restored["extra"])
+            if extra.pop(_DIGEST, None) != _digest(extra):
+                raise ValueError("its record of counters was changed by somebody else")
         except Exception as error:  # orbax, tensorstore and json each raise their own kinds for a damaged folder
             raise self._unreadable(step, error, "remove that folder to continue from an earlier one") from error
-        return restored["state"], restored["extra"]
+        return restored["state"], extra
 
     def restore_part(self, step: int, part: PyTree) -> PyTree:
         """Reads a part of a checkpoint's state.
@@ -153,19 +175,37 @@ class Checkpoints:
             raise self._unreadable(step, error, remedy) from error
 
     def _unreadable(self, step: int, error: Exception, remedy: str) -> UserError:
-        reason = " ".join(str(error).split())[:300]
-        return UserError(
-            f"checkpoint {self._directory / str(step)} cannot be restored ({type(error).__name__}: {reason}): {remedy}"
-        )
+        what = f"{type(error).__name__}: {reason(error)}"
+        return UserError(f"checkpoint {self._directory / str(step)} cannot be restored ({what}): {remedy}")
 
     def wait(self) -> None:
-        """Returns when every started save is on disk; raises what a save in the background raised."""
-        self._manager.wait_until_finished()
+        """Returns when every started save is on disk; raises as `save` does what the background has met."""
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then ends the background threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """What the disk refuses as a UserError: an OSError, or tensorstore's words for one."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) or "os_error_code" in str(error):
+                why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)[-_LONGEST:]
+                raise UserError(
+                    f"{self._directory} cannot be written ({' '.join(why.split())}): make room, then the same command"
+                    " continues from the last checkpoint"
+                ) from error
+            raise
+
+
+def _digest(extra: Mapping[str, Any]) -> str:
+    """Of a record's JSON, so that no other one passes for it."""
+    return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -7,13 +7,15 @@ one is opened.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from hintsd_jax.errors import UserError
+from hintsd_jax.errors import UserError, reason
 from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.tools.report import records, results
 from hintsd_jax.tools.report.reading import Run, count_lines
@@ -49,7 +51,7 @@ def gather(runs: Sequence[Run], most: int) -> Content:
         for step, file in run.episodes.items():
             episodes = [line.value for line in read_jsonl(file, "an episode")]
             total += len(episodes)
-            try:
+            with written_by_a_run(file):
                 counts.add(step, episodes)
                 for record in episodes[: chosen[step]]:
                     line: dict[str, Any] = records.row(record) | {"run": n, "step": step}
@@ -57,20 +59,32 @@ def gather(runs: Sequence[Run], most: int) -> Content:
                         line[name] = numbers.setdefault(line[name], len(numbers))
                     for name, column in columns.items():
                         column.append(line[name])
-                    entries.append(records.entry(record))
+                    entries.append(as_json(records.entry(record)))
                     kept += 1
                     if len(entries) == CHUNK:  # packed at once: whole runs need not fit in memory
                         chunks.append(pack(entries))
                         entries = []
-            except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-                raise UserError(
-                    f"{file} holds a line that is no episode's record ({error!r}): mend or remove the file"
-                ) from error
         overviews.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
     if entries:
         chunks.append(pack(entries))
     tables = {name: list(numbers) for name, numbers in names.items()}
     return Content({"runs": overviews, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
+
+
+@contextlib.contextmanager
+def written_by_a_run(file: Path) -> Iterator[None]:
+    """What comes out of a file with something else in it becomes a UserError with its path."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"{file} holds what no run has written ({what}): mend or remove the file") from error
+
+
+def as_json(value: Any) -> Any:
+    """The value itself. Raises ValueError or TypeError where JSON has no word for a part of it."""
+    json.dumps(value, allow_nan=False)
+    return value
 
 
 def pack(value: Any) -> str:
@@ -95,23 +109,30 @@ def choose(sizes: Mapping[int, int], most: int) -> dict[int, int]:
 
 def overview(run: Run) -> dict[str, Any]:
     """A run without its episodes: facts, metrics by column, results."""
-    split = str(run.config.get("tasks.test_split", "test"))
-    return {
+    split, folder = str(run.config.get("tasks.test_split", "test")), run.path
+    with written_by_a_run(folder / "config.json"):
+        config = {key: value if records.plain(value) else str(value) for key, value in run.config.items()}
+        facts = as_json({"config": config, "versions": run.versions, "planned": records.number(run.planned)})
+    with written_by_a_run(folder / "metrics.jsonl"):
+        metrics = as_json(columns(run.rows))
+    with written_by_a_run(folder / "held_out.json"):
+        held_out = as_json(results.lines(run.held_out, split))
+    with written_by_a_run(folder / "evaluation.json"):
+        evaluation = run.evaluation and as_json(
+            {
+                "step": run.evaluation.get("step"),
+                "results": results.lines({"after": run.evaluation}, split),
+            }
+        )
+    return facts | {
         "name": run.name,
-        "config": {key: value if records.plain(value) else str(value) for key, value in run.config.items()},
-        "versions": run.versions,
         "steps": run.steps,
         # what knows the ground truth is labelled wherever it shows
         "privileged": run.config.get("hindsight.select") == "oracle"
         or any(row.get("hindsight/privileged") for row in run.rows),
-        "planned": run.planned,
-        "metrics": columns(run.rows),
-        "results": results.lines(run.held_out, split),
-        "evaluation": run.evaluation
-        and {
-            "step": run.evaluation.get("step"),
-            "results": results.lines({"after": run.evaluation}, split),
-        },
+        "metrics": metrics,
+        "results": held_out,
+        "evaluation": evaluation,
     }
 
 

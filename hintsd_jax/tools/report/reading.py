@@ -74,7 +74,8 @@ def read_run(path: Path, name: str) -> Run:
     stored = read_object(path / "config.json")
     if stored is None:
         raise UserError(f"{path} holds no run (there is no config.json): give the --workdir of a run")
-    if not isinstance(stored.get("config"), dict):
+    versions = stored.get("versions") or [{}]
+    if not (isinstance(stored.get("config"), dict) and isinstance(versions, list) and isinstance(versions[-1], dict)):
         raise UserError(f"{path / 'config.json'} was not written by a run: give the --workdir of a run")
     matches = ((_EPISODES.fullmatch(file.name), file) for file in (path / "episodes").glob("*.jsonl"))
     by_kind: dict[str, dict[int, Path]] = {"step": {}, "evaluation": {}}
@@ -86,7 +87,7 @@ def read_run(path: Path, name: str) -> Run:
         name=name,
         path=path,
         config=_flat(stored["config"]),
-        versions=(stored.get("versions") or [{}])[-1],
+        versions=versions[-1],
         rows=[line.value for line in read_jsonl(path / "metrics.jsonl", "a metrics row", _metrics_row)],
         held_out=read_object(path / "held_out.json"),
         evaluation=read_object(path / "evaluation.json"),
@@ -101,7 +102,7 @@ def count_lines(path: Path) -> int:
 
 
 def _metrics_row(value: Any) -> dict[str, Any]:
-    if not isinstance(json_object(value).get("step"), int):
+    if type(json_object(value).get("step")) is not int:
         raise ValueError("no step")
     return value
 

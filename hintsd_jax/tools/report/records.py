@@ -35,8 +35,12 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def targets(record: Mapping[str, Any]) -> list[int]:
-    """The steps (1-based) that hindsight named."""
-    return [target["step"] for target in (record.get("hindsight") or {}).get("targets") or ()]
+    """The steps (1-based) that hindsight named. Raises ValueError where the episode has no such step."""
+    named = [target["step"] for target in (record.get("hindsight") or {}).get("targets") or ()]
+    length = len(record.get("steps") or ())
+    if not all(type(step) is int and 1 <= step <= length for step in named):
+        raise ValueError(f"a target that is none of the {length} steps")
+    return named
 
 
 def entry(record: Mapping[str, Any]) -> dict[str, Any]:

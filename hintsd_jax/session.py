@@ -193,8 +193,8 @@ class Session:
             journal=journal,
             phase="greedy" if greedy else "sampled",
             tick=self.watch.tick,
+            failed=self.watch.failed,
         )
-        self.watch.failed(played.failures)
         self.has_played |= bool(played.episodes)
         if not played.episodes and not played.failed:
             raise UserError(

@@ -193,6 +193,7 @@ class Rollout:
             self.episode.report = report
 
     def _failed(self, call: str, failure: CallFailure) -> None:
+        """Notes that a call of the episode's environment has failed."""
         self.failures.append(
             EnvFailure(self.episode.task_id, self.episode.rollout, call, **dataclasses.asdict(failure))
         )
@@ -200,14 +201,15 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """What the episodes that are played together have in common. prompts: by group, what was tokenised already. tick:
-    called whenever an episode is over.
+    """What the episodes that are played together have in common. prompts: by group, what was tokenised already. tick,
+    failed: see `run_episodes`.
     """
 
     pool: EnvPool
     chat: ChatFormat
     config: RolloutConfig
     tick: Callable[[], object]
+    failed: Callable[[Sequence[EnvFailure]], object]
     prompts: dict[int, tuple[Start, Delta]] = dataclasses.field(default_factory=dict)
 
     def prompt(self, group: int, start: Start) -> Delta:
@@ -253,6 +255,10 @@ class NewRollout(Rollout):
             self._stage.tick()
         return answer
 
+    def _failed(self, call: str, failure: CallFailure) -> None:
+        super()._failed(call, failure)
+        self._stage.failed(self.failures[-1:])
+
     def _begun(self, start: Start | CallFailure) -> Rewrite | None:
         """The prompt; None where the episode cannot begin."""
         if isinstance(start, CallFailure):
@@ -290,6 +296,7 @@ def run_episodes(
     journal: CallJournal | None = None,
     phase: str = "",
     tick: Callable[[], object] = lambda: None,
+    failed: Callable[[Sequence[EnvFailure]], object] = lambda failures: None,
 ) -> Rollouts:
     """Plays `rollouts` episodes of every task.
 
@@ -301,11 +308,12 @@ def run_episodes(
       call_timeout_s: seconds that a call of an environment may take.
       journal: keeps the calls that timed out or died, under `(phase, task id, number of the episode, call)`. One
         journal must not see a phase twice.
-      tick: called whenever an episode is over.
+      tick: called whenever an episode is over. failed: called with calls of environments that failed, as soon as that
+        is known.
     """
     jobs: list[NewRollout] = []
     with EnvPool(host, engine.config.slots, call_timeout_s, journal) as pool:
-        stage = _Stage(pool, chat, config, tick)
+        stage = _Stage(pool, chat, config, tick, failed)
         for group, (name, occurrence) in enumerate(_occurrences([task["id"] for task in tasks])):
             for rollout in range(rollouts):
                 episode = Episode(name, rollout, (), group=group, occurrence=occurrence)
@@ -313,6 +321,8 @@ def run_episodes(
                 jobs.append(NewRollout(tasks[group], episode, (phase, name, len(jobs)), stage, key))
         stats = engine.run(params, jobs)
         closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
+    if closing:
+        failed(closing)
     return _sorted(jobs, stats, closing)
 
 

@@ -93,6 +93,14 @@ def test_weights_beside_an_index_of_other_files_are_refused(checkpoint):
     assert_equal(load_policy(checkpoint)[1], load_policy(TIED)[1])
 
 
+@pytest.mark.parametrize("file", ["a\n.safetensors", "../a.safetensors", "a.bin", "\u00e9\n", ""])
+def test_an_index_names_files_of_its_own_folder(checkpoint, file):
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(load_file(checkpoint / WEIGHTS), file)}))
+    with pytest.raises(UserError, match="which is no name of a safetensors file") as error:
+        load_policy(checkpoint)
+    assert "\n" not in str(error.value)
+
+
 def test_stored_rotary_frequencies_are_ignored(checkpoint):
     for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"):
         edit(checkpoint, lambda tensors, name=name: tensors.update({name: np.ones(8, np.float32)}))

@@ -86,6 +86,30 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("pre_tokenizer"), "it has no pre_tokenizer"),
+        (lambda t: t.pop("normalizer"), "it has no normalizer"),
+        (lambda t: t.update(added_tokens={"a": 1}), "added_tokens is no list of tokens"),
+        (lambda t: t["added_tokens"][0].update(id="7"), "added_tokens is no list of tokens"),
+        (lambda t: t["added_tokens"][1].update(id=t["added_tokens"][2]["id"]), "two added tokens have the id"),
+        (lambda t: t["added_tokens"][4].update(content="<think>"), "two added tokens have the content '<think>'"),
+        (lambda t: t["added_tokens"][3].update(id=5), "the id 5 is that of '<tool_call>' and of"),
+        (lambda t: t["model"]["vocab"].update({"zzz": 5}), "two entries of the vocabulary have one id"),
+        (lambda t: t["added_tokens"].pop(2), "has no added token '<|im_end|>', which tokenizer_config.json names"),
+    ],
+)
+def test_a_tokenizer_that_would_read_otherwise_than_it_did_is_refused(tmp_path, change, message):
+    make_tokenizer().save_pretrained(tmp_path)
+    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(definition)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("content", "stops"),
     [
         ({"eos_token_id": [128001, 128008, 128009]}, (128001, 128008, 128009)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".md"}
 # Rotary frequencies, which older tools stored: they follow from config.json.
 _DERIVED = ".rotary_emb.inv_freq"
+_FILE = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
 _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 
@@ -181,6 +183,9 @@ def _tensor_files(path: pathlib.Path) -> TensorFiles:
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{path / INDEX}: no weight_map from tensor names to files")
+    odd = [file for file in weight_map.values() if not _FILE.fullmatch(file)]
+    if odd:
+        raise UserError(f"{path / INDEX}: weight_map has {odd[0]!a:.80}, which is no name of a safetensors file")
     if (path / WEIGHTS).is_file() and WEIGHTS not in weight_map.values():
         raise UserError(
             f"{path}: {WEIGHTS} lies beside {INDEX}, which names other files: delete the one that is not the policy's"
@@ -188,7 +193,7 @@ def _tensor_files(path: pathlib.Path) -> TensorFiles:
     checkpoint = TensorFiles(sorted({path / file for file in weight_map.values()}), path / INDEX, "config.json")
     for name, file in weight_map.items():
         if checkpoint.file_of.get(name) != path / file:
-            raise UserError(f"{path / file}: tensor {name} is missing; {INDEX} says that it is here")
+            raise UserError(f"{path / file}: tensor {ascii(name)[1:-1]} is missing; {INDEX} says that it is here")
     return checkpoint
 
 

@@ -98,7 +98,8 @@ class TensorFiles:
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
             raise UserError(
-                f"{self.file_of[extra[0]]}: unexpected tensor {extra[0]}{more}; {self.required_by} does not ask for it"
+                f"{self.file_of[extra[0]]}: unexpected tensor {ascii(extra[0])[1:-1]:.120}{more};"
+                f" {self.required_by} does not ask for it"
             )
 
 
@@ -234,5 +235,7 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
     if not cut and in_order and in_order[-1][1].stop < size:
         raise UserError(f"{file}: not a safetensors file: {size - in_order[-1][1].stop} bytes follow the last tensor")
     if cut:
-        raise UserError(f"{file}: cut short ({size} bytes): tensor {cut[0]} is not complete; copy the file again")
+        raise UserError(
+            f"{file}: cut short ({size} bytes): tensor {ascii(cut[0])[1:-1]:.120} is not complete; copy the file again"
+        )
     return tensors

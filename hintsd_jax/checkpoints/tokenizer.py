@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.errors import UserError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GENERATION = "generation_config.json"
+# Of tokenizer.json: written even where they are null.
+_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
@@ -34,14 +37,56 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with a tokenizer.json")
-    read_json(path / "tokenizer.json")
+    definition = read_json(path / "tokenizer.json")
+    _check_definition(definition, path / "tokenizer.json")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
-        raise UserError(f"{path / 'tokenizer.json'}: cannot be read as a tokenizer: {error}") from error
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{path / 'tokenizer.json'}: cannot be read as a tokenizer: {said}") from error
+    known = {token["content"] for token in definition["added_tokens"]} | {tokenizer.pad_token}
+    new = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content not in known]
+    if new:
+        raise UserError(
+            f"{path / 'tokenizer.json'}: has no added token {new[0]!a}, which tokenizer_config.json names; it would"
+            " get an id that the model never saw: use the files that belong together"
+        )
     if not tokenizer.chat_template:
         raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja")
     return tokenizer
+
+
+def _check_definition(definition: dict[str, Any], file: pathlib.Path) -> None:
+    """Raises UserError where a part is missing that would silently count as none, or two tokens share an id or a
+    text.
+    """
+    missing = [part for part in _PARTS if part not in definition]
+    if missing:
+        raise UserError(
+            f"{file}: cannot be read as a tokenizer: it has no {missing[0]} (null means none): copy the file again"
+        )
+    added = definition["added_tokens"]
+    if not isinstance(added, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+        for token in added
+    ):
+        raise UserError(f"{file}: cannot be read as a tokenizer: added_tokens is no list of tokens with id and content")
+    for what in ("id", "content"):
+        twice = [value for value, count in Counter(token[what] for token in added).items() if count > 1]
+        if twice:
+            raise UserError(f"{file}: two added tokens have the {what} {twice[0]!a}: copy the file again")
+    model = definition["model"]
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        entries = {number: text for text, number in vocabulary.items() if isinstance(number, int)}
+        if len(entries) < len(vocabulary):
+            raise UserError(f"{file}: two entries of the vocabulary have one id: copy the file again")
+        for token in added:
+            if entries.get(token["id"], token["content"]) != token["content"]:
+                raise UserError(
+                    f"{file}: the id {token['id']} is that of {token['content']!a} and of"
+                    f" {entries[token['id']]!a}: copy the file again"
+                )
 
 
 def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
-from hintsd_jax.rollout.collector import Rollouts
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.rollout.scripted import ScriptedEngine
 from hintsd_jax.session import Session
 

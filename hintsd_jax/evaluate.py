@@ -26,7 +26,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.records import episode_records, not_played, success_results
-from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollouts
+from hintsd_jax.rollout.played import PROMPT_TOO_LONG, Rollouts
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
 from hintsd_jax.runs.watch import Watch
@@ -53,7 +53,7 @@ class Scores:
     @property
     def played_N(self) -> np.ndarray:
         """Tasks of which at least one episode was played: bool."""
-        return np.isfinite(self.success_NK).any(axis=1)
+        return np.asarray(np.isfinite(self.success_NK).any(axis=1))
 
     @property
     def avg_N(self) -> np.ndarray:

@@ -27,7 +27,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
-from hintsd_jax.rollout.collector import Rollouts
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.runs import nonfinite, step_line
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms, not_finite

@@ -15,8 +15,8 @@ from hintsd_jax.hindsight import selectors
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, privileged
 from hintsd_jax.hindsight.analysis import Hindsight, attribution
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import Rollouts
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import progress
 from hintsd_jax.session import Session
 from hintsd_jax.training.batching import Batches, BatchShapes

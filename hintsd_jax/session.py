@@ -35,9 +35,10 @@ from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.sharding import make_mesh, shardings
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.rollout.collector import EnvFailure, Rollouts, run_episodes
+from hintsd_jax.rollout.collector import run_episodes
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_process import host_for
+from hintsd_jax.rollout.played import EnvFailure, Rollouts
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Engine
 

@@ -15,8 +15,9 @@ from hintsd_jax.config import build
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import Scores
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.sampling import SamplingStats
-from hintsd_jax.session import Rollouts, Session
+from hintsd_jax.session import Session
 from hintsd_jax.tools.report.gather import gather
 from hintsd_jax.tools.report.reading import open_runs
 from tests.configs import smoke_config

@@ -7,9 +7,9 @@ import pytest
 from hintsd_jax.recorder import Counters, react
 from hintsd_jax.records import rollout_metrics
 from hintsd_jax.rollout.episode import Episode, Step
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs.alarms import NOT_FINITE, Alarm
 from hintsd_jax.sampling import SamplingStats
-from hintsd_jax.session import Rollouts
 
 LOW, BROKEN = Alarm("min_entropy", "low"), Alarm(NOT_FINITE, "nan")
 

@@ -17,8 +17,8 @@ from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.random_keys import job_key
-from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.records import rollout_metrics
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import Rollout, RolloutConfig, run_episodes, stream_key
 from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.env_pool import EnvPool

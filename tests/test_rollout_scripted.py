@@ -76,7 +76,8 @@ def test_a_job_cannot_tell_it_from_the_engine(template, history):
     config = RolloutConfig(max_steps=12, context=104, sampling=Sampling(1.0, 1.0, 0, 8))
     tasks = [{"id": f"t{n}", "turns": n} for n in (0, 1, 3, 20)]
     engine = Engine(policy, limits, chat.stop_ids)
-    episodes, _, stats, *_ = play(engine, decoder.init_params(policy, jax.random.key(0)), chat, tasks, config, rollouts=4)
+    params = decoder.init_params(policy, jax.random.key(0))
+    episodes, _, stats, *_ = play(engine, params, chat, tasks, config, rollouts=4)
     assert {"terminated", "context"} <= {episode.ended for episode in episodes}
     assert any(step.cut for episode in episodes for step in episode.steps[:-1])
     spans = {

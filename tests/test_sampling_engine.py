@@ -347,7 +347,7 @@ def test_a_rewrite_without_room_is_refused(params):
 
 
 def test_a_prompt_may_come_after_its_job_has_begun(params):
-    """As from the reset of an environment: the same is sampled, and a job that is over before its prompt costs nothing."""
+    """As from the reset of an environment: the same is sampled; a job that is over before its prompt costs nothing."""
 
     class Late(Dialogue):
         begun = 0

@@ -164,8 +164,8 @@ class RolloutSection(Section):
     overlap_env: bool = key(True, "environments work while other episodes are decoded")
     mask_cut_episodes: bool = key(
         False,
-        "episodes that a limit ended (of steps, of tokens, or of the environment) are neither looked back on nor trained"
-        " on; false: they are failures, as in the paper. They count in scores and in the mean reward of their task",
+        "episodes that a limit ended (of steps, of tokens, or of the environment) are neither looked back on nor"
+        " trained on; false: they are failures, as in the paper. They count in scores and in the mean reward of their task",
     )
 
 

@@ -11,8 +11,7 @@ An action that was cut at its token limit goes to the environment as it is.
 Invariant 4: an episode depends on (seed, step, task, occurrence of the task in the step, rollout index) only: its key
 follows from those five. Each further stream of it (see `Episode`) has a key of its own, which follows from that one.
 
-Invariant 8: an episode that its environment's failure kept from beginning or ended is no evidence about the policy. It
-is not among `Rollouts.episodes`, but counted: begun = played + dropped.
+What an environment's failure took is told apart from what was played: see `rollout.played`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +31,9 @@ from hintsd_jax.rollout.env_call import Call, CallFailure
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_pool import CallJournal, EnvPool, Key
 from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.rollout.played import PROMPT_TOO_LONG, EnvFailure, Rollouts
 from hintsd_jax.sampling import Engine, Rewrite, Sampling, SamplingStats
 
-PROMPT_TOO_LONG = "prompt_too_long"
 CHARS_PER_TOKEN = 3  # of an observation, as a bound on what may fit; English has about 4
 MOST_CHARS_PER_TOKEN = 64  # of a prompt: a longer one cannot fit, and is not tokenised to find out
 
@@ -48,54 +47,6 @@ class RolloutConfig:
     max_steps: int
     context: int
     sampling: Sampling
-
-
-@dataclasses.dataclass(frozen=True)
-class EnvFailure:
-    """A call of an environment that failed. task_id, rollout: of the episode. call: "reset", "step 3", "report" or
-    "close" (of which the episode is not known). reason, detail, traceback: see `env_call.CallFailure`.
-    """
-
-    task_id: str
-    rollout: int
-    call: str
-    reason: str
-    detail: str
-    traceback: str = ""
-
-
-class Rollouts(NamedTuple):
-    """What came of playing tasks: `begun` = len(episodes) + sum of `dropped`.
-
-    episodes: those that were played, in task order, then rollout order. dropped: the others by reason: their
-    environment failed (ENV_ERROR, ENV_TIMEOUT, ENV_DIED), or their prompt does not fit (PROMPT_TOO_LONG). stats: what
-    sampling cost. too_long: task -> the tokens of its prompt, where that does not fit. failures: every call that
-    failed, those that cost no episode (a report, a close) too. lost: what was played of episodes that their environment
-    ended; for the record only.
-    """
-
-    episodes: list[Episode]
-    dropped: Counter[str]
-    stats: SamplingStats
-    too_long: Mapping[str, int] = {}
-    failures: tuple[EnvFailure, ...] = ()
-    lost: Sequence[Episode] = ()
-
-    @property
-    def begun(self) -> int:
-        """Episodes that were to be played."""
-        return len(self.episodes) + sum(self.dropped.values())
-
-    @property
-    def failed(self) -> int:
-        """Episodes that their environments' failures cost."""
-        return sum(number for reason, number in self.dropped.items() if reason != PROMPT_TOO_LONG)
-
-    def describe_too_long(self) -> str:
-        """The prompts that do not fit, in words: "1,054 to 1,071 tokens in 2 tasks"."""
-        shortest, longest = min(self.too_long.values()), max(self.too_long.values())
-        lengths = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-        return f"{lengths} tokens in {len(self.too_long)} {'task' if len(self.too_long) == 1 else 'tasks'}"
 
 
 def stream_key(key: np.ndarray, stream: int) -> np.ndarray:
@@ -323,10 +274,10 @@ def run_episodes(
         closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
     if closing:
         failed(closing)
-    return _sorted(jobs, stats, closing)
+    return _sorted_out(jobs, stats, closing)
 
 
-def _sorted(jobs: Sequence[NewRollout], stats: SamplingStats, closing: Sequence[EnvFailure]) -> Rollouts:
+def _sorted_out(jobs: Sequence[NewRollout], stats: SamplingStats, closing: Sequence[EnvFailure]) -> Rollouts:
     """Tells the played episodes from those that a failure or their prompt kept from being played."""
     played, lost, dropped, too_long = [], [], Counter(), {}
     for job in jobs:

@@ -23,11 +23,12 @@ from hintsd_jax.envs.base import Action, Message, Start, StepResult
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat import ChatFormat, Delta
-from hintsd_jax.rollout.collector import PROMPT_TOO_LONG, Rollout, RolloutConfig
+from hintsd_jax.rollout.collector import Rollout, RolloutConfig
 from hintsd_jax.rollout.env_call import Call, CallFailure
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_pool import EnvPool
 from hintsd_jax.rollout.episode import Episode, Step
+from hintsd_jax.rollout.played import PROMPT_TOO_LONG
 from hintsd_jax.sampling import Engine, SamplingStats
 
 POSITIONS = ("target", "start")

@@ -103,17 +103,21 @@ def main() -> None:
     arguments = parser.parse_args()
     from hintsd_jax.train import train  # imports jax: not in the environments' processes
 
-    config = files.load("desk")
-    config.env.name = "benchmarks.failing_desk:FailingDesk"
-    config.env.options.share = arguments.share
-    config.env.call_timeout_s, config.env.memory_gib = TIMEOUT_S, 0.5
-    config.tasks.tasks_per_step, config.tasks.rollouts = arguments.tasks, arguments.rollouts
-    config.rollout.slots = min(config.rollout.slots, arguments.tasks * arguments.rollouts)
-    config.optim.steps = arguments.steps
+    settings = {
+        "env.name": "benchmarks.failing_desk:FailingDesk",
+        "env.options": {"seed": 0, "length": 4, "difficulty": 3, "share": arguments.share},
+        "env.call_timeout_s": TIMEOUT_S,
+        "env.memory_gib": 0.5,
+        "tasks.tasks_per_step": arguments.tasks,
+        "tasks.rollouts": arguments.rollouts,
+        "rollout.slots": min(64, arguments.tasks * arguments.rollouts),
+        "optim.steps": arguments.steps,
+    }
+    config = build.build(files.load("desk")).replaced(settings)
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(arguments.workdir or scratch)
         began = time.monotonic()
-        after = train(build.build(config), str(workdir))
+        after = train(config, str(workdir))
         seconds = time.monotonic() - began
         rows = read_metrics(workdir / "metrics.jsonl")[1:]
         result = (workdir / "result.md").read_text()

@@ -120,18 +120,13 @@ def play_scripts(
     for first in range(0, len(tasks), BATCH):
         batch = tasks[first : first + BATCH]
         rollouts = len(scripts[batch[0]["id"]])
-        episodes, dropped, _ = run_episodes(
+        played = run_episodes(
             engine, None, chat, host, batch, rollouts, ROLLOUT, seed=seed, step=0, call_timeout_s=60.0
         )
-        broken = [
-            f"{episode.task_id}: {episode.detail}"
-            for episode in episodes
-            if episode.ended.startswith("env_") or episode.detail
-        ]
-        if dropped or broken:
-            raise RuntimeError(f"episodes that could not be played: {dict(dropped)} {broken[:3]}")
+        if played.dropped or played.failures:
+            raise RuntimeError(f"episodes that could not be played: {dict(played.dropped)} {played.failures[:3]}")
         for n, task in enumerate(batch):
-            yield task, episodes[n * rollouts : (n + 1) * rollouts]
+            yield task, played.episodes[n * rollouts : (n + 1) * rollouts]
 
 
 def inject(

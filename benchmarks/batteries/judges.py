@@ -42,7 +42,7 @@ KEY = "sk-Zz9+4711/0815-secret=="
 MAX_TOKENS = 512
 HEAD = b"HTTP/1.1 200 OK\r\n"
 SETTINGS = EndpointSection(model="m", key_env="JUDGE_KEY", timeout_s=1.0, retries=1, backoff_s=0.0, max_failures=50)
-STEPS = ("hint_sd step: right", "hint_sd step: truncated", "hint_sd step: max_tokens", "hint_sd step: too long")
+STEPS = ("hint_sd step: max_tokens", "hint_sd step: truncated", "hint_sd step: too long", "hint_sd step: right")
 
 Script = Callable[[Any], object]
 
@@ -400,7 +400,6 @@ def step(name: str, folder: Path) -> Outcome:
     os.environ["JUDGE_KEY"] = KEY
     jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))  # the steps have the same ones
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_disable_most_optimizations", True)  # most of a step is compiling
     review = json.dumps({"failures": [{"step": 1, "feedback": f"Go on. {KEY}"}]})
     script: Script = {
         "right": lambda e: e.answer(review),
@@ -411,7 +410,8 @@ def step(name: str, folder: Path) -> Outcome:
     workdir = folder / name.replace(" ", "_").replace(":", "")
     with serving(script) as server:
         flags = {"endpoint.url": server.url, "endpoint.model": "m", "endpoint.key_env": "JUDGE_KEY", "optim.steps": 1}
-        flags |= {"tasks.tasks_per_step": 3, "tasks.rollouts": 2, "rollout.slots": 6, "env.data_dir": folder / "data"}
+        flags |= {"tasks.tasks_per_step": 2, "tasks.rollouts": 2, "rollout.slots": 4, "rollout.max_steps": 6}
+        flags["env.data_dir"] = folder / "data"
         flags |= {"hindsight.analyser": "endpoint", "eval.test_tasks": 0}
         log = io.StringIO()
         with _captured(log):

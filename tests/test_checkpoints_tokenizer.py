@@ -72,6 +72,14 @@ print(len(load_tokenizer({str(folder)!r})))
     assert result.stdout.split() == [str(len(make_tokenizer()))], result.stderr
 
 
+@pytest.mark.parametrize("length", ["", {"x": {}}, True, 2, None])
+def test_a_length_in_the_tokenizers_config_has_no_effect(tmp_path, length):
+    folder = directory(tmp_path, "qwen3", None, other_split=False)
+    about = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    assert load_tokenizer(folder).encode(TEXTS[0]) == make_tokenizer().encode(TEXTS[0])
+
+
 def test_what_is_missing_or_broken_is_named(tmp_path):
     make_tokenizer(template=None).save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="bare: the tokenizer has no chat template"):
@@ -90,6 +98,9 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
     [
         (lambda t: t.pop("pre_tokenizer"), "it has no pre_tokenizer"),
         (lambda t: t.pop("normalizer"), "it has no normalizer"),
+        (lambda t: t.update(normalizer=["x"]), "normalizer is no object with a type"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"].insert(0, ["x"]), "pre_tokenizer is no object with a type"),
+        (lambda t: t.update(decoder="ByteLevel"), "decoder is no object with a type"),
         (lambda t: t.update(added_tokens={"a": 1}), "added_tokens is no list of tokens"),
         (lambda t: t["added_tokens"][0].update(id="7"), "added_tokens is no list of tokens"),
         (lambda t: t["added_tokens"][1].update(id=t["added_tokens"][2]["id"]), "two added tokens have the id"),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GENERATION = "generation_config.json"
+# Contexts are the config's affair. As transformers has it where nobody says otherwise.
+_ANY_LENGTH = int(1e30)
 # Of tokenizer.json: written even where they are null.
 _PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 
@@ -41,6 +43,8 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     _check_definition(definition, path / "tokenizer.json")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        tokenizer.model_max_length = _ANY_LENGTH
+        tokenizer.decode(tokenizer.encode("x"))  # some of what tokenizer_config.json says is only looked at here
     except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{path / 'tokenizer.json'}: cannot be read as a tokenizer: {said}") from error
@@ -65,6 +69,11 @@ def _check_definition(definition: dict[str, Any], file: pathlib.Path) -> None:
         raise UserError(
             f"{file}: cannot be read as a tokenizer: it has no {missing[0]} (null means none): copy the file again"
         )
+    for part in _PARTS[1:]:
+        if not _is_part(definition[part]):
+            raise UserError(
+                f"{file}: cannot be read as a tokenizer: {part} is no object with a type: copy the file again"
+            )
     added = definition["added_tokens"]
     if not isinstance(added, list) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
@@ -87,6 +96,20 @@ def _check_definition(definition: dict[str, Any], file: pathlib.Path) -> None:
                     f"{file}: the id {token['id']} is that of {token['content']!a} and of"
                     f" {entries[token['id']]!a}: copy the file again"
                 )
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is null or an object that names its type, and so are the parts that it is made of. (The library takes
+    a list for an object's values.)
+    """
+    if part is None:
+        return True
+    if not isinstance(part, dict) or not isinstance(part.get("type", ""), str):
+        return False
+    lists = [part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part]
+    return all(
+        isinstance(inner, list) and all(each is not None and _is_part(each) for each in inner) for inner in lists
+    )
 
 
 def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:

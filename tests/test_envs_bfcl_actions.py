@@ -7,13 +7,14 @@ import importlib.util
 import json
 import random
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from hintsd_jax.envs.base import Action
-from hintsd_jax.envs.bfcl.actions import read_calls, result_messages
+from hintsd_jax.envs.bfcl.actions import blocks, read_calls, result_messages
 from hintsd_jax.envs.tool_calls import BARE, render_call
 from tests.bfcl_helpers import call, parse_action
 
@@ -102,6 +103,38 @@ def test_mixtures_of_blocks_are_read_as_the_official_handler_reads_them(official
         ), text
         several += len(calls) > 1
     assert several > 100
+
+
+OPENINGS = (
+    "<tool_call>\n",
+    "<tool_call>\n{",
+    "<tool_call>{ ",
+    "<tool_call> ",
+    '<tool_call>\n{"a": 1}',
+    "\n",
+    " ",
+    "{",
+    "}",
+)
+
+
+@pytest.mark.parametrize("form", ["official", "paper"])
+def test_blocks_are_found_as_the_handlers_expressions_do_in_time_that_grows_with_the_text(form):
+    whole = {
+        "official": re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL),
+        "paper": re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL),
+    }[form]
+    rng, found = random.Random(0), 0
+    pieces = [*OPENINGS, "</tool_call>", "\n</tool_call>", "}\n</tool_call>", "x", "</", "tool_call>"]
+    for _ in range(3000):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randint(1, 12)))
+        assert list(blocks(text, form)) == whole.findall(text), text
+        found += len(whole.findall(text))
+    assert found > 300
+    for piece in OPENINGS:
+        began = time.process_time()
+        read_calls(Action(f"<tool_call>{piece * 40_000}"), form)  # the whole expressions take minutes for most of them
+        assert time.process_time() - began < 2, piece
 
 
 def test_calls_of_another_style_stand_as_the_host_loop_read_them():

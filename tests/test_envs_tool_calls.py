@@ -1,6 +1,7 @@
 """Tool calls: strict on what is read, silent on what is not a call, and never an exception."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -380,12 +381,58 @@ def test_objects_anywhere_never_raise_and_are_all_or_nothing(text, cut_at):
     json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize(
-    "piece", ['{"', "{'name': 'a", "f(", "[f(a=1", '"name": "a', "\n \t", "<function", '{"name":[', "("]
-)
-def test_reading_takes_time_in_proportion(piece):
+def seconds(read, text):
+    began = time.process_time()
+    read(text)
+    return time.process_time() - began
+
+
+PIECES = [
+    *(
+        '{"',
+        "{'name': 'a",
+        "f(",
+        "[f(a=1",
+        '"name": "a',
+        "\n \t",
+        "<function",
+        '{"name":[',
+        "(",
+        " ",
+        "```a\n",
+        "print( ",
+    ),
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        '{"a": 1}',
+        '{"a": 1, "a": 2}',
+        "Action: x\n",
+        "[ {",
+        "{name",
+        '\\"',
+        "<think>",
+        "1",
+    ),
+]
+
+
+@pytest.mark.parametrize("before", ["", "```a\n", "["])
+def test_reading_takes_time_in_proportion(before):
+    """16 times the text may take 64 times as long, not 256 times; which piece of it repeats is no matter."""
     for style in STYLES:
-        parse_action(piece * 20_000, style)  # a text of this size in quadratic time would take minutes
+        for piece in PIECES:
+            read = lambda size, piece=piece, style=style: parse_action(
+                f"{before}{piece * (size // len(piece))}x", style
+            )
+            few = min(seconds(read, 4_000) for _ in range(2))
+            assert seconds(read, 64_000) < 64 * few + 0.3, (style, piece)
+
+
+def test_objects_that_cannot_be_read_are_looked_at_up_to_some_number():
+    """An error of Python's decoder counts the lines before it: time with the square of the text, if there are many."""
+    action = parse_action("\n" * 200_000 + '{"' * 20_000, JSON)
+    assert action.problem == "more than 1,000 objects are not valid JSON" and action.problem_kind == "json"
 
 
 def test_a_problem_of_a_cut_action_says_so():

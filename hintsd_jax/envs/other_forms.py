@@ -21,7 +21,7 @@ _ARGUMENTS = (
 _NAME_ENTRY = re.compile(rf"{_QUOTE}{_NAME}{_QUOTE}\s*:\s*{_QUOTE}[^\"'\s]")
 _ARGUMENTS_ENTRY = re.compile(rf"{_QUOTE}{_ARGUMENTS}{_QUOTE}\s*:")
 _UNQUOTED = re.compile(rf"\{{\s*{_NAME}\s*:\s*[\"']?[\w.-]{{1,100}}[\"']?\s*,\s*{_ARGUMENTS}\s*:")
-_BEGINNING = re.compile(rf"\s*(?:```\w*\s*)?\[?\s*(\{{\s*{_QUOTE}{_NAME}{_QUOTE}\s*:\s*{_QUOTE}[^\"'\s])")
+_BEGINNING = re.compile(rf"\s*+(?:```\w*+\s*+)?\[?\s*+(\{{\s*{_QUOTE}{_NAME}{_QUOTE}\s*:\s*{_QUOTE}[^\"'\s])")
 _TAGS = re.compile(
     r"</?(?:function|function_?calls?|start_function_call|tool_?calls?|tool_use|tool_code|invoke)"
     r"(?:[= :][^<>\n]{0,200})?>"
@@ -32,7 +32,7 @@ _TAGS = re.compile(
     r"|^[ \t]*Action[ \t]*:.{1,200}\n[ \t]*Action Input[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
 )
-_FENCE = re.compile(r"```\w*\s*\n(.*?)\n?\s*```", re.DOTALL)
+_FENCE = re.compile(r"```\w*+[^\S\n]*+\n")
 _PYTHON_CALL = re.compile(r"(?:print\(\s*)?[A-Za-z_][\w.]*\(")
 _PYTHON_ARGUMENT = re.compile(r"[A-Za-z_]\w*\s*=|[\"'\[{\d-]|(?:True|False|None)\b")
 _PYTHON_SEPARATOR = re.compile(r"\)?[\s,;]*")
@@ -66,8 +66,9 @@ def _holds_object(text: str) -> bool:
 def _is_python(text: str) -> bool:
     """Whether the whole text, or the one code block that it is, is Python calls, perhaps as a list."""
     body = text.strip()
-    fenced = _FENCE.fullmatch(body)
-    body = (fenced[1] if fenced else body).strip()
+    fence = _FENCE.match(body)
+    if fence and body.endswith("```") and len(body) >= fence.end() + 3:
+        body = body[fence.end() : -3].strip()
     is_list, position = body.startswith("["), 0
     body = body.removeprefix("[").lstrip()
     while start := _PYTHON_CALL.match(body, position):

@@ -12,8 +12,9 @@ tag or a ";" inside a string argument is only text. A leading `<think>` block is
 Where no call is found, but what looks like one in another form (`envs.other_forms`), that is a problem too: an action
 that was meant to call a tool never passes for one that calls none.
 
-Invariant: `parse_action` never raises, whatever the text, and it is all or nothing: one call that cannot be read gives
-a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as UTF-8.
+Invariant: `parse_action` never raises, whatever the text, takes time in proportion to it, and it is all or nothing: one
+call that cannot be read gives a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as
+UTF-8.
 """
 
 import json
@@ -38,6 +39,8 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 MAX_DIGITS = 4_000
 # Of nested arrays and objects: far above real arguments, far below Python's recursion limit.
 MAX_DEPTH = 32
+# Of objects in one text that cannot be read, style JSON: finding out about each takes time with the text before it.
+MAX_BROKEN = 1_000
 
 _ARGUMENTS = {HERMES: ("arguments",), BARE: ("parameters",), JSON: ("arguments", "parameters")}
 _EXPECTED = {
@@ -126,14 +129,16 @@ def _read_anywhere(text: str) -> tuple[ToolCall, ...]:
     it is read on behind it.
     """
     calls: list[ToolCall] = []
-    position = _after_thinking(text)
+    position, broken = _after_thinking(text), 0
     while start := _OBJECTS.search(text, position):
         try:
             value, position = _DECODER.raw_decode(text, start.start())
         except json.JSONDecodeError as error:
             if _BROKEN_CALL.match(text, start.start()):
                 _read_object(text, start.start(), len(calls) + 1)  # says where it breaks
-            position = max(error.pos, start.start() + 1)
+            position, broken = max(error.pos, start.start() + 1), broken + 1
+            if broken > MAX_BROKEN:
+                raise _Problem("json", f"more than {MAX_BROKEN:,} objects are not valid JSON") from None
             continue
         values = value if isinstance(value, list) else [value]
         if values and all(_is_like_call(value) for value in values):

@@ -7,12 +7,12 @@ The host loop's parser is stricter than both, so the text of an action is read a
 `<tool_call>` (another style of calls) the host loop's calls are taken. Where neither reads a call, but the host loop
 says why one could not be read, `problem_messages` tells the agent.
 
-Invariant: nothing raises, whatever the text, and nothing of it is evaluated.
+Invariant: nothing raises, whatever the text, nothing of it is evaluated, and reading takes time in proportion to it.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hintsd_jax.envs.base import Action, Message, ToolCall
 from hintsd_jax.envs.tool_calls import MAX_DIGITS, OPEN, THINK_CLOSE
@@ -21,8 +21,11 @@ from hintsd_jax.texts import encodable
 OFFICIAL, PAPER = "official", "paper"
 FORMATS = (OFFICIAL, PAPER)
 
-_OFFICIAL_BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
-_PAPER_BLOCK = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+# The two ends of a handler's block: in "official" `<tool_call>\n(.*?)\n</tool_call>`, in "paper"
+# `<tool_call>\s*(\{.*?\})\s*</tool_call>`. Searched for one after the other: as one expression they take time with the
+# square of a text that opens blocks and never closes them.
+_OPENING = {OFFICIAL: re.compile(r"<tool_call>\n"), PAPER: re.compile(r"<tool_call>\s*(?=\{)")}
+_CLOSING = {OFFICIAL: re.compile(r"\n</tool_call>"), PAPER: re.compile(r"(?<=\})\s*</tool_call>")}
 
 
 def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
@@ -52,7 +55,7 @@ def problem_messages(problem: str, form: str) -> tuple[Message, ...]:
 def _read_official(text: str) -> tuple[ToolCall, ...]:
     """Blocks that are not JSON are passed over; one that is JSON but no call makes the whole action none."""
     calls = []
-    for block in _OFFICIAL_BLOCK.findall(text.rpartition(THINK_CLOSE)[2]):
+    for block in blocks(text.rpartition(THINK_CLOSE)[2], OFFICIAL):
         payload = _loads(block)
         if payload is None and block.strip() != "null":
             continue
@@ -70,7 +73,7 @@ def _read_official(text: str) -> tuple[ToolCall, ...]:
 def _read_paper(text: str) -> tuple[ToolCall, ...]:
     """Blocks that are no call are passed over; arguments that cannot be read count as none."""
     calls = []
-    for block in _PAPER_BLOCK.findall(text):
+    for block in blocks(text, PAPER):
         payload = _loads(block)
         if not isinstance(payload, dict) or not isinstance(payload.get("name"), str) or "arguments" not in payload:
             continue
@@ -79,6 +82,16 @@ def _read_paper(text: str) -> tuple[ToolCall, ...]:
             arguments = _loads(arguments)
         calls.append(ToolCall(payload["name"], arguments if isinstance(arguments, dict) else {}))
     return tuple(calls)
+
+
+def blocks(text: str, form: str) -> Iterator[str]:
+    """What stands in the blocks of a text, as the handler of the format divides it."""
+    position = 0
+    while (opening := _OPENING[form].search(text, position)) and (
+        closing := _CLOSING[form].search(text, opening.end())
+    ):
+        yield text[opening.end() : closing.start()]
+        position = closing.end()
 
 
 def _integer(literal: str) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -235,6 +236,9 @@ class Recorder:
         """Writes the step's metrics and episodes; the row as written, and its alarms."""
         episodes = outcome.rollouts.episodes
         row = records.rollout_metrics(outcome.rollouts)
+        logprobs = (value for episode in episodes for value in episode.logprobs)
+        if count := sum(not math.isfinite(value) for value in logprobs):
+            row["rollout/nonfinite_logprobs"] = count  # null in the records
         row |= records.hindsight_metrics(episodes, outcome.hindsight, self._session.algorithm)
         row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without)
         row |= outcome.evaluated

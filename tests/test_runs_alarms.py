@@ -109,6 +109,8 @@ def test_an_update_that_met_a_number_that_is_not_finite_is_an_alarm_at_once_what
     text = "train/grad_norm, train/loss: not a finite number, so the update was skipped"
     assert Alarms(OFF).check(FINE | bad) == [Alarm("not_finite", text)]
     assert Alarms(OFF).check(FINE | bad | {"train/loss": 1.0, "train/grad_norm": 1.0})[0].text.startswith("a gradient")
+    (sampled,) = Alarms(OFF).check(FINE | {"train/nonfinite": 0, "rollout/nonfinite_logprobs": 7})
+    assert sampled == Alarm("not_finite", "7 sampled tokens have no finite log-probability")
     (broken,) = Alarms(OFF).check(FINE | {"train/nonfinite": 1, "train/skipped": 0})
     assert "the update made weights" in broken.text
     assert Alarms(OFF).check(FINE | {"train/nonfinite": 0, "eval/avg@4": None, "train/loss": value}) == []

@@ -47,6 +47,7 @@ def test_a_step_that_learnt_something():
     row = {"rollout/episodes": 62, "rollout/success": 0.375, "rollout/begun": 64, "rollout/dropped/env_timeout": 2}
     row |= {"hindsight/questions": 40, "hindsight/readable_answers": 38, "hindsight/dropped/truncated": 2}
     row |= {"hindsight/targets": 31, "train/tokens": 400, "train/skipped": 0, "train/loss": 0.01234}
+    row |= {"rollout/failed_calls/close/env_error": 2, "rollout/failed_calls/step/env_timeout": 2}
     row |= {
         "train/dropped/no_feedback": 9,
         "train/dropped/action_too_long": 1,
@@ -54,8 +55,9 @@ def test_a_step_that_learnt_something():
         "time/step": 2.0,
     }
     assert describe(row) == (
-        "success 37.5 %, 2 of 64 episodes lost (2 env_timeout), 31 targets named, 2 of 40 answers unreadable"
-        " (2 truncated), loss 0.0123, actions not trained on: 1 action_too_long, 1,500 tokens/s"
+        "success 37.5 %, 2 of 64 episodes lost (2 env_timeout), 2 reports or closings of environments failed,"
+        " 31 targets named, 2 of 40 answers unreadable (2 truncated), loss 0.0123,"
+        " actions not trained on: 1 action_too_long, 1,500 tokens/s"
     )
     assert describe({"train/loss": None}) == ""
 

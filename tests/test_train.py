@@ -19,8 +19,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.models.finite import non_finite
+from hintsd_jax.recorder import Recorder
 from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
+from hintsd_jax.training.batching import make_batches
 from tests.chat_server import serving
 from tests.configs import TINY, tiny_config
 
@@ -102,12 +105,18 @@ def test_every_metric_is_explained(finished, arms):
     assert [name for name in sorted(written) if not any(pattern.fullmatch(name) for pattern in patterns)] == []
 
 
-def test_the_programs_are_as_many_as_it_said(finished):
-    said = re.search(
-        r"update 4 x 288 with branches/actions 72/36: (\d+) programs", (finished / "printed.txt").read_text()
-    )
+def test_what_it_says_while_it_runs(finished):
+    """As many programs as it said, in plain words; then one line a step."""
+    printed = (finished / "printed.txt").read_text()
+    said = re.search(r"Compiling (\d+) programs first", printed)
     ours = re.compile(r"Compiling jit\((prefill|copy_slots|decode|accumulate|apply)\)")
     assert int(said[1]) == sum(bool(ours.match(line)) for line in json.loads((finished / "compiled.json").read_text()))
+    lines = [line for line in printed.splitlines() if re.match(r"step \d of 4: ", line)]
+    assert len(lines) == 4 and all(re.search(r", \d+:\d\d left$", line) for line in lines)
+    for line, row in zip(lines, read_metrics(finished / "metrics.jsonl")[1:], strict=True):
+        assert f"success {100 * row['rollout/success']:.1f} %" in line
+        assert f"{row['hindsight/targets']} target" in line and (" named" in line)
+    assert "prefill" not in printed and "mesh" not in printed
 
 
 def test_nothing_compiles_after_the_start(finished):
@@ -165,6 +174,66 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, data_dir, tmp_pa
 
 def stored_policy_path(workdir):
     return json.loads((workdir / "config.json").read_text())["config"]["policy"]["path"]
+
+
+class Spoiler:
+    """Makes batches as they are, but with a sampler's log-probability that is not a number in some steps."""
+
+    def __init__(self, monkeypatch, *steps):
+        self.steps, self.made, self.make = steps, 0, make_batches
+        monkeypatch.setattr("hintsd_jax.train.make_batches", self)
+
+    def __call__(self, *arguments, **options):
+        result, self.made = self.make(*arguments, **options), self.made + 1
+        if self.made in self.steps:
+            batch = result.batches[-1]
+            spoiled = np.where(batch.mask_BA, np.nan, batch.sampler_logprob_BA).astype(np.float32)
+            result.batches[-1] = batch._replace(sampler_logprob_BA=spoiled)
+        return result
+
+
+SHORT = {"eval.every": 0, "eval.test_tasks": 0, "eval.tasks": 1, "checkpoint.every": 1}
+
+
+def test_numbers_that_are_not_finite_are_counted_kept_and_end_the_run_after_some(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    """The weights are not touched, and the same command goes on."""
+    spoiler = Spoiler(monkeypatch, 2, 3)
+    config = tiny_config(data_dir, {"optim.steps": 4, "optim.max_nonfinite": 2, **SHORT})
+    says = r"stopped at step 3 after 2 updates in a row with numbers that are not finite \(.*; step 3 is saved\. Lower"
+    with pytest.raises(UserError, match=says):
+        train(config, str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row.get("train/nonfinite") for row in rows] == [None, 0, 1, 1]
+    assert rows[2]["train/skipped"] == rows[2]["alarm/not_finite"] == 1 and rows[2]["train/logprob_mismatch"] is None
+    assert rows[2]["metrics/nonfinite"] >= 1 and rows[2]["train/lr"] == 0 and rows[1]["train/skipped"] == 0
+    said = capsys.readouterr().err
+    assert "update skipped: a number was not finite" in said and "step 2: ALARM not_finite: " in said
+    with np.load(tmp_path / "nonfinite" / "step_000002.npz") as file:
+        (name,) = [name for name in file if name.endswith("sampler_logprob_BA")]
+        assert np.isnan(file[name]).any() and np.isnan(file["metrics/logprob_mismatch"])
+    spoiler.steps = ()
+    train(config, str(tmp_path))
+    assert "continuing from step 3 of 4" in capsys.readouterr().err
+    assert [row.get("train/nonfinite") for row in read_metrics(tmp_path / "metrics.jsonl")] == [None, 0, 1, 1, 0]
+    state = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "4" / "state")
+    assert int(state["step"]) == 2 and not non_finite(state)
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 2
+
+
+def test_weights_that_break_are_never_saved(data_dir, tmp_path, monkeypatch):
+    """A learning rate that no weight survives: the run ends at once, and the checkpoint before it stays the newest."""
+    rates = {0: 1.0, 1: np.inf}
+    monkeypatch.setattr(Recorder, "lr_scale", property(lambda recorder: rates[recorder.completed_steps]))
+    with pytest.raises(
+        UserError, match=r"stopped at step 2 after 1 update .*made weights.* finite .*; step 1 is saved"
+    ):
+        train(tiny_config(data_dir, {"optim.steps": 2, **SHORT}), str(tmp_path))
+    row = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert (row["train/nonfinite"], row["train/skipped"]) == (1, 0) and "eval/avg@2" not in row
+    saved = [folder.name for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()]
+    assert str(row["step"]) not in saved
 
 
 MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6}  # six rollouts of one task, which do not all end alike

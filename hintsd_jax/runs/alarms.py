@@ -47,8 +47,8 @@ class AlarmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    """name: the threshold's, or "not_finite": an update was skipped for such a number, or made one of the weights.
-    text: one line for people.
+    """name: the threshold's, or "not_finite": an update was skipped for such a number, or made one of the weights, or
+    the sampler gave one. text: one line for people.
     """
 
     name: str
@@ -85,9 +85,10 @@ def is_number(value: float | None) -> bool:
 
 
 def not_finite(row: Mapping[str, float | None]) -> str:
-    """What a row says of an update that met a number that is not finite; "" for all others."""
+    """What a row says of an update, or a sampler, that met a number that is not finite; "" for all others."""
     if not row.get("train/nonfinite"):
-        return ""
+        count = row.get("rollout/nonfinite_logprobs") or 0
+        return f"{count:g} sampled tokens have no finite log-probability" if count else ""
     if not row.get("train/skipped"):
         return "the update made weights, or a state of the optimizer, that are not finite numbers"
     numbers = [name for name, value in row.items() if name.startswith("train/") and not is_number(value)]

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from hintsd_jax.errors import UserError, writing
-from hintsd_jax.jsonl import read_jsonl
+from hintsd_jax.jsonl import json_object, read_jsonl
 from hintsd_jax.runs.event_file import EventFile
 from hintsd_jax.runs.workdir import atomic_writer
 
@@ -107,7 +107,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _row(value: Any) -> dict[str, Any]:
-    numbers = {key: number for key, number in value.items() if number is not None}
+    numbers = {key: number for key, number in json_object(value).items() if number is not None}
     if type(numbers["step"]) is not int or not all(type(number) in (int, float) for number in numbers.values()):
         raise TypeError("step is no integer, or something else no number")
     json.dumps(value, allow_nan=False)  # ValueError

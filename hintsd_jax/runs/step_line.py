@@ -44,8 +44,11 @@ def _lost(row: Row) -> Iterator[str]:
         begun = row.get("rollout/begun")
         total = sum(value or 0 for name, value in row.items() if name.startswith("rollout/dropped/"))
         yield f"{total:g} of {begun:g} episodes lost ({lost})" if begun else f"{total:g} episodes lost ({lost})"
-    if failed := _counted(row, "rollout/close_failures/"):
-        yield f"environments that failed in closing: {failed}"
+    if failed := sum(value or 0 for name, value in row.items() if name.startswith(_COSTLESS)):
+        yield f"{failed:g} reports or closings of environments failed"
+
+
+_COSTLESS = ("rollout/failed_calls/report/", "rollout/failed_calls/close/")  # these calls' failures cost no episode
 
 
 def _hindsight(row: Row) -> Iterator[str]:

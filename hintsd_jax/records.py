@@ -19,7 +19,7 @@ from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import progress
 from hintsd_jax.session import Session
-from hintsd_jax.training.batching import Batches, BatchShapes
+from hintsd_jax.training.batching import Batches
 
 
 def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
@@ -116,20 +116,6 @@ def is_privileged(algorithm: Algorithm) -> bool:
     """Whether the ground truth has a say in what is trained on."""
     hindsight = algorithm.config.hindsight
     return algorithm.uses_analyser and privileged(hindsight.select, hindsight.analyser)
-
-
-def shapes_note(session: Session, shapes: BatchShapes) -> str:
-    """One line: devices, the lengths that programs are compiled for, and how many programs that makes."""
-    engine, mesh = session.engine.config, session.mesh
-    pairs = ", ".join(f"{M}/{A}" for M, A in zip(shapes.branch_buckets, shapes.action_buckets, strict=True))
-    programs = len(engine.prefill_buckets) + 2 + len(shapes.all()) + 1  # copy and decode; apply
-    return (
-        f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}, {session.policy.compute_dtype};"
-        f" prefill {engine.prefill_rows} x {', '.join(map(str, engine.prefill_buckets))};"
-        f" decode {engine.slots} slots x {engine.context};"
-        f" update {shapes.batch_size} x {', '.join(map(str, shapes.length_buckets))} with branches/actions {pairs}:"
-        f" {programs} programs"
-    )
 
 
 def episode_records(

@@ -154,8 +154,8 @@ def test_no_line_wraps_and_every_phase_has_a_clock(columns, width):
     terminal.close()
 
 
-def live(columns, *arguments):
-    return progress._live_line(*arguments, columns)
+def live(columns, phase, seconds, step, share, left):
+    return progress._live_line(phase, seconds, step, share, left, columns)
 
 
 def test_the_fullest_form_that_fits():

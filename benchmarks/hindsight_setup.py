@@ -35,7 +35,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.analysis import Analysis, Hindsight
-from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
+from hintsd_jax.hindsight.endpoint import Endpoint
 from hintsd_jax.hindsight.questions import Asker, policy_asker
 from hintsd_jax.hindsight.selectors import random_steps
 from hintsd_jax.hindsight.targets import Target
@@ -146,7 +146,7 @@ def open_setup(config: Config, analysers: Sequence[str]) -> Setup:
     chat = ChatFormat(load_tokenizer(path), history="keep", stop_ids=stops, enable_thinking=thinking)
     endpoint = None
     if "endpoint" in analysers:
-        endpoint = Endpoint(EndpointConfig(**config.endpoint.to_dict()), build.answer_sampling(config))
+        endpoint = Endpoint(config.endpoint, build.answer_sampling(config))
     return Setup(config, chat, resolve(config.env.name), endpoint=endpoint)
 
 

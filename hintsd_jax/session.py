@@ -26,7 +26,7 @@ from hintsd_jax.envs.protocol import checked_tasks, checked_version
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
-from hintsd_jax.hindsight.endpoint import Endpoint, EndpointConfig
+from hintsd_jax.hindsight.endpoint import Endpoint
 from hintsd_jax.hindsight.prompts import Benchmark
 from hintsd_jax.hindsight.questions import Answers, Asker, Question, policy_asker
 from hintsd_jax.models import lora
@@ -122,7 +122,7 @@ class Session:
         engine = Engine(policy, engine_config, chat.stop_ids, mesh)
         endpoint = None
         if config.hindsight.analyser == "endpoint":
-            endpoint = Endpoint(EndpointConfig(**config.endpoint.to_dict()), build.answer_sampling(config))
+            endpoint = Endpoint(config.endpoint, build.answer_sampling(config))
         return cls(config, build.algorithm(config), mesh, policy, frozen, trained, chat, engine, env_class, endpoint)
 
     def weights(self, trained: Params | None) -> Params:

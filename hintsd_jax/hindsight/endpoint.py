@@ -24,7 +24,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from hintsd_jax.config.schema import EndpointSection as EndpointConfig
+from hintsd_jax.config.schema import EndpointSection
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.completions import ChatServer
 from hintsd_jax.hindsight.questions import Answers, Question
@@ -72,7 +72,7 @@ class Endpoint:
       UserError: see `ChatServer`.
     """
 
-    def __init__(self, config: EndpointConfig, sampling: Sampling):
+    def __init__(self, config: EndpointSection, sampling: Sampling):
         self.config = config
         self.used: dict[str, int] = {"calls": 0, "tokens": 0, "failures_in_a_row": 0, "answers": 0}
         self._server = ChatServer(config, sampling)

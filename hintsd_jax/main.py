@@ -118,10 +118,10 @@ def _workdir(named: str | None) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """`parse` and `run`, with what the user can mend as one line on stderr."""
-    with _lasting_output():
+    with _lasting_output() as output:
         try:
             status = _main(argv)
-            sys.stdout.flush()  # here, so that a disk that is full by then is told
+            output.flush()  # here, so that a disk that is full by then is told
             return status
         except UserError as error:
             told = error
@@ -184,16 +184,17 @@ class _Lasting:
 
 
 @contextlib.contextmanager
-def _lasting_output() -> Iterator[None]:
-    """Both streams as `_Lasting`, and none of them closed, or of an encoding that lacks a character."""
-    before = sys.stdout, sys.stderr
+def _lasting_output() -> Iterator[_Lasting]:
+    """Gives stdout; both streams as `_Lasting`, and none of them closed, or of an encoding that lacks a character."""
+    before, lasting = (sys.stdout, sys.stderr), []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, _Lasting(stream, name))
+        lasting.append(_Lasting(stream, name))
+        setattr(sys, name, lasting[-1])
     try:
-        yield
+        yield lasting[0]
     finally:
         sys.stdout, sys.stderr = before
 

@@ -1,0 +1,342 @@
+"""Odd texts, values, config files and command lines: the material of `command_lines`."""
+
+from __future__ import annotations
+
+RUN = ("--config=desk_smoke", "--workdir=w")
+
+# Texts of a flag's value, for any key.
+TEXTS = (
+    *(
+        "",
+        " ",
+        "0",
+        "-0",
+        "-0.0",
+        "1",
+        "-1",
+        "2",
+        "7",
+        "1.0",
+        "0.5",
+        "1.5",
+        "1e10",
+        "1e-40",
+        "1e999",
+        "nan",
+        "inf",
+        "-inf",
+    ),
+    *("1_000", "0x10", "1e3", "10**9", "9" * 30, "9" * 5000, "٣", "true", "True", "yes", "no", "none", "None", "null"),
+    *("()", "(1,)", "(1, 2)", "[8, 288]", "(16,288)", "8", "(1.5, 288)", "(288, 16)", "((1,), 2)", "{1, 2}", "b'ab'"),
+    *(
+        "{'a': 1}",
+        "('student',)",
+        "student",
+        "(True,)",
+        "(None,)",
+        "(",
+        "[[]]",
+        "(1" + "0" * 30 + ",)",
+        "...",
+        "lambda: 1",
+    ),
+    *(
+        "exit(3)",
+        "__import__('os')",
+        "a" * 5000,
+        "é",
+        "\udcff",
+        "a\0b",
+        "a\nb",
+        "~",
+        "~nobody-of-that-name",
+        "/",
+        "..",
+        "-x",
+    ),
+    *("auto", "hint_sd", "train", "train[:5]", "all", "os:path", "a:b", ":", "a.b:c", "no.such.module:X"),
+)
+# What a config file may put into any key.
+VALUES = (
+    *(
+        "None",
+        "True",
+        "0",
+        "-1",
+        "3",
+        "2.5",
+        "-0.0",
+        "10**30",
+        "10**400",
+        "1e300",
+        "1e-40",
+        "float('nan')",
+        "float('inf')",
+    ),
+    *(
+        "''",
+        "'x'",
+        "'x' * 100_000",
+        "'\\udcff'",
+        "b'x'",
+        "()",
+        "[]",
+        "(1, 2)",
+        "[3, 4]",
+        "{1, 2}",
+        "(1.5, 2)",
+        "('a', 1)",
+    ),
+    *(
+        "{}",
+        "{'a': 1}",
+        "ml_collections.ConfigDict()",
+        "ml_collections.ConfigDict({'a': 1})",
+        "object()",
+        "print",
+        "...",
+    ),
+    *(
+        "np.float32(0.25)",
+        "np.int64(3)",
+        "np.bool_(True)",
+        "np.array([1, 2])",
+        "np.float64('nan')",
+        "range(3)",
+        "1j",
+        "c",
+    ),
+    *(
+        "c.optim",
+        "ml_collections.FieldReference(3)",
+        "c.get_ref('seed')",
+        "lambda: 1",
+        "(n for n in (1, 2))",
+        "[[1], [2]]",
+    ),
+    *("ml_collections.config_dict.placeholder(int)", "ml_collections.config_dict.required_placeholder(int)"),
+)
+SPLITS = (
+    "train[:5]",
+    "train[90%:]",
+    "train[-5:]",
+    "train+test",
+    "eval+train[5:]",
+    " train",
+    "train ",
+    "TRAIN",
+    "Train[:1]",
+)
+SPLITS += ("all", "ALL", "all[:5]", "", "+", "eval+", "[:5]", "train+train", "train[:50%]+train[50%:]")
+HEAD = "import ml_collections\nimport numpy as np\nfrom hintsd_jax.config import base\n"
+HEAD += "from hintsd_jax.configs import desk_smoke\n"
+FUNCTION = HEAD + "def get_config():\n    c = desk_smoke.get_config()\n    {}\n    return c\n"
+FILES = {  # of a config file: what is wrong, and the text
+    "empty": "",
+    "zeros": "\0\0\0",
+    "no UTF-8": "x = '\udcff'\n",
+    "another encoding": "# coding: utf-16\nx = 1\n",
+    "an encoding that is none": "# coding: nonsense\n",
+    "a byte order mark": "\ufeff" + FUNCTION.format("c.seed = 5"),
+    "no Python": "def get_config(:\n",
+    "tabs and spaces": "def get_config():\n\tx = 1\n        return x\n",
+    "a page of HTML": "<!DOCTYPE html>\n<p>404</p>\n",
+    "JSON": '{"optim": {"lr": true}}\n',
+    "deeply nested": "x = " + "(" * 500 + ")" * 500 + "\n",
+    "deeply negated": "x = " + "-" * 100_000 + "1\n",
+    "a huge number": "x = " + "9" * 10_000 + "\n",
+    "no get_config": "x = 1\n",
+    "get_config of another kind": "get_config = {'a': 1}\n",
+    "get_config a class": "class get_config: pass\n",
+    "async": "async def get_config():\n    return 1\n",
+    "a generator": "def get_config():\n    yield 1\n",
+    "wants an argument": "def get_config(name):\n    return name\n",
+    "wants keywords": "def get_config(*, name):\n    return name\n",
+    "returns nothing": "def get_config():\n    pass\n",
+    "returns a dict": "def get_config():\n    return {'seed': 1}\n",
+    "returns a dict of everything": HEAD + "def get_config():\n    return base().to_dict()\n",
+    "returns a typed config": HEAD + "from hintsd_jax.config.build import build\n"
+    "def get_config():\n    return build(desk_smoke.get_config())\n",
+    "returns an empty config": "import ml_collections\nget_config = ml_collections.ConfigDict\n",
+    "returns itself": "def get_config():\n    return get_config\n",
+    "frozen": FUNCTION.format("c = ml_collections.FrozenConfigDict(c)"),
+    "raises": FUNCTION.format("raise ValueError('two\\nlines')"),
+    "raises at import": "raise OSError(28, 'No space left on device')\n",
+    "raises without a text": "class Mute(Exception):\n    def __str__(self): return 1 / 0\nraise Mute\n",
+    "raises no Exception": "class Odd(BaseException): pass\nraise Odd\n",
+    "raises half a surrogate pair": "raise ValueError('\\udcff')\n",
+    "raises a long text": "raise ValueError('x' * 1_000_000)\n",
+    "raises a group": "raise ExceptionGroup('some', [ValueError(1), TypeError(2)])\n",
+    "raises StopIteration": "def get_config():\n    raise StopIteration\n",
+    "exits": "import sys\nsys.exit(0)\n",
+    "exits with a text": "raise SystemExit('text')\n",
+    "exits without one": FUNCTION.format("exit()"),
+    "GeneratorExit": "raise GeneratorExit\n",
+    "endless recursion": "def get_config():\n    return get_config()\n",
+    "MemoryError": "raise MemoryError\n",
+    "no memory": "def get_config():\n    return bytearray(10**18)\n",
+    "a module that is not there": "import no_such_module\n",
+    "a name that is not there": "from hintsd_jax.config import bas\n",
+    "a relative import": "from . import desk\n",
+    "a relative import of its folder": "from .desk import get_config\n",
+    "a sibling": "import sibling_of_that_name\n",
+    "itself": "from hintsd_jax_config_file import get_config\n",
+    "an unknown key": FUNCTION.format("c.optim.lrr = 1"),
+    "an unknown section": FUNCTION.format("c.optimm.lr = 1"),
+    "an old key": FUNCTION.format("c.distill.form = 'rows'"),
+    "unlocked": FUNCTION.format("c.unlock(); c.optim.more = 1"),
+    "a key removed": FUNCTION.format("c.unlock(); del c.optim.lr"),
+    "a section removed": FUNCTION.format("c.unlock(); del c.optim"),
+    "a section replaced": FUNCTION.format("c.unlock(); c.optim = 3"),
+    "a section of another": FUNCTION.format("c.unlock(); c.optim = c.rollout"),
+    "holds itself": FUNCTION.format("c.env.options.me = c.env.options"),
+    "a reference to itself": FUNCTION.format("c.seed = c.get_ref('seed') + 1"),
+    "a key with a newline": FUNCTION.format("c.env.options['a\\nb'] = 1"),
+    "a key of half a surrogate pair": FUNCTION.format("c.env.options['\\udcff'] = 1"),
+    "a dotted key": FUNCTION.format("c.update_from_flattened_dict({'optim.lr': 'x'})"),
+    "defaults of no algorithm": FUNCTION.format("c.algorithm_defaults = {'ppo': {'optim': {'ema_decay': 1}}}"),
+    "defaults that hold no keys": FUNCTION.format("c.algorithm_defaults = {'hint_sd': 3}"),
+    "other streams": "import sys\nsys.stdout = None\n" + FUNCTION.format("c.seed = 6"),
+    "another folder": "import os\nos.chdir('/')\n" + FUNCTION.format("c.seed = 7"),
+}
+WORDS = (
+    *(
+        (),
+        ("",),
+        ("-",),
+        ("--",),
+        ("---",),
+        ("=",),
+        ("--=1",),
+        ("-=",),
+        ("--config",),
+        ("--config=",),
+        ("--config", ""),
+    ),
+    *(
+        ("--workdir=w",),
+        ("--config=desk_smoke",),
+        (*RUN, ""),
+        (*RUN, "train"),
+        ("trian", *RUN),
+        ("train", "train", *RUN),
+    ),
+    *(("train", "--mode=export", *RUN), ("--mode=", *RUN), ("--mode", *RUN), ("--MODE=train", *RUN), ("Train", *RUN)),
+    *(
+        ("--config=desk_smoke", f"--workdir={name}")
+        for name in ("", " ", ".", "./", "/", "~", "~/", "a\0b", "a\nb", "\udcff")
+    ),
+    *(
+        ("--config=desk_smoke", f"--workdir={name}")
+        for name in ("~nobody-of-that-name/w", "w" * 300, "w/" * 3000, "//")
+    ),
+    *(
+        ("--config=desk_smoke", "--workdir", "--config.seed=1"),
+        ("--config", "--workdir=w"),
+        ("--workdir", "--config=desk_smoke"),
+    ),
+    *(
+        (*RUN, "--flagfile=/etc/hosts"),
+        (*RUN, "--flagfile="),
+        (*RUN, "--undefok=x", "--x=1"),
+        (*RUN, "-?"),
+        (*RUN, "?"),
+    ),
+    *((*RUN, "--print_config=maybe"), (*RUN, "--noprint_config=1"), (*RUN, "--version"), (*RUN, "--only_check_args")),
+    *((*RUN, "optim.lr=1"), (*RUN, "--optim.lr=1"), (*RUN, "--config.optim.lr"), (*RUN, "--config.optim.lr", "1e-4")),
+    *(
+        (*RUN, "--config."),
+        (*RUN, "--config.=1"),
+        (*RUN, "--config..=1"),
+        (*RUN, "--config.optim=1"),
+        (*RUN, "--config.x"),
+    ),
+    *(
+        (*RUN, "--noconfig.seed"),
+        (*RUN, "--noconfig.policy.remat"),
+        (*RUN, "--config.policy.remat"),
+        (*RUN, "--noconfig"),
+    ),
+    *(("--config=desk_smoke:x", "--workdir=w"), ("--config=~nobody-of-that-name/c.py", "--workdir=w"), ("--help=1",)),
+    *(
+        (f"--config={name}", "--workdir=w")
+        for name in ("/", "..", "/dev/null", "/dev/zero", "a" * 5000, "a\0b", "\udcff")
+    ),
+    *(
+        (f"--config={name}", "--workdir=w")
+        for name in ("README.md", "Desk", "DESK_SMOKE", "desk.py", "configs/desk.py/x")
+    ),
+    *(
+        ("report",),
+        ("report", ""),
+        ("report", " "),
+        ("report", "a\0b"),
+        ("report", "\udcff"),
+        ("report", "/no"),
+        ("report", "/"),
+    ),
+    *(
+        ("report", "--out"),
+        ("report", "x", "--out="),
+        ("report", "x", "--episodes=x"),
+        ("report", "x", "--episodes=1e9"),
+    ),
+    *(
+        ("report", "-x"),
+        ("report", "x", "--out=config.json"),
+        ("report", "~nobody-of-that-name"),
+        ("report", "x" * 5000),
+    ),
+    *(
+        ("help",),
+        ("--help",),
+        ("-h",),
+        ("--helpfull",),
+        ("help", "train"),
+        ("--version",),
+        ("-version",),
+        ("report", "-h"),
+    ),
+)
+# Settings that only an opened run can judge. Nothing of it compiles.
+SESSIONS = (
+    *(
+        {"env.name": name}
+        for name in (" ", "no_such", "os:path", "os:no", "no.such:X", "hintsd_jax.errors:UserError", "Desk")
+    ),
+    *(
+        {"policy.path": name}
+        for name in ("/no/such", "README.md", ".", "/", "/dev/null", "docs", "a" * 5000, "a" * 300, "~")
+    ),
+    *({"lora.rank": 4, "lora.path": name} for name in ("/no/such", "README.md", ".", "docs", "a" * 300)),
+    *({"mesh.data": size} for size in (0, 2, -1 << 4, 1048576)),
+    *({"mesh.fsdp": -1, "mesh.data": -1}, {"mesh.fsdp": 0}, {"mesh.tensor": 7}, {"rollout.context": 2**24}),
+    *({"env.data_dir": name} for name in ("/proc/x", "README.md", "/dev/null/x", "a" * 300)),
+    *({"env.options.length": value} for value in ("-5", "abc", "10**9", "0", "nan")),
+    *(
+        {"env.options.no_such": 1},
+        {"env.options.train_tasks": -1},
+        {"tasks.test_split": "no_such"},
+        {"lora.rank": 65536},
+    ),
+    *({"tasks.test_split": split} for split in ("test[", "test[:x]", "test[5:5]", "test[::2]", "test[200%:]", "te st")),
+)
+PLANS = (
+    "v9-8",
+    "v5e",
+    "v5e-0",
+    "v5e-3",
+    "v5e:2x4",
+    "h100",
+    "h200:8",
+    "h100:0",
+    "h100:-1",
+    "a" * 5000,
+    "v5e-9" + "9" * 30,
+    "::",
+)
+PROCESSES = (
+    *("--help | head -1", "plan --config=desk_smoke --config.plan.devices=h100 | head -1", "--help > /dev/full"),
+    *("--config=desk_smoke --print_config | head -1", "report --help | head -c 1", "--version >&-", "--config=x 2>&-"),
+    *("--config=x 2> /dev/full", "report docs | head -1", "--config=desk_smoke --print_config > /dev/full"),
+)

@@ -90,6 +90,16 @@ def test_what_was_never_played_is_guessed_from_rollouts():
     assert left.seconds(2, spent=4) == pytest.approx(6 + 10 + 4 + 120 * 0.4)
 
 
+def test_an_evaluation_that_takes_longer_than_the_one_before_says_so_in_time():
+    left = TimeLeft(Plan(steps=1, test_episodes=(100,)))
+    left.played(EVALUATED, 100, 10.0)
+    left.step_done(1.0)
+    assert [left.seconds(1, playing=(100, over, s)) for over, s in ((5, 2.0), (60, 6.0), (60, 9.0), (80, 12.0))] == [
+        *(8.0, 4.0, 6.0, 3.0)
+    ]
+    assert left.seconds(1, playing=(100, 1, 9.0)) == 10.0  # a first episode says little
+
+
 def test_plain_lines_and_rare_heartbeats():
     stream, clock = io.StringIO(), Clock()
     shown = progress.Progress(PLAN, 1, stream, clock)

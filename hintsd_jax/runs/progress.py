@@ -149,10 +149,10 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         now, phase, spent = self._clock(), self._phase, 0.0
-        playing = (phase.total, now - phase.began) if phase and phase.what == _EVALUATION else None
+        playing = (phase.total, phase.done, now - phase.began) if phase and phase.what == _EVALUATION else None
         if self._step_began is not None:
             began, compiled = self._step_began
-            spent = now - began - (self._compiled() - compiled) - self._uncounted - (playing[1] if playing else 0.0)
+            spent = now - began - (self._compiled() - compiled) - self._uncounted - (playing[2] if playing else 0.0)
         return self._left.seconds(self._step, spent, self._evaluated, playing)
 
     def _compose(self, columns: int) -> str:

@@ -60,14 +60,16 @@ class TimeLeft:
             self._is_first = False
         self._steps.append(seconds)
 
-    def seconds(self, step: int, spent: float = 0.0, evaluated: int = 0, playing: tuple[int, float] | None = None):
+    def seconds(
+        self, step: int, spent: float = 0.0, evaluated: int = 0, playing: tuple[int, int, float] | None = None
+    ) -> float | None:
         """The estimate, or None while no step is done.
 
         Args:
           step: training steps done.
           spent: on the next one so far.
           evaluated: evaluations of it, or after the last step, that are over.
-          playing: of an evaluation that runs, its episodes and the seconds so far.
+          playing: of an evaluation that runs, its episodes, how many are over, and the seconds so far.
         """
         if not self._steps:
             return None
@@ -76,9 +78,16 @@ class TimeLeft:
         evaluations = self._plan.evaluations_after(step)[evaluated:]
         left += sum(map(self._evaluation, evaluations))
         if playing is not None and evaluations:
-            episodes, seconds = playing
-            left += max(self._evaluation(episodes) - seconds, 0.0) - self._evaluation(evaluations[0])
+            left += self._rest(*playing) - self._evaluation(evaluations[0])
         return max(left, 0.0)
+
+    def _rest(self, episodes: int, over: int, seconds: float) -> float:
+        """Of an evaluation that runs. Where it takes longer than the one before, what is over says so in time."""
+        whole = self._evaluation(episodes)
+        rest = max(whole - seconds, 0.0)
+        if over and seconds > whole / 2:
+            rest = max(rest, min(seconds * (episodes - over) / over, whole or seconds))
+        return rest
 
     def _evaluation(self, episodes: int) -> float:
         if episodes in self._evaluations:

@@ -145,6 +145,17 @@ def test_stops_that_are_no_ids_are_refused(tmp_path, stated):
     assert "\n" not in str(error.value)
 
 
+def test_a_stop_that_is_ordinary_text_is_refused(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, stop - 1, 9999]}))
+    assert generation_stops(tmp_path) == (stop, stop - 1, 9999)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 0]}))
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id 0 is ordinary text, '!'"):
+        generation_stops(tmp_path)
+
+
 def test_a_broken_generation_config_is_refused(tmp_path):
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json: cannot be read as JSON"):

@@ -116,7 +116,8 @@ def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:
     """Token ids that end a generation according to `generation_config.json`; () where there is no such file or id.
 
     A checkpoint may know more of them than its chat template writes: Llama 3 ends a turn with <|eot_id|>, a call with
-    <|eom_id|>. Raises UserError when the file is broken or its `eos_token_id` is neither an id nor a list of ids.
+    <|eom_id|>. Raises UserError when the file is broken, its `eos_token_id` is neither an id nor a list of ids, or one
+    of them is an entry of the vocabulary that is ordinary text.
     """
     file = pathlib.Path(path) / GENERATION
     if not file.exists():
@@ -125,4 +126,20 @@ def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:
     ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
     if not all(type(token) is int and token >= 0 for token in ids):  # `type`: True is an int to isinstance
         raise UserError(f"{file}: eos_token_id is {stated!r}; it must be a token id or a list of them")
+    definition = pathlib.Path(path) / "tokenizer.json"
+    if ids and definition.exists():
+        parsed = read_json(definition)
+        for token in ids:
+            if (text := _ordinary_text(parsed, token)) is not None:
+                raise UserError(f"{file}: eos_token_id {token} is ordinary text, {text!a}: generations would end there")
     return tuple(ids)
+
+
+def _ordinary_text(definition: dict[str, Any], wanted: int) -> str | None:
+    """The entry of the vocabulary with this id; None where it is an added token, or none."""
+    added, model = definition.get("added_tokens"), definition.get("model")
+    if isinstance(added, list) and any(isinstance(token, dict) and token.get("id") == wanted for token in added):
+        return None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    entries = vocabulary.items() if isinstance(vocabulary, dict) else ()
+    return next((text for text, number in entries if number == wanted), None)

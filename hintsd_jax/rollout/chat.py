@@ -94,12 +94,6 @@ class ChatFormat:
                 f"generation_config.json ends a generation with token {max(self.stop_ids)},"
                 f" but the tokenizer has only {self.vocab_size}"
             )
-        ordinary = [token for token in stop_ids if token in self._known - set(tokenizer.added_tokens_decoder)]
-        if ordinary:
-            raise UserError(
-                f"generation_config.json ends a generation with token {ordinary[0]}, which is ordinary text:"
-                f" {tokenizer.decode(ordinary[:1])!r}"
-            )
         if history != "template":
             self._verify_feedback()
         probes = ((probe, tools) for probe in self._probes() for tools in ((), (PROBE_TOOL,)))

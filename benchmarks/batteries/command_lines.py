@@ -172,7 +172,7 @@ def session_case(number: int, changes: dict[str, Any], folder: Path) -> Case:
     def run() -> Outcome:
         from hintsd_jax import evaluate
 
-        def opened(*unused: object) -> Any:
+        def opened(*unused: object, **also_unused: object) -> Any:
             raise Opened
 
         before, evaluate.score = evaluate.score, opened

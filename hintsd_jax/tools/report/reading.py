@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.jsonl import json_object, read_jsonl, read_object
+from hintsd_jax.jsonl import json_object, open_file, read_jsonl, read_object
 
 _EPISODES = re.compile(r"(step|evaluation)_(\d+)\.jsonl")
 
@@ -96,8 +96,11 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def count_lines(path: Path) -> int:
-    """The whole lines of a file, quickly."""
-    with open(path, "rb") as file:
+    """The whole lines of a file, quickly. Raises UserError as `jsonl.open_file` does."""
+    file = open_file(path)
+    if file is None:
+        return 0
+    with file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 

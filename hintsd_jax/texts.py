@@ -30,12 +30,12 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def described(error: BaseException) -> str:
+def described(error: BaseException, with_place: bool = True) -> str:
     """An exception of code that is not ours in one line: its type, its message, and the innermost place."""
     try:
         message = " ".join(encodable(str(error)[:600]).split())[:300]
     except BaseException as second:  # a __str__ that fails must not hide the failure that it belongs to
         message = f"(its message cannot be read: {type(second).__name__})"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    place = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames and with_place else ""
     return encodable(f"{type(error).__name__}: {message}{place}")[:400]

@@ -272,7 +272,7 @@ def test_all_processes_end_with_the_trainer_and_ctrl_c_is_for_the_trainer_alone(
             pool.step(slot, Action("x"))
         time.sleep(0.5)
         try:
-            print(host._template.pid, *[w._home._pid for w in pool._workers], flush=True)
+            print(host._template.pid, *[w.pid for w in pool._workers], flush=True)
             time.sleep(100)
         except KeyboardInterrupt:
             print("interrupted", pool.step(2, Action("x")).result(), flush=True)

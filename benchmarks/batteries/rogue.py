@@ -112,7 +112,7 @@ def _forge(text: bytes) -> Callable[[], None]:
 
 
 def _shout() -> None:
-    os.write(1, b"noise " * 2_000)
+    os.write(1, b"noise " * 20)
     os.write(2, b"")
     sys.stdin.read()
 
@@ -213,7 +213,8 @@ VALUES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
 
 
 class Rogue:
-    """Plays two steps, then succeeds; but a task that has `at` and `does` is misbehaved in at that method.
+    """Plays two steps, then succeeds; but in a task that has `at` and `does` it misbehaves at that method, of steps at
+    the first.
 
     Args:
       constructor: an act that the constructor does.
@@ -248,7 +249,7 @@ class Rogue:
         self._misbehave("close", None)
 
     def _misbehave(self, method: str, value: Any) -> Any:
-        if self.task.get("at") != method:
+        if self.task.get("at") != method or (self.steps > 1 and method == "step"):
             return value
         does = self.task["does"]
         if does in VALUES[method]:

@@ -77,17 +77,19 @@ class CheckedTasks(Sequence):
         position = int(index) + self._count if index < 0 else int(index)
         if not 0 <= position < self._count:
             raise IndexError(f"task {index} of {self._count}")
-        task = _asked(f"task {position} of {self._where}", lambda: self._tasks[position])
         where = f"task {position} of {self._where}"
+        return _asked(where, lambda: self._checked(self._tasks[position], position, where))
+
+    def _checked(self, task: Any, position: int, where: str) -> Mapping[str, Any]:
         if not isinstance(task, Mapping):
             raise UserError(f"{where} is {type(task).__name__}, not a mapping")
-        name = _asked(where, lambda: task.get("id"))
+        name: Any = task.get("id")
+        category = task.get("category", "")
         if problem := _unusable(name):
             raise UserError(f'{where}: its "id" {problem}')
-        category = _asked(where, lambda: task.get("category", ""))
         if category != "" and (problem := _unusable(category)):
             raise UserError(f'{where}: its "category" {problem}')
-        if (first := self._index_of.setdefault(name, position)) != position:
+        if (first := self._index_of.setdefault(plain(name), position)) != position:
             raise UserError(f"{where} has the id of task {first}, {shown(name)}: give every task an id of its own")
         return task
 
@@ -106,13 +108,16 @@ def checked_tasks(
     where = f"environment {shown(name)}, split {shown(split)}"
     make: Any = getattr(env_class, "tasks", None)
     _check_options(make, split, data_dir, options, name)
-    tasks = _asked(f"tasks() of {where}", lambda: make(split, data_dir, **options), options)
-    indexed = not isinstance(tasks, Mapping | str) and hasattr(tasks, "__len__") and hasattr(tasks, "__getitem__")
-    if not indexed:
-        raise UserError(
-            f"tasks() of {where} returned {type(tasks).__name__}: return a list, or what is indexed like one"
-        )
-    count = _asked(f"the number of tasks of {where}", lambda: len(tasks))
+
+    def read() -> tuple[Any, int]:
+        tasks = make(split, data_dir, **options)
+        indexed = hasattr(tasks, "__len__") and hasattr(tasks, "__getitem__") and not isinstance(tasks, Mapping | str)
+        if not indexed:
+            kind = type(tasks).__name__
+            raise UserError(f"tasks() of {where} returned {kind}: return a list, or what is indexed like one")
+        return tasks, len(tasks)
+
+    tasks, count = _asked(f"tasks() of {where}", read, options)
     if not count:
         raise UserError(f"environment {shown(name)} has no tasks in split {shown(split)}")
     checked = CheckedTasks(tasks, count, where)
@@ -129,8 +134,13 @@ def checked_version(env_class: type, name: str) -> str:
       UserError: it fails, or gives anything but a short line.
     """
     what = f"version of environment {shown(name)}"
-    version = _asked(what, lambda: getattr(env_class, "version", ""))
-    return "" if version == "" else _line(what, _asked(what, version) if callable(version) else version)
+
+    def read() -> str:
+        version = getattr(env_class, "version", "")
+        version = version() if callable(version) else version
+        return _line(what, version) if version != "" else ""
+
+    return _asked(what, read)
 
 
 def checked_words(env_class: type, name: str) -> tuple[str, tuple[str, ...]]:
@@ -140,11 +150,15 @@ def checked_words(env_class: type, name: str) -> tuple[str, tuple[str, ...]]:
     Raises:
       UserError: they are anything but short lines.
     """
-    what = f"benchmark_name of environment {shown(name)}"
-    given = _asked(what, lambda: getattr(env_class, "benchmark_name", ""))
-    kinds = _asked(what, lambda: _bounded("kinds_of_mistake", getattr(env_class, "kinds_of_mistake", ()), 100))
-    what_kind = f"kinds_of_mistake of environment {shown(name)}"
-    return given and _line(what, given), tuple(_line(what_kind, kind) for kind in kinds)
+    of = f"of environment {shown(name)}"
+
+    def read() -> tuple[str, tuple[str, ...]]:
+        given = getattr(env_class, "benchmark_name", "")
+        kinds = _bounded("kinds_of_mistake", getattr(env_class, "kinds_of_mistake", ()), 100)
+        line = _line(f"benchmark_name {of}", given) if given != "" else ""
+        return line, tuple(_line(f"kinds_of_mistake {of}", kind) for kind in kinds)
+
+    return _asked(f"the description {of}", read)
 
 
 def shown(value: Any, limit: int = 200) -> str:

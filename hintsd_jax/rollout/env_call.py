@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from hintsd_jax.envs.base import CallTimeout
+from hintsd_jax.envs.protocol import ProtocolError
 from hintsd_jax.texts import described, encodable
 
 ENV_ERROR, ENV_TIMEOUT, ENV_DIED = "env_error", "env_timeout", "env_died"
@@ -42,7 +43,7 @@ class CallFailure:
     def of(cls, error: BaseException) -> CallFailure:
         """What an environment raised: ENV_TIMEOUT for a `CallTimeout`, else ENV_ERROR."""
         reason = ENV_TIMEOUT if isinstance(error, CallTimeout) else ENV_ERROR
-        return cls(reason, described(error), _whole(error))
+        return cls(reason, described(error, with_place=not isinstance(error, ProtocolError)), _whole(error))
 
 
 class Call(Generic[T]):

@@ -12,6 +12,7 @@ that hangs does not keep the interpreter alive; too many of them are refused.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -30,7 +31,9 @@ BeginClose = Callable[[Call], Call]
 
 
 class Home(Protocol):
-    """One environment, wherever it is. `EnvWorker` alone calls it, from one thread."""
+    """One environment, wherever it is. `EnvWorker` alone calls it, from one thread. pid: of its process."""
+
+    pid: int
 
     def open(self) -> CallFailure | None:
         """Makes ready what a call needs; its time counts for no call."""
@@ -105,6 +108,11 @@ class EnvWorker:
         """See `Worker`."""
         return self._last is not None and not self._last.done
 
+    @property
+    def pid(self) -> int:
+        """Of the process that the environment is in."""
+        return self._home.pid
+
     def submit(self, call: Call, after: Call | None = None) -> Call:
         """See `Worker`."""
         if self._last is not None and not self._last.done:
@@ -155,6 +163,7 @@ class _Object:
     """An environment as an object of this process."""
 
     def __init__(self, make_env: Callable[[], Environment]):
+        self.pid = os.getpid()
         self._make_env = make_env
         self._env: Environment | None = None
 

@@ -164,7 +164,7 @@ class _Process:
     def __init__(self, host: ProcessHost):
         self._host = host
         self._channel: socket.socket | None = None
-        self._pid = 0
+        self.pid = 0
         self._descriptor: int | None = None  # of the process
         self._memory_limit = 0
 
@@ -173,11 +173,11 @@ class _Process:
         try:
             self._channel, other = socket.socketpair()
             with other:
-                self._pid = self._host.fork(other)
+                self.pid = self._host.fork(other)
         except (Ended, OSError) as error:
             return CallFailure(ENV_DIED, f"the environment has no process: {error}")
         with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
-            self._descriptor = os.pidfd_open(self._pid)
+            self._descriptor = os.pidfd_open(self.pid)
         self._memory_limit = self._resident() + self._host.memory_bytes
         return None
 
@@ -210,11 +210,11 @@ class _Process:
         """See `Home`: kills the process."""
         if self._channel is not None:
             self._channel.close()
-        if self._pid:
-            self._host.reap(self._pid)
+        if self.pid:
+            self._host.reap(self.pid)
         if self._descriptor is not None:
             os.close(self._descriptor)
-        self._channel, self._pid, self._descriptor = None, 0, None
+        self._channel, self.pid, self._descriptor = None, 0, None
 
     def _check_memory(self) -> None:
         """What RLIMIT_DATA does not count: memory that is shared or mapped from files."""
@@ -224,7 +224,7 @@ class _Process:
     def _resident(self) -> int:
         """Bytes of the process in memory; 0 where the system does not say."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            return int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return 0
 
 

@@ -1,6 +1,7 @@
 """Checkpoints come back bit-equal, whole or not at all; donation cannot change what is being saved."""
 
 import asyncio
+import errno
 import functools
 import os
 import shutil
@@ -207,4 +208,39 @@ def test_a_part_is_restored_alone_to_its_place_or_to_the_host(tmp_path):
     ):
         with pytest.raises(UserError, match="cannot be restored .* give the config that the run was trained with"):
             checkpoints.restore_part(1, absent)
+    checkpoints.close()
+
+
+def test_a_folder_with_something_else_and_a_changed_record_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "sound", 2)
+    checkpoints.save(1, {"x": jnp.ones(2)}, {"at": 1})
+    checkpoints.close()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(UserError, match=f"{name} is no folder"):
+            Checkpoints(tmp_path / name, 2)
+    record = tmp_path / "sound" / "1" / "extra" / "metadata"
+    for text in (record.read_text().replace('"at": 1', '"at": 2'), "{}", "[]", "3"):
+        record.write_text(text)
+        with pytest.raises(UserError, match="1 cannot be restored"):
+            Checkpoints(tmp_path / "sound", 2).restore(1, {"x": jnp.ones(2)})
+    record.unlink()
+    os.mkfifo(record)
+    with pytest.raises(UserError, match="metadata is no file and no folder"):
+        Checkpoints(tmp_path / "sound", 2)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 2)
+    full = ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']")
+    for error in (OSError(errno.ENOSPC, "No space left on device"), full):
+
+        def refuse(*unused, error=error, **also_unused):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "save", refuse)
+        with pytest.raises(UserError, match="cannot be written .*No space left on device.*the same command continues"):
+            checkpoints.save(1, {"x": jnp.ones(2)}, {})
+    monkeypatch.undo()
     checkpoints.close()

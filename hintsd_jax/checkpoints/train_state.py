@@ -55,6 +55,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        if os.path.lexists(self._directory) and not self._directory.is_dir():
+            raise UserError(f"{self._directory} is no folder: move it away, or give another --workdir")
+        for path in self._directory.rglob("*"):
+            if not (path.is_file() or path.is_dir()):  # orbax would wait at a pipe for ever
+                raise UserError(f"{path} is no file and no folder: remove it, or the checkpoint that it is of")
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
             # Orbax deletes file by file: a kill leaves half a checkpoint, which it would offer as a whole one.

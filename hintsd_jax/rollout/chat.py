@@ -120,17 +120,23 @@ class ChatFormat:
         """
         return self._delta((self._template.stop_token if cut else "") + self._template.added(messages))
 
+    def heard(self, messages: Iterable[Message]) -> tuple[Message, ...]:
+        """What users and tools say, without guarded strings (see `rollout.guard`): as the student reads it, and whoever
+        is told of it later. Other messages stand as their author wrote them.
+        """
+        plain = self._template.plain
+        return tuple({**m, "content": plain(m["content"])} if m["role"] in ("user", "tool") else m for m in messages)
+
     def announce_tools(
         self, messages: Sequence[Message], tools: Tools
     ) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
         """An observation that brings further tools, as the student reads it.
 
         Returns:
-          (messages, tools): the messages without guarded strings (see `rollout.guard`). With history="template" the
-          tools are as they are; else the last message holds their documentation, and none is left to go into the tool
-          list.
+          (messages, tools): the messages as they are `heard`. With history="template" the tools are as they are; else
+          the last message holds their documentation, and none is left to go into the tool list.
         """
-        messages = tuple(dict(message, content=self._template.plain(message["content"])) for message in messages)
+        messages = self.heard(messages)
         if self._history == "template" or not tools:
             return messages, tuple(tools)
         *earlier, last = messages

@@ -227,7 +227,13 @@ class NewRollout(Rollout):
             return None
         name = self.episode
         self.episode = Episode.begin(
-            name.task_id, name.rollout, start.messages, prompt, start.tools, name.group, name.occurrence
+            name.task_id,
+            name.rollout,
+            self._chat.heard(start.messages),
+            prompt,
+            start.tools,
+            name.group,
+            name.occurrence,
         )
         return Rewrite(tuple(self.episode.tokens), self.key)
 

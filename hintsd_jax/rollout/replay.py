@@ -197,7 +197,7 @@ def _action(step: Step, chat: ChatFormat) -> Action:
 def _as_recorded(result: Start | StepResult, recorded: Episode, steps: int, chat: ChatFormat) -> bool:
     """Whether this is what the environment gave at the start (`steps` 0) or after that many steps."""
     if isinstance(result, Start):
-        return (result.messages, result.tools) == (recorded.prompt_messages, recorded.tools)
+        return (chat.heard(result.messages), result.tools) == (recorded.prompt_messages, recorded.tools)
     if result.terminated or result.truncated:
         return False
     step = recorded.steps[steps - 1]

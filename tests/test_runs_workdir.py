@@ -1,5 +1,6 @@
 """One folder, one config, one process, and no half-written file."""
 
+import contextlib
 import json
 import math
 import os
@@ -71,11 +72,54 @@ def test_another_config_is_refused_by_its_keys(tmp_path):
     assert "eval.every" not in str(caught.value)
 
 
-def test_a_foreign_config_file_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a config written by this program"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "{",
+            "",
+            "[]",
+            "3",
+            "{}",
+            '{"config": {}}',
+            '{"config": [], "versions": []}',
+            '{"config": {}, "versions": {}}',
+        ),
+        *('{"config": {}, "versions": ["x"]}', '{"config": {}, "versions": null}', "[" * 100_000, '{"config": "\xff"}'),
+    ],
+)
+def test_a_foreign_config_file_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="not a config written by this program|belongs to another config") as caught:
         Workdir.open(tmp_path, a_config())
-    assert (tmp_path / "config.json").read_text() == "{"
+    assert (tmp_path / "config.json").read_bytes() == text.encode("latin-1") and "\n" not in str(caught.value)
+
+
+def test_checkpoints_without_their_config_are_refused(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="config.json is gone"):
+        Workdir.open(tmp_path, a_config())
+
+
+@pytest.mark.parametrize("name", ["config.json", ".lock", "episodes", "result.md", "config.json.partial"])
+def test_places_of_the_wrong_kind_are_named(tmp_path, name):
+    def use():
+        with Workdir.open(tmp_path, a_config()) as workdir:
+            workdir.write_episodes(1, [{}])
+            workdir.write_text("result.md", "done")
+
+    place = tmp_path / (f".{name}" if name.endswith("partial") else name)
+    if name == "episodes":
+        place.write_text("")
+    else:
+        place.mkdir()
+    with pytest.raises(UserError, match=name.removesuffix(".partial")):
+        use()
+    place.unlink() if name == "episodes" else place.rmdir()
+    os.mkfifo(place)
+    replaced = name in ("result.md", "config.json.partial")
+    with contextlib.nullcontext() if replaced else pytest.raises(UserError, match=name):
+        use()
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])

@@ -29,6 +29,7 @@ from hintsd_jax.runs import nonfinite
 from hintsd_jax.runs.journal import Journal
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+_OTHER = "give another --workdir"
 _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
 
 
@@ -40,6 +41,7 @@ def atomic_writer(path: Path) -> Iterator[IO[str]]:
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
+        partial.unlink(missing_ok=True)  # of a killed process, or a pipe, which would wait for ever
         try:
             with open(partial, "w", encoding="utf-8") as file:
                 yield file
@@ -97,11 +99,10 @@ class Workdir:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
         """
         path = Path(path).absolute()
-        try:
+        with writing(path, _OTHER):
             path.mkdir(parents=True, exist_ok=True)
+        with writing(path / ".lock", _OTHER):
             lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
-        except OSError as error:
-            raise UserError(f"workdir {path} cannot be written ({reason(error)}): give another --workdir") from error
         try:
             _take_lock(lock, path)
             _keep_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
@@ -201,7 +202,11 @@ def _take_lock(lock: IO[str], path: Path) -> None:
 def _keep_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
     """Writes `config.json`, or compares it where it exists and adds this process's versions."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
-    stored = read_object(path, "a config written by this program") or {"config": now, "versions": []}
+    stored = read_object(path, "a config written by this program")
+    if stored is None:
+        if any(folder.name.isdecimal() for folder in (path.parent / "checkpoints").glob("*")):
+            raise UserError(f"{path} is gone, and the checkpoints beside it are of some config: give another --workdir")
+        stored = {"config": now, "versions": []}
     known = stored.get("versions")
     if not (isinstance(stored.get("config"), dict) and _are_versions(known)):
         raise UserError(f"{path} is not a config written by this program: give another --workdir")

@@ -90,14 +90,16 @@ def test_what_was_never_played_is_guessed_from_rollouts():
     assert left.seconds(2, spent=4) == pytest.approx(6 + 10 + 4 + 120 * 0.4)
 
 
-def test_an_evaluation_that_takes_longer_than_the_one_before_says_so_in_time():
-    left = TimeLeft(Plan(steps=1, test_episodes=(100,)))
+def test_an_evaluation_that_goes_faster_or_slower_than_the_one_before_says_so_in_time():
+    left = TimeLeft(Plan(steps=1, test_episodes=(100, 50)))
     left.played(EVALUATED, 100, 10.0)
+    left.played(EVALUATED, 50, 4.0)
     left.step_done(1.0)
-    assert [left.seconds(1, playing=(100, over, s)) for over, s in ((5, 2.0), (60, 6.0), (60, 9.0), (80, 12.0))] == [
-        *(8.0, 4.0, 6.0, 3.0)
-    ]
-    assert left.seconds(1, playing=(100, 1, 9.0)) == 10.0  # a first episode says little
+    assert left.seconds(1) == 14.0 and left.seconds(1, playing=(100, 0, 2.0)) == 12.0
+    for speed in (0.5, 2.0):  # at the end of the first one, what is left of both is known
+        assert left.seconds(1, playing=(100, 99, 10.0 * speed)) == pytest.approx(4 * speed, rel=0.1)
+    left.played(EVALUATED, 100, 5.0)
+    assert left.seconds(1, evaluated=1) == 2.0
 
 
 def test_plain_lines_and_rare_heartbeats():

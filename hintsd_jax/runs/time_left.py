@@ -3,8 +3,8 @@
 """How long a run will still take: seconds that steps and evaluations took flow in, an estimate flows out.
 
 What is still to come is known: so many training steps, and these evaluations. A step costs what the last ones cost; an
-evaluation what one of the same size cost, or else its episodes at the rate of those that were played. Seconds of
-compilation are left out by whoever measures: they do not come again.
+evaluation what one of the same size would cost at the pace of the last one, or else its episodes at the rate of those
+that were played. Seconds of compilation are left out by whoever measures: they do not come again.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class TimeLeft:
         before = self._played[kind]
         self._played[kind] = (before[0] + episodes, before[1] + seconds)
         if kind == EVALUATED:
+            pace = seconds / self._evaluations.get(episodes, seconds) if seconds else 1.0
+            # Policy and machine are the same for all sizes: where this one went faster than before, others will.
+            self._evaluations = {size: pace * before for size, before in self._evaluations.items()}
             self._evaluations[episodes] = seconds
 
     def step_done(self, seconds: float) -> None:
@@ -76,18 +79,19 @@ class TimeLeft:
         each, steps = sum(self._steps) / len(self._steps), self._plan.steps - step
         left = max(each - spent, 0.0) + each * (steps - 1) if steps > 0 else 0.0
         evaluations = self._plan.evaluations_after(step)[evaluated:]
-        left += sum(map(self._evaluation, evaluations))
-        if playing is not None and evaluations:
-            left += self._rest(*playing) - self._evaluation(evaluations[0])
-        return max(left, 0.0)
+        if playing is None or not evaluations:
+            return left + sum(map(self._evaluation, evaluations))
+        rest, pace = self._rest(*playing)
+        return left + rest + pace * sum(map(self._evaluation, evaluations[1:]))
 
-    def _rest(self, episodes: int, over: int, seconds: float) -> float:
-        """Of an evaluation that runs. Where it takes longer than the one before, what is over says so in time."""
-        whole = self._evaluation(episodes)
-        rest = max(whole - seconds, 0.0)
-        if over and seconds > whole / 2:
-            rest = max(rest, min(seconds * (episodes - over) / over, whole or seconds))
-        return rest
+    def _rest(self, episodes: int, over: int, seconds: float) -> tuple[float, float]:
+        """Of an evaluation that runs: what is left of it, and how it goes compared with what was expected. The more of
+        its episodes are over, the more these say.
+        """
+        whole, share = self._evaluation(episodes), over / max(episodes, 1)
+        by_episodes = seconds / share - seconds if over else 0.0
+        rest = (1 - share) * max(whole - seconds, 0.0) + share * by_episodes
+        return rest, 1.0 if not whole else (1 - share) + share * (seconds + rest) / whole
 
     def _evaluation(self, episodes: int) -> float:
         if episodes in self._evaluations:

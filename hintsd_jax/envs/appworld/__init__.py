@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""AppWorld as an environment: the benchmark's engine in worker processes of its own virtual environment."""

@@ -9,9 +9,11 @@ disk; what a kill left behind, half written or half deleted, is ignored and remo
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,6 @@ from hintsd_jax.errors import UserError, reason
 
 PyTree = Any
 _DIGEST = "sha256"  # key of `extra` on disk
-_LONGEST = 200  # characters of what tensorstore says; the reason stands last
 
 
 class Checkpoints:
@@ -42,6 +43,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int, best: str = "eval/avg@4"):
+        _silence_closed_loops()
         self._directory = Path(directory).absolute()
         self._best = best
         score = lambda metrics: metrics[best]
@@ -200,12 +202,31 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) or "os_error_code" in str(error):
-                why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)[-_LONGEST:]
+                why = (
+                    os.strerror(error.errno)
+                    if isinstance(error, OSError) and error.errno
+                    else str(error).rpartition('": ')[2]
+                )
                 raise UserError(
                     f"{self._directory} cannot be written ({' '.join(why.split())}): make room, then the same command"
                     " continues from the last checkpoint"
                 ) from error
             raise
+
+
+@functools.cache
+def _silence_closed_loops() -> None:
+    """Keeps one remark off stderr: once a read or write has failed, which `wait` or `restore` raise, tensorstore's
+    others still report to orbax's event loop, which is closed by then; Python prints a traceback for each.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _digest(extra: Mapping[str, Any]) -> str:

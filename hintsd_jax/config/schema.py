@@ -165,7 +165,7 @@ class RolloutSection(Section):
     mask_cut_episodes: bool = key(
         False,
         "episodes that a limit ended (of steps, of tokens, or of the environment) are neither looked back on nor"
-        " trained on; false: they are failures, as in the paper. They count in scores and in the mean reward of their task",
+        " trained on; false: they are failures, as in the paper. They count in scores and in their task's mean reward",
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from hintsd_jax import records
 from hintsd_jax.checkpoints.train_state import Checkpoints
-from hintsd_jax.config.schema import Config
+from hintsd_jax.config.schema import Config, EndpointSection
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut
 from hintsd_jax.hindsight.analysis import Hindsight
@@ -41,10 +41,10 @@ from hintsd_jax.session import Session
 from hintsd_jax.training.batching import Batches, BatchShapes
 from hintsd_jax.training.state import TrainState
 
-# A run may continue on other devices, with another server of the same model, and with other alarms.
-MAY_DIFFER = ("mesh.", "alarms.", "endpoint.url", "endpoint.key_env", "endpoint.concurrency", "endpoint.timeout_s")
-MAY_DIFFER += ("endpoint.retries", "endpoint.backoff_s", "endpoint.max_calls", "endpoint.max_tokens")
-MAY_DIFFER += ("endpoint.max_failures", "optim.max_nonfinite")
+# A run may continue on other devices, with other alarms, with other walls around its environments, and with another
+# server of the same model: what stops a run for want of one of these says which to change.
+MAY_DIFFER = ("mesh.", "alarms.", "optim.max_nonfinite", "env.isolation", "env.memory_gib", "env.call_timeout_s")
+MAY_DIFFER += tuple(f"endpoint.{field.name}" for field in dataclasses.fields(EndpointSection) if field.name != "model")
 
 _MEND_NUMBERS = (
     "Lower optim.lr, set optim.clip_norm, or look into the folder nonfinite/ of the workdir, which holds the batches;"

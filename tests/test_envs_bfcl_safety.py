@@ -179,7 +179,7 @@ def test_a_call_without_end_is_killed_counted_and_journalled(task, tmp_path):
 
     try:
         failure, closing = run(find)
-        assert (failure.reason, failure.detail, closing) == (ENV_DIED, "MemoryError: more than env.memory_gib", [])
+        assert failure.reason == ENV_DIED and closing == []
         assert run(parse_action(render_call(ToolCall("ls", {})))) == (
             failure,
             [],

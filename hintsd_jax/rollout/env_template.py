@@ -37,6 +37,7 @@ from hintsd_jax.rollout.env_wire import Ended, answer, receive, send
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PARENT_SECONDS = 1.0  # how often the template looks whether the trainer still lives
 _REQUEST_BYTES = 64
+_ROOM_TO_SAY_SO = 1 << 26  # bytes
 OUT_OF_MEMORY = "MemoryError: more than env.memory_gib"
 
 
@@ -121,8 +122,8 @@ def _become_worker(control: socket.socket, descriptor: int, env_class: type, set
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = _data_bytes() + setup.memory_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        limit = _status("VmData") + setup.memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit + _ROOM_TO_SAY_SO))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         with contextlib.suppress(Ended):
@@ -134,6 +135,7 @@ def _become_worker(control: socket.socket, descriptor: int, env_class: type, set
 def _work(channel: socket.socket, env_class: type, setup: Setup) -> None:
     out_of_memory = answer(CallFailure(ENV_DIED, OUT_OF_MEMORY))  # made while there is some
     env, own = None, os.getpid()
+    near_limit = _status("VmHWM") + 0.8 * setup.memory_bytes
     while True:
         method, args, steps = pickle.loads(receive(channel, sys.maxsize))
         try:
@@ -144,19 +146,31 @@ def _work(channel: socket.socket, env_class: type, setup: Setup) -> None:
                 env = env_class(**setup.options)
             frame = answer(checked(method, getattr(env, method)(*args), steps))
         except MemoryError:
+            _make_room()
             frame = out_of_memory
         except BaseException as error:  # SystemExit and KeyboardInterrupt of an environment are its own affair
-            frame = answer(CallFailure.of(error))
+            _make_room()
+            # Where memory is out some of Python's own functions fail with other errors.
+            out = isinstance(error, SystemError) and _status("VmHWM") > near_limit
+            frame = out_of_memory if out else answer(CallFailure.of(error))
         if os.getpid() != own:
             return  # a fork that the environment's method has made: only one of the two answers
         send(channel, frame)
 
 
-def _data_bytes() -> int:
-    """What counts for RLIMIT_DATA already; 0 where the system does not say."""
+def _make_room() -> None:
+    """For a failure's own words, as what filled the memory may still be held by its traceback."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _status(name: str) -> int:
+    """Bytes of this process: "VmData", what counts for RLIMIT_DATA; "VmHWM", the most that was in memory at once. 0
+    where the system does not say.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmData:"):
+            if line.startswith(f"{name}:"):
                 return 1024 * int(line.split()[1])
     return 0
 

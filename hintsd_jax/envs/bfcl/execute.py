@@ -83,7 +83,7 @@ class Backends:
         """The text of the call's result.
 
         Raises:
-          MemoryError: there is no more. Nothing else, whatever a model writes.
+          MemoryError, SystemError: there is no more memory. Nothing else, whatever a model writes.
         """
         if name not in self._methods:
             return f"Error during execution: name '{name}' is not defined"
@@ -99,7 +99,7 @@ class Backends:
             _guard(method, positional, arguments)
             with _ONE_AT_A_TIME if name in self._math else contextlib.nullcontext():
                 return _as_text(method(*positional, **arguments))
-        except MemoryError:  # of the machine, not of the call: no answer that an agent should learn from
+        except (MemoryError, SystemError):  # of the machine, not of the call: no answer that an agent should learn from
             raise
         except Exception as error:  # the benchmark's rule: any exception is the answer to the call
             return f"Error during execution: {error}"

@@ -96,10 +96,13 @@ def test_an_evaluation_that_goes_faster_or_slower_than_the_one_before_says_so_in
     left.played(EVALUATED, 50, 4.0)
     left.step_done(1.0)
     assert left.seconds(1) == 14.0 and left.seconds(1, playing=(100, 0, 2.0)) == 12.0
-    for speed in (0.5, 2.0):  # at the end of the first one, what is left of both is known
-        assert left.seconds(1, playing=(100, 99, 10.0 * speed)) == pytest.approx(4 * speed, rel=0.1)
+    for speed in (0.5, 2.0):  # at the end of the first one the second is expected to go alike
+        assert left.seconds(1, playing=(100, 99, 10.0 * speed)) == pytest.approx(4 * speed ** (2 / 3), rel=0.1)
     left.played(EVALUATED, 100, 5.0)
-    assert left.seconds(1, evaluated=1) == 2.0
+    assert left.seconds(1, evaluated=1) == pytest.approx(4 * 0.5 ** (2 / 3))
+    left.played(EVALUATED, 1, 1.0)
+    left.played(EVALUATED, 1, 100.0)  # a single episode says nothing
+    assert left.seconds(1, evaluated=1) == pytest.approx(4 * 0.5 ** (2 / 3), rel=0.1)
 
 
 def test_plain_lines_and_rare_heartbeats():

@@ -52,8 +52,9 @@ class TimeLeft:
         self._played[kind] = (before[0] + episodes, before[1] + seconds)
         if kind == EVALUATED:
             pace = seconds / self._evaluations.get(episodes, seconds) if seconds else 1.0
-            # Policy and machine are the same for all sizes: where this one went faster than before, others will.
-            self._evaluations = {size: pace * before for size, before in self._evaluations.items()}
+            self._evaluations = {
+                size: before * _carried(pace, episodes, size) for size, before in self._evaluations.items()
+            }
             self._evaluations[episodes] = seconds
 
     def step_done(self, seconds: float) -> None:
@@ -82,7 +83,8 @@ class TimeLeft:
         if playing is None or not evaluations:
             return left + sum(map(self._evaluation, evaluations))
         rest, pace = self._rest(*playing)
-        return left + rest + pace * sum(map(self._evaluation, evaluations[1:]))
+        later = (_carried(pace, playing[0], size) * self._evaluation(size) for size in evaluations[1:])
+        return left + rest + sum(later)
 
     def _rest(self, episodes: int, over: int, seconds: float) -> tuple[float, float]:
         """Of an evaluation that runs: what is left of it, and how it goes compared with what was expected. The more of
@@ -98,3 +100,10 @@ class TimeLeft:
             return self._evaluations[episodes]
         played, seconds = self._played[EVALUATED if self._evaluations else ROLLED_OUT]
         return episodes * seconds / played if played else 0.0
+
+
+def _carried(pace: float, episodes: int, size: int) -> float:
+    """What the pace of an evaluation of so many episodes says of one of another size: policy and machine are the same,
+    but a few episodes say little about many.
+    """
+    return pace ** (episodes / (episodes + size))

@@ -12,6 +12,7 @@ compares are ours. Everything in a `TurnFailure` is text: no live object leaves 
 
 import ast
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ FORCE_TERMINATED = "multi_turn:force_terminated"
 EMPTY_TURN = "multi_turn:empty_turn_model_response"
 MAX_DIFFERENCES = 8
 CLIP_CHARS = 200
+# Python 3.11 counts the depth of a parse in one place for all threads, and fails where two of them parse at once.
+_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def parse_call(call: str) -> tuple[str, dict[str, Any], tuple[Any, ...]]:
     Raises:
       ValueError: it is no plain call.
     """
-    node = ast.parse(call, mode="eval").body
+    with _PARSING:
+        node = ast.parse(call, mode="eval").body
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f"not a plain call: {call}")
     keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}

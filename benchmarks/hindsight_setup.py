@@ -30,6 +30,7 @@ from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, files
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.base import Environment, Fault, Report
+from hintsd_jax.envs.protocol import call_style
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
@@ -82,13 +83,12 @@ class Setup:
     def tasks(self, split: str) -> Sequence[Mapping]:
         """The tasks of a split."""
         env = self.config.env
-        return self.env_class.tasks(split, env.data_dir, **env.options)
+        return checked_tasks(self.env_class, split, env.data_dir, env.options, env.name)
 
     @property
     def benchmark(self) -> str:
         """As `Session.benchmark`."""
-        version = getattr(self.env_class, "version", "")
-        return str(version() if callable(version) else version)
+        return checked_version(self.env_class, self.config.env.name)
 
 
 def parser(text: str, analysers: str) -> argparse.ArgumentParser:
@@ -142,12 +142,14 @@ def open_setup(config: Config, analysers: Sequence[str]) -> Setup:
         session = Session.open(config)
         return Setup(config, session.chat, session.env_class, session, session.endpoint)
     path, thinking = config.policy.path, config.chat.enable_thinking
-    stops = generation_stops(path)
-    chat = ChatFormat(load_tokenizer(path), history="keep", stop_ids=stops, enable_thinking=thinking)
+    stops, env_class = generation_stops(path), resolve(config.env.name)
+    style = call_style(env_class, config.env.name, "auto")
+    tokenizer = load_tokenizer(path)
+    chat = ChatFormat(tokenizer, history="keep", stop_ids=stops, call_style=style, enable_thinking=thinking)
     endpoint = None
     if "endpoint" in analysers:
         endpoint = Endpoint(config.endpoint, build.answer_sampling(config))
-    return Setup(config, chat, resolve(config.env.name), endpoint=endpoint)
+    return Setup(config, chat, env_class, endpoint=endpoint)
 
 
 def asker(setup: Setup, name: str) -> Asker:

@@ -33,7 +33,6 @@ from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.analysis import attribution
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
-from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.replay import Continuation, continue_episodes
 
@@ -87,12 +86,11 @@ def play(setup: Setup, plans: Sequence[Continuation], dropped: Counter[str]) -> 
     context = min(session.engine.config.context, config.rollout.context + config.hindsight.max_tokens)
     rollout = dataclasses.replace(build.rollout_config(config), context=context)
     params, timeout = session.weights(session.trained), config.env.call_timeout_s
-    host = ThreadHost(setup.make_env)
     success: list[bool | None] = []
     for first in range(0, len(plans), BATCH):
         batch = plans[first : first + BATCH]
         episodes, reasons, _ = continue_episodes(
-            session.engine, params, setup.chat, host, batch, rollout, call_timeout_s=timeout
+            session.engine, params, setup.chat, session.host, batch, rollout, call_timeout_s=timeout
         )
         dropped.update(reasons)
         success += [None if episode is None else episode.success for episode in episodes]

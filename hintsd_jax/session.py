@@ -22,7 +22,7 @@ from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, lengths
 from hintsd_jax.config.schema import Config
-from hintsd_jax.envs.protocol import checked_tasks, checked_version
+from hintsd_jax.envs.protocol import call_style, checked_tasks, checked_version
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
@@ -93,6 +93,7 @@ class Session:
             unknown environment.
         """
         env_class = resolve(config.env.name)
+        Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
         mesh = make_mesh(**config.mesh.to_dict())
         if config.rollout.slots % mesh.shape["data"]:
             raise UserError(
@@ -103,7 +104,7 @@ class Session:
             tokenizer,
             history=config.chat.history,
             stop_ids=generation_stops(config.policy.location),
-            call_style=config.env.call_style,
+            call_style=call_style(env_class, config.env.name, config.env.call_style),
             enable_thinking=config.chat.enable_thinking,
             **config.chat.template_kwargs,
         )

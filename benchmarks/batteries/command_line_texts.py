@@ -201,7 +201,6 @@ FILES = {  # of a config file: what is wrong, and the text
 }
 WORDS = (
     *(
-        (),
         ("",),
         ("-",),
         ("--",),

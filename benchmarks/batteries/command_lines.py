@@ -274,7 +274,8 @@ def make_cases(rng: random.Random, count: int, folder: Path) -> list[Case]:
         if number % 4 == 0:
             cases.append(key_case(number, misspelt(setting.name, rng)))
         elif number % 4 == 1:
-            cases.append(assigned_case(1000 + number, setting, rng.choice(texts.VALUES), folder))
+            value = repr(setting.default) if rng.random() < 0.3 else rng.choice(texts.VALUES)
+            cases.append(assigned_case(1000 + number, setting, value, folder))
         else:
             cases.append(flag_case(number, rng.choice(plain), rng.choice(texts.TEXTS)))
     return cases

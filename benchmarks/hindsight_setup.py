@@ -30,7 +30,7 @@ from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, files
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.base import Environment, Fault, Report
-from hintsd_jax.envs.protocol import call_style
+from hintsd_jax.envs.protocol import call_style, checked_tasks, checked_version
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts

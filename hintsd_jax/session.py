@@ -22,7 +22,7 @@ from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, lengths
 from hintsd_jax.config.schema import Config
-from hintsd_jax.envs.protocol import call_style, checked_tasks, checked_version
+from hintsd_jax.envs.protocol import MAX_TASKS_READ, call_style, checked_tasks, checked_version, shown
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
@@ -160,6 +160,20 @@ class Session:
         env = self.config.env
         tasks = checked_tasks(self.env_class, split, env.data_dir, env.options, env.name)
         return tasks if limit is None else tasks[:limit]
+
+    def overlaps(self, tasks: Sequence[Mapping]) -> list[str]:
+        """A line for each held-out split that has tasks of the training split, alike in all that they hold."""
+        config, lines = self.config, []
+        known = {task["id"]: shown(task, 10_000) for task in tasks} if len(tasks) <= MAX_TASKS_READ else {}
+        splits = {config.tasks.eval_split: config.eval.tasks, config.tasks.test_split: config.eval.test_tasks}
+        for split, count in splits.items():
+            held_out = self.tasks(split, count) if count and known else []
+            same = sum(known.get(task["id"]) == shown(task, 10_000) for task in held_out)
+            if same:
+                lines.append(
+                    f"{same:,} of {len(held_out):,} tasks of {split} are trained on too: that is no held-out result"
+                )
+        return lines
 
     def play(
         self,

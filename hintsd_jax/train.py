@@ -49,7 +49,9 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         with recorder.timer("compile"):
             state = compile_programs(session, state, take_update)
         if not recorder.continues:
-            recorder.note(f"{len(tasks)} training tasks; evaluating the starting policy")
+            recorder.note(f"{len(tasks):,} training tasks; evaluating the starting policy")
+            for text in session.overlaps(tasks):
+                recorder.note(text)
             params = session.weights(state.params)
             before = held_out_test(session, params, recorder.journal("before", 0))
             recorder.before_training(before, validation(session, params, eval_tasks, recorder.journal("eval", 0)))

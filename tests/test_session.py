@@ -173,3 +173,16 @@ def test_an_environment_that_never_plays_ends_the_run_and_one_that_did_does_not(
     assert len(session.play(weights, tasks, 2, step=0).episodes) == 2
     later = session.play(weights, tasks[:2], 2, step=1)
     assert not later.episodes and later.failed == 4
+
+
+def test_held_out_tasks_that_are_trained_on_are_said(tmp_path):
+    """Alike in all that they hold; the same id of another task is no matter."""
+    session = Session.open(
+        desk_config(tmp_path, **{"env.name": f"{__name__}:Broken", "env.options": {}, "eval.tasks": 2})
+    )
+    train = [{"id": "t0"}, {"id": "t1", "other": 1}, {"id": "t9"}]
+    assert session.overlaps(train) == [
+        f"1 of {count} tasks of {split} are trained on too: that is no held-out result"
+        for split, count in (("eval", 2), ("test", 3))
+    ]
+    assert session.overlaps(train[1:]) == []

@@ -111,6 +111,8 @@ def _read(text: str, style: str, cut_at: int) -> str:
     action = parse_action(text, style, cut_at=cut_at)
     if action.problem:
         return f"{action.problem_kind}, which the agent is told: {action.problem}"
+    if action.code is not None:
+        return f"{len(action.code.splitlines())} lines of code"
     if not action.calls:
         return "plain text, without a call"
     return " and ".join(

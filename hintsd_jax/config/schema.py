@@ -112,7 +112,8 @@ class EnvSection(Section):
     call_style: str = key(
         "auto",
         "form in which a policy's tool calls are read: hermes, <tool_call> tags; bare, nothing but JSON objects; json,"
-        " JSON objects anywhere in the text, also in a code fence; auto: what the chat template writes",
+        " JSON objects anywhere in the text, also in a code fence; auto: what the chat template writes. Environments"
+        " whose actions are code take auto only",
         choices=("auto", "hermes", "bare", "json"),
     )
     data_dir: str = key("data", "folder where task data sets are built, relative to the current folder", path=True)

@@ -31,13 +31,20 @@ class Action:
 
     calls: in the order in which they are written. problem: why a tool call could not be read, for the agent; then
     `calls` is empty, because half of an action is not what the policy meant. problem_kind: the same as one word, for
-    metrics; "" where there is none. Neither calls nor problem: plain text to the user.
+    metrics; "" where there is none. Neither calls nor problem: plain text to the user. code: of an environment whose
+    `action_style` is "code", what the action's one Python block holds; None where there is a problem, and elsewhere.
     """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     problem: str | None = None
     problem_kind: str = ""
+    code: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Tool calls, or blocks of code, that were read."""
+        return len(self.calls) + (self.code is not None)
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ class Environment(Protocol):
     never used again. Every episode has an object of its own.
 
     A class may also have `version`, a string or a class method that gives one: the version of its benchmark, which
-    stands in every result. `isolation`, "thread" or "process": where it runs if the config does not say. And
-    `benchmark_name`, a string, with `kinds_of_mistake`, short noun phrases: what who looks back on an episode is told.
+    stands in every result. `isolation`, "thread" or "process": where it runs if the config does not say.
+    `action_style`, "tools" (tool calls, the default) or "code" (one Python block an action). `benchmark_name`, a
+    string, with `kinds_of_mistake`, short noun phrases: what who looks back on an episode is told.
     """
 
     @classmethod

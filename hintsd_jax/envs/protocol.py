@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hintsd_jax.envs.base import Fault, Message, Report, Start, StepResult
+from hintsd_jax.envs.code_blocks import CODE
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import described, encodable, is_encodable
 
@@ -159,6 +160,21 @@ def checked_words(env_class: type, name: str) -> tuple[str, tuple[str, ...]]:
         return line, tuple(_line(f"kinds_of_mistake {of}", kind) for kind in kinds)
 
     return _asked(f"the description {of}", read)
+
+
+def call_style(env_class: type, name: str, wanted: str) -> str:
+    """The style in which actions are read: `wanted` of the config, or CODE for an environment whose class says
+    `action_style = "code"`.
+
+    Raises:
+      UserError: another `action_style`, or a style of calls wanted of an environment without calls.
+    """
+    given = getattr(env_class, "action_style", "tools")
+    if given not in ("tools", CODE):
+        raise UserError(f'action_style of environment {shown(name)} is {shown(given)}: use "tools" or "code"')
+    if given == CODE and wanted != "auto":
+        raise UserError(f"env.call_style = {wanted}: environment {shown(name)} reads code, no calls: leave it at auto")
+    return CODE if given == CODE else wanted
 
 
 def shown(value: Any, limit: int = 200) -> str:

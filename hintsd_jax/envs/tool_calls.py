@@ -12,6 +12,8 @@ tag or a ";" inside a string argument is only text. A leading `<think>` block is
 Where no call is found, but what looks like one in another form (`envs.other_forms`), that is a problem too: an action
 that was meant to call a tool never passes for one that calls none.
 
+A fourth style, CODE, is of environments whose agents act by code: see `envs.code_blocks`.
+
 Invariant: `parse_action` never raises, whatever the text, takes time in proportion to it, and it is all or nothing: one
 call that cannot be read gives a `problem` and no calls. What it accepts survives `render_call` unchanged and encodes as
 UTF-8.
@@ -24,14 +26,16 @@ from collections.abc import Callable
 from typing import Any
 
 from hintsd_jax.envs.base import Action, ToolCall
+from hintsd_jax.envs.code_blocks import CODE, NO_CODE, OPEN_BLOCK, TWO_BLOCKS, NoCode, read_block
 from hintsd_jax.envs.other_forms import holds_call
 from hintsd_jax.texts import is_encodable
 
 HERMES, BARE, JSON = "hermes", "bare", "json"
 STYLES = (HERMES, BARE, JSON)
 # Kinds of problems (`Action.problem_kind`): not valid JSON; tags or separators; JSON that is no call; thinking without
-# an end; the same of an action that was cut at its limit; a call in another form.
-PROBLEM_KINDS = ("json", "frame", "not_a_call", "thinking", "cut", "other_form")
+# an end; the same of an action that was cut at its limit; a call in another form; in the style CODE no block, two, or
+# one without an end.
+PROBLEM_KINDS = ("json", "frame", "not_a_call", "thinking", "cut", "other_form", NO_CODE, TWO_BLOCKS, OPEN_BLOCK)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -74,21 +78,37 @@ def render_call(call: ToolCall, style: str = HERMES) -> str:
 
 
 def parse_action(text: str, style: str = HERMES, cut_at: int = 0) -> Action:
-    """Reads every tool call of a sampled action; never raises. See the module docstring for what is accepted.
+    """Reads every tool call of a sampled action, or its code; never raises. See the module docstring for what is
+    accepted.
 
     cut_at: the number of tokens at which the action was cut; 0 where it came to its end.
     """
     try:
+        if style == CODE:
+            return Action(text, code=_read_code(text))
         calls = _READERS[style](text)
         if not calls and holds_call(text[_after_thinking(text) :]):
             raise _Problem("other_form", f"no call could be read: {_EXPECTED[style]}")
         return Action(text, calls=calls)
     except (ValueError, RecursionError) as error:  # RecursionError: the C decoder on thousands of brackets
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        kind = error.kind if isinstance(error, _Problem) else "json"
+        kind = error.kind if isinstance(error, _Problem | NoCode) else "json"
     if cut_at:
         kind, problem = "cut", f"the action was cut at {cut_at} tokens: {problem}"
     return Action(text, problem=problem, problem_kind=kind)
+
+
+def _read_code(text: str) -> str:
+    after = text[_after_thinking(text) :]
+    try:
+        code = read_block(after)
+    except NoCode as error:
+        if error.kind == NO_CODE and holds_call(after):
+            raise _Problem("other_form", f"a tool call, and {error}") from None
+        raise
+    if not is_encodable(code):
+        raise _Problem(NO_CODE, "the code holds half of a surrogate pair")
+    return code
 
 
 def _read_blocks(text: str) -> tuple[ToolCall, ...]:

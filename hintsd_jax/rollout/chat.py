@@ -62,7 +62,8 @@ class ChatFormat:
       history: None refuses a template that rewrites earlier turns; "keep" lets the sampled tokens stand, a declared
         deviation from the template; "template" follows the template.
       stop_ids: further ids that close an action (see `checkpoints.tokenizer.generation_stops`).
-      call_style: in which tool calls are read, see `envs.tool_calls`; "auto": in which the template writes them.
+      call_style: in which tool calls are read, see `envs.tool_calls`; "auto": in which the template writes them;
+        "code": actions are blocks of code, and tools are written as for HERMES.
       **variables: for the template, e.g. enable_thinking=False; see `Template`.
 
     Raises:

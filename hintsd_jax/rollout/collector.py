@@ -83,7 +83,7 @@ class Rollout:
             self._end("context")
             return
         action = parse_action(text, self._chat.style, cut_at=len(ids) if step.cut else 0)
-        step.calls, step.problem = len(action.calls), action.problem_kind
+        step.calls, step.problem = action.size, action.problem_kind
         self._call = self._pool.step(self._worker, action)
 
     def collect(self) -> Sequence[int] | Rewrite | None:

@@ -33,8 +33,8 @@ class Step:
     the generation prompt of this step begins; the teacher's feedback message goes in there. text: of the action,
     without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with
     it. cut: the action was cut at its token limit, so no stop token was sampled; the one that the template writes
-    follows the span. calls: how many tool calls were read in the text. problem: the kind of `Action.problem`, "" where
-    there is none.
+    follows the span. calls: how many tool calls (or blocks of code) were read in the text. problem: the kind of
+    `Action.problem`, "" where there is none.
     """
 
     start: int

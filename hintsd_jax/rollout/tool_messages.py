@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hintsd_jax.envs.tool_calls import BARE, CLOSE, HERMES, OPEN
+from hintsd_jax.envs.tool_calls import BARE, CLOSE, JSON, OPEN
 
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
@@ -30,7 +30,7 @@ def documentation(tools: Sequence[Mapping[str, Any]], style: str) -> str:
     head = "# Tools\n\nYou can call these functions; each line is the JSON documentation of one:"
     head += f"\n<tools>\n{lines}\n</tools>\n\nFor each call, write a JSON object with the function's name and arguments"
     call = '{"name": <name of the function>, "arguments": <object of its arguments>}'
-    if style == HERMES:
+    if style != JSON:
         return f"{head} between {OPEN} and {CLOSE}:\n{OPEN}\n{call}\n{CLOSE}"
     return f"{head}:\n{call}"
 

@@ -2,6 +2,9 @@
 
 """Avg@k and Best@k: weights and held-out tasks in, success rates out; for each category too, where tasks carry one.
 
+Where tasks carry a scenario, Avg@k is what AppWorld calls task goal completion, and there is its scenario goal
+completion: the share of scenarios whose tasks all succeed, in the mean over rollouts.
+
 Invariant 8: an episode that its environment's failure kept from being played is no failure of the policy. A task is
 scored by its episodes that were played, one without any is not scored at all, and both are counted and said.
 
@@ -41,7 +44,8 @@ EVAL_STEP = 2**31 - 1  # no training step ever has this number
 class Scores:
     """success_NK: one row a task, one column a rollout: 0, 1, or NaN where its environment failed. tokens: sampled.
     ended: episodes by reason, those that were not played too. categories: one a task, "" for a task without; () where
-    no task has one. lost: episodes by the failure of their environment.
+    no task has one. lost: episodes by the failure of their environment. scenarios: one a task, "" for one whose
+    scenario is not here as a whole; () where no task has one.
     """
 
     success_NK: np.ndarray
@@ -49,6 +53,7 @@ class Scores:
     ended: Mapping[str, int]
     categories: tuple[str, ...] = ()
     lost: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    scenarios: tuple[str, ...] = ()
 
     @property
     def played_N(self) -> np.ndarray:
@@ -68,17 +73,36 @@ class Scores:
     @property
     def by_category(self) -> dict[str, Scores]:
         """The scores of each category's tasks, in the names' order; but for `success_NK` nothing is told apart."""
-        names = np.array(self.categories)
-        return {name: Scores(self.success_NK[names == name], 0, {}) for name in sorted(set(self.categories) - {""})}
+        parts = {}
+        for name in sorted(set(self.categories) - {""}):
+            chosen_N = np.array(self.categories) == name
+            scenarios = tuple(each for each, chosen in zip(self.scenarios, chosen_N) if chosen)
+            parts[name] = Scores(self.success_NK[chosen_N], 0, {}, scenarios=scenarios)
+        return parts
+
+    @property
+    def scenario_S(self) -> np.ndarray:
+        """Of each scenario the share of rollouts in which all its tasks succeeded, among those in which all of them
+        were played; scenarios without such a rollout are left out.
+        """
+        names, shares = np.array(self.scenarios), []
+        for name in sorted(set(self.scenarios) - {""}):
+            all_K = self.success_NK[names == name].min(axis=0)  # NaN where one was not played
+            if np.isfinite(all_K).any():
+                shares.append(np.nanmean(all_K))
+        return np.array(shares)
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """`prefix/avg@k`, mean success, and `prefix/best@k`, the share of tasks with any, over the tasks that were
-        played (absent without any); `prefix/<category>/avg@k` and so on; `prefix/tasks_played` and
-        `prefix/lost/<reason>` where something was not played.
+        played (absent without any); `prefix/sgc@k` and `prefix/scenarios`, scenario goal completion and over how many;
+        `prefix/<category>/avg@k` and so on; `prefix/tasks_played` and `prefix/lost/<reason>` where something was not
+        played.
         """
         k, rates = self.success_NK.shape[1], {}
         if self.played_N.any():
             rates = {f"{prefix}/avg@{k}": float(self.avg_N.mean()), f"{prefix}/best@{k}": float(self.best_N.mean())}
+        if len(scenario_S := self.scenario_S):
+            rates |= {f"{prefix}/sgc@{k}": float(scenario_S.mean()), f"{prefix}/scenarios": len(scenario_S)}
         if self.lost:
             rates[f"{prefix}/tasks_played"] = int(self.played_N.sum())
             rates |= {f"{prefix}/lost/{reason}": number for reason, number in sorted(self.lost.items())}
@@ -88,14 +112,15 @@ class Scores:
 
     def intervals(self, prefix: str) -> dict[str, float]:
         """`prefix/avg_low` and `prefix/avg_high`; where tasks have categories, Best@k's too, and those of each
-        category.
+        category; `prefix/sgc_low` and `prefix/sgc_high`, over scenarios.
         """
-        bounds = _bounds(f"{prefix}/avg", self.avg_N)
+        bounds = _bounds(f"{prefix}/avg", self.avg_N) | _bounds(f"{prefix}/sgc", self.scenario_S)
         if self.categories:
             bounds |= _bounds(f"{prefix}/best", self.best_N)
         for name, scores in self.by_category.items():
             bounds |= _bounds(f"{prefix}/{name}/avg", scores.avg_N)
             bounds |= _bounds(f"{prefix}/{name}/best", scores.best_N)
+            bounds |= _bounds(f"{prefix}/{name}/sgc", scores.scenario_S)
         return bounds
 
     def to_json(self) -> list[list[int | None]]:
@@ -129,14 +154,16 @@ def score(
         ended[episode.ended] += 1
     categories = tuple(str(task.get("category", "")) for task in tasks)
     lost = {reason: number for reason, number in played.dropped.items() if reason != PROMPT_TOO_LONG}
-    return Scores(success_NK, played.stats.sampled_tokens, ended, categories if any(categories) else (), lost), played
+    categories = categories if any(categories) else ()
+    return Scores(success_NK, played.stats.sampled_tokens, ended, categories, lost, _whole_scenarios(tasks)), played
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """A policy on held-out tasks. metrics: `<split>/avg@k` and so on; success: per task and rollout; greedy: per task
-    ([] if off); None in both where the environment failed. categories: per task ([] where there are none); benchmark:
-    its version ("" where the environment names none).
+    ([] if off); None in both where the environment failed. categories: per task ([] where there are none). All three
+    are [] on a split of which the benchmark allows results as a whole only. benchmark: its version ("" where the
+    environment names none).
     """
 
     metrics: dict[str, float]
@@ -178,6 +205,8 @@ def held_out(
         metrics |= {f"{split}/{name}/greedy": float(part.avg_N.mean()) for name, part in parts.items()}
         metrics |= {f"{split}/greedy_lost/{reason}": number for reason, number in sorted(scores.lost.items())}
         greedy = [row[0] for row in scores.to_json()]
+    if split in session.privacy.aggregate_splits:
+        return HeldOut(metrics, [], [], [], session.benchmark)
     return HeldOut(metrics, sampled.to_json(), greedy, list(sampled.categories), session.benchmark)
 
 
@@ -192,6 +221,15 @@ def held_out_test(session: Session, params: dict, journal: Journal | None = None
 def validation(session: Session, params: dict, tasks: Sequence[Mapping], journal: Journal | None) -> dict[str, float]:
     """The metrics of an evaluation while training."""
     return score(session, params, tasks, session.config.eval.rollouts, journal=journal)[0].metrics("eval")
+
+
+def _whole_scenarios(tasks: Sequence[Mapping]) -> tuple[str, ...]:
+    """Each task's scenario; "" where fewer of its tasks are here than its "scenario_size" says."""
+    names = [str(task.get("scenario", "")) for task in tasks]
+    here = Counter(names)
+    whole = [here[name] >= task.get("scenario_size", 0) for name, task in zip(names, tasks, strict=True)]
+    names = [name if is_whole else "" for name, is_whole in zip(names, whole, strict=True)]
+    return tuple(names) if any(names) else ()
 
 
 def _bounds(name: str, values_N: np.ndarray) -> dict[str, float]:
@@ -216,10 +254,12 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
         count, lines = config.eval.test_tasks or config.eval.tasks, []
 
         def keep(scores: Scores, played: Rollouts) -> None:
-            kept = episode_records(played, Hindsight(), {}, session.algorithm)
-            path = folder.write_episodes(step, kept, kind="evaluation")
             ended = ", ".join(f"{number} {reason}" for reason, number in sorted(scores.ended.items()))
-            lines.append(f"episodes: {path} ({ended})")
+            if config.tasks.test_split in session.privacy.aggregate_splits:
+                lines.append(f"episodes: {ended}; not kept: of this split only results as a whole are allowed")
+                return
+            kept = episode_records(played, Hindsight(), {}, session.algorithm, session.privacy)
+            lines.append(f"episodes: {folder.write_episodes(step, kept, kind='evaluation')} ({ended})")
 
         result = held_out(session, params, config.tasks.test_split, count, keep=keep)
         screen.close()
@@ -229,9 +269,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     for name, value in result.metrics.items():
         if "/" not in name.removeprefix(f"{split}/"):
             print(f"  {name:20} {value:.4g}")
-    if result.categories:
+    by_part = success_results({}, result.metrics, split, config.eval.rollouts)
+    if len({line.name for line in by_part}) > 3:  # more than Avg@k, Best@k and greedy success of the split
         print("success, %, with 95 % intervals over tasks:")
-        for line in success_results({}, result.metrics, split, config.eval.rollouts):
+        for line in by_part:
             print(f"  {line.name:40} {line.cells()[2]}")
     if text := not_played(result.metrics, split):
         lines.append(f"not played: {text}")

@@ -247,8 +247,9 @@ class Recorder:
         if outcome.metrics["nonfinite"]:
             nonfinite.keep(self._folder.path, step, outcome.batches.batches, outcome.tokens, outcome.metrics)
         spans = records.trained_spans(self._session.chat, outcome.batches, outcome.tokens)
-        episode_records = records.episode_records(outcome.rollouts, outcome.hindsight, spans, self._session.algorithm)
-        self._folder.write_episodes(step, episode_records)
+        session = self._session
+        kept = records.episode_records(outcome.rollouts, outcome.hindsight, spans, session.algorithm, session.privacy)
+        self._folder.write_episodes(step, kept)
         return self._writer.write(step, row | self._host_metrics()), alarms
 
     def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:

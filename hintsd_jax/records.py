@@ -14,6 +14,7 @@ from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.hindsight import selectors
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, privileged
 from hintsd_jax.hindsight.analysis import Hindsight, attribution
+from hintsd_jax.privacy import Privacy
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.played import Rollouts
@@ -123,9 +124,11 @@ def episode_records(
     hindsight: Hindsight,
     spans: Mapping[int, Sequence[Mapping[str, Any]]],
     algorithm: Algorithm,
-) -> Iterator[dict[str, Any]]:
+    privacy: Privacy,
+) -> Iterator[Mapping[str, Any]]:
     """What `episodes/` keeps of a step: every episode with its text and spans, its targets, the analyser's own words,
-    and what the update did to its actions (`trained_spans`). Those that their environment ended come last.
+    and what the update did to its actions (`trained_spans`), as far as `privacy` lets it. Those that their environment
+    ended come last.
     """
     analyses = {id(analysis.episode): analysis for analysis in hindsight.analyses}
     config = algorithm.config.hindsight
@@ -143,7 +146,7 @@ def episode_records(
             }
             if analysis.verdicts:
                 record["verdicts"] = list(analysis.verdicts)
-        yield episode.to_json() | {"hindsight": record, "trained": list(spans.get(n, ()))}
+        yield privacy.record(episode.to_json() | {"hindsight": record, "trained": list(spans.get(n, ()))})
 
 
 def result_tables(
@@ -197,21 +200,27 @@ def success_results(
     before: Mapping[str, float], after: Mapping[str, float], split: str, k: int
 ) -> list[progress.Result]:
     """The lines of the last table: Avg@k, Best@k and greedy success on a split as a whole, then in each category that
-    `after` has.
+    `after` has; where tasks have scenarios, Avg@k is the task goal completion and the scenario goal completion follows.
+    Where environments' failures took episodes, before and after are not of the same ones: no change then.
     """
+    comparable = not not_played(before, split) and not not_played(after, split)
     tail = f"/avg@{k}"
     parts = [key.removesuffix(tail) for key in after if key.startswith(f"{split}/") and key.endswith(tail)]
     parts = [split, *(part for part in parts if part != split)]
 
+    plain = len(parts) == 1 and f"{split}/sgc@{k}" not in after
+
     def bounds(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        return None if len(parts) == 1 or low is None or high is None else (low, high)
+        return None if plain or low is None or high is None else (low, high)
 
-    results = []
+    labels, results = {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}, []
+    if f"{split}/sgc@{k}" in after:  # of AppWorld
+        labels = {f"avg@{k}": f"TGC (Avg@{k})", f"sgc@{k}": "SGC", f"best@{k}": f"Best@{k}", "greedy": "greedy"}
     for part in parts:
-        for key, label in {f"avg@{k}": f"Avg@{k}", f"best@{k}": f"Best@{k}", "greedy": "greedy"}.items():
+        for key, label in labels.items():
             name = f"{part}/{key.partition('@')[0]}"
             values = before.get(f"{part}/{key}"), after.get(f"{part}/{key}")
             line = f"{part.replace('/', ' ')} {label}"
-            results.append(progress.Result(line, *values, bounds(before, name), bounds(after, name)))
+            results.append(progress.Result(line, *values, bounds(before, name), bounds(after, name), comparable))
     return results

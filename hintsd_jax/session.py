@@ -33,6 +33,7 @@ from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.decoder import Params
 from hintsd_jax.models.sharding import make_mesh, shardings
+from hintsd_jax.privacy import Privacy
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import run_episodes
@@ -94,6 +95,7 @@ class Session:
         """
         env_class = resolve(config.env.name)
         Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
+        Privacy.of(env_class, config.env.name, config.env.record_texts).check_training(config.tasks.train_split)
         mesh = make_mesh(**config.mesh.to_dict())
         if config.rollout.slots % mesh.shape["data"]:
             raise UserError(
@@ -149,6 +151,11 @@ class Session:
             "the chat template": self.chat.adaptation,
         }
         return [f"{what}: {text}" for what, text in notes.items() if text]
+
+    @property
+    def privacy(self) -> Privacy:
+        """What may be kept of episodes and results."""
+        return Privacy.of(self.env_class, self.config.env.name, self.config.env.record_texts)
 
     @property
     def benchmark(self) -> str:

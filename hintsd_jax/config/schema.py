@@ -125,6 +125,11 @@ class EnvSection(Section):
         choices=("auto", "thread", "process"),
     )
     memory_gib: float = key(4.0, "GiB of memory that the process of one environment may take", "[0.03125, 1048576]")
+    record_texts: bool = key(
+        False,
+        "episodes/ holds the texts of benchmarks whose licence does not let them be passed on (AppWorld), too; else"
+        " their hashes",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

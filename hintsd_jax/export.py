@@ -58,7 +58,7 @@ def export(config: Config, workdir: str) -> list[Path]:
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
         checkpoints = Checkpoints.open(folder.path, config)
         step = _chosen_step(checkpoints, config.export.checkpoint, folder.path)
-        out = Path(config.export.path or folder.path / "export" / f"step_{step:06d}").expanduser()
+        out = Path(config.export.path or folder.path / "export" / f"step_{step:06d}")
         dtype = None if config.export.dtype == "auto" else config.export.dtype
         written, lines = [], []
         for name, tree in _TREES.items():

@@ -40,6 +40,9 @@ def test_what_was_not_played_is_neither_right_nor_wrong():
     assert records.not_played(metrics, "test") == (
         "2 env_error, 1 env_timeout, and 1 greedy ones; rates are over 2 of 3 tasks"
     )
+    rows = records.success_results({"test/avg@2": 0.5}, metrics, "test", 2)
+    assert rows[0].cells() == ("test Avg@2", "50.0", rows[0].cells()[2], "")  # other episodes: no change is claimed
+    assert records.success_results({"test/avg@2": 0.5}, {"test/avg@2": 0.75}, "test", 2)[0].cells()[3] == "+25.0"
     nothing = Scores(np.full((2, 2), nan), 0, {}, lost=lost)
     assert nothing.metrics("x") == {"x/tasks_played": 0, "x/lost/env_error": 2, "x/lost/env_timeout": 1}
     assert nothing.intervals("x") == {} and records.not_played({"test/tasks": 3, "test/avg@2": 0.0}, "test") == ""

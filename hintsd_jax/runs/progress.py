@@ -197,7 +197,7 @@ Interval = tuple[float, float]  # lower and upper end
 @dataclass(frozen=True)
 class Result:
     """One line of the last table: a success rate in [0, 1] before and after training (None: not measured), with their
-    intervals where these are to be shown.
+    intervals where these are to be shown. comparable: whether both are of the same tasks; else no change is claimed.
     """
 
     name: str
@@ -205,10 +205,13 @@ class Result:
     after: float | None
     before_interval: Interval | None = None
     after_interval: Interval | None = None
+    comparable: bool = True
 
     def cells(self) -> tuple[str, str, str, str]:
         before, after = _percent(self.before, self.before_interval), _percent(self.after, self.after_interval)
-        change = "" if self.before is None or self.after is None else f"{100 * (self.after - self.before):+.1f}"
+        change = ""
+        if self.before is not None and self.after is not None and self.comparable:
+            change = f"{100 * (self.after - self.before):+.1f}"
         return self.name, before, after, change
 
 

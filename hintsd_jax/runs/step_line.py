@@ -68,7 +68,8 @@ def _update(row: Row) -> Iterator[str]:
         what = "skipped: a number was not finite" if row.get("train/skipped") else "broke the weights: not finite"
         yield f"update {what}"
     elif is_empty(row):
-        reasons = ["no episode failed"] if row.get("hindsight/failed_episodes") == 0 else []
+        played, failed = row.get("rollout/episodes"), row.get("hindsight/failed_episodes")
+        reasons = ["no episode failed"] if failed == 0 and played != 0 else []
         reasons += [f"not trained on: {dropped}"] if dropped else []
         did = "skipped: " if row.get("train/skipped", 1) else "without a token (optim.empty_updates = step): "
         yield f"update {did}{'; '.join(reasons) or 'nothing to train on'}"

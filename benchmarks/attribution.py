@@ -36,6 +36,7 @@ from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
 
 PAGE = REPO / "docs/attribution.md"
+SPLITS = {"desk": "test", "appworld": "train"}  # of AppWorld nothing else may be looked at task by task
 
 
 def location(cases: Sequence[Case], named: Sequence[Sequence[Target]]) -> dict:
@@ -195,7 +196,7 @@ def tables(results: Mapping, scripts: Scripts) -> str:
 
 def main() -> None:
     parser = hindsight_setup.parser(__doc__ or "", f"some of {', '.join(ANALYSERS)}")
-    parser.add_argument("--splits", default="", help="by default test on Desk, and all three on BFCL")
+    parser.add_argument("--splits", default="", help="by default test on Desk, train on AppWorld, all on BFCL")
     parser.add_argument(
         "--own", type=int, default=200, help="tasks that the policy itself plays, where it is an analyser; 0: none"
     )
@@ -203,8 +204,8 @@ def main() -> None:
     names, seed = arguments.analysers.split(","), arguments.seed
     config = hindsight_setup.load_config(arguments.config, arguments.policy, arguments.overrides, names)
     setup = hindsight_setup.open_setup(config, names)
-    scripts = scripts_of(config.env.name, setup.chat.style)
-    splits = arguments.splits or ("test" if config.env.name == "desk" else "train,eval,test")
+    scripts = scripts_of(config.env.name, setup.chat.style, config.env.options)
+    splits = arguments.splits or SPLITS.get(config.env.name, "train,eval,test")
     tasks = [task for split in splits.split(",") for task in setup.tasks(split)]
     tasks = tasks[:: max(1, len(tasks) // arguments.limit)][: arguments.limit] if arguments.limit else tasks
     cases, counts = inject(setup.chat, setup.make_env, tasks, scripts, seed)

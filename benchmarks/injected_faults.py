@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from hintsd_jax.envs.base import Environment, ToolCall
@@ -43,8 +44,10 @@ class Scripts:
     groups: Mapping[str, Sequence[str]]
 
 
-def scripts_of(environment: str, style: str) -> Scripts:
-    """style: of tool calls, see `envs.tool_calls`. Raises UserError for an environment that has no scripts."""
+def scripts_of(environment: str, style: str, options: Mapping[str, Any] = MappingProxyType({})) -> Scripts:
+    """style: of tool calls, see `envs.tool_calls`. options: of the environment. Raises UserError for an environment
+    that has no scripts.
+    """
     if environment == "desk":
         from hintsd_jax.envs.desk import script
         from hintsd_jax.envs.desk.generator import DECISIONS
@@ -66,7 +69,15 @@ def scripts_of(environment: str, style: str) -> Scripts:
         right = lambda task: script.ground_truth(task, one_call_a_step=True, style=style).actions
         faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, style=style)
         return Scripts(script.FAULTS, right, faulty, lambda task, episode, step: task["category"], {})
-    raise UserError(f"no scripts of faults for environment {environment!r}: desk and bfcl have them")
+    if environment == "appworld":
+        from hintsd_jax.envs.appworld import script
+        from hintsd_jax.envs.appworld.options import Options
+
+        root = Options.parse(options).root
+        right = lambda task: script.ground_truth(task, root).actions
+        faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, root)
+        return Scripts(script.FAULTS, right, faulty, lambda task, episode, step: task["category"] or "unknown", {})
+    raise UserError(f"no scripts of faults for environment {environment!r}: desk, bfcl and appworld have them")
 
 
 @dataclasses.dataclass

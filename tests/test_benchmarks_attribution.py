@@ -339,4 +339,4 @@ def test_configs_and_their_mistakes(tmp_path):
         with pytest.raises(UserError, match=message):
             hindsight_setup.load_config(str(path), POLICY, [override])
     with pytest.raises(UserError, match="no scripts"):
-        injected_faults.scripts_of("appworld", CHAT.style)
+        injected_faults.scripts_of("chess", CHAT.style)

@@ -17,6 +17,7 @@ METHODS = ("tasks", "reset", "step", "report", "close")
 _PATHS = {
     "desk": "hintsd_jax.envs.desk:Desk",
     "bfcl": "hintsd_jax.envs.bfcl:Bfcl",
+    "appworld": "hintsd_jax.envs.appworld:AppWorld",
 }
 
 

@@ -10,7 +10,6 @@ Invariant: what is built and kept holds nothing of the benchmark but ids and dif
 more to be passed on. Splits are the benchmark's own, in its order.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -30,27 +29,6 @@ SPLITS = (TRAIN, DEV, *TEST_SPLITS)
 GET_DATA = "docs/appworld.md says how to get the data, or how to build an invented one"
 
 
-@dataclasses.dataclass
-class Root(tfds.core.BuilderConfig):
-    """The task sets of one folder of data; its name follows from what they hold. listed: task mappings by split."""
-
-    listed: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
-
-
-class AppWorldTasks(TaskBuilder):
-    """AppWorld's tasks by id, in the benchmark's own splits."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    FEATURES: ClassVar = {key: tfds.features.Text() for key in ("id", "split", "scenario", "category")} | {
-        "scenario_size": tfds.features.Scalar(dtype=np.int64)
-    }
-
-    def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """See `TaskBuilder.splits`."""
-        root: Any = self.builder_config
-        return root.listed
-
-
 def appworld_tasks(split: str, data_dir: str, root: str) -> Sequence[Mapping[str, Any]]:
     """The tasks of a split of the data in `root`, built on the first call.
 
@@ -58,14 +36,29 @@ def appworld_tasks(split: str, data_dir: str, root: str) -> Sequence[Mapping[str
       UserError: no data there, a split that it lacks, a task without its folder; or as `envs.datasets.data_source`.
     """
     listed = _listed(Path(root).expanduser())
-    known = json.dumps(listed, sort_keys=True).encode()
-    config = Root(
-        name=f"root_{hashlib.sha256(known).hexdigest()[:16]}",
-        version="1.0.0",
-        description="The tasks of one folder of AppWorld's data.",
-        listed=listed,
-    )
-    return data_source(AppWorldTasks, data_dir, split, config=config)
+    config = f"root_{hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]}"
+    return data_source(_builder(config, listed), data_dir, split, config=config)
+
+
+def _builder(config: str, listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> type[TaskBuilder]:
+    """The builder of one folder's task sets, whose name follows from what they hold."""
+
+    class AppWorldTasks(TaskBuilder, skip_registration=True):
+        """AppWorld's tasks by id, in the benchmark's own splits."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS: ClassVar = [
+            tfds.core.BuilderConfig(name=config, description="The tasks of one folder of AppWorld's data.")
+        ]
+        FEATURES: ClassVar = {key: tfds.features.Text() for key in ("id", "split", "scenario", "category")} | {
+            "scenario_size": tfds.features.Scalar(dtype=np.int64)
+        }
+
+        def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+            """See `TaskBuilder.splits`."""
+            return listed
+
+    return AppWorldTasks
 
 
 def task_folder(root: str, task_id: str) -> Path:

@@ -4,8 +4,9 @@
 solution, or the reference with one fault at a known step.
 
 A reference is the body of `solution` in a task's ground truth, one statement a step, in the form that `prompt.SYSTEM`
-asks for; one that returns early is played as a whole, and has no place for a fault. After a fault all goes on as the reference has it; what then no longer works is an error in the output, as
-always. A script that never completes its task ends with a step that completes it.
+asks for; one that returns early is played as a whole, and has no place for a fault. After a fault all goes on as the
+reference has it; what then no longer works is an error in the output, as always. A script that never completes its task
+ends with a step that completes it.
 
 Invariant: everything follows from the task, its ground truth, the kind of fault and the seed. Scripts know the ground
 truth: they are for measuring the loop, the scores and hindsight, never for training.

@@ -5,12 +5,14 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
 LIBTPU := .cache/libtpu
 PARITY := .cache/parity-venv
+APPWORLD      := .cache/appworld-venv
+APPWORLD_ROOT := .cache/appworld-root
 CODE   := hintsd_jax configs tests benchmarks docs
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -20,6 +22,7 @@ help:
 	@echo "make lint         run the checks alone: format, lint, types, directions of imports"
 	@echo "make pages        write the generated pages of docs/ again"
 	@echo "make bfcl         install the BFCL tasks and tools"
+	@echo "make appworld     AppWorld's engine in an environment of its own, and an invented world under .cache/appworld-root"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again"
@@ -37,6 +40,9 @@ smoke: $(VENV)/.installed
 
 # The real BFCL tasks and tools, for bfcl_smoke and the tests.
 bfcl: $(VENV)/.installed-bfcl
+
+# AppWorld's engine, and an invented world for appworld_smoke and the tests. The benchmark's own data: docs/appworld.md.
+appworld: $(APPWORLD_ROOT)/data/version.txt
 
 test: lint $(VENV)/.installed-bfcl $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -98,6 +104,18 @@ $(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
 	@echo "installing requirements-bfcl.txt"
 	@$(PIP) --no-deps -r requirements-bfcl.txt
 	@touch $@
+
+# The engine's own step unpacks the apps; what it unpacks beside the package stays under .cache too.
+$(APPWORLD)/.installed: requirements-appworld.txt $(VENV)/.made
+	@echo "making $(APPWORLD) with requirements-appworld.txt (a minute or two)"
+	@$(PY) -m venv $(APPWORLD)
+	@$(APPWORLD)/bin/python -m pip --quiet --quiet --disable-pip-version-check install -r requirements-appworld.txt
+	@APPWORLD_CACHE=$(CURDIR)/$(APPWORLD)/cache $(APPWORLD)/bin/appworld install > /dev/null
+	@touch $@
+
+$(APPWORLD_ROOT)/data/version.txt: benchmarks/appworld_root.py benchmarks/appworld_scenarios.py $(APPWORLD)/.installed
+	@rm -rf $(APPWORLD_ROOT)
+	@$(APPWORLD)/bin/python -m benchmarks.appworld_root --out=$(APPWORLD_ROOT)
 
 # PyTorch and what reads GGUF, in an environment of their own: no run and no test of ours ever imports them.
 $(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-bfcl.txt $(VENV)/.made

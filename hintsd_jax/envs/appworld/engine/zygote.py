@@ -13,6 +13,7 @@ alike. When the trainer's end of the control socket closes, every process here i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -166,6 +167,8 @@ class _Children:
                 os.write(2, f"appworld: {type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(0)
+        with contextlib.suppress(OSError):  # here too: whoever comes first, the group is there for the next one
+            os.setpgid(pid, group or pid)
         self.pids.add(pid)
         return pid
 

@@ -55,15 +55,19 @@ _MEND_NUMBERS = (
 @dataclasses.dataclass
 class Counters:
     """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
-    empty_updates: that had nothing to train on. nonfinite_updates: the last ones in a row that met a number that is not
-    finite. before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms,
-    endpoint: what these two remember.
+    episodes, lost_episodes: begun so far, and taken by environments' failures. empty_updates: that had nothing to train
+    on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in a row. before: the
+    held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint: what these two
+    remember.
     """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    episodes: int = 0
+    lost_episodes: int = 0
     empty_updates: int = 0
+    skipped_updates: int = 0
     nonfinite_updates: int = 0
     before: dict[str, Any] | None = None
     lr_scale: float = 1.0
@@ -223,7 +227,7 @@ class Recorder:
         before, result = self._counters.before, after and after.to_json()
         metrics = [(held_out or {}).get("metrics", {}) for held_out in (before, result)]
         counters = self._counters
-        spent = {name: getattr(counters, name) for name in ("seconds", "tokens", "empty_updates")}
+        spent = dataclasses.asdict(counters)
         table, markdown = records.result_tables(self._session, spent, *metrics)
         self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
         self._folder.write_text("result.md", markdown)
@@ -255,6 +259,9 @@ class Recorder:
     def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:
         counters = self._counters
         counters.empty_updates += step_line.is_empty(row)
+        counters.episodes += outcome.rollouts.begun
+        counters.lost_episodes += outcome.rollouts.failed
+        counters.skipped_updates += bool(row["train/nonfinite"])
         counters.nonfinite_updates = counters.nonfinite_updates + 1 if row["train/nonfinite"] else 0
         counters.step, counters.seconds = step, time.monotonic() - self._began
         counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens

@@ -155,7 +155,8 @@ def result_tables(
     """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
-    spent: `seconds`, `tokens` (sampled in training) and `empty_updates`, the updates that had nothing to train on.
+    spent: `seconds`, `tokens` (sampled in training), `episodes` (begun) and `lost_episodes` (by environments' failures),
+    `empty_updates` (nothing to train on) and `skipped_updates` (a number was not finite).
     """
     config, algorithm = session.config, session.algorithm
     split, k, hindsight = config.tasks.test_split, config.eval.rollouts, config.hindsight
@@ -170,6 +171,10 @@ def result_tables(
         "wall time": progress.format_seconds(spent["seconds"]),
         "tokens": f"{spent['tokens']:,} sampled in training",
     }
+    if lost := spent.get("lost_episodes"):
+        facts["episodes"] = f"{lost:,} of {spent['episodes']:,} in training lost to environments' failures"
+    if skipped := spent.get("skipped_updates"):
+        facts["skipped updates"] = f"{skipped} of {config.optim.steps} met a number that is not finite"
     if empty := spent.get("empty_updates"):
         steps = config.optim.steps
         nothing = ": nothing was learnt" if empty == steps else ""

@@ -77,7 +77,7 @@ def in_checkout(checkout, monkeypatch):
 def test_the_shortest_run_as_docs_running_has_it(in_checkout, capsys):
     text = (ROOT / "docs" / "running.md").read_text()
     found = [words for words in commands(text) if words[0] == "hintsd-jax" and "/path/to/" not in " ".join(words)]
-    assert [words[1] for words in found] == ["train", "evaluate", "export", "report", "plan"]
+    assert [words[1] for words in found] == ["train", "evaluate", "export", "report", "check", "plan"]
     for words in found:
         on_the_run = any(word.startswith("--workdir") for word in words)
         assert main(words[1:] + SHORTER * on_the_run) == 0, (words, capsys.readouterr().err)

@@ -43,6 +43,9 @@ class Once:
     def __init__(self, prompt, key):
         self.prompt, self.key = prompt, key
 
+    def begin(self, slot):
+        return self.prompt
+
     def submit(self, ids, logprobs, stopped):
         self.ids, self.logprobs = ids, logprobs
 

@@ -161,17 +161,19 @@ def apply(
     new state holds one: then it is not to be kept.
     """
     sums, tokens = accumulator.sums, accumulator.sums["tokens"]
-    grads = jax.tree.map(lambda total: total / jnp.maximum(tokens, 1.0), accumulator.grads)
+    divisor = jnp.maximum(tokens, 1.0)
     means = {name: sums[name] / jnp.maximum(sums[count], 1.0) for name, count in loss.mean_over.items()}
     lr = when.lr_scale * jnp.asarray(learning_rate(optim)(when.training_step), jnp.float32)
 
-    def step(state: TrainState) -> TrainState:
+    def step(state: TrainState) -> tuple[TrainState, jax.Array]:
+        grads = jax.tree.map(lambda total: total / divisor, accumulator.grads)  # here, so that it is in memory once
         updates, opt_state = optimizer(optim).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda leaf: -lr * leaf, updates))
         ema = optax.incremental_update(params, state.ema, 1.0 - optim.ema_decay)
-        return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        return state, all_finite(state)
 
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(accumulator.grads) / divisor
     is_finite = all_finite([grad_norm, *sums.values()])
     taken = when.real & is_finite & ((tokens > 0) | (optim.empty_updates == "step"))
     metrics = {name: value for name, value in sums.items() if name not in means} | means
@@ -180,8 +182,8 @@ def apply(
         "lr": jnp.where(taken, lr, 0.0),
         "skipped": 1.0 - taken.astype(jnp.float32),
     }
-    state = jax.lax.cond(taken, step, lambda state: state, state)
-    metrics["nonfinite"] = 1.0 - (is_finite & all_finite(state)).astype(jnp.float32)
+    state, stays_finite = jax.lax.cond(taken, step, lambda state: (state, jnp.bool_(True)), state)
+    metrics["nonfinite"] = 1.0 - (is_finite & stays_finite).astype(jnp.float32)
     return state, metrics
 
 

@@ -1,6 +1,6 @@
 """A whole run of Desk in a world that falls apart: a share of the environment's calls fails, in every way there is.
 
-  python -m benchmarks.failing_desk [--share 0.2] [--steps 12] [--tasks 32] [--rollouts 8] [--workdir DIR]
+  python -m benchmarks.failing_desk [--share 0.2] [--steps 8] [--tasks 24] [--rollouts 8] [--workdir DIR]
 
 Each episode is in a process of its own. Which calls fail, and how, follows from the task, the step and the action, so a
 run can be repeated. The page says how many episodes were begun, played and lost, by reason, whether these add up in
@@ -96,8 +96,8 @@ class FailingDesk(Desk):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.2)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--tasks", type=int, default=32, help="of a training step")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=24, help="of a training step")
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--workdir", default="")
     arguments = parser.parse_args()
@@ -112,6 +112,8 @@ def main() -> None:
         "tasks.rollouts": arguments.rollouts,
         "rollout.slots": min(64, arguments.tasks * arguments.rollouts),
         "optim.steps": arguments.steps,
+        "eval.tasks": 20,
+        "eval.test_tasks": 80,
     }
     config = build.build(files.load("desk")).replaced(settings)
     with tempfile.TemporaryDirectory() as scratch:

@@ -398,7 +398,7 @@ def test_without_the_second_environment_there_is_one_line(root, tmp_path):
 def test_scripts_play_the_reference_one_statement_a_step(root):
     actions = script.ground_truth(TASK, root).actions
     codes = [parse_action(text, "code").code for text in actions]
-    assert codes[0] == "import json\n" and len(codes) == 5
+    assert codes[0] == "import json\n" and len(codes) == 6 and actions[5] == script.END
     assert codes[3] == "for note in found:\n    apis.notes.delete_note(access_token=token, note_id=note['id'])\n"
     assert codes[4] == "apis.supervisor.complete_task(answer=len(found))\n"
     assert {fault: script.sites(TASK, fault, root) for fault in script.FAULTS} == {
@@ -412,7 +412,7 @@ def test_scripts_play_the_reference_one_statement_a_step(root):
             faulty = script.with_fault(TASK, fault, 0, root, site)
             assert (faulty.fault, faulty.step) == (fault, site + 1)
             assert faulty.actions[:site] == actions[:site] and faulty.actions[site] != actions[site]
-            assert "complete_task" in faulty.actions[-1]
+            assert faulty.actions[-1] == script.END
             assert faulty == script.with_fault(TASK, fault, 0, root, site)
     with pytest.raises(ValueError, match="no fault"):
         script.sites(TASK, "typo", root)
@@ -422,7 +422,8 @@ def test_a_reference_that_returns_early_is_played_whole(root):
     folder = f"{root}/data/tasks/abc1def_1/ground_truth"
     with open(f"{folder}/compiled_solution.py", "w") as file:
         file.write("def solution(apis, requester):\n    if True:\n        return\n")
-    (text,) = script.ground_truth(TASK, root).actions
+    text, end = script.ground_truth(TASK, root).actions
+    assert end == script.END
     assert parse_action(text, "code").code.endswith("solution(apis, None)\n")
     assert not script.sites(TASK, "dropped_step", root) and script.with_fault(TASK, "dropped_step", 0, root) is None
     os.remove(f"{folder}/compiled_solution.py")

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.protocol import call_style
-from hintsd_jax.envs.tool_calls import PROBLEM_KINDS, parse_action
+from hintsd_jax.envs.tool_calls import PROBLEM_KINDS, parse_action, render_call
 from hintsd_jax.errors import UserError
 
 BLOCK = "```python\nprint(1)\n```"
@@ -57,6 +58,11 @@ def test_everything_else_is_told_and_counted_by_kind(text, kind):
     assert action.problem and "\n" not in action.problem and action.size == 0
     cut = parse_action(text, "code", cut_at=9)
     assert cut.problem_kind == "cut" and cut.problem.startswith("the action was cut at 9 tokens: ")
+
+
+def test_a_call_written_as_code_is_read_as_code():
+    text = render_call(ToolCall("look", {"at": "x'y", "n": 1}), "code")
+    assert parse_action(text, "code").code == 'look(at="x\'y", n=1)\n'
 
 
 def test_a_cut_action_with_a_whole_block_counts():

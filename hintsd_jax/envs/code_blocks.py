@@ -30,6 +30,11 @@ class NoCode(ValueError):
         self.kind = kind
 
 
+def write_block(code: str) -> str:
+    """A block that `read_block` reads, of code without a line that is a fence."""
+    return f"```python\n{code.strip()}\n```"
+
+
 def read_block(text: str) -> str:
     """The code of the one Python block in a text, without its fences.
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hintsd_jax.envs.base import Action, ToolCall
-from hintsd_jax.envs.code_blocks import CODE, NO_CODE, OPEN_BLOCK, TWO_BLOCKS, NoCode, read_block
+from hintsd_jax.envs.code_blocks import CODE, NO_CODE, OPEN_BLOCK, TWO_BLOCKS, NoCode, read_block, write_block
 from hintsd_jax.envs.other_forms import holds_call
 from hintsd_jax.texts import is_encodable
 
@@ -68,11 +68,14 @@ class _Problem(ValueError):
 
 
 def render_call(call: ToolCall, style: str = HERMES) -> str:
-    """The text of one call exactly as the chat templates of its style write it; in JSON the object alone.
+    """The text of one call exactly as the chat templates of its style write it; in JSON the object alone, in CODE a
+    block with a Python call.
 
     Raises:
       ValueError: an argument is NaN or infinite.
     """
+    if style == CODE:
+        return write_block(f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})")
     payload = json.dumps({"name": call.name, _ARGUMENTS[style][0]: call.arguments}, ensure_ascii=False, allow_nan=False)
     return f"{OPEN}\n{payload}\n{CLOSE}" if style == HERMES else payload
 

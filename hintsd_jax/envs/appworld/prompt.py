@@ -11,6 +11,7 @@ from typing import Any
 
 from hintsd_jax.envs.appworld.client import WorkerFailed
 from hintsd_jax.envs.base import Message
+from hintsd_jax.envs.code_blocks import write_block
 from hintsd_jax.texts import encodable
 
 SYSTEM = """\
@@ -87,8 +88,6 @@ All 43 stamps were counted: 6 are from Malta.
 apis.supervisor.complete_task(answer=6)
 ```"""
 
-CODE_BEGINS, CODE_ENDS = "```python\n", "\n```"
-
 
 def first_messages(started: Any) -> tuple[Message, ...]:
     """How an episode begins. started: the answer to `/initialize`.
@@ -126,4 +125,4 @@ def problem_message(problem: str) -> Message:
 
 def render_code(thought: str, code: str) -> str:
     """An action as `SYSTEM` asks for it."""
-    return f"{thought}\n{CODE_BEGINS}{code.strip()}{CODE_ENDS}"
+    return f"{thought}\n{write_block(code)}"

@@ -5,8 +5,8 @@ solution, or the reference with one fault at a known step.
 
 A reference is the body of `solution` in a task's ground truth, one statement a step, in the form that `prompt.SYSTEM`
 asks for; one that returns early is played as a whole, and has no place for a fault. After a fault all goes on as the
-reference has it; what then no longer works is an error in the output, as always. A script that never completes its task
-ends with a step that completes it.
+reference has it; what then no longer works is an error in the output, as always. Every script ends with a step that
+completes the task, should it still be open.
 
 Invariant: everything follows from the task, its ground truth, the kind of fault and the seed. Scripts know the ground
 truth: they are for measuring the loop, the scores and hindsight, never for training.
@@ -32,6 +32,7 @@ FAULTS = {
     "early_stop": "the task is completed before anything was changed",
 }
 COMPLETE = "complete_task"
+END = render_code("That is all I can do.", "apis.supervisor.complete_task()")
 FILES = ("compiled_solution.py", "solution.py")
 
 Site = int
@@ -42,8 +43,8 @@ def ground_truth(task: Mapping[str, Any], root: str) -> Script:
     """The reference's steps. Raises UserError where the root holds none."""
     statements = _statements(task, root)
     if _returns(statements):
-        return Script((render_code("I do it all at once.", f"{_source(task['id'], root)}\nsolution(apis, None)"),))
-    return Script(tuple(map(_text, statements)))
+        return Script((render_code("I do it all at once.", f"{_source(task['id'], root)}\nsolution(apis, None)"), END))
+    return Script((*map(_text, statements), END))
 
 
 def sites(task: Mapping[str, Any], fault: str, root: str) -> list[Site]:
@@ -68,9 +69,7 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, root: str, site: 
     statements = None if site is None else _faulty(_statements(task, root), fault, site, rng)
     if site is None or statements is None:
         return None
-    if not any(_calls(statement, COMPLETE) for statement in statements):
-        statements.append(_parsed("apis.supervisor.complete_task()"))
-    return Script(tuple(map(_text, statements)), fault, site + 1)
+    return Script((*map(_text, statements), END), fault, site + 1)
 
 
 def _faulty(statements: list[ast.stmt], fault: str, n: int, rng: random.Random) -> list[ast.stmt] | None:

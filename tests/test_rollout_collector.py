@@ -262,7 +262,7 @@ def test_text_without_bound_is_not_tokenised(engine, params, where, monkeypatch)
         assert first[0]["content"] == "one" and first[1]["content"].endswith(
             " more characters do not fit into a context of 200 tokens]"
         )
-        assert {e.ended for e in played.episodes} <= {"context", "max_steps"}
+        assert all(len(e.steps) > 1 for e in played.episodes)  # a flood is not the policy's: its episode goes on
 
 
 def test_the_step_limit_and_the_context_end_an_episode(engine, params):

@@ -107,11 +107,19 @@ class Rollout:
             self._failed(f"step {len(episode.steps)}", result)
             self._end(result.reason, result.detail)
             return
-        read = cut_to(result.messages, CHARS_PER_TOKEN * (context - len(episode.tokens)), context)
-        messages, tools = self._chat.announce_tools(read, result.tools)
         over = result.terminated or result.truncated or len(episode.steps) >= self._config.max_steps
-        delta = None if over else self._delta(messages, tools)
-        full = delta is not None and len(delta.ids) + (0 if delta.new_stream else len(episode.tokens)) >= context
+        left = context - len(episode.tokens)
+        room = CHARS_PER_TOKEN * left
+        while True:
+            read = cut_to(result.messages, room, context)
+            messages, tools = self._chat.announce_tools(read, result.tools)
+            delta = None if over else self._delta(messages, tools)
+            used = 0 if delta is None else len(delta.ids) + (0 if delta.new_stream else len(episode.tokens))
+            # What is cut leaves half of the room: the flood is not the policy's, whose episode goes on.
+            if read == tuple(result.messages) or used <= context - left // 2 or not room:
+                break
+            room //= 2
+        full = used >= context
         episode.append_observation(None if full else delta, messages, result.reward, tools)
         episode.reward, episode.terminated = result.reward, result.terminated
         if result.terminated:

@@ -85,7 +85,7 @@ def play(chat: ChatFormat, tasks: Sequence[Mapping], root: str, options: Mapping
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data/appworld-invented")
+    parser.add_argument("--root", default=".cache/appworld-root")
     parser.add_argument("--python", default=".cache/appworld-venv/bin/python")
     parser.add_argument("--splits", default="train,dev")
     parser.add_argument("--data_dir", default="data", help="where task sets are kept")

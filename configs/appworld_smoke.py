@@ -1,7 +1,6 @@
 """First contact with AppWorld: two updates on an invented world, with the embedded policy.
 
-Command:  make appworld && .cache/appworld-venv/bin/python -m benchmarks.appworld_root --out=data/appworld-invented
-          hintsd-jax train --config=appworld_smoke --workdir=runs/appworld_smoke
+Command:  make appworld && hintsd-jax train --config=appworld_smoke --workdir=runs/appworld_smoke
 Hardware: 2 CPU cores, 4 GB of memory.
 Expect:   a success of zero: the embedded policy writes no code. What it shows is that the same loop runs on the
           benchmark's own engine, with its own tests; `python -m benchmarks.appworld_scripted` plays the reference
@@ -18,7 +17,7 @@ def get_config():
     config.lora.rank = 0  # half a million weights: all of them are trained
 
     config.env.name = "appworld"
-    config.env.options = {"root": "data/appworld-invented", "max_observation_chars": 600}
+    config.env.options = {"root": ".cache/appworld-root", "max_observation_chars": 600}
     config.env.call_timeout_s = 180.0
     config.tasks.eval_split = "dev"
     config.tasks.test_split = "test_normal"

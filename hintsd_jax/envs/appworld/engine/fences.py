@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from . import system_calls
 
-WORK = "/work"  # the cell's own folder
+WORK = "/cell"  # the cell's own folder
 MAX_OPEN_FILES = 64
 MAX_PROCESSES = 16  # threads among them
 MAX_FILE_BYTES = 16 * 2**20
@@ -182,7 +182,7 @@ def _refused(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr if _dunder(node.attr) or node.attr in _MODULES else ""
     if isinstance(node, ast.Name):
-        outward = node.id in _NAMES or (_dunder(node.id) and node.id != "__name__")
+        outward = node.id in _NAMES or _dunder(node.id)
         return node.id if outward and isinstance(node.ctx, ast.Load) else ""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_TEXT:
         texts = [part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
@@ -191,4 +191,4 @@ def _refused(node: ast.AST) -> str:
 
 
 def _dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
+    return name.startswith("__") and name.endswith("__") and name != "__name__"

@@ -3,8 +3,8 @@
 """The world: one open AppWorld, served as JSON over HTTP on a unix socket. No model's code runs in here.
 
 `/initialize` opens it. `/execute` has the cell run code, and answers the API calls that the code makes.
-`/task_completed` says whether the agent has ended the task, `/save` writes the state for who grades, and `/close` closes
-the world. 200 carries {"output": ...}; everything else is a 500 with {"detail": ...}.
+`/task_completed` says whether the agent has ended the task. `/save` writes the state for who grades. `/close` closes the
+world. 200 carries {"output": ...}; everything else is a 500 with {"detail": ...}.
 """
 
 from __future__ import annotations

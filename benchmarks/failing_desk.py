@@ -18,13 +18,17 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.pages import RESULTS, markdown_table
 from hintsd_jax.config import build, files
 from hintsd_jax.envs.base import Action, CallTimeout, Fault, Report, Start, StepResult
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.runs.metrics import read_metrics
+
+if TYPE_CHECKING:  # they import jax: not in the environments' processes
+    from hintsd_jax.config.schema import Config
+    from hintsd_jax.evaluate import HeldOut
 
 TIMEOUT_S = 1.0
 
@@ -93,6 +97,24 @@ class FailingDesk(Desk):
         return way() or StepResult(())  # None is not allowed either
 
 
+def sound_world(config: Config, workdir: Path) -> list[HeldOut]:
+    """What the policy can do before and after, where nothing fails."""
+    from hintsd_jax.evaluate import held_out, restored_params
+    from hintsd_jax.session import Session
+
+    options = {name: value for name, value in config.env.options.items() if name != "share"}
+    session = Session.open(config.replaced({"env.name": "desk", "env.options": options, "eval.greedy": False}))
+    before = held_out(session, session.weights(session.trained), "test", 200)
+    params, _ = restored_params(session, workdir)
+    return [before, held_out(session, params, "test", 200)]
+
+
+def percent(result: HeldOut) -> str:
+    """Avg@4 with its interval over tasks."""
+    rate, low, high = (100 * result.metrics[f"test/{name}"] for name in ("avg@4", "avg_low", "avg_high"))
+    return f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.2)
@@ -122,6 +144,7 @@ def main() -> None:
         after = train(config, str(workdir))
         seconds = time.monotonic() - began
         rows = read_metrics(workdir / "metrics.jsonl")[1:]
+        sound = sound_world(config, workdir)
         result = (workdir / "result.md").read_text()
     sums: dict[str, int] = {}
     for row in rows:
@@ -142,7 +165,8 @@ def main() -> None:
         f" --share {arguments.share:g} --steps {arguments.steps} --tasks {arguments.tasks} --rollouts"
         f" {arguments.rollouts}`, {seconds:.0f} s. Each call fails with probability {arguments.share:g}, in one of"
         f" {len(WAYS)} ways: {', '.join(WAYS)}.\n\n"
-        f"Begun = played + dropped in {len(rows) - len(off)} of {len(rows)} training steps.\n\n"
+        f"In a sound world, {sound[0].metrics['test/tasks']} test tasks x 4: Avg@4 {percent(sound[0])} before and"
+        f" {percent(sound[1])} after.\n\nBegun = played + dropped in {len(rows) - len(off)} of {len(rows)} training steps.\n\n"
         + markdown_table(
             ("in training", "number"), [[name, f"{value:,}"] for name, value in sorted(sums.items())], left=(0,)
         )

@@ -57,6 +57,13 @@ def worker(workers):
     worker.kill()
 
 
+@pytest.fixture(scope="module")
+def shared(workers):
+    worker = workers.start(TASK)
+    yield worker
+    worker.kill()
+
+
 def execute(worker, code, seconds=20):
     return worker.request("/execute", {"code": code}, seconds)
 
@@ -220,6 +227,23 @@ attempt("memory", memory)
 
 
 @real
+@pytest.mark.parametrize(
+    "call",
+    [
+        "simple_note.show_note(note_id='1/../../../supervisor/profile', access_token='x')",
+        "simple_note.show_note(note_id='../../dbs', access_token='x')",
+        "simple_note.show_note(note_id='..', access_token='x')",
+        "simple_note.show_note(note_id='1?x=1', access_token='x')",
+        "simple_note.show_note(note_id='%2e%2e', access_token='x')",
+        "supervisor.show_profile(track=False)",
+        "supervisor.show_profile(_system_datetime='2030-01-01')",
+    ],
+)
+def test_no_call_leads_to_what_agents_must_not_reach(shared, call):
+    assert "Execution failed" in execute(shared, f"print(apis.{call})")
+
+
+@real
 def test_memory_and_threads_are_bounded(worker):
     came = attempts(
         worker,
@@ -367,6 +391,15 @@ def test_a_first_process_that_dies_is_started_anew(tmp_path):
 
 
 # What the user can mend
+
+
+@real
+def test_a_root_that_is_not_whole_is_said(tmp_path):
+    (tmp_path / "data" / "tasks" / "a_1").mkdir(parents=True)
+    workers = Workers(PYTHON, tmp_path)
+    with pytest.raises(UserError, match="does not start: .*specs.json.*the root is whole"):
+        workers.warm()
+    assert workers._folder is None
 
 
 def test_absent_programs_and_roots_are_said(tmp_path):

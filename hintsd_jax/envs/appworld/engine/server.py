@@ -2,24 +2,33 @@
 
 """The world: one open AppWorld, served as JSON over HTTP on a unix socket. No model's code runs in here.
 
-`/initialize` opens it. `/execute` has the cell run code, and answers the API calls that the code makes.
-`/task_completed` says whether the agent has ended the task. `/save` writes the state for who grades. `/close` closes the
-world. 200 carries {"output": ...}; everything else is a 500 with {"detail": ...}.
+`/initialize` opens it. `/execute` has the cell run code, and answers the API calls that the code makes;
+`/task_completed` says whether the agent has ended the task; `/save` writes the state for who grades; `/close` closes
+the world. 200 carries {"output": ...}; everything else is a 500 with {"detail": ...}.
+
+Invariant: the cell reaches the public APIs of the apps and nothing else of this process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from appworld.common.utils import get_name_to_apis  # pyright: ignore[reportMissingImports] - the second environment
 from appworld.environment import AppWorld  # pyright: ignore[reportMissingImports] - as above
+from appworld.requester import (  # pyright: ignore[reportMissingImports] - as above
+    METHOD_NOT_ALLOWED_MESSAGE,
+    _get_api_name_to_doc,
+    _get_app_api_name_to_argument_names,
+)
 
 from . import wire
 
+_IN_PATH = re.compile(r"[^/\\?#%\x00-\x1f]+")
 MAX_BODY = 8 * 2**20
 
 
@@ -29,6 +38,7 @@ class World:
     def __init__(self, cell: int):
         self._cell = cell
         self._world: Any = None
+        self._apis: dict[str, list[str]] = {}
         self._refused = str(wire.receive_frame(cell)["refused"])
 
     def answer(self, path: str, body: dict[str, Any]) -> Any:
@@ -77,7 +87,8 @@ class World:
         supervisor = {key: world.task.supervisor[key] for key in ("first_name", "last_name", "email", "phone_number")}
         started = world.task.datetime.isoformat()
         names = {app: list(get_name_to_apis(app, ignore_private_apis=True)) for app in world.requester.apps}
-        setup = {"apis": {app: apis for app, apis in names.items() if apis}, "datetime": started}
+        self._apis = {app: apis for app, apis in names.items() if apis}
+        setup = {"apis": self._apis, "datetime": started}
         setup |= {"timeout_seconds": timeout_seconds, "max_interactions": max_interactions}
         wire.send_frame(self._cell, setup)
         task = {"task_id": world.task.id, "instruction": world.task.instruction}
@@ -94,12 +105,31 @@ class World:
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            arguments = unpacked(message["arguments"])
-            reply = {"value": self._world.apis[message["app"]][message["api"]](**arguments)}
+            app, api, arguments = message["app"], message["api"], unpacked(message["arguments"])
+            if app not in self._apis or api not in self._apis[app]:
+                raise LookupError("no such API")
+            _check(app, api, arguments)
+            reply = {"value": self._world.apis[app][api](**arguments)}
             json.dumps(reply)
             return reply
         except Exception as error:  # the agent's mistake, told to its code
             return {"error": str(error), "kind": type(error).__name__}
+
+
+def _check(app: str, api: str, arguments: dict[str, Any]) -> None:
+    """Refuses arguments that would lead a call elsewhere: the engine puts some into the path of a request, where "../"
+    leads to another endpoint, also to those that agents must not have; others are its own switches.
+
+    Raises:
+      Exception: with the words that the engine has for a path that leads nowhere.
+    """
+    path = _get_api_name_to_doc(app, include_private_apis=True)[api]["path"]
+    for name, value in arguments.items():
+        text = str(value)
+        if f"{{{name}}}" in path and (not _IN_PATH.fullmatch(text) or not text.strip(".")):
+            raise Exception(f'Response status code is 404:\n{{"message":"{METHOD_NOT_ALLOWED_MESSAGE}"}}')
+        if name in ("client", "track", "show") and name not in _get_app_api_name_to_argument_names(app)[(app, api)]:
+            raise TypeError(f"unexpected argument {name!r}")
 
 
 def unpacked(value: Any) -> Any:

@@ -30,9 +30,21 @@ _LOOK_SECONDS = 1.0  # how often ended children are collected
 
 
 def main() -> None:
-    """Reads the setup from the control socket, gets warm, and forks until the trainer ends."""
+    """Reads the setup from the control socket, gets warm, and forks until the trainer ends; then all ends with it."""
     control = socket.socket(fileno=int(sys.argv[1]))
     setup, _ = wire.receive_packet(control)
+    cells = _Children()
+    try:
+        _run(control, setup, cells)
+    except OSError:
+        pass  # the trainer has ended before all was warm
+    finally:
+        cells.kill()
+        shutil.rmtree(setup["folder"], ignore_errors=True)
+        os._exit(0)
+
+
+def _run(control: socket.socket, setup: dict[str, Any], cells: _Children) -> None:
     fences.scrub_environment(setup["worker_root"])
     os.environ["HOME"] = setup["home"]  # what Python keeps there is removed with the folder
     os.environ["APPWORLD_CACHE"] = setup["home"]
@@ -43,14 +55,13 @@ def main() -> None:
         cell.warm()
         _probe(setup)
         worlds, pid = _start_worlds(setup, control)
-        wire.receive_packet(worlds)  # warm
-    except (Exception, wire.Closed) as error:
-        wire.send_packet(control, {"failed": f"{type(error).__name__}: {error}"[:2000]})
-        shutil.rmtree(setup["folder"], ignore_errors=True)
-        os._exit(1)
-    wire.send_packet(control, {"failed": ""})
-    cells = _Children()
-    cells.pids.add(pid)
+        cells.pids.add(pid)
+        failed = wire.receive_packet(worlds)[0]["failed"]
+    except Exception as error:
+        failed = _told(error)
+    wire.send_packet(control, {"failed": failed})
+    if failed:
+        return
 
     def handle(message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         if message["make"] == "grader":
@@ -64,10 +75,10 @@ def main() -> None:
             return {"pid": world, "cell": cells.fork(serve, [other.fileno()], group=world)}
 
     _serve(control, handle, cells)
-    worlds.close()
-    cells.kill()
-    shutil.rmtree(setup["folder"], ignore_errors=True)
-    os._exit(0)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]
 
 
 def _probe(setup: dict[str, Any]) -> None:
@@ -101,8 +112,12 @@ def _start_worlds(setup: dict[str, Any], control: socket.socket) -> tuple[socket
     mine.close()
     control.close()
     try:
-        _warm_world(setup)
-        wire.send_packet(other, {})
+        failed = ""
+        try:
+            _warm_world(setup)
+        except Exception as error:
+            failed = _told(error)
+        wire.send_packet(other, {"failed": failed})
         children = _Children()
         _serve(other, lambda message, given: {"pid": children.fork(_process_of(message, given), given)}, children)
         children.kill()

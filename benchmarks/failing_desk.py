@@ -166,7 +166,8 @@ def main() -> None:
         f" {arguments.rollouts}`, {seconds:.0f} s. Each call fails with probability {arguments.share:g}, in one of"
         f" {len(WAYS)} ways: {', '.join(WAYS)}.\n\n"
         f"In a sound world, {sound[0].metrics['test/tasks']} test tasks x 4: Avg@4 {percent(sound[0])} before and"
-        f" {percent(sound[1])} after.\n\nBegun = played + dropped in {len(rows) - len(off)} of {len(rows)} training steps.\n\n"
+        f" {percent(sound[1])} after.\n\n"
+        f"Begun = played + dropped in {len(rows) - len(off)} of {len(rows)} training steps.\n\n"
         + markdown_table(
             ("in training", "number"), [[name, f"{value:,}"] for name, value in sorted(sums.items())], left=(0,)
         )

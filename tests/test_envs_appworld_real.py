@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 OPTIONS = {"python": str(PYTHON), "root": str(ROOT), "cell_timeout_s": 1.0}
 LOOP = "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass"
+CALLS = "while True:\n    apis.supervisor.show_profile()"
 NOTHING = ("I am done.", script.END)
 
 
@@ -34,7 +35,7 @@ def test_references_succeed_and_all_else_fails_or_is_lost_and_goal_completions_a
     assert len(tasks) == 6 and len({task["scenario"] for task in tasks}) == 2
     right = {task["id"]: script.ground_truth(task, str(ROOT)).actions for task in tasks}
     faulty = script.with_fault(tasks[4], "dropped_step", 0, str(ROOT))
-    plain_loop, caught_loop = (render_code("I wait.", code) for code in ("while True: pass", LOOP))
+    plain_loop, caught_loop = (render_code("I wait.", code) for code in (CALLS, LOOP))
     second = {  # the second rollout of each task
         tasks[0]["id"]: NOTHING,
         tasks[3]["id"]: (caught_loop,),  # cannot be ended from within: its worker is killed

@@ -13,6 +13,7 @@ import builtins
 import datetime
 import os
 import random
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,8 +72,14 @@ class Cell(engine.AppWorld):
         channel = self._channel
 
         def _api_request(**arguments: Any) -> Any:
-            wire.send_frame(channel, {"app": app, "api": name, "arguments": packed(arguments)})
-            answer = wire.receive_frame(channel)
+            request = {"app": app, "api": name, "arguments": packed(arguments)}
+            # The engine's alarm waits: between a question and its answer it would leave the answer to the next one.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            try:
+                wire.send_frame(channel, request)
+                answer = wire.receive_frame(channel)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if "error" in answer:
                 raise _error(answer["kind"])(answer["error"])
             return answer["value"]

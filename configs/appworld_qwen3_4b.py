@@ -4,8 +4,8 @@ Command:  make appworld, get the data (docs/appworld.md), then
           hintsd-jax train --config=appworld_qwen3_4b --workdir=runs/appworld_qwen3_4b
           --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
 Hardware: one accelerator of 80 GB, or a v5e-8 and larger; about 1 GB of memory for each of rollout.slots beside it.
-Expect:   not run yet: neither weights nor data were at hand. The paper reports on test_normal Avg@4 from 6.0 % to 18.5 %
-          and Best@4 from 13.9 % to 31.1 %; its wording of the agent's prompt is not ours.
+Expect:   not run yet: neither weights nor data were at hand. The paper reports on test_normal Avg@4 from 6.0 % to
+          18.5 % and Best@4 from 13.9 % to 31.1 %; its wording of the agent's prompt is not ours.
 
 Train is trained on, dev evaluated meanwhile, and test_normal before and after; for the other test set
 --config.tasks.test_split=test_challenge --config.eval.test_tasks=417. Settings that are no defaults of

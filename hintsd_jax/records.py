@@ -155,7 +155,7 @@ def result_tables(
     """The last table for a terminal and in Markdown: held-out success before and after, and what it took. Where the
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
-    spent: `seconds`, `tokens` (sampled in training), `episodes` (begun) and `lost_episodes` (by environments' failures),
+    spent: `seconds`, `tokens` (sampled in training), `episodes` (begun), `lost_episodes` (by environments' failures),
     `empty_updates` (nothing to train on) and `skipped_updates` (a number was not finite).
     """
     config, algorithm = session.config, session.algorithm

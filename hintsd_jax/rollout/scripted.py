@@ -11,7 +11,11 @@ engine would cut them (a longer action than the job or the engine allows, a full
 0: a script is certain.
 """
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hintsd_jax.errors import UserError
@@ -35,16 +39,23 @@ class ScriptedEngine:
         self._chat, self._script, self.config = chat, script, config
 
     def run(self, params: Any, jobs: Iterable[Job]) -> SamplingStats:
-        """Plays all jobs to their end, one after the other; `params` are not used. Of the `SamplingStats` only
-        `sampled_tokens` is counted.
+        """Plays all jobs to their end, as many at once as there are slots; `params` are not used. Of the
+        `SamplingStats` only `sampled_tokens` is counted.
 
         Raises:
           UserError: a prompt leaves no room for a single token.
           ValueError: a script ends before its job does.
         """
-        stats = SamplingStats()
-        for job in jobs:
-            self._play(job, stats)
+        stats, queue = SamplingStats(), deque(jobs)
+        slots: list[_Play | None] = [None] * self.config.slots
+        while queue or any(slots):
+            for index, play in enumerate(slots):
+                if play is None and queue:
+                    new = slots[index] = _Play(queue.popleft())
+                    new.begin(index)  # all slots first: what the jobs wait for runs side by side
+            for index, play in enumerate(slots):
+                if play is not None and not self._go_on(play, stats):
+                    slots[index] = None
         return stats
 
     programs = 0
@@ -52,27 +63,49 @@ class ScriptedEngine:
     def compile(self, params: Any, tick: Callable[[], object] = lambda: None) -> None:
         """There is nothing to compile."""
 
-    def _play(self, job: Job, stats: SamplingStats) -> None:
-        context, prompt = min(job.context, self.config.context), job.begin(0)
-        if prompt is None:
-            first = job.collect()
-            if first is None:
-                return  # over before it began
-            prompt = first.tokens if isinstance(first, Rewrite) else first
-        texts, length = iter(self._script(job)), len(prompt)
-        while True:
-            if not 1 <= length < context:
-                raise UserError(
-                    f"a context of {length} tokens leaves no room in one of {context}: raise it, or shorten the prompt"
-                )
-            text = next(texts, None)
-            if text is None:
-                raise ValueError("a script ended before its job")
-            limit = min(job.sampling.max_tokens, self.config.max_tokens, context - length)
-            ids = list(self._chat.encode(text)[:limit])
-            job.submit(ids, [0.0] * len(ids), ids[-1] in self._chat.stop_ids)
-            stats.sampled_tokens += len(ids)
-            answer = job.collect()
-            if answer is None:
-                return
-            length = len(answer.tokens) if isinstance(answer, Rewrite) else length + len(ids) + len(answer)
+    def _go_on(self, play: _Play, stats: SamplingStats) -> bool:
+        """Takes what a job has answered and gives it its next action; whether it goes on."""
+        if not play.collect():
+            return False
+        job, context = play.job, min(play.job.context, self.config.context)
+        if not 1 <= play.length < context:
+            raise UserError(
+                f"a context of {play.length} tokens leaves no room in one of {context}: raise it, or shorten the prompt"
+            )
+        if play.texts is None:
+            play.texts = iter(self._script(job))
+        text = next(play.texts, None)
+        if text is None:
+            raise ValueError("a script ended before its job")
+        limit = min(job.sampling.max_tokens, self.config.max_tokens, context - play.length)
+        ids = list(self._chat.encode(text)[:limit])
+        job.submit(ids, [0.0] * len(ids), ids[-1] in self._chat.stop_ids)
+        stats.sampled_tokens += len(ids)
+        play.length += len(ids)
+        play.waits = True
+        return True
+
+
+@dataclasses.dataclass
+class _Play:
+    """A job in its slot. texts: its script, once it is under way. length: of its context, in tokens. waits: for what
+    the job answers.
+    """
+
+    job: Job
+    texts: Iterator[str] | None = None
+    length: int = 0
+    waits: bool = True
+
+    def begin(self, slot: int) -> None:
+        prompt = self.job.begin(slot)
+        if prompt is not None:
+            self.length, self.waits = len(prompt), False
+
+    def collect(self) -> bool:
+        """Whether the job goes on."""
+        answer = self.job.collect() if self.waits else ()
+        if answer is None:
+            return False
+        self.length = len(answer.tokens) if isinstance(answer, Rewrite) else self.length + len(answer)
+        return True

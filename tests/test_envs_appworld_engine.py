@@ -194,7 +194,10 @@ def test_no_file_outside_is_read_or_written(worker):
     came = attempts(worker, code)
     assert secret.exists()
     for place in (*places, "answer"):
-        assert came[place].startswith("failed: FileNotFoundError"), place
+        if place.startswith("/") and HERE.is_relative_to(place):  # on the way to Python, of which nothing else is shown
+            assert came[place] == f"did: {[HERE.relative_to(place).parts[0]]}", place
+        else:
+            assert came[place].startswith("failed: FileNotFoundError"), place
     assert came["write"].startswith("failed: OSError [Errno 30]") and "No space left" in came["big"]
     assert came["place"] == "did: /cell" and "SECRET" not in came["variables"]
 

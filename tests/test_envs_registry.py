@@ -52,7 +52,7 @@ def test_a_path_and_a_registered_name_give_the_class():
     ("name", "message"),
     [
         ("dsk", "did you mean 'desk'"),
-        ("zzzz", "choose one of bfcl, desk"),
+        ("zzzz", "choose one of appworld, bfcl, desk"),
         ("no_such_module_at_all:X", "cannot import 'no_such_module_at_all'"),
         ("an_environment_module:Missing", "has no 'Missing'"),
         ("an_environment_module:number", "is int, not a class"),

@@ -24,7 +24,8 @@ def help_text(modes: Mapping[str, str], flags: Mapping[str, str]) -> str:
     lines = ["usage: hintsd-jax MODE --config=NAME_OR_FILE --workdir=FOLDER [--config.KEY=VALUE ...]", "", "modes:"]
     lines += [_entry(name, meaning) for name, meaning in modes.items()]
     lines += ["", "flags:", *(_entry(f"--{name}", meaning) for name, meaning in flags.items())]
-    lines += ["", f"shipped configs: {', '.join(files.shipped())}", "", "keys, each a flag --config.KEY=VALUE:"]
+    configs = textwrap.fill(f"shipped configs: {', '.join(files.shipped())}", 110, subsequent_indent="  ")
+    lines += ["", configs, "", "keys, each a flag --config.KEY=VALUE:"]
     for section, about in sections().items():
         lines += ["", f"{section or 'run'}: {about}"]
         for setting in settings().values():

@@ -50,7 +50,7 @@ def check(config: Config) -> bool:
     print(*session.chat_notes, sep="\n", end="\n" * bool(session.chat_notes))
     played = session.play(session.weights(session.trained), chosen, settings.rollouts, step=0)
     for episode in (*played.episodes, *played.lost):
-        print(*_lines(episode, session, _task(chosen, episode)), sep="\n")
+        print(*_lines(episode, session, chosen[episode.group]), sep="\n")
     problems = list(_problems(played, chosen))
     print(*problems, sep="\n", end="\n" * bool(problems))
     print(f"{len(played.episodes)} of {played.begun} episodes were played; {_verdict(problems)}")
@@ -64,14 +64,10 @@ def _verdict(problems: Sequence[str]) -> str:
 def _script(path: str) -> list[str]:
     """The actions in a text file, one after the other, with a line of --- between two."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"check.script = {path}: cannot be read ({error}): give a text file") from error
     return [action.removesuffix("\n") for action in _BETWEEN.split(text)]
-
-
-def _task(tasks: Sequence[Mapping], episode: Episode) -> Mapping:
-    return tasks[episode.group]
 
 
 def _lines(episode: Episode, session: Session, task: Mapping) -> Iterator[str]:

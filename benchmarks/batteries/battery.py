@@ -193,7 +193,9 @@ def is_bad(outcome: Outcome) -> bool:
 
 def _line(text: str) -> str:
     """A text as a cell shows it: without the run's own folders, one line, not too long."""
-    text = " ".join(text.replace(tempfile.gettempdir(), "<tmp>").replace(os.getcwd(), ".").split())
+    for folder, name in {tempfile.gettempdir(): "<tmp>", os.getcwd(): ".", os.path.expanduser("~"): "~"}.items():
+        text = text.replace(folder, name)
+    text = " ".join(text.split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

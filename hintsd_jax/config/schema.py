@@ -457,7 +457,9 @@ class CheckSection(Section):
 
     tasks: int = key(1, "tasks of the training split, the first ones", "[1, 1024]")
     rollouts: int = key(2, "episodes of each; two show whether a task begins alike each time", "[1, 1024]")
-    script: str = key("", "text file with the actions to play, a line of --- between two; empty: the policy plays")
+    script: str = key(
+        "", "text file with the actions to play, a line of --- between two; empty: the policy plays", path=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

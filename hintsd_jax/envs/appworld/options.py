@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hintsd_jax.envs.options import read
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import did_you_mean
 
 FRACTION, SPARSE = "fraction", "sparse"
 
@@ -44,16 +44,9 @@ class Options:
         """The options of a config.
 
         Raises:
-          UserError: an unknown option (with the nearest name), one of another type, or out of range.
+          UserError: as `envs.options.read`; or one out of range.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for name, value in options.items():
-            if name not in fields:
-                raise UserError(f"appworld has no option {name!r}; {did_you_mean(name, fields)}")
-            kind = type(fields[name].default)
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise UserError(f"appworld: env.options.{name} is {value!r}: give a value of type {kind.__name__}")
-        parsed = cls(**options)
+        parsed = read(cls, "appworld", options)
         if parsed.reward not in (FRACTION, SPARSE):
             raise UserError(f"appworld has no reward {parsed.reward!r}; known: {FRACTION}, {SPARSE}")
         if parsed.max_observation_chars < 1 or parsed.memory_mib < 64 or not 0 < parsed.cell_timeout_s < 1e6:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.bfcl.actions import FORMATS
+from hintsd_jax.envs.options import read
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import did_you_mean
 
 TELL, END_TURN = "tell", "end_turn"
 
@@ -44,13 +44,9 @@ class Options:
         """The options of a config.
 
         Raises:
-          UserError: an unknown option (with the nearest name), an unknown format, or a size out of range.
+          UserError: as `envs.options.read`; an unknown format, or a size out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise UserError(f"bfcl has no option {name!r}; {did_you_mean(name, known)}")
-        parsed = cls(**options)
+        parsed = read(cls, "bfcl", options)
         if parsed.format not in FORMATS:
             raise UserError(f"bfcl has no format {parsed.format!r}; known: {', '.join(FORMATS)}")
         if parsed.unreadable_calls not in (TELL, END_TURN):

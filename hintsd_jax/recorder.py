@@ -44,6 +44,7 @@ from hintsd_jax.training.state import TrainState
 # A run may continue on other devices, with other alarms, with other walls around its environments, and with another
 # server of the same model: what stops a run for want of one of these says which to change.
 MAY_DIFFER = ("mesh.", "alarms.", "optim.max_nonfinite", "env.isolation", "env.memory_gib", "env.call_timeout_s")
+MAY_DIFFER += ("env.resets_ahead",)
 MAY_DIFFER += tuple(f"endpoint.{field.name}" for field in dataclasses.fields(EndpointSection) if field.name != "model")
 
 _MEND_NUMBERS = (

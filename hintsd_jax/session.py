@@ -213,6 +213,7 @@ class Session:
             seed=self.config.seed,
             step=step,
             call_timeout_s=env.call_timeout_s,
+            resets_ahead=env.resets_ahead,
             journal=journal,
             phase="greedy" if greedy else "sampled",
             tick=self.watch.tick,

@@ -225,6 +225,66 @@ def test_misuse_by_the_host_raises():
         EnvPool(ThreadHost(FakeEnv), size=0, limit_seconds=1.0)
 
 
+class Counted(FakeEnv):
+    """Knows how many of its kind are open, and which tasks were reset, in order."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def reset(self, task):
+        self.log.append(("reset", task["id"]))
+        if task.get("waits"):
+            task["waits"][0].wait()
+        if task.get("fails"):
+            raise ValueError(task["id"])
+        return Start(({"role": "user", "content": task["id"]},))
+
+    def close(self):
+        super().close()
+        self.log.append("close")
+
+
+def test_resets_run_ahead_of_need_and_no_more_than_that():
+    log, tasks = [], [{"id": f"t{n}", "fails": n == 3} for n in range(7)]
+    with EnvPool(ThreadHost(lambda: Counted(log)), 2, 20.0, ahead=2) as pool:
+        for n, task in enumerate(tasks):
+            pool.announce(task, ("e", n))
+        assert not log, "nothing begins before a slot asks"
+        calls = {n: pool.reset(n, tasks[n], ("e", n)) for n in range(2)}
+        for n in range(2, 7):
+            until = time.monotonic() + 5
+            while ("reset", f"t{min(n + 1, 6)}") not in log:
+                assert time.monotonic() < until, "it begins before its slot is free"
+                time.sleep(0.01)
+            assert sum(1 if name != "close" else -1 for name in log) <= 4, "two slots, and two ahead of them"
+            calls[n - 2].result()
+            calls[n] = pool.reset(n % 2, tasks[n], ("e", n))
+        results = [calls[n].result() for n in range(7)]
+    for n, result in enumerate(results):
+        assert result.reason == ENV_ERROR if n == 3 else result.messages[0]["content"] == f"t{n}"
+    assert sorted(each[1] for each in log if each != "close") == [task["id"] for task in tasks]
+    assert log.count("close") == 7
+    assert_no_threads_left()
+
+
+def test_what_was_reset_ahead_is_closed_when_nobody_comes_for_it():
+    """Also one that is still in its reset then, as is one in a slot: nobody waits, and each is closed in the end."""
+    log, gate = [], [threading.Event()]
+    with EnvPool(ThreadHost(lambda: Counted(log)), 1, 20.0, ahead=2) as pool:
+        tasks = [{"id": "a"}, {"id": "b"}, {"id": "c", "waits": gate}]
+        for task in tasks:
+            pool.announce(task, (task["id"],))
+        pool.reset(0, tasks[0], ("a",)).result()
+        while len(log) < 3:
+            time.sleep(0.01)
+        start = time.monotonic()
+        assert pool.close() == [] and time.monotonic() - start < 10
+        gate[0].set()
+        assert_no_threads_left()
+    assert log.count("close") == 3
+
+
 def test_a_hung_environment_does_not_keep_the_interpreter():
     program = """
         import threading

@@ -125,6 +125,12 @@ class EnvSection(Section):
         choices=("auto", "thread", "process"),
     )
     memory_gib: float = key(4.0, "GiB of memory that the process of one environment may take", "[0.03125, 1048576]")
+    resets_ahead: int = key(
+        2,
+        "episodes whose environment is reset before a slot of the engine is free for them; so many more than"
+        " rollout.slots exist at most",
+        "[0, 4096]",
+    )
     record_texts: bool = key(
         False,
         "episodes/ holds the texts of benchmarks whose licence does not let them be passed on (AppWorld), too; else"

@@ -199,7 +199,7 @@ class NewRollout(Rollout):
         self._reset: Call[Start] | None = None
 
     def begin(self, slot: int) -> None:
-        """Starts the reset; see `sampling.Job`."""
+        """Starts the reset, unless it has been started ahead; see `sampling.Job`."""
         self._worker = slot
         self._reset = self._pool.reset(slot, self._task, self._journal_key)
 
@@ -258,6 +258,7 @@ def run_episodes(
     seed: int,
     step: int,
     call_timeout_s: float,
+    resets_ahead: int = 0,
     journal: CallJournal | None = None,
     phase: str = "",
     tick: Callable[[], object] = lambda: None,
@@ -267,23 +268,26 @@ def run_episodes(
 
     Args:
       params: the weights that `engine` samples with.
-      host: makes the environments; at most as many at once as the engine has slots.
+      host: makes the environments; at most as many at once as the engine has slots, and `resets_ahead` more.
       seed, step: of the run and of the training step; with task id, its occurrence and the rollout index they give an
         episode's key.
       call_timeout_s: seconds that a call of an environment may take.
+      resets_ahead: episodes whose environment is reset before a slot is free for them.
       journal: keeps the calls that timed out or died, under `(phase, task id, number of the episode, call)`. One
         journal must not see a phase twice.
       tick: called whenever an episode is over. failed: called with calls of environments that failed, as soon as that
         is known.
     """
     jobs: list[NewRollout] = []
-    with EnvPool(host, engine.config.slots, call_timeout_s, journal) as pool:
+    with EnvPool(host, engine.config.slots, call_timeout_s, journal, resets_ahead) as pool:
         stage = _Stage(pool, chat, config, tick, failed)
         for group, (name, occurrence) in enumerate(_occurrences([task["id"] for task in tasks])):
             for rollout in range(rollouts):
                 episode = Episode(name, rollout, (), group=group, occurrence=occurrence)
                 key = job_key(seed, step, name, rollout, occurrence)
-                jobs.append(NewRollout(tasks[group], episode, (phase, name, len(jobs)), stage, key))
+                called = (phase, name, len(jobs))
+                pool.announce(tasks[group], called)
+                jobs.append(NewRollout(tasks[group], episode, called, stage, key))
         stats = engine.run(params, jobs)
         closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
     if closing:

@@ -59,6 +59,12 @@ class Worker(Protocol):
         """
         ...
 
+    def give_up(self, closing: Call) -> None:
+        """Makes this call, a "close", once the one that is running is over, unless that fails: nobody asks for either
+        result, and no other call follows.
+        """
+        ...
+
     @property
     def usable(self) -> bool:
         """False once a call has failed."""
@@ -123,6 +129,10 @@ class EnvWorker:
         else:
             call.settle(CallFailure(ENV_ERROR, f"{call.method} after the environment had failed"))
         return call
+
+    def give_up(self, closing: Call) -> None:
+        """See `Worker`."""
+        self._calls.put((closing, None))
 
     def _serve(self) -> None:
         opened = False

@@ -9,6 +9,9 @@ checked by `envs.protocol`, or a `CallFailure`.
 Invariants: no environment can end or hang the run (see `rollout.env_host`). An episode has an environment of its own,
 made at its "reset" once the slot's last one is closed, so that nothing of one episode is left for another.
 
+Resets run ahead of need: of the episodes that are announced, the next few are reset before a slot is free for them, so
+that an episode finds its world open. What an episode is does not depend on it: a reset reads the task alone.
+
 A time-out and the death of a process are the results that depend on the clock and the machine. With a journal they are
 written down before anybody sees them; where one is there already, because a run that was killed does a step again, the
 call fails at once and the environment is not called.
@@ -16,6 +19,7 @@ call fails at once and the environment is not called.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -46,19 +50,31 @@ class EnvPool:
     `journal` keeps time-outs and deaths under `(*key, call)`, where `key` is that of the slot's last "reset", and the
     call is "reset", "step 1", "step 2", ..., "report" or "close": the keys must tell the episodes apart.
 
+    `ahead` episodes of those announced have an environment before they have a slot: `size + ahead` exist at most.
+
     Call `close()` at the end, or use the pool in a `with` statement; the host is its owner's to close.
 
-    Raises ValueError for a size below 1 or a limit that is not positive.
+    Raises ValueError for a size below 1, a limit that is not positive, or less than none ahead.
     """
 
-    def __init__(self, host: Host, size: int, limit_seconds: float, journal: CallJournal | None = None):
-        if size < 1 or not limit_seconds > 0:
-            raise ValueError(f"a pool of {size} environments with a limit of {limit_seconds} s")
+    def __init__(self, host: Host, size: int, limit_seconds: float, journal: CallJournal | None = None, ahead: int = 0):
+        if size < 1 or not limit_seconds > 0 or ahead < 0:
+            raise ValueError(f"a pool of {size} environments, {ahead} ahead, with a limit of {limit_seconds} s")
         self._host, self._limit, self._journal = host, float(limit_seconds), journal
         self._workers: list[Worker | None] = [None] * size
         self._keys: list[Key] = [()] * size
         self._steps = [0] * size
         self._closings: list[Call] = []  # of environments whose episode is over
+        self._most_ahead = ahead
+        self._announced: deque[tuple[Mapping[str, Any], Key]] = deque()
+        self._ahead: dict[Key, tuple[Worker, Call[Start]]] = {}  # reset, or in their reset, without a slot
+
+    def announce(self, task: Mapping[str, Any], key: Key) -> None:
+        """Says of an episode that it will be reset, in the order of the calls, with a key that no other has. Nothing
+        begins here: the first `reset` looks ahead.
+        """
+        if self._most_ahead:
+            self._announced.append((task, key))
 
     def reset(self, slot: int, task: Mapping[str, Any], key: Key = ()) -> Call[Start]:
         """Begins an episode on a slot, in an environment of its own. `key` is the episode's, for the journal.
@@ -74,10 +90,13 @@ class EnvPool:
         if before is not None and before.usable:
             closing = before.submit(self._call(self._keys[slot], "close", "close"))
             self._closings.append(closing)
-        begin_close = lambda call: self._begin_close(key)
-        worker = self._workers[slot] = self._host.worker(begin_close, name=f"env-{slot}")
-        self._keys[slot], self._steps[slot] = key, 0
-        return worker.submit(self._call(key, "reset", "reset", task), closing)
+        worker, call = self._ahead.pop(key, None) or self._begin(task, key, f"env-{slot}", closing)
+        self._workers[slot], self._keys[slot], self._steps[slot] = worker, key, 0
+        while self._announced and len(self._ahead) < self._most_ahead:
+            coming, its_key = self._announced.popleft()
+            if its_key != key:
+                self._ahead[its_key] = self._begin(coming, its_key, "env-ahead", closing)
+        return call
 
     def step(self, slot: int, action: Action) -> Call[StepResult]:
         """Applies an action on a slot.
@@ -95,20 +114,29 @@ class EnvPool:
         return worker.submit(self._call(self._keys[slot], "report", "report", steps=self._steps[slot]))
 
     def close(self) -> list[CallFailure]:
-        """Closes, all at once, every environment that has not failed and is not in a call.
+        """Closes, all at once, every environment that has not failed. One that is in a call is closed when that is
+        over; nobody waits for it.
 
         Returns what failed in closing, that of earlier episodes too, to be counted. Blocks for one limit at most; the
         pool may be used again afterwards.
         """
-        workers = [
-            (slot, worker)
-            for slot, worker in enumerate(self._workers)
-            if worker is not None and worker.usable and not worker.busy
-        ]
+        workers = [(key, worker) for key, worker in zip(self._keys, self._workers, strict=True) if worker is not None]
+        workers += [(key, worker) for key, (worker, _) in self._ahead.items()]
         self._workers = [None] * len(self._workers)
+        self._announced.clear()
+        self._ahead = {}
         calls, self._closings = self._closings, []
-        calls += [worker.submit(self._call(self._keys[slot], "close", "close")) for slot, worker in workers]
+        for key, worker in workers:
+            if worker.busy:
+                worker.give_up(self._call(key, "close", "close"))
+            elif worker.usable:
+                calls.append(worker.submit(self._call(key, "close", "close")))
         return [result for result in [call.result() for call in calls] if isinstance(result, CallFailure)]
+
+    def _begin(self, task: Mapping[str, Any], key: Key, name: str, after: Call | None) -> tuple[Worker, Call[Start]]:
+        """A new environment in its reset, which waits until `after` is over."""
+        worker = self._host.worker(lambda call: self._begin_close(key), name)
+        return worker, worker.submit(self._call(key, "reset", "reset", task), after)
 
     def _begin_close(self, key: Key) -> Call:
         call = self._call(key, "close", "close")

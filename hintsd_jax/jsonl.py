@@ -3,19 +3,18 @@
 """JSON files of a run: a path flows in, one value, or the values of its lines as a run appends them, flow out.
 
 Invariant: a last line without a newline was torn by a kill and is no line; whatever else is broken is a UserError that
-names file and line. Lines are read one at a time, so a file may be larger than memory.
+names file and line. Lines are read one at a time, so a file on a disk may be larger than memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, TypeVar
 
 from hintsd_jax.errors import UserError, reason
+from hintsd_jax.storage import AnyPath, located, open_file
 
 T = TypeVar("T")
 
@@ -35,33 +34,13 @@ def json_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def open_file(path: Path) -> IO[bytes] | None:
-    """A file, to be read; None where there is none.
-
-    Raises:
-      UserError: it cannot be read, or is a folder, a pipe (which would wait for ever) or a link to nothing.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise UserError(f"{path} is a link to nothing: mend or remove it") from error
-        return None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)})") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is no file: move it away")
-    return os.fdopen(descriptor, "rb")
-
-
 def read_object(path: str | os.PathLike, what: str = "a JSON object") -> dict[str, Any] | None:
     """A file that holds one JSON object; None where there is no file.
 
     Raises:
       UserError: it cannot be read, or holds something else.
     """
-    path = Path(path)
+    path = located(path)
     file = open_file(path)
     if file is None:
         return None
@@ -72,7 +51,7 @@ def read_object(path: str | os.PathLike, what: str = "a JSON object") -> dict[st
             raise UserError(f"{path} is not {what} ({reason(error)}): mend or remove it") from error
 
 
-def _bytes(file: IO[bytes], path: Path) -> bytes:
+def _bytes(file: IO[bytes], path: AnyPath) -> bytes:
     try:
         return file.read()
     except OSError as error:
@@ -91,9 +70,9 @@ def read_jsonl(
         where the value is not `what`.
 
     Raises:
-      UserError: as `open_file`, or a line other than a torn last one is not `what`.
+      UserError: as `storage.open_file`, or a line other than a torn last one is not `what`.
     """
-    path = Path(path)
+    path = located(path)
     file = open_file(path)
     if file is None:
         return

@@ -13,7 +13,8 @@ import pytest
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs import nonfinite
-from hintsd_jax.runs.workdir import Workdir, atomic_writer
+from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.storage import whole_text
 
 
 def a_config(**changes):
@@ -173,7 +174,7 @@ def test_episodes_and_texts(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path: Path = tmp_path / "a.jsonl"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_writer(path) as file:
+    with pytest.raises(RuntimeError), whole_text(path) as file:
         file.write("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]

@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
-from hintsd_jax.errors import writing
 from hintsd_jax.jsonl import read_jsonl
+from hintsd_jax.storage import Appended, located
 
 Key = tuple[str | int, ...]
 
@@ -38,14 +37,15 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = located(path)
         self._lock = threading.Lock()
         self._answers: dict[Key, Any] = {}
-        self._bytes = 0  # of whole lines
+        whole = 0  # bytes of whole lines
         for line in read_jsonl(self.path, "an answer written by this program", _answer):
             key, value = line.value
             self._answers[key] = value
-            self._bytes = line.end
+            whole = line.end
+        self._file = Appended(self.path, keep=whole)
 
     def get(self, *key: str | int, default: Any = None) -> Any:
         """The JSON value under `key`, written by this process or an earlier one."""
@@ -63,16 +63,7 @@ class Journal:
         with self._lock:
             if key in self._answers:
                 raise ValueError(f"{self.path} has an answer for {key} already")
-            with writing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "ab") as file:
-                    file.truncate(self._bytes)
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if not self._bytes:
-                    _sync_folder(self.path.parent)
-            self._bytes += len(line)
+            self._file.write(line)
             self._answers[key] = json.loads(line)["value"]  # as a resumed run will read it: tuples are lists
 
 
@@ -80,13 +71,3 @@ def _answer(entry: Any) -> tuple[Key, Any]:
     key = tuple(entry["key"])
     hash(key)  # TypeError where a part of it is a list
     return key, entry["value"]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts the names of a new file and of its folder on disk."""
-    for path in (folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

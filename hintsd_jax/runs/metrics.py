@@ -19,15 +19,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from hintsd_jax.errors import UserError, writing
+from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import json_object, read_jsonl
 from hintsd_jax.runs.event_file import EventFile
-from hintsd_jax.runs.workdir import atomic_writer
+from hintsd_jax.storage import Appended, located, whole_file
 
 NONFINITE = "metrics/nonfinite"
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -48,20 +47,19 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
-        path = Path(directory) / "metrics.jsonl"
+        folder = located(directory)
+        path = folder / "metrics.jsonl"
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         steps = [row["step"] for row in kept]
         if any(later <= step for step, later in itertools.pairwise(steps)):
             raise UserError(f"{path} holds the steps {steps[:20]}, which do not grow: mend or remove it")
         self.lacking = sorted(set(range(-1 if resume_step is None else resume_step + 1)) - set(steps))
-        with atomic_writer(path) as file:
-            file.writelines(_line(row) for row in kept)
-        self._path = path
-        with writing(path):
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        with whole_file(path) as file:
+            file.writelines(map(_line, kept))
+        self._file = Appended(path)
         # purge_step hides the events of the steps that are repeated.
         purge_step = None if resume_step is None else resume_step + 1
-        self._board = EventFile(Path(directory) / "tensorboard", purge_step)
+        self._board = EventFile(folder / "tensorboard", purge_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, int | float | None]:
         """Writes one row: `step` first, then the keys in sorted order, floats as their shortest exact representation.
@@ -85,15 +83,11 @@ class MetricsWriter:
         if bad:
             row[NONFINITE] = len(bad)
         row = {"step": int(step), **{key: row[key] for key in sorted(row)}}
-        with writing(self._path):
-            self._file.write(_line(row))
-            self._file.flush()
-            os.fsync(self._file.fileno())  # a checkpoint must never outlive its row
+        self._file.write(_line(row))  # on disk when this returns: a checkpoint must never outlive its row
         self._board.write(step, {key: value for key, value in row.items() if value is not None and key != "step"})
         return row
 
     def close(self) -> None:
-        self._file.close()
         self._board.close()
 
 
@@ -168,8 +162,8 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def _number(key: str, value: Any) -> int | float:

@@ -11,27 +11,25 @@ Invariant: at most `MOST` files a run, those of its first such steps; a resumed 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hintsd_jax.errors import writing
+from hintsd_jax.storage import AnyPath, entries, remove, whole_file
 
 MOST = 8
 _FILE = re.compile(r"step_(\d+)\.npz")
 
 
 def keep(
-    workdir: Path,
+    workdir: AnyPath,
     step: int,
     batches: Sequence[Any],
     tokens: Sequence[Mapping[str, np.ndarray]],
     metrics: Mapping[str, Any],
-) -> Path | None:
+) -> AnyPath | None:
     """Writes `nonfinite/step_<step>.npz`, whole or not at all; None where `MOST` files are there already.
 
     batches: named tuples of arrays, of which those with a number that is not finite are kept, in themselves or in what
@@ -49,28 +47,20 @@ def keep(
         named = batch._asdict() | {f"tokens/{name}": array for name, array in said.items()}
         arrays |= {f"batch_{number}/{name}": np.asarray(array) for name, array in named.items()}
     path = folder / f"step_{step:06d}.npz"
-    partial = folder / f".{path.name}.partial"
-    with writing(path):
-        folder.mkdir(exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
     return path
 
 
-def discard_after(workdir: Path, step: int) -> None:
+def discard_after(workdir: AnyPath, step: int) -> None:
     """Removes the files of steps later than `step`: a resumed run repeats them."""
     for number, path in _files(workdir / "nonfinite").items():
         if number > step:
-            with writing(path):
-                path.unlink()
+            remove(path)
 
 
-def _files(folder: Path) -> dict[int, Path]:
-    matches = {path: _FILE.fullmatch(path.name) for path in folder.glob("step_*.npz")}
+def _files(folder: AnyPath) -> dict[int, AnyPath]:
+    matches = {path: _FILE.fullmatch(path.name) for path in entries(folder)}
     return {int(match[1]): path for path, match in matches.items() if match}
 
 

@@ -6,12 +6,12 @@ and a file of the workdir are told.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
-from hintsd_jax.errors import writing
 from hintsd_jax.runs.progress import Progress
+from hintsd_jax.storage import AnyPath, Appended
 
 FAILURES = "environment_failures.txt"
 MOST_BYTES = 1_000_000  # of that file; the first ones say most
@@ -42,7 +42,7 @@ class Watch:
       workdir: where failures are written down.
     """
 
-    def __init__(self, progress: Progress, workdir: Path):
+    def __init__(self, progress: Progress, workdir: AnyPath):
         self._progress, self._path, self._seen = progress, workdir / FAILURES, False
 
     def began(self, what: str, total: int) -> None:
@@ -60,11 +60,13 @@ class Watch:
         """
         if not failures:
             return
-        with writing(self._path), open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            for failure in failures:
-                if file.tell() >= MOST_BYTES:
-                    break
-                file.write(f"{_headline(failure)}\n{_indented(failure)}\n")
+        file = Appended(self._path)
+        texts = [
+            f"{_headline(failure)}\n{_indented(failure)}\n".encode(errors="backslashreplace") for failure in failures
+        ]
+        sizes = itertools.accumulate(map(len, texts), initial=file.size)
+        if fitting := [text for text, before in zip(texts, sizes, strict=False) if before < MOST_BYTES]:
+            file.write(b"".join(fitting))
         if not self._seen:
             self._seen = True
             more = f"all of them stand in {self._path}"

@@ -2,54 +2,34 @@
 
 """The folder of one run: a config flows in, a locked folder with `config.json`, `checkpoints/`, `episodes/` flows out.
 
-Invariants: one folder belongs to one config and one running process; every file appears whole or not at all (written
-beside its place, then renamed), so a kill at any moment leaves nothing half-written.
+Invariants: one folder belongs to one config and one running process; every file appears whole or not at all, so a kill
+at any moment leaves nothing half-written. The folder lies on a disk or in a store, see `storage`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any, TypeGuard
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
 import hintsd_jax
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
-from hintsd_jax.errors import UserError, reason, writing
+from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import read_object
+from hintsd_jax.runs import lock as locks
 from hintsd_jax.runs import nonfinite
 from hintsd_jax.runs.journal import Journal
+from hintsd_jax.storage import AnyPath, absolute, entries, make_folder, remove, whole_text
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-_OTHER = "give another --workdir"
 _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
-
-
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears at `path` whole when the block ends, and not at all when it raises.
-
-    Raises UserError where the disk refuses it.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        partial.unlink(missing_ok=True)  # of a killed process, or a pipe, which would wait for ever
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, Any]:
@@ -70,7 +50,7 @@ def versions() -> dict[str, Any]:
 class Workdir:
     """An open, locked workdir, the folder `path`. Use `Workdir.open(...)`, as a context manager or with `close()`."""
 
-    def __init__(self, path: Path, lock: IO[str]):
+    def __init__(self, path: AnyPath, lock: locks.Lock):
         self.path = path
         self._lock = lock
 
@@ -89,7 +69,7 @@ class Workdir:
         a run that continues under another jax need not be bit-equal.
 
         Args:
-          path: the folder; its parents are created too.
+          path: the folder, its parents are created too; or an address of a store.
           config: the config of this run.
           may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`),
             beside `NOT_OF_A_RUN`.
@@ -98,22 +78,23 @@ class Workdir:
         Raises:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
         """
-        path = Path(path).absolute()
-        with writing(path, _OTHER):
-            path.mkdir(parents=True, exist_ok=True)
-        with writing(path / ".lock", _OTHER):
-            lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+        path = absolute(path)
+        make_folder(path)
+        lock = locks.take(path, note=lambda text: print(text, file=sys.stderr))
         try:
-            _take_lock(lock, path)
             _keep_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         return cls(path, lock)
 
+    def check_lock(self) -> None:
+        """Raises UserError where another process has taken the folder over, which can happen in a store alone."""
+        self._lock.check()
+
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Workdir:
         return self
@@ -121,7 +102,7 @@ class Workdir:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> Path:
+    def write_episodes(self, step: int, records: Iterable[Mapping], kind: str = "step") -> AnyPath:
         """Writes `episodes/<kind>_<step>.jsonl`, one JSON object a line; an older file of that name is replaced.
 
         Whatever outside code put into a record, it is JSON: a number that is not finite is null, half a character (a
@@ -129,19 +110,16 @@ class Workdir:
 
         kind: "step", or "evaluation" for those that `--mode=evaluate` has played after that step.
         """
-        folder = self.path / "episodes"
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-        path = folder / f"{kind}_{step:06d}.jsonl"
-        with atomic_writer(path) as file:
+        path = self.path / "episodes" / f"{kind}_{step:06d}.jsonl"
+        with whole_text(path) as file:
             for record in records:
                 file.write(_line(record))
         return path
 
-    def write_text(self, name: str, text: str) -> Path:
+    def write_text(self, name: str, text: str) -> AnyPath:
         """Writes a small text file (the last table, say) into the folder."""
         path = self.path / name
-        with atomic_writer(path) as file:
+        with whole_text(path) as file:
             file.write(text)
         return path
 
@@ -158,11 +136,10 @@ class Workdir:
         them.
         """
         nonfinite.discard_after(self.path, step or 0)
-        for path in (self.path / "episodes").glob("*.jsonl"):
+        for path in entries(self.path / "episodes"):
             match = _EPISODES.fullmatch(path.name)
             if match and int(match[1]) > (step or 0):
-                with writing(path):
-                    path.unlink()
+                remove(path)
 
 
 def _line(record: Mapping) -> str:
@@ -182,29 +159,12 @@ def _nulled(value: Any) -> Any:
     return [_nulled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _take_lock(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        raise UserError(
-            f"workdir {path} is in use by another run ({owner}): wait for it or give another --workdir"
-        ) from error
-    except OSError as error:
-        raise UserError(f"workdir {path} cannot be locked ({reason(error)}): put it on a local disk") from error
-    with writing(path / ".lock"):
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
-
-
-def _keep_config(path: Path, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
+def _keep_config(path: AnyPath, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
     """Writes `config.json`, or compares it where it exists and adds this process's versions."""
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
     stored = read_object(path, "a config written by this program")
     if stored is None:
-        if any(folder.name.isdecimal() for folder in (path.parent / "checkpoints").glob("*")):
+        if any(folder.name.isdecimal() for folder in entries(path.parent / "checkpoints")):
             raise UserError(f"{path} is gone, and the checkpoints beside it are of some config: give another --workdir")
         stored = {"config": now, "versions": []}
     known = stored.get("versions")
@@ -218,7 +178,7 @@ def _keep_config(path: Path, config: Config, may_differ: tuple[str, ...], benchm
     here = versions() | ({"benchmark": benchmark} if benchmark else {})
     if known and here.items() <= known[-1].items():
         return
-    with atomic_writer(path) as file:
+    with whole_text(path) as file:
         json.dump({**stored, "versions": [*known, here]}, file, indent=2)
         file.write("\n")
 

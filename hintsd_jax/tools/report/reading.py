@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.jsonl import json_object, open_file, read_jsonl, read_object
+from hintsd_jax.jsonl import json_object, read_jsonl, read_object
+from hintsd_jax.storage import AnyPath, entries, is_folder, located, open_file
 
 _EPISODES = re.compile(r"(step|evaluation)_(\d+)\.jsonl")
 
@@ -31,13 +32,13 @@ class Run:
     """
 
     name: str
-    path: Path
+    path: AnyPath
     config: dict[str, Any]
     versions: dict[str, Any]
     rows: list[dict[str, Any]]
     held_out: dict[str, Any] | None
     evaluation: dict[str, Any] | None
-    episodes: dict[int, Path]
+    episodes: dict[int, AnyPath]
 
     @property
     def steps(self) -> int:
@@ -56,20 +57,20 @@ def open_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
     Raises:
       UserError: a folder that is no run, the same one twice, or a broken file.
     """
-    paths = [Path(workdir).resolve() for workdir in workdirs]
+    paths = [place.resolve() if isinstance(place, Path) else place for place in map(located, workdirs)]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path} is given twice: name each run once")
     return [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: AnyPath, name: str) -> Run:
     """One run.
 
     Raises:
       UserError: there is none, or one of its files is broken.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise UserError(f"{path} is no folder: give the --workdir of a run")
     stored = read_object(path / "config.json")
     if stored is None:
@@ -77,8 +78,8 @@ def read_run(path: Path, name: str) -> Run:
     versions = stored.get("versions") or [{}]
     if not (isinstance(stored.get("config"), dict) and isinstance(versions, list) and isinstance(versions[-1], dict)):
         raise UserError(f"{path / 'config.json'} was not written by a run: give the --workdir of a run")
-    matches = ((_EPISODES.fullmatch(file.name), file) for file in (path / "episodes").glob("*.jsonl"))
-    by_kind: dict[str, dict[int, Path]] = {"step": {}, "evaluation": {}}
+    matches = ((_EPISODES.fullmatch(file.name), file) for file in entries(path / "episodes"))
+    by_kind: dict[str, dict[int, AnyPath]] = {"step": {}, "evaluation": {}}
     for match, file in matches:
         if match:
             by_kind[match[1]][int(match[2])] = file
@@ -95,8 +96,8 @@ def read_run(path: Path, name: str) -> Run:
     )
 
 
-def count_lines(path: Path) -> int:
-    """The whole lines of a file, quickly. Raises UserError as `jsonl.open_file` does."""
+def count_lines(path: AnyPath) -> int:
+    """The whole lines of a file, quickly. Raises UserError as `storage.open_file` does."""
     file = open_file(path)
     if file is None:
         return 0
@@ -118,7 +119,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _names(paths: Sequence[AnyPath]) -> list[str]:
     """The shortest ends of the paths, in whole folders, that differ from each other."""
     parts, names = 1, [path.name for path in paths]
     while len(set(names)) < len(names):  # ends at the latest with the whole paths, which differ

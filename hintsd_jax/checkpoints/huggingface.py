@@ -36,7 +36,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.finite import non_finite
-from hintsd_jax.models.sharding import make_mesh, spec
+from hintsd_jax.models.sharding import FROZEN, make_mesh, spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -90,8 +90,8 @@ def load_policy(
     """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
 
     Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an
-    adapter (`lora`) leaves frozen in the compute dtype, but for norms. Raises UserError when the directory, a file or a
-    tensor is missing, cut short, misshapen or unexpected, naming it.
+    adapter (`lora`) leaves frozen as serving does, in the compute dtype, but for norms. Raises UserError when the
+    directory, a file or a tensor is missing, cut short, misshapen or unexpected, naming it.
     """
     config = read_config(path, **overrides)
     checkpoint = open_checkpoint(pathlib.Path(path), config)
@@ -103,7 +103,8 @@ def load_policy(
         node = params
         for key in parameter.path[:-1]:
             node = node.setdefault(key, {})
-        node[parameter.path[-1]] = _place(checkpoint, parameter, mesh, dtype)
+        role = "train" if config.lora is None else FROZEN
+        node[parameter.path[-1]] = _place(checkpoint, parameter, mesh, role, dtype)
     wrong = set(non_finite(params))
     _refuse_non_finite(checkpoint, [parameter for parameter in parameters(config) if ".".join(parameter.path) in wrong])
     return config, params
@@ -216,9 +217,9 @@ def _refuse_non_finite(checkpoint: TensorFiles, wrong: list[Parameter]) -> None:
     )
 
 
-def _place(checkpoint: TensorFiles, parameter: Parameter, mesh: Mesh, dtype: np.dtype) -> jax.Array:
-    """One parameter on the mesh as training lays it out. Stacked ones are filled layer by layer in place."""
-    layout = NamedSharding(mesh, spec(parameter.shape, parameter.axes, mesh, "train"))
+def _place(checkpoint: TensorFiles, parameter: Parameter, mesh: Mesh, role: str, dtype: np.dtype) -> jax.Array:
+    """One parameter on the mesh in its place. Stacked ones are filled layer by layer in place."""
+    layout = NamedSharding(mesh, spec(parameter.shape, parameter.axes, mesh, role))
     parts = tuple(layout.spec)[1:] if parameter.stacked else tuple(layout.spec)
     # of a tensor in the file, split over devices like the parameter
     file_layout = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if parameter.transposed else parts)))

@@ -9,6 +9,7 @@ it: planner and export need no session.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
@@ -85,6 +86,25 @@ def _defaults_here(config: Config) -> dict[str, Any]:
             chosen = flatten(tree)
     validation.refuse(problems)
     return chosen
+
+
+def mesh_sizes(config: Config, kv_heads: int, devices: int, processes: int = 1) -> dict[str, int]:
+    """The sizes of the mesh's axes over all devices, as `make_mesh` takes them, with what is 0 chosen.
+
+    A batch has a row for each of data x fsdp, and a training step no more rows than episodes: more devices than that
+    would compute padding, so `tensor` takes them, as long as it divides the kv heads and the devices of a process.
+    Weights under an adapter are needed whole by every process, to roll out: with a copy in each they are held once.
+    """
+    mesh, each = config.mesh, max(devices // processes, 1)
+    data, tensor = mesh.data, mesh.tensor
+    if not tensor:
+        rows = config.tasks.tasks_per_step * config.tasks.rollouts // config.batch.rows_per_device
+        most = math.gcd(devices // max(data, 1), each, kv_heads) if mesh.fsdp == -1 else 1
+        sizes = [size for size in range(1, most + 1) if most % size == 0] or [1]
+        tensor = next((size for size in sizes if devices // size <= rows), sizes[-1])
+    if not data:
+        data = processes if config.lora.rank and mesh.fsdp == -1 and each % tensor == 0 else 1
+    return {"data": data, "fsdp": mesh.fsdp, "tensor": tensor}
 
 
 def algorithm(config: Config) -> Algorithm:

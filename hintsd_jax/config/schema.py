@@ -92,14 +92,22 @@ class LoraSection(Section):
 class MeshSection(Section):
     """How the devices are used: devices = data x fsdp x tensor; one of them may be -1: all that are left."""
 
-    data: int = key(1, "copies of the model; -1: all devices that are left", "[-1, 1048576]")
+    data: int = key(
+        0,
+        "copies of the model; 0: one, or with an adapter and several processes one a process; -1: all devices that are"
+        " left",
+        "[-1, 1048576]",
+    )
     fsdp: int = key(
         -1,
         "parts that weights, optimizer state and batches are split into (fully sharded); -1 as above",
         "[-1, 1048576]",
     )
     tensor: int = key(
-        1, "parts that heads, feed-forward layers and vocabulary are split into; -1 as above", "[-1, 1048576]"
+        0,
+        "parts that heads, feed-forward layers and vocabulary are split into; 0: 1, or more where devices outnumber"
+        " the episodes of a training step; -1 as above",
+        "[-1, 1048576]",
     )
 
 

@@ -27,13 +27,12 @@ import jax.numpy as jnp
 from hintsd_jax.models import rope
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.layers import Block, Embed, KeysValues, RMSNorm, SharedInputs, fold_in
+from hintsd_jax.models.layers import CACHE_AXES, Block, Embed, KeysValues, RMSNorm, SharedInputs, fold_in
 from hintsd_jax.models.sampling_distribution import without_unknown
 from hintsd_jax.models.sharding import constrain
 
 Params = dict[str, Any]
 Cache = list[KeysValues]  # per layer; index in S == position
-CACHE_AXES = ("slots", "length", "act_kv_heads", "act_head_dim")
 
 
 class Decoder(nn.Module):
@@ -57,7 +56,7 @@ class Decoder(nn.Module):
         if not cfg.tie_embeddings and self.is_initializing():
             # Declared here so that one module owns every parameter; `project` applies it, where it is needed.
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-            kernel_init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+            kernel_init = nn.with_logical_partitioning(init, ("vocab_embed", "vocab"))
             nn.Dense(cfg.vocab_size, use_bias=False, kernel_init=kernel_init, name="lm_head")(x_BTD)
         return RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="final_norm")(x_BTD)
 
@@ -172,10 +171,12 @@ def decode_step(
     overwritten by the token of that position before any query may attend to it. Donate the cache to update it in place.
     """
     variables, block = _variables(params), Block(config, "serve")
-    positions_B1 = position_B[:, None]
+    # What all layers share is whole though keys may be split by slot: else it would be gathered in each layer.
+    positions_B1 = constrain(position_B[:, None], "serve", "batch", "length")
     # A row past the end of its slot is an empty one: it must not make the others' keys be read to the end.
     last_B1 = jnp.where(positions_B1 < cache[0][0].shape[1], positions_B1, 0)
-    shared = SharedInputs(rope.rotation(positions_B1, config), last_B1)
+    rotation = (constrain(x, "serve", "batch", "length", "act_head_dim") for x in rope.rotation(positions_B1, config))
+    shared = SharedInputs(rope.Rotation(*rotation), last_B1)
     x_B1D: Any = Embed(config, "serve").apply({"params": params["embed"]}, token_B[:, None])
     updated: Cache = []
     for n, layer_cache in enumerate(cache):

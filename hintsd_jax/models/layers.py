@@ -26,6 +26,7 @@ from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.models.sharding import constrain
 
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, S, K, C]
+CACHE_AXES = ("slots", "length", "act_kv_heads", "act_head_dim")
 DropoutMasks = dict[str, jax.Array]  # module -> which of its adapter's inputs stay, bool [B, T, in]; {}: all
 
 
@@ -149,13 +150,14 @@ class Attention(nn.Module):
             k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
         q_BTHC, k_BTKC = rope.rotate(q_BTHC, shared.rotation), rope.rotate(k_BTKC, shared.rotation)
         if cache is not None and shared.last_BT is not None:  # write, then attend to the cache
-            rows = jnp.arange(x_BTD.shape[0])[:, None]
-            keys, values = (
-                old.at[rows, positions_BT].set(new, mode="drop")
-                for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True)
-            )
+            # Heads that do not divide the mesh leave some of it to the slots: then the token moves to its slot's keys.
+            beside = partial(constrain, like=cache[0].shape)
+            q_BTHC, k_BTKC, v_BTKC = (beside(x, self.role, *CACHE_AXES) for x in (q_BTHC, k_BTKC, v_BTKC))
+            write = jax.vmap(lambda old_SKC, new_TKC, at_T: old_SKC.at[at_T].set(new_TKC, mode="drop"))
+            keys, values = (write(old, new, positions_BT) for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True))
             cache = keys, values
             mixed_BTHC = attention.attend_cached(q_BTHC, keys, values, shared.last_BT)
+            mixed_BTHC = constrain(mixed_BTHC, self.role, "batch", "length", "act_heads", "act_head_dim")
         elif cache is not None and shared.branches is not None:
             # Attend to the cache and to each other; the new keys and values are the caller's to write.
             mixed_BTHC = attention.attend_past(q_BTHC, k_BTKC, v_BTKC, *cache, shared.branches)
@@ -227,7 +229,7 @@ class Embed(nn.Module):
         cfg = self.config
         # 1/sqrt(D): with a tied head the first logits have unit variance.
         init = nn.initializers.normal(cfg.d_model**-0.5)
-        table_VD = _param(self, "embedding", init, ("vocab", "embed"), (cfg.vocab_size, cfg.d_model))
+        table_VD = _param(self, "embedding", init, ("vocab", "vocab_embed"), (cfg.vocab_size, cfg.d_model))
         # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split
         # by it too.
         table_VD = constrain(table_VD.astype(cfg.compute_dtype), self.role, "vocab", "act_embed")

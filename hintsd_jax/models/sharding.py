@@ -7,7 +7,10 @@ Modules name the axes of their parameters and activations (`"heads"`, `"batch"`)
 axis. The same weights have two layouts. In training they are scattered over `fsdp` and gathered layer by layer, which
 pays because a layer then meets thousands of tokens. A decoding step meets one token a slot: gathering would cost more
 than the step, so in serving `fsdp` splits heads, ffn and vocabulary as `tensor` does, and only activations cross
-devices.
+devices. Weights that nothing trains have one layout, serving's (`FROZEN`): gathering them from it costs training the
+same.
+
+Rollouts and analysis run on the devices of one process, on a mesh of their own (`serving_mesh`) over the same devices.
 
 Invariants: every logical name has exactly one row; a mesh axis that does not divide a dimension is left out of it, so
 that any policy lies on any mesh; on one device no layout differs from another.
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hintsd_jax.errors import UserError
@@ -25,8 +29,10 @@ from hintsd_jax.errors import UserError
 # data: replicas. fsdp: scattered weights; it also splits the batch. tensor: heads, ffn, vocabulary.
 AXES = ("data", "fsdp", "tensor")
 ROLES = ("train", "serve")
+FROZEN = "serve"  # the role by which training, too, lays out weights under an adapter: they are held once, not twice
 
-_SPLIT = (("tensor",), ("fsdp", "tensor"))
+# `tensor` first: query heads then lie with the kv head that they read.
+_SPLIT = (("tensor",), ("tensor", "fsdp"))
 _WHOLE = ((), ())
 # In this order `tensor` has what it has where it splits alone, and the others what they have of a batch.
 _SPREAD = ("tensor", "data", "fsdp")
@@ -37,6 +43,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # parameters
     "layers": _WHOLE,
     "vocab": _SPLIT,
+    "vocab_embed": (("fsdp",), ("tensor", "fsdp")),  # of the tables: an odd vocabulary leaves it all axes
     "embed": (("fsdp",), ()),
     "heads": _SPLIT,  # heads x head dimension
     "kv_heads": _SPLIT,
@@ -57,7 +64,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # weights and logits of the loss's projection
     "split_vocab": (_SPREAD, _SPREAD),
 }
-_LAST = ("batch", "slots")  # these take the axes that the other dimensions of an array have left
+_AUTO = (AxisType.Auto,) * len(AXES)
+_LAST = ("batch", "slots", "vocab_embed")  # these take the axes that the other dimensions of an array have left
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,7 +76,45 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(data, fsdp, tensor, count=len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    make = lambda sizes, devices: jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices)
+    processes = sorted({device.process_index for device in devices})
+    if len(processes) == 1 or sizes[0] % len(processes):
+        return make(sizes, devices)
+    # Every process has replicas of its own: only gradients cross processes, and what is frozen serves where it lies.
+    each = (sizes[0] // len(processes), *sizes[1:])
+    parts = [make(each, [device for device in devices if device.process_index == one]) for one in processes]
+    return Mesh(np.concatenate([part.devices for part in parts]), AXES, axis_types=_AUTO)
+
+
+def serving_mesh(mesh: Mesh, kv_heads: int) -> Mesh:
+    """The mesh on which this process rolls out and analyses: its own devices of a training mesh.
+
+    `tensor` and `fsdp` are divided anew, see `serving_sizes`. Where each process has whole replicas (`data` is a
+    multiple of the processes), weights that are split over all of `tensor` and `fsdp` lie there as on `mesh`.
+    """
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    here = jax.process_index() if jax.process_index() in processes else processes[0]  # devices may be described ones
+    mine = np.array([device for device in mesh.devices.flat if device.process_index == here])
+    data, fsdp, tensor = serving_sizes(mesh, kv_heads, len(processes))
+    if mesh.shape["data"] % len(processes) == 0:
+        mine = mine.reshape(data, mesh.shape["fsdp"], mesh.shape["tensor"]).swapaxes(1, 2)
+    # In this order the parts of a weight are counted on both meshes, `tensor` before `fsdp`.
+    return Mesh(mine.reshape(data, tensor, fsdp).swapaxes(1, 2), AXES, axis_types=_AUTO)
+
+
+def serving_sizes(mesh: Mesh | AbstractMesh, kv_heads: int, processes: int = 1) -> tuple[int, int, int]:
+    """The sizes of the axes of `serving_mesh`: `tensor` is as large as the kv heads allow; `fsdp` is the rest, by which
+    the cache is split along its slots.
+    """
+    data = mesh.shape["data"] // processes if mesh.shape["data"] % processes == 0 else 1
+    parts = mesh.size // processes // data
+    tensor = math.gcd(parts, kv_heads)
+    return data, parts // tensor, tensor
+
+
+def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
+    """A mesh of these sizes for shapes and shardings, without devices."""
+    return AbstractMesh(sizes, AXES, axis_types=_AUTO)
 
 
 def mesh_sizes(data: int = 1, fsdp: int = -1, tensor: int = 1, *, count: int) -> tuple[int, int, int]:
@@ -102,12 +148,15 @@ def shardings(abstract: Any, axes: Any, mesh: Mesh | AbstractMesh, role: str) ->
     return jax.tree.map(lambda leaf, names: NamedSharding(mesh, spec(leaf.shape, names, mesh, role)), abstract, axes)
 
 
-def constrain(x: jax.Array, role: str, *names: str) -> jax.Array:
-    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or without a mesh."""
+def constrain(x: jax.Array, role: str, *names: str, like: Sequence[int] | None = None) -> jax.Array:
+    """Lays an array out by its logical axes, one name per dimension; does nothing on one device or without a mesh.
+
+    like: the shape of another array beside which it shall lie, as that one does; by default its own.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(x.shape, names, mesh, role))
+    return jax.lax.with_sharding_constraint(x, spec(x.shape if like is None else like, names, mesh, role))
 
 
 def constrain_tree(tree: Any, axes: Any, role: str) -> Any:
@@ -116,10 +165,13 @@ def constrain_tree(tree: Any, axes: Any, role: str) -> Any:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays whose first dimension counts the examples of a batch -> device arrays, split as in training."""
+    """Host arrays whose first dimension counts the examples of a batch -> device arrays, split as in training. Every
+    process has all examples, and puts those of its own devices there.
+    """
 
     def put(leaf):
         names = ("batch",) + ("length",) * (leaf.ndim - 1)
-        return jax.device_put(leaf, NamedSharding(mesh, spec(leaf.shape, names, mesh, "train")))
+        layout = NamedSharding(mesh, spec(leaf.shape, names, mesh, "train"))
+        return jax.make_array_from_callback(leaf.shape, layout, leaf.__getitem__)
 
     return jax.tree.map(put, tree)

@@ -4,7 +4,8 @@
 compute dtype.
 
 A decoding step reads every weight once, so it needs them in the dtype that it computes in, and never gathered.
-Invariant: where layout and dtype are what they were, the arrays that come out are the ones that went in, not copies.
+Invariant: where the parts on this process's devices and the dtype are what they were, the arrays that come out have the
+memory of those that went in, and are no copies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import PolicyConfig
@@ -40,9 +41,20 @@ class ServingLayout:
                 return self._frozen[id(leaf)][1]
             # RMSNorm computes in float32 whatever the rest does.
             dtype = leaf.dtype if path[-1].key == "scale" else self._policy.compute_dtype
-            laid = jax.device_put(leaf.astype(dtype), sharding)
+            laid = _put(leaf.astype(dtype), sharding)
             if id(leaf) in frozen:
                 self._frozen[id(leaf)] = (leaf, laid)
             return laid
 
         return jax.tree_util.tree_map_with_path(lay, params, layout)
+
+
+def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The array on the devices of `sharding`, which are devices of its own, from the parts that are there already where
+    they are the same ones.
+    """
+    there, wanted = leaf.sharding.devices_indices_map(leaf.shape), sharding.devices_indices_map(leaf.shape)
+    if any(there.get(device) != index for device, index in wanted.items()):
+        return jax.device_put(leaf, sharding)
+    parts = [part.data for part in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)

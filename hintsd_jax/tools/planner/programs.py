@@ -26,6 +26,7 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.layers import CACHE_AXES
 from hintsd_jax.models.sharding import shardings, spec
 from hintsd_jax.sampling import programs as sampling
 from hintsd_jax.training import train_step
@@ -137,7 +138,7 @@ def abstract_cache(
     """The cache of all slots, as `decoder.init_cache` makes it."""
     engine = build.engine_config(config)
     shape = (engine.slots, engine.context, policy.num_kv_heads, policy.head_dim)
-    layer = _array(shape, policy.compute_dtype, mesh, decoder.CACHE_AXES)
+    layer = _array(shape, policy.compute_dtype, mesh, CACHE_AXES)
     return [(layer, layer)] * policy.num_layers
 
 

@@ -5,7 +5,8 @@
 The same as `python -m hintsd_jax ...` and as `python -m hintsd_jax.main --mode=train ...`. Flags go in, one run comes
 out; of plan what it would hold, with exit status 0 if that fits and 1 if not. Whatever the user can mend ends in one
 line on stderr and exit status 2, before jax is imported where it can be; every other error is a bug and keeps its
-traceback. A reader of the output that leaves, as `head` does, ends nothing.
+traceback. A reader of the output that leaves, as `head` does, ends nothing. A signal ends it with status 130 or 75 (see
+`runs.interruption`), after which the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from hintsd_jax.config import files, flags, reference, validation
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.errors import UserError, of_the_machine, reason
+from hintsd_jax.runs import interruption
 from hintsd_jax.texts import did_you_mean, is_encodable
 
 MODES = {
@@ -117,8 +118,8 @@ def _workdir(named: str | None) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`parse` and `run`, with what the user can mend as one line on stderr."""
-    with _lasting_output() as output:
+    """`parse` and `run`, with what the user can mend as one line on stderr. Returns the exit status."""
+    with _lasting_output() as output, interruption.handled():
         try:
             status = _main(argv)
             output.flush()  # here, so that a disk that is full by then is told
@@ -129,9 +130,9 @@ def main(argv: Sequence[str]) -> int:
             told = of_the_machine(error)
             if told is None:
                 raise
-        except KeyboardInterrupt:
-            print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-            return 128 + signal.SIGINT
+        except interruption.Interrupted as stop:
+            print(f"interrupted ({stop}): the same command continues from the last checkpoint", file=sys.stderr)
+            return stop.status
         print(f"error: {' '.join(str(told).split())}", file=sys.stderr)
         return 2
 
@@ -150,7 +151,10 @@ def _main(argv: Sequence[str]) -> int:
 def cli() -> None:
     """The console script. Modules of the folder where it starts are found, as with `python -m`."""
     sys.path.insert(0, os.getcwd())
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status in (interruption.GO_ON, interruption.BY_HAND):
+        interruption.leave(status)
+    sys.exit(status)
 
 
 class _Lasting:

@@ -19,9 +19,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 
-from hintsd_jax import records
+from hintsd_jax import processes, records
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config.schema import Config, EndpointSection
 from hintsd_jax.errors import UserError
@@ -32,6 +33,7 @@ from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.runs import nonfinite, step_line
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms, not_finite
+from hintsd_jax.runs.interruption import Interrupted
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
 from hintsd_jax.runs.time_left import Plan
@@ -92,7 +94,8 @@ class StepOutcome:
 
 
 class Recorder:
-    """A context manager around the loop; open it with `Recorder.open`.
+    """A context manager around the loop; open it with `Recorder.open`. Where `Interrupted` leaves the loop, the last
+    completed step is saved.
 
     Attributes:
       timer: adds up seconds by name for the next row.
@@ -103,6 +106,7 @@ class Recorder:
         self._session, self._folder, self._checkpoints = session, folder, checkpoints
         self._config = session.config
         self._counters = Counters()
+        self._completed: tuple[TrainState, Mapping[str, Any]] | None = None  # the last step's state and row
         self._began = time.monotonic()
         self.timer = run_metrics.Timer()
         self._resume_step = checkpoints.latest_step
@@ -135,9 +139,13 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self._progress.close()
-        self._folder.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if isinstance(error, Interrupted):
+                self._save_interrupted()
+        finally:
+            self._progress.close()
+            self._folder.close()
 
     @property
     def completed_steps(self) -> int:
@@ -184,10 +192,11 @@ class Recorder:
     def is_evaluation_step(self, step: int) -> bool:
         return run_plan(self._config).is_evaluation_step(step)
 
-    def before_training(self, before: HeldOut | None, evaluated: Mapping[str, float]) -> None:
+    def before_training(self, state: TrainState, before: HeldOut | None, evaluated: Mapping[str, float]) -> None:
         """Keeps the starting policy's results: those on held-out tasks for the last table, the others as row 0."""
         self._counters.before = before and before.to_json()
-        self._writer.write(0, {**evaluated, **self._host_metrics()})
+        row = self._writer.write(0, {**evaluated, **self._host_metrics()})
+        self._completed = state, row
 
     def after_step(self, step: int, state: TrainState, outcome: StepOutcome) -> None:
         """Writes down a step (counted from 1).
@@ -199,6 +208,7 @@ class Recorder:
         self._count(step, outcome, row)
         stop = react(alarms, self._config.alarms.action, self._counters)
         broken = is_broken(row)
+        self._completed = None if broken else (state, row)
         self._save(step, state, row, due=bool(alarms), broken=broken)
         self._progress.completed(step, row)
         for alarm in alarms:
@@ -214,6 +224,17 @@ class Recorder:
             self._stop(
                 step, f"by alarm {stop}", "Change alarms.* or mend the cause; the same command continues the run"
             )
+
+    def _save_interrupted(self) -> None:
+        """Saves the last completed step, unless it is saved already, or the next update has used its state up."""
+        processes.stop_together()
+        if self._completed is not None:
+            state, row = self._completed
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+                self._checkpoints.save(self._counters.step, state, dataclasses.asdict(self._counters), row)
+        self._checkpoints.close()
+        latest = self._checkpoints.latest_step
+        self.note("nothing is saved yet" if latest is None else f"step {latest} is saved")
 
     def _stop(self, step: int, why: str, remedy: str) -> NoReturn:
         self._checkpoints.wait()

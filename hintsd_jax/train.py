@@ -21,6 +21,7 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.evaluate import held_out_test, validation
 from hintsd_jax.recorder import Recorder, StepOutcome, is_broken, program_count
+from hintsd_jax.runs import interruption
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.session import Session, step_tasks
 from hintsd_jax.training.batching import Batch, blank_batch, make_batches
@@ -33,6 +34,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
     Raises:
       UserError: see `Session.open`, `Workdir.open`, `Checkpoints.restore`; an alarm that stops the run.
+      Interrupted: somebody asked for the end; rollouts, analysis or evaluation are given up, an update is finished, and
+        the last completed step is saved.
     """
     run_metrics.compile_count()  # counts from here on
     session = Session.open(config)
@@ -44,7 +47,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     reference = initial if algorithm.loss.needs_reference else None
     take_update = partial(update, session.frozen, mesh=session.mesh, reference=reference, **loss_settings)
 
-    with Recorder.open(session, workdir, shapes) as recorder:
+    with interruption.deferred(), Recorder.open(session, workdir, shapes) as recorder:
         state = first_state(session, recorder)
         with recorder.timer("compile"):
             state = compile_programs(session, state, take_update)
@@ -54,7 +57,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                 recorder.note(text)
             params = session.weights(state.params)
             before = held_out_test(session, params, recorder.journal("before", 0))
-            recorder.before_training(before, validation(session, params, eval_tasks, recorder.journal("eval", 0)))
+            evaluated = validation(session, params, eval_tasks, recorder.journal("eval", 0))
+            recorder.before_training(state, before, evaluated)
 
         for step in range(recorder.completed_steps, config.optim.steps):
             journal = recorder.begin_step(step + 1)
@@ -92,6 +96,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                     evaluated = validation(session, params, eval_tasks, recorder.journal("eval", step + 1))
             outcome = StepOutcome(rollouts, hindsight, batches, without, metrics, tokens, evaluated)
             recorder.after_step(step + 1, state, outcome)
+            interruption.check()
 
         after = held_out_test(session, session.weights(state.params), recorder.journal("after", config.optim.steps))
         return recorder.finish(after)
@@ -120,9 +125,14 @@ def compile_programs(session: Session, state: TrainState, take_update: Callable)
     """
     shapes = session.algorithm.batch_shapes(session.mesh)
     session.watch.began("programs", program_count(session, shapes))
-    session.engine.compile(session.weights(state.params), session.watch.tick)
+
+    def tick() -> None:
+        session.watch.tick()
+        interruption.check()
+
+    session.engine.compile(session.weights(state.params), tick)
     blank = (blank_batch(shapes, *shape) for shape in shapes.all())
-    return take_update(state, ticking(blank, session.watch.tick), When.at(real=False))[0]
+    return take_update(state, ticking(blank, tick), When.at(real=False))[0]
 
 
 def ticking(batches: Iterable[Batch], tick: Callable[[], None]) -> Iterator[Batch]:

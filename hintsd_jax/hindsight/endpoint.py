@@ -29,6 +29,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.completions import ChatServer
 from hintsd_jax.hindsight.questions import Answers, Question
 from hintsd_jax.hindsight.replies import PROMPT_TOO_LONG, TRUNCATED, Reply
+from hintsd_jax.runs import interruption
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.sampling import Sampling
 
@@ -94,7 +95,7 @@ class Endpoint:
 
         def outcome(pending: _Pending) -> _Outcome:
             while pending.outcome is None:
-                _take(arrivals.get())
+                _take(interruption.get(arrivals))
             return pending.outcome
 
         def settle() -> None:

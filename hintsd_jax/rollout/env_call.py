@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from hintsd_jax.envs.base import CallTimeout
 from hintsd_jax.envs.protocol import ProtocolError
+from hintsd_jax.runs import interruption
 from hintsd_jax.texts import described, encodable
 
 ENV_ERROR, ENV_TIMEOUT, ENV_DIED = "env_error", "env_timeout", "env_died"
@@ -77,9 +78,9 @@ class Call(Generic[T]):
                 self._begun.set()
 
     def result(self) -> T | CallFailure:
-        """Blocks until there is a value or the limit is over."""
-        self._begun.wait()
-        if not self._finished.wait(max(0.0, self._begun_at + self.limit_seconds - time.monotonic())):
+        """Blocks until there is a value or the limit is over. Raises Interrupted as `interruption.wait` does."""
+        interruption.wait(self._begun)
+        if not interruption.wait(self._finished, max(0.0, self._begun_at + self.limit_seconds - time.monotonic())):
             self.settle(self.timeout())
         with self._noting:
             if self._on_failure and isinstance(self._value, CallFailure) and self._value.reason in NOT_REPEATABLE:

@@ -14,9 +14,10 @@ its neighbours or the clock. Every row is prefilled in chunks that follow from i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ class EngineConfig:
     slots: jobs that run at once. context: positions a slot can hold. max_tokens: longest generation of any job.
     prefill_buckets: chunk lengths of prefill, ascending. prefill_rows: rows prefilled at once.
     refill_fraction: the share of running slots that must have stopped before the decode loop hands back to the host.
-    overlap_env: answers are fetched one decode call later, so that environments work beside decoding.
+    overlap_env: answers are fetched one decode call later, so that environments work beside decoding. free_cache: the
+    cache is there during a run only, and made anew for each.
     """
 
     slots: int
@@ -53,6 +55,7 @@ class EngineConfig:
     prefill_rows: int = 8
     refill_fraction: float = 0.25
     overlap_env: bool = False
+    free_cache: bool = False
 
 
 @dataclasses.dataclass
@@ -116,16 +119,28 @@ class Engine:
       config: see `EngineConfig`.
       stop_ids: token ids that end a generation.
       mesh: the devices it runs on, by default the first one alone.
+      between: called before every decode call; what it raises ends the run that is under way, and no other.
     """
 
-    def __init__(self, policy: PolicyConfig, config: EngineConfig, stop_ids: Sequence[int], mesh: Mesh | None = None):
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        config: EngineConfig,
+        stop_ids: Sequence[int],
+        mesh: Mesh | None = None,
+        *,
+        between: Callable[[], object] = lambda: None,
+    ):
         if list(config.prefill_buckets) != sorted(set(config.prefill_buckets)) or not config.prefill_buckets:
             raise UserError(f"rollout.prefill_buckets must ascend, got {config.prefill_buckets}")
-        self.policy, self.config, self._stop_ids = policy, config, tuple(stop_ids)
+        self.policy, self.config, self._stop_ids, self._between = policy, config, tuple(stop_ids), between
         self.mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
         self._layout = ServingLayout(policy, self.mesh)
-        with jax.set_mesh(self.mesh):
-            self._cache = jax.jit(partial(decoder.init_cache, policy, config.slots, config.context))()
+        self._make_cache = jax.jit(partial(decoder.init_cache, policy, config.slots, config.context))
+        self._cache: decoder.Cache = []  # as long as there is none
+        if not config.free_cache:
+            with jax.set_mesh(self.mesh):  # a cache that does not fit is known at once
+                self._cache = self._make_cache()
 
     def run(self, params: decoder.Params, jobs: Iterable[Job]) -> SamplingStats:
         """Runs all jobs to their end, in their order as slots come free.
@@ -133,8 +148,18 @@ class Engine:
         Raises:
           UserError: a prompt leaves no room for a single sampled token.
         """
-        with jax.set_mesh(self.mesh):
+        with self._on_mesh_with_cache():
             return self._run(self._layout(params), deque(jobs))
+
+    @contextlib.contextmanager
+    def _on_mesh_with_cache(self) -> Iterator[None]:
+        with jax.set_mesh(self.mesh):
+            self._cache = self._cache or self._make_cache()
+            try:
+                yield
+            finally:
+                if self.config.free_cache:
+                    self._cache = []
 
     @property
     def programs(self) -> int:
@@ -146,7 +171,7 @@ class Engine:
         is called after each.
         """
         config = self.config
-        with jax.set_mesh(self.mesh):
+        with self._on_mesh_with_cache():
             params = self._layout(params)
             for bucket in config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
@@ -161,6 +186,7 @@ class Engine:
         slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
         state = programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens)
         while True:
+            self._between()
             self._collect(slots, state)
             self._fill(slots, state, queue)
             self._place(params, slots, state, stats)

@@ -18,7 +18,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from hintsd_jax.runs.watch import Watch
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session
 from hintsd_jax.statistics import interval
+from hintsd_jax.storage import AnyPath, is_folder
 
 EVAL_STEP = 2**31 - 1  # no training step ever has this number
 
@@ -280,12 +280,12 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     return result.metrics
 
 
-def restored_params(session: Session, workdir: Path) -> tuple[dict, int]:
+def restored_params(session: Session, workdir: AnyPath) -> tuple[dict, int]:
     """The student's weights in the newest checkpoint of a workdir, or the loaded ones, and the number of updates they
     have had.
     """
     step, trained = None, session.trained
-    if (workdir / "checkpoints").is_dir():
+    if is_folder(workdir / "checkpoints"):
         checkpoints = Checkpoints.open(workdir, session.config)
         step = checkpoints.latest_step
         if step is not None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.storage import AnyPath, is_folder, located
 
 # Whose weights, as the config names them -> their tree in the train state.
 _TREES = {"student": "params", "ema": "ema"}
@@ -41,7 +41,7 @@ _TREES = {"student": "params", "ema": "ema"}
 Reader = Callable[[Any], Any]
 
 
-def export(config: Config, workdir: str) -> list[Path]:
+def export(config: Config, workdir: str) -> list[AnyPath]:
     """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`,
     `ema_adapter/`, those asked for.
 
@@ -50,15 +50,15 @@ def export(config: Config, workdir: str) -> list[Path]:
     Raises:
       UserError: no such checkpoint, a missing or changed `policy.path`, a place that cannot be written.
     """
-    if not Path(workdir, "checkpoints").is_dir():
+    if not is_folder(located(workdir) / "checkpoints"):
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
     policy = read_config(config.policy.location, lora=lora_config(config))
-    source = open_checkpoint(Path(config.policy.location), policy)
+    source = open_checkpoint(located(config.policy.location), policy)
     # The base model may lie elsewhere than it did while training.
     with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
         checkpoints = Checkpoints.open(folder.path, config)
         step = _chosen_step(checkpoints, config.export.checkpoint, folder.path)
-        out = Path(config.export.path or folder.path / "export" / f"step_{step:06d}")
+        out = located(config.export.path or folder.path / "export" / f"step_{step:06d}")
         dtype = None if config.export.dtype == "auto" else config.export.dtype
         written, lines = [], []
         for name, tree in _TREES.items():
@@ -82,7 +82,7 @@ def export(config: Config, workdir: str) -> list[Path]:
     return written
 
 
-def _chosen_step(checkpoints: Checkpoints, wanted: str, workdir: Path) -> int:
+def _chosen_step(checkpoints: Checkpoints, wanted: str, workdir: AnyPath) -> int:
     step = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(wanted, wanted)
     if step is None:
         raise UserError(

@@ -23,6 +23,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import hintsd_jax
+from hintsd_jax import storage
 from hintsd_jax.config import files, flags, reference, validation
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.fields import expanded, shown
@@ -109,6 +110,10 @@ def _workdir(named: str | None) -> str:
         raise UserError(f"--workdir is {'missing' if named is None else 'empty'}: give the {flags.FLAGS['workdir']}")
     if not (is_encodable(named) and named.isprintable()):
         raise UserError(f"--workdir={shown(named)} cannot be the name of a folder")
+    if storage.is_remote(named):
+        if why := storage.problem(named) or storage.problem_of_checkpoints(named):
+            raise UserError(f"--workdir={named} {why}")
+        return named.rstrip("/")
     path = Path(expanded(named, "--workdir"))
     # Where --workdir=./$UNSET, --workdir=~/$UNSET and --workdir=$UNSET/ lead.
     for what, other in {"current folder": ".", "home folder": os.path.expanduser("~"), "root folder": "/"}.items():

@@ -20,22 +20,26 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-
-from etils import epath
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from hintsd_jax.errors import UserError, reason, writing
+
+if TYPE_CHECKING:
+    from etils import epath
 
 # Schemes of addresses -> the package that fsspec reads and writes them with.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)")
 _BUFFER = 64 * 2**20  # bytes of a file on its way to a store that stay in memory; the rest waits on this machine's disk
 
-AnyPath = Path | epath.Path
+_BLOCK = 16 * 2**20  # bytes that are copied at a time
+
+AnyPath: TypeAlias = "Path | epath.Path"
 
 
 def scheme(path: str | os.PathLike) -> str:
@@ -73,6 +77,13 @@ def problem(path: str) -> str:
     return ""
 
 
+def problem_of_checkpoints(path: str) -> str:
+    """As `problem`, of an address where checkpoints shall lie. Orbax, which writes them, knows one kind of store."""
+    if scheme(path) in ("", "gs"):
+        return ""
+    return "cannot hold checkpoints: orbax writes them to disks and to gs:// only; policies and exports may lie there"
+
+
 def located(path: str | os.PathLike) -> AnyPath:
     """A path of this machine as a `pathlib.Path`, an address as the path of `etils.epath`. Both join by `/`, and have
     `name`, `parent` and `with_name`; read and write them with the functions here.
@@ -85,8 +96,7 @@ def located(path: str | os.PathLike) -> AnyPath:
     text = os.fspath(path)
     if why := problem(text):
         raise UserError(f"{text} {why}")
-    _prepare()
-    return epath.Path(text.rstrip("/"))
+    return _paths()(text.rstrip("/"))
 
 
 def absolute(path: str | os.PathLike) -> AnyPath:
@@ -96,14 +106,16 @@ def absolute(path: str | os.PathLike) -> AnyPath:
 
 
 @functools.cache
-def _prepare() -> None:
-    """What etils and fsspec must know before their first address."""
-    from fsspec import config  # here, because most runs never need it
+def _paths() -> type[epath.Path]:
+    """The class of addresses, after etils and fsspec have been told what they must know before the first one."""
+    from etils import epath  # here, because most runs never need them
+    from fsspec import config
 
     # Where TensorFlow happens to be installed, etils would take its file system, which knows other credentials.
     os.environ["EPATH_USE_TF"] = "false"
     for kind in PACKAGES:  # orbax and other processes write behind fsspec's back: what it remembers of folders is old
         config.conf.setdefault(kind, {})["use_listings_cache"] = False
+    return epath.Path
 
 
 @contextlib.contextmanager
@@ -208,6 +220,12 @@ def _fetched(path: epath.Path) -> IO[bytes] | None:
         raise UserError(f"{path} cannot be read ({reason(error)})") from error
 
 
+def read_bytes(path: AnyPath) -> bytes:
+    """A whole file. Raises OSError, FileNotFoundError among them."""
+    with _calling(path):
+        return path.read_bytes()
+
+
 def read_range(path: AnyPath, start: int, stop: int) -> bytes:
     """Bytes of a file from `start` up to `stop`, fewer where it ends before. Raises OSError."""
     with _calling(path), path.open("rb") as file:
@@ -221,7 +239,7 @@ def whole_file(path: AnyPath) -> Iterator[IO[bytes]]:
 
     Raises UserError where the disk or the store refuses it.
     """
-    with writing(path), _calling(path):
+    with writing(path):
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.partial")
@@ -239,14 +257,22 @@ def whole_file(path: AnyPath) -> Iterator[IO[bytes]]:
             with tempfile.SpooledTemporaryFile(_BUFFER) as spool:
                 yield spool
                 spool.seek(0)
-                _send(spool, path)
+                with _calling(path):
+                    out: Any = path.open("wb")
+                    with out:
+                        shutil.copyfileobj(spool, out, _BLOCK)
 
 
-def _send(spool: IO[bytes], path: epath.Path) -> None:
-    with path.open("wb") as file:
-        out: Any = file
-        while block := spool.read(_BUFFER):
-            out.write(block)
+def copy_in(source: Path, path: AnyPath) -> None:
+    """Puts a file of this machine to where it belongs, as `whole_file` does."""
+    with open(source, "rb") as file, whole_file(path) as out:
+        shutil.copyfileobj(file, out, _BLOCK)
+
+
+def copy_out(path: AnyPath, target: Path) -> None:
+    """Writes a file's content to a path of this machine. Raises OSError."""
+    with _calling(path), path.open("rb") as file, open(target, "wb") as out:
+        shutil.copyfileobj(file, out, _BLOCK)
 
 
 @contextlib.contextmanager

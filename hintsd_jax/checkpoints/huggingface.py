@@ -12,7 +12,6 @@ import contextlib
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.models.sharding import FROZEN, make_mesh, spec
+from hintsd_jax.storage import AnyPath, copy_out, entries, exists, is_file, is_folder, located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,8 +51,8 @@ _ROWS = 4096  # of a vocabulary's table that are compared at once
 
 def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
     """The `config.json` of a directory; `overrides` are fields of PolicyConfig. Raises what `load_policy` raises."""
-    path = pathlib.Path(path)
-    if not path.is_dir():
+    path = located(path)
+    if not is_folder(path):
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with config.json and {WEIGHTS}")
     parsed = read_json(path / "config.json")
     try:
@@ -61,7 +61,7 @@ def read_config(path: str | os.PathLike, **overrides: Any) -> PolicyConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def open_checkpoint(path: pathlib.Path, config: PolicyConfig) -> TensorFiles:
+def open_checkpoint(path: AnyPath, config: PolicyConfig) -> TensorFiles:
     """The tensors of a directory, from one file or from the shards of an index: exactly those of `config`, all checked
     but not read.
     """
@@ -94,7 +94,7 @@ def load_policy(
     directory, a file or a tensor is missing, cut short, misshapen or unexpected, naming it.
     """
     config = read_config(path, **overrides)
-    checkpoint = open_checkpoint(pathlib.Path(path), config)
+    checkpoint = open_checkpoint(located(path), config)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     params: decoder.Params = {}
     for parameter in parameters(config):
@@ -152,7 +152,7 @@ def write_like(
                 )
             yield name, cast
 
-    source = pathlib.Path(source)
+    source = located(source)
     config = read_json(source / "config.json")
     if dtype is not None:
         config |= {"dtype": dtype, "torch_dtype": dtype}
@@ -162,23 +162,23 @@ def write_like(
         write_shards(new, stored())
 
 
-def _copy_others(source: pathlib.Path, new: pathlib.Path) -> None:
+def _copy_others(source: AnyPath, new: pathlib.Path) -> None:
     """What is no weights and not hidden. A policy or an adapter of its own in a folder below is no part of this one."""
-    for entry in sorted(source.iterdir()):
+    for entry in entries(source):
         left_out = entry.name.startswith(".") or entry.suffix in _NOT_COPIED or entry.name.endswith(".index.json")
-        if entry.is_dir() and not left_out and not entry.is_symlink():
-            if not any((entry / marker).exists() for marker in ("config.json", "adapter_config.json")):
+        if is_folder(entry) and not left_out and not (isinstance(entry, pathlib.Path) and entry.is_symlink()):
+            if not any(exists(entry / marker) for marker in ("config.json", "adapter_config.json")):
                 (new / entry.name).mkdir()
                 _copy_others(entry, new / entry.name)
                 with contextlib.suppress(OSError):  # it held nothing but weights
                     (new / entry.name).rmdir()
-        elif entry.is_file() and not left_out:
-            shutil.copyfile(entry, new / entry.name)
+        elif is_file(entry) and not left_out:
+            copy_out(entry, new / entry.name)
 
 
-def _tensor_files(path: pathlib.Path) -> TensorFiles:
-    if not (path / INDEX).is_file():
-        if not (path / WEIGHTS).is_file():
+def _tensor_files(path: AnyPath) -> TensorFiles:
+    if not is_file(path / INDEX):
+        if not is_file(path / WEIGHTS):
             raise UserError(f"{path}: no {WEIGHTS} and no {INDEX}; give a directory with safetensors weights")
         return TensorFiles([path / WEIGHTS], path / WEIGHTS, "config.json")
     weight_map = read_json(path / INDEX).get("weight_map")
@@ -187,7 +187,7 @@ def _tensor_files(path: pathlib.Path) -> TensorFiles:
     odd = [file for file in weight_map.values() if not _FILE.fullmatch(file)]
     if odd:
         raise UserError(f"{path / INDEX}: weight_map has {odd[0]!a:.80}, which is no name of a safetensors file")
-    if (path / WEIGHTS).is_file() and WEIGHTS not in weight_map.values():
+    if is_file(path / WEIGHTS) and WEIGHTS not in weight_map.values():
         raise UserError(
             f"{path}: {WEIGHTS} lies beside {INDEX}, which names other files: delete the one that is not the policy's"
         )

@@ -15,7 +15,6 @@ they come to the same projections in every layer and to nothing else.
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -27,6 +26,7 @@ from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.families import HF_NAMES, LORA_TARGETS
 from hintsd_jax.models.finite import non_finite
+from hintsd_jax.storage import AnyPath, is_folder, located
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -60,8 +60,8 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
     adapter_config.json differs from `config.lora` (but for dropout, which is a setting of training) or asks for
     something that is not supported, naming it.
     """
-    path = pathlib.Path(path)
-    if not path.is_dir():
+    path = located(path)
+    if not is_folder(path):
         raise UserError(f"{path}: no such directory; give a PEFT adapter with {CONFIG} and {WEIGHTS}")
     settings = lora.settings(config)
     _check(read_json(path / CONFIG), path / CONFIG, config)
@@ -114,7 +114,7 @@ def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Ad
         write_tensors(new / WEIGHTS, tensors)
 
 
-def _check(parsed: dict[str, Any], file: pathlib.Path, policy: PolicyConfig) -> None:
+def _check(parsed: dict[str, Any], file: AnyPath, policy: PolicyConfig) -> None:
     """Raises UserError unless the parsed adapter_config.json describes an adapter that `policy.lora` describes too."""
     config = lora.settings(policy)
     for key, values in _SUPPORTED.items():
@@ -139,7 +139,7 @@ def _check(parsed: dict[str, Any], file: pathlib.Path, policy: PolicyConfig) -> 
             )
 
 
-def _targets(wanted: Any, file: pathlib.Path, policy: PolicyConfig) -> Any:
+def _targets(wanted: Any, file: AnyPath, policy: PolicyConfig) -> Any:
     """The projections that `target_modules` comes to, by our names; what it says where that is no way of PEFT's.
 
     As PEFT 0.18 reads it: "all-linear", all but the head; another string, a regular expression for a module's whole

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Safetensors and JSON on disk, for policies and for adapters: paths flow in, checked arrays and dictionaries flow out.
+"""Safetensors and JSON on disk or in a store, for policies and for adapters: paths flow in, checked arrays and
+dictionaries flow out.
 
 Invariants: nothing is guessed: a tensor too few, too many, of another shape or cut short ends in a UserError that names
 file and tensor. No more than a tensor is read at a time. A directory is written whole or not at all.
@@ -22,6 +23,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.storage import (
+    AnyPath,
+    absolute,
+    copy_in,
+    entries,
+    exists,
+    is_file,
+    is_folder,
+    read_bytes,
+    read_range,
+    remove,
+    remove_folder,
+    size,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,9 +59,9 @@ class TensorFiles:
       UserError: a file is missing, cut short or something else.
     """
 
-    def __init__(self, files: Iterable[pathlib.Path], listing: pathlib.Path, required_by: str):
+    def __init__(self, files: Iterable[AnyPath], listing: AnyPath, required_by: str):
         self.listing, self.required_by = listing, required_by
-        self.file_of: dict[str, pathlib.Path] = {}
+        self.file_of: dict[str, AnyPath] = {}
         self._entries: dict[str, _Entry] = {}
         for file in files:
             entries = _read_header(file)
@@ -80,7 +95,12 @@ class TensorFiles:
         file, entry, dtype = self.file_of[name], self._entries[name], self.dtype(name)
         row = math.prod(entry.shape[1:])
         try:
-            data = np.fromfile(file, dtype, (stop - first) * row, offset=entry.start + first * row * dtype.itemsize)
+            start = entry.start + first * row * dtype.itemsize
+            if isinstance(file, pathlib.Path):
+                data = np.fromfile(file, dtype, (stop - first) * row, offset=start)
+            else:
+                read = read_range(file, start, start + (stop - first) * row * dtype.itemsize)
+                data = np.frombuffer(read, dtype, len(read) // dtype.itemsize)
         except OSError as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
         if data.size != (stop - first) * row:
@@ -103,10 +123,10 @@ class TensorFiles:
             )
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: AnyPath) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError when it is missing or holds something else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(file).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -167,15 +187,21 @@ def _shard(n: int) -> str:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathlib.Path]:
     """A new directory beside `path` to write into, which takes the place of `path` where the block ends without an
-    error.
+    error. In a store, which renames nothing in one go: a directory of this machine, whose files are sent then, the
+    `marker` last, without which nobody takes the rest for whole.
 
     What already stands at `path` is replaced if it holds a file `marker`; anything else there, and a place that cannot
     be written, is a UserError. `what` is the thing's name in messages.
     """
-    path = pathlib.Path(path).absolute()
-    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists and is no {what} directory; choose another place")
+    path = absolute(path)
     try:
+        if exists(path) and not is_file(path / marker) and not (is_folder(path) and not entries(path)):
+            raise UserError(f"{path}: exists and is no {what} directory; choose another place")
+        if not isinstance(path, pathlib.Path):
+            with tempfile.TemporaryDirectory() as scratch:
+                yield pathlib.Path(scratch)
+                _send(pathlib.Path(scratch), path, marker)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
             new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
@@ -193,6 +219,14 @@ def replacing(path: str | os.PathLike, what: str, marker: str) -> Iterator[pathl
         raise UserError(f"{path}: cannot write the {what} there: {error}") from error
 
 
+def _send(new: pathlib.Path, path: AnyPath, marker: str) -> None:
+    remove(path / marker)
+    remove_folder(path)
+    files = [file for file in sorted(new.rglob("*")) if file.is_file()]
+    for file in sorted(files, key=lambda file: file == new / marker):
+        copy_in(file, path / file.relative_to(new).as_posix())
+
+
 class _Entry(NamedTuple):
     """What a header says of a tensor. dtype: the format's name, such as BF16. start, stop: its bytes in the file."""
 
@@ -202,18 +236,17 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
+def _read_header(file: AnyPath) -> dict[str, _Entry]:
     """What a file holds. Names the first tensor whose bytes are not there (the library only says 'incomplete').
 
     Format: 8 bytes little-endian header length, the header as JSON, then the data that its offsets point into.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise UserError(f"{file}: cut short within its header ({size} bytes); copy it again")
-            header = json.loads(stream.read(length))
+        whole = size(file)
+        length = int.from_bytes(read_range(file, 0, 8), "little")
+        if whole < 8 or length > whole - 8:
+            raise UserError(f"{file}: cut short within its header ({whole} bytes); copy it again")
+        header = json.loads(read_range(file, 8, 8 + length))
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
@@ -231,11 +264,11 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
         raise UserError(f"{file}: missing; copy the whole directory again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file: {error!r}") from error
-    cut = [name for name, entry in in_order if entry.stop > size]
-    if not cut and in_order and in_order[-1][1].stop < size:
-        raise UserError(f"{file}: not a safetensors file: {size - in_order[-1][1].stop} bytes follow the last tensor")
+    cut = [name for name, entry in in_order if entry.stop > whole]
+    if not cut and in_order and in_order[-1][1].stop < whole:
+        raise UserError(f"{file}: not a safetensors file: {whole - in_order[-1][1].stop} bytes follow the last tensor")
     if cut:
         raise UserError(
-            f"{file}: cut short ({size} bytes): tensor {ascii(cut[0])[1:-1]:.120} is not complete; copy the file again"
+            f"{file}: cut short ({whole} bytes): tensor {ascii(cut[0])[1:-1]:.120} is not complete; copy the file again"
         )
     return tensors

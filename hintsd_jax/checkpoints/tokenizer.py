@@ -11,18 +11,24 @@ pre-tokenizer and BPE options in their place, so that a file with another split 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hintsd_jax.checkpoints.safetensors import read_json
-from hintsd_jax.errors import UserError
+from hintsd_jax.errors import UserError, reason
+from hintsd_jax.storage import AnyPath, copy_out, entries, exists, is_file, is_folder, located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GENERATION = "generation_config.json"
+# What a tokenizer is made of, and the folder of further chat templates.
+_TEXTS, _TEMPLATES = (".json", ".jinja", ".txt", ".model"), "additional_chat_templates"
 # Contexts are the config's affair. As transformers has it where nobody says otherwise.
 _ANY_LENGTH = int(1e30)
 # Of tokenizer.json: written even where they are null.
@@ -36,13 +42,14 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     """
     from transformers import PreTrainedTokenizerFast  # here, because this import alone takes seconds
 
-    path = pathlib.Path(path)
-    if not path.is_dir():
+    path = located(path)
+    if not is_folder(path):
         raise UserError(f"{path}: no such directory; give a Hugging Face directory with a tokenizer.json")
     definition = read_json(path / "tokenizer.json")
     _check_definition(definition, path / "tokenizer.json")
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        with _on_disk(path) as folder:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         tokenizer.model_max_length = _ANY_LENGTH
         tokenizer.decode(tokenizer.encode("x"))  # some of what tokenizer_config.json says is only looked at here
     except Exception as error:  # tokenizers raises bare Exception on a file that is JSON but not a tokenizer
@@ -60,7 +67,29 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _check_definition(definition: dict[str, Any], file: pathlib.Path) -> None:
+@contextlib.contextmanager
+def _on_disk(path: AnyPath) -> Iterator[pathlib.Path]:
+    """A folder of this machine with what a tokenizer is made of: the directory itself, or copies of those of its files.
+
+    Raises UserError where the store does not give them.
+    """
+    if isinstance(path, pathlib.Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = pathlib.Path(scratch)
+        try:
+            for folder, target in ((path, copies), (path / _TEMPLATES, copies / _TEMPLATES)):
+                for file in entries(folder):
+                    if file.suffix in _TEXTS and not file.name.endswith(".index.json") and is_file(file):
+                        target.mkdir(exist_ok=True)
+                        copy_out(file, target / file.name)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({reason(error)})") from error
+        yield copies
+
+
+def _check_definition(definition: dict[str, Any], file: AnyPath) -> None:
     """Raises UserError where a part is missing that would silently count as none, or two tokens share an id or a
     text.
     """
@@ -119,15 +148,15 @@ def generation_stops(path: str | os.PathLike) -> tuple[int, ...]:
     <|eom_id|>. Raises UserError when the file is broken, its `eos_token_id` is neither an id nor a list of ids, or one
     of them is an entry of the vocabulary that is ordinary text.
     """
-    file = pathlib.Path(path) / GENERATION
-    if not file.exists():
+    file = located(path) / GENERATION
+    if not exists(file):
         return ()
     stated = read_json(file).get("eos_token_id")
     ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
     if not all(type(token) is int and token >= 0 for token in ids):  # `type`: True is an int to isinstance
         raise UserError(f"{file}: eos_token_id is {stated!r}; it must be a token id or a list of them")
-    definition = pathlib.Path(path) / "tokenizer.json"
-    if ids and definition.exists():
+    definition = located(path) / "tokenizer.json"
+    if ids and exists(definition):
         parsed = read_json(definition)
         for token in ids:
             if (text := _ordinary_text(parsed, token)) is not None:

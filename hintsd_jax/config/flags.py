@@ -24,7 +24,7 @@ from hintsd_jax.texts import did_you_mean
 
 FLAGS = {
     "config": "name of a shipped config, or path of a file with a get_config()",
-    "workdir": "folder of this run; one that holds a run already continues it",
+    "workdir": "folder of this run, or gs://bucket/folder; one that holds a run already continues it",
     "mode": "what to do, if the first word does not say it",
     "print_config": "print the resolved config and end",
     "help": "print this and end",

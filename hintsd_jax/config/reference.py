@@ -75,10 +75,12 @@ def _default(setting: Setting) -> str:
 
 
 def allowed(setting: Setting) -> str:
-    """Type and range, or choices, of a key."""
+    """Type and range, or choices, of a key; what kind of path."""
     key, kind = setting.key, setting.kind
     if get_origin(kind) is dict:
         return "mapping with any keys"
+    if key.path:
+        return "path, gs://... or s3://..." if key.remote else "path"
     item = get_args(kind)[0] if get_origin(kind) is tuple else kind
     what = ", ".join(key.choices) if key.choices else f"{_KINDS[item]} {key.interval}".strip()
     empty = "" if not key.derived else ", or 0" if item is kind else ", or empty"

@@ -54,6 +54,7 @@ class PolicySection(Section):
         "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; a path assets/... that the"
         " current folder lacks is looked for in the installed package",
         path=True,
+        remote=True,
     )
     compute_dtype: str = key(
         "auto",
@@ -85,7 +86,9 @@ class LoraSection(Section):
         "the projections that have an adapter",
         choices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
-    path: str = key("", "folder of an adapter in PEFT's format to start from; empty: a new adapter", path=True)
+    path: str = key(
+        "", "folder of an adapter in PEFT's format to start from; empty: a new adapter", path=True, remote=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +185,10 @@ class RolloutSection(Section):
         "(0, 1]",
     )
     overlap_env: bool = key(True, "environments work while other episodes are decoded")
+    free_cache: bool = key(
+        False,
+        "the slots' key-value cache is freed while weights are updated, and allocated again for the next episodes",
+    )
     mask_cut_episodes: bool = key(
         False,
         "episodes that a limit ended (of steps, of tokens, or of the environment) are neither looked back on nor"
@@ -462,7 +469,7 @@ class ExportSection(Section):
         "dtype of the whole directories; auto: as policy.path stores it",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    path: str = key("", "folder to write to; empty: export/step_<n> in the workdir", path=True)
+    path: str = key("", "folder to write to; empty: export/step_<n> in the workdir", path=True, remote=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
+from hintsd_jax import storage
 from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, plain, settings, unknown_key
 from hintsd_jax.config.fields import inside, shown
 from hintsd_jax.config.schema import FREE, Config
@@ -137,6 +138,9 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
         return f"{says} must be 0 or at least {_LEAST}: less is 0 to a device"
     if kind is str and (problem := _text_problem(value)):
         return f"{says} {problem}"
+    if key.path and storage.is_remote(value):
+        problem = storage.problem(value) if key.remote else "must be on a disk of this machine, not in a store"
+        return f"{says} {problem}" if problem else None
     if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
         return f"{says} is now called {RENAMED_VALUES[name, value]!r}"
     if key.choices and value not in key.choices and not (key.open and ":" in value):

@@ -19,12 +19,13 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
-
-from etils import epath
+from typing import IO, TYPE_CHECKING, Protocol
 
 from hintsd_jax.errors import UserError, reason, writing
 from hintsd_jax.storage import AnyPath, open_file, remove, whole_file
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _OTHER = "give another --workdir"
 _BEAT = 10.0  # seconds between two signs of life

@@ -26,7 +26,7 @@ import jax
 from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import json_object, read_jsonl
 from hintsd_jax.runs.event_file import EventFile
-from hintsd_jax.storage import Appended, located, whole_file
+from hintsd_jax.storage import Appended, is_remote, located, whole_file
 
 NONFINITE = "metrics/nonfinite"
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -59,7 +59,9 @@ class MetricsWriter:
         self._file = Appended(path)
         # purge_step hides the events of the steps that are repeated.
         purge_step = None if resume_step is None else resume_step + 1
-        self._board = EventFile(folder / "tensorboard", purge_step)
+        self._board = EventFile(folder / "tensorboard", 0 if kept and is_remote(folder) else purge_step)
+        for row in kept if is_remote(folder) else ():
+            self._show(row)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, int | float | None]:
         """Writes one row: `step` first, then the keys in sorted order, floats as their shortest exact representation.
@@ -84,8 +86,11 @@ class MetricsWriter:
             row[NONFINITE] = len(bad)
         row = {"step": int(step), **{key: row[key] for key in sorted(row)}}
         self._file.write(_line(row))  # on disk when this returns: a checkpoint must never outlive its row
-        self._board.write(step, {key: value for key, value in row.items() if value is not None and key != "step"})
+        self._show(row)
         return row
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        self._board.write(row["step"], {key: row[key] for key in row if row[key] is not None and key != "step"})
 
     def close(self) -> None:
         self._board.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import AbstractMesh
@@ -19,6 +18,8 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import abstract_mesh, serving_sizes
+from hintsd_jax.storage import AnyPath
 from hintsd_jax.tools.planner import temporary_memory
 from hintsd_jax.tools.planner.devices import Devices, find
 from hintsd_jax.tools.planner.programs import abstract_cache, bytes_on_one_device, described_policy
@@ -31,13 +32,15 @@ FRACTION_KEY = "XLA_CLIENT_MEM_FRACTION"  # an environment variable, among the s
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """resident: what stays. prefill, decode, update: bytes that the largest program of the kind has beside it, on one
+    """mesh, serving: all devices as training uses them, and those of one process that roll out (each process has
+    `rollout.slots` of its own). resident: what stays. prefill, decode, update: bytes that the largest program of the kind has beside it, on one
     device.
     """
 
     config: Config
     policy: PolicyConfig
     mesh: AbstractMesh
+    serving: AbstractMesh
     devices: Devices
     resident: tuple[Resident, ...]
     prefill: int
@@ -76,35 +79,43 @@ class Planner:
     so that it meets the compiler where it was asked; {}: the arithmetic alone.
     """
 
-    policy_file: Path
+    policy_file: AnyPath
     scales: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, config: Config, devices: Devices) -> Plan:
         """Raises UserError where the run itself would refuse these: a mesh that is none, slots that `data` does not
         divide, ...
         """
-        mesh, platform = devices.layout(**config.mesh.to_dict()), devices.platform
+        platform = devices.platform
         policy = described_policy(config, self.policy_file, platform=platform)
+        mesh = devices.layout(**devices.sizes(config, policy))
+        serving = abstract_mesh(serving_sizes(mesh, policy.num_kv_heads, devices.processes))
         engine = build.engine_config(config)
-        if engine.slots % mesh.shape["data"]:
-            raise UserError(f"rollout.slots = {engine.slots} must be a multiple of mesh.data = {mesh.shape['data']}")
+        if engine.slots % serving.shape["data"]:
+            raise UserError(
+                f"rollout.slots = {engine.slots} must be a multiple of the {serving.shape['data']} copies of the model"
+                " that mesh.data puts on the devices of a process"
+            )
         if engine.context > policy.max_positions:
             raise UserError(
                 f"rollout.context or hindsight.context = {engine.context} exceeds the {policy.max_positions} positions"
                 f" of {self.policy_file}: lower it"
             )
-        of_run = (config, policy, mesh, platform)
+        of_update, of_rollout = (config, policy, mesh, platform), (config, policy, serving, platform)
         scale = lambda kind, length=0: self.scales[kind](length) if kind in self.scales else 1.0
         shapes = build.algorithm(config).batch_shapes(mesh).all()
-        updates = [scale("update", length) * temporary_memory.update(*of_run, length, pair) for length, pair in shapes]
+        updates = [
+            scale("update", length) * temporary_memory.update(*of_update, length, pair) for length, pair in shapes
+        ]
         return Plan(
             config,
             policy,
             mesh,
+            serving,
             devices,
-            tuple(resident_arrays(config, policy, mesh)),
-            prefill=round(scale("prefill") * temporary_memory.prefill(*of_run)),
-            decode=round(scale("decode") * temporary_memory.decode(*of_run)),
+            tuple(resident_arrays(config, policy, mesh, serving)),
+            prefill=round(scale("prefill") * temporary_memory.prefill(*of_rollout)),
+            decode=round(scale("decode") * temporary_memory.decode(*of_rollout)),
             update=round(max(updates)),
         )
 
@@ -146,9 +157,11 @@ class Planner:
 
         Tried from above: a number that the mesh divides may take less than a smaller one that it does not.
         """
-        data, cache = plan.mesh.shape["data"], lambda slots: _cache_bytes(plan, slots)
-        room = max(plan.devices.memory - plan.peak + cache(plan.config.rollout.slots), 0)
-        least = cache(data * plan.mesh.size) / plan.mesh.size  # bytes of `data` slots on one device, evenly laid out
+        data, cache = plan.serving.shape["data"], lambda slots: _cache_bytes(plan, slots)
+        room = max(plan.devices.memory - plan.total("rollout") + cache(plan.config.rollout.slots), 0)
+        least = (
+            cache(data * plan.serving.size) / plan.serving.size
+        )  # bytes of `data` slots on one device, evenly laid out
         for slots in range(int(room / least) * data, 0, -data):
             if cache(slots) <= room and self.changed(plan, {"rollout.slots": slots}).fits:
                 return slots
@@ -177,4 +190,4 @@ def _first_that_fits(at: Callable[[int], Plan], last: int, first: int, step: int
 
 def _cache_bytes(plan: Plan, slots: int) -> int:
     config = plan.config.replaced({"rollout.slots": slots})
-    return bytes_on_one_device(abstract_cache(config, plan.policy, plan.mesh)[:1]) * plan.policy.num_layers
+    return bytes_on_one_device(abstract_cache(config, plan.policy, plan.serving)[:1]) * plan.policy.num_layers

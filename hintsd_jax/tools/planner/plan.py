@@ -12,10 +12,10 @@ but its config.json, or such a file itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from hintsd_jax.config.schema import Config
+from hintsd_jax.storage import AnyPath, located
 from hintsd_jax.tools.planner import advice, compiler, table, temporary_memory
 from hintsd_jax.tools.planner.devices import find
 from hintsd_jax.tools.planner.fit import Plan, Planner
@@ -76,7 +76,8 @@ def scales(plan: Plan, answers: Sequence[compiler.Answer]) -> dict[str, Callable
     in between.
     """
     of_run = (plan.config, plan.policy, plan.mesh, plan.devices.platform)
-    arithmetic = {"prefill": temporary_memory.prefill(*of_run), "decode": temporary_memory.decode(*of_run)}
+    of_rollout = (plan.config, plan.policy, plan.serving, plan.devices.platform)
+    arithmetic = {"prefill": temporary_memory.prefill(*of_rollout), "decode": temporary_memory.decode(*of_rollout)}
     ratios = {answer.kind: answer.temporary / arithmetic[answer.kind] for answer in answers if answer.kind != "update"}
     points = sorted(
         (answer.length, answer.temporary / temporary_memory.update(*of_run, answer.length, answer.pair))
@@ -92,9 +93,9 @@ def scales(plan: Plan, answers: Sequence[compiler.Answer]) -> dict[str, Callable
     return {kind: lambda _, ratio=ratio: ratio for kind, ratio in ratios.items()} | {"update": update}
 
 
-def policy_file(config: Config) -> Path:
+def policy_file(config: Config) -> AnyPath:
     """The config.json of the policy: of a directory, or the file itself."""
-    path = Path(config.policy.location)
+    path = located(config.policy.location)
     return path if path.suffix == ".json" else path / "config.json"
 
 

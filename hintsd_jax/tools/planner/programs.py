@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,8 +26,9 @@ from hintsd_jax.config.schema import Config
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.layers import CACHE_AXES
-from hintsd_jax.models.sharding import shardings, spec
+from hintsd_jax.models.sharding import FROZEN, serving_mesh, shardings, spec
 from hintsd_jax.sampling import programs as sampling
+from hintsd_jax.storage import AnyPath
 from hintsd_jax.training import train_step
 from hintsd_jax.training.batching import blank_batch
 from hintsd_jax.training.state import abstract
@@ -48,7 +48,7 @@ class Program:
     pair: int = 0
 
 
-def described_policy(config: Config, file: Path, layers: int | None = None, platform: str = "tpu") -> PolicyConfig:
+def described_policy(config: Config, file: AnyPath, layers: int | None = None, platform: str = "tpu") -> PolicyConfig:
     """The policy of a Hugging Face config.json, as the config's run has it on `platform`; `layers` cuts it short."""
     dtype, adapter = build.compute_dtype(config, platform), build.lora_config(config)
     policy = PolicyConfig.from_hf(read_json(file), compute_dtype=dtype, remat=config.policy.remat, lora=adapter)
@@ -56,10 +56,10 @@ def described_policy(config: Config, file: Path, layers: int | None = None, plat
 
 
 def programs(config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
-    """The engine's programs (rollout, analysis and evaluation are the same three on other weights), then those of the
-    update.
+    """The engine's programs on one process's part of the mesh (rollout, analysis and evaluation are the same three on
+    other weights), then those of the update.
     """
-    yield from _engine_programs(config, policy, mesh, stop_ids)
+    yield from _engine_programs(config, policy, serving_mesh(mesh, policy.num_kv_heads), stop_ids)
     yield from _update_programs(config, policy, mesh)
 
 
@@ -109,7 +109,10 @@ def abstract_weights(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str)
 
 @functools.cache
 def _laid_out(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any:
-    weights, axes = _shapes(policy)
+    (weights, axes), roles = _shapes(policy), {"lora": role}
+    if policy.lora is None:
+        roles = dict.fromkeys(weights, role)
+    layout = {name: shardings(weights[name], axes[name], mesh, roles.get(name, FROZEN)) for name in weights}
 
     def lay(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         trained = policy.lora is None or path[0].key == "lora"
@@ -118,7 +121,7 @@ def _laid_out(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any
             leaf.shape, jnp.dtype("float32" if full else policy.compute_dtype), sharding=sharding
         )
 
-    return jax.tree_util.tree_map_with_path(lay, weights, shardings(weights, axes, mesh, role))
+    return jax.tree_util.tree_map_with_path(lay, weights, layout)
 
 
 @functools.cache

@@ -1,5 +1,5 @@
 """Does a run that is killed again and again end as one never killed? Ten SIGKILLs at ten moments of one run, compared
-bit by bit.
+bit by bit. (`benchmarks.kills` kills at random ones.)
 
   python -m benchmarks.resume --workdir=runs/resume --out=benchmarks/results/resume.md
 
@@ -224,12 +224,16 @@ def state_bytes(path: Path, step: int) -> dict[str, tuple]:
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
-def start(command: list[str], log: Path) -> int:
-    cache = {
+def compile_cache() -> dict[str, str]:
+    """The environment variables with which a process keeps what it compiles."""
+    return {
         "JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    environment = cache | os.environ | {"PYTHONPATH": str(REPO)}
+
+
+def start(command: list[str], log: Path) -> int:
+    environment = compile_cache() | os.environ | {"PYTHONPATH": str(REPO)}
     with open(log, "a") as file:
         return subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=REPO).returncode
 

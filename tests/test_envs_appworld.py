@@ -21,6 +21,7 @@ from hintsd_jax.envs.base import Action, CallTimeout
 from hintsd_jax.envs.protocol import checked
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout.env_call import CallFailure
 from hintsd_jax.rollout.env_host import ThreadHost
 from hintsd_jax.rollout.env_pool import EnvPool
 
@@ -98,6 +99,8 @@ GOOD = b'{"output": 1}'
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "headers have no end"),
         (b"hello\r\n\r\n", "no HTTP: 'hello'"),
         (http(b'{"detail": "boom"}', "500 Internal Server Error"), 'status 500: .*"detail": "boom"'),
+        (http(b'{"detail": "boom", "kind": "KeyError"}', "500 Internal Server Error"), r"status 500 \(KeyError\): "),
+        (http(b'{"detail": "boom", "kind": "a text"}', "500 Internal Server Error"), "status 500: "),
         (http(GOOD, "302 Found"), "status 302"),
         (http(b"not json"), "not JSON: 'not json'"),
         (http(b"\xff\xfe"), "not JSON"),
@@ -110,8 +113,28 @@ GOOD = b'{"output": 1}'
 def test_an_answer_that_is_not_whole_or_not_right_is_a_failure(serve, sent, message):
     path = serve(lambda connection, request: connection.sendall(sent))
     with pytest.raises(WorkerFailed, match=message) as failure:
-        post(path, "/execute", {}, 5, 1000)
+        post(path, "/execute", {}, 5, 1000, quote=True)
     assert str(failure.value).startswith("/execute: ") and len(str(failure.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        http(b'{"detail": "SECRET", "kind": "SECRET of the benchmark"}', "500 Internal Server Error"),
+        http(b"SECRET"),
+        http(b'{"SECRET": 1}'),
+        b"SECRET\r\n\r\n",
+        b"HTTP/1.1 200 SECRET\r\nSECRET: 1\r\n\r\nSECRET",
+        http(b'{"output": "SECRET"}', length=500),
+    ],
+)
+def test_a_failure_quotes_nothing_of_the_benchmark_unless_that_is_asked_for(serve, sent):
+    """It stands in environment_failures.txt, with its traceback."""
+    path = serve(lambda connection, request: connection.sendall(sent))
+    with pytest.raises(WorkerFailed) as failure:
+        post(path, "/execute", {"code": "1"}, 5, 1000)
+    written = CallFailure.of(failure.value)
+    assert "SECRET" not in written.detail + written.traceback and "/execute: " in written.detail
 
 
 def test_a_server_that_hangs_or_trickles_is_a_time_out(serve):
@@ -150,9 +173,9 @@ STARTED = {
     "datetime": "2023-05-18T12:00:00",
 }
 TASK = {"id": "abc1def_1", "split": "train", "scenario": "abc1def", "scenario_size": 1, "category": ""}
-PASSED = {"success": True, "num_tests": 2, "passes": [{}, {}], "failures": []}
+PASSED = {"task_id": "abc1def_1", "success": True, "num_tests": 2, "passes": [{}, {}], "failures": []}
 FAILURES = [{"requirement": "assert\n answers match.", "trace": "AssertionError: '4' == '5'", "label": "no_op_fail"}]
-FAILED = {"success": False, "num_tests": 4, "passes": [{}, {}, {}], "failures": FAILURES}
+FAILED = {"task_id": "abc1def_1", "success": False, "num_tests": 4, "passes": [{}, {}, {}], "failures": FAILURES}
 RUN = parse_action("```python\nprint(1)\n```", "code")
 
 
@@ -293,6 +316,7 @@ def test_a_failure_anywhere_raises_and_leaves_no_worker(workers, failure, where)
         {"graded": {**PASSED, "num_tests": 0, "passes": []}},
         {"graded": {**PASSED, "num_tests": True}},
         {"graded": {**FAILED, "failures": [{"requirement": None, "trace": ""}]}},
+        {"graded": {**PASSED, "task_id": "abc1def_2"}},
         {"graded": {}},
         {"graded": "fine"},
     ],

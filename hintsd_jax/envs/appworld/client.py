@@ -5,6 +5,9 @@
 An answer is believed only where it is whole: status 200, a Content-Length that holds, a JSON object with "output".
 Everything else is a `WorkerFailed` that says what came instead; nothing in time is a `CallTimeout`. The deadline is one
 for the whole request: an answer that trickles in does not stretch it.
+
+A failure is written into files and shown, and the licence of the benchmark does not let its texts be passed on: so it
+tells the kind and the size of what came instead, and quotes it only where that is asked for.
 """
 
 import json
@@ -25,10 +28,13 @@ class WorkerFailed(Exception):
     """A worker, or who grades, gave no answer that can be believed; the text says what came instead."""
 
 
-def post(socket_path: str | os.PathLike, path: str, body: Any, deadline_s: float, max_bytes: int) -> Any:
+def post(
+    socket_path: str | os.PathLike, path: str, body: Any, deadline_s: float, max_bytes: int, quote: bool = False
+) -> Any:
     """The "output" of the answer to `body` (plain JSON), posted to `path` at a unix socket.
 
     deadline_s: seconds for everything, from connecting to the answer's last byte. max_bytes: of the answer's body.
+    quote: whether failures quote what came instead.
 
     Raises:
       CallTimeout: the answer was not whole in time.
@@ -44,14 +50,14 @@ def post(socket_path: str | os.PathLike, path: str, body: Any, deadline_s: float
             connection.connect(os.fspath(socket_path))
             connection.settimeout(_left(ends_at))  # of `sendall` as a whole
             connection.sendall(head.encode() + payload)
-            status, raw = _receive(connection, ends_at, max_bytes)
+            status, raw = _receive(connection, ends_at, max_bytes, quote)
     except TimeoutError:
         raise CallTimeout(f"{path}: no answer in {deadline_s:g} s") from None
     except (OSError, WorkerFailed) as error:
         raise WorkerFailed(f"{path}: {error}") from None
     if status != 200:
-        raise WorkerFailed(f"{path}: status {status}: {_shown(raw)}")
-    return _output(path, raw)
+        raise WorkerFailed(f"{path}: status {status}{_kind(raw)}: {_shown(raw, quote)}")
+    return _output(path, raw, quote)
 
 
 def _left(ends_at: float) -> float:
@@ -61,14 +67,14 @@ def _left(ends_at: float) -> float:
     return seconds
 
 
-def _receive(connection: socket.socket, ends_at: float, max_bytes: int) -> tuple[int, bytes]:
+def _receive(connection: socket.socket, ends_at: float, max_bytes: int, quote: bool) -> tuple[int, bytes]:
     """(status, body) of the one answer on a connection."""
     received = bytearray()
     while (end := received.find(b"\r\n\r\n")) < 0:
         if len(received) > MAX_HEAD:
             raise WorkerFailed(f"the answer's headers have no end in {MAX_HEAD:,} bytes")
         received += _more(connection, ends_at, len(received), "its headers' end")
-    status, length = _read_head(bytes(received[:end]))
+    status, length = _read_head(bytes(received[:end]), quote)
     if length > max_bytes:
         raise WorkerFailed(f"the answer has {length:,} bytes, of {max_bytes:,} at most")
     body = received[end + 4 :]
@@ -86,11 +92,11 @@ def _more(connection: socket.socket, ends_at: float, so_far: int, end: str) -> b
     raise WorkerFailed(f"the answer is cut after {so_far:,} bytes, before {end}" if so_far else "no answer")
 
 
-def _read_head(head: bytes) -> tuple[int, int]:
+def _read_head(head: bytes, quote: bool) -> tuple[int, int]:
     first, *lines = head.split(b"\r\n")
     status = _STATUS.fullmatch(first)
     if not status:
-        raise WorkerFailed(f"no HTTP: {_shown(first)}")
+        raise WorkerFailed(f"no HTTP: {_shown(first, quote)}")
     headers = [line.partition(b":") for line in lines]
     lengths = {value.strip() for name, _, value in headers if name.strip().lower() == b"content-length"}
     length = lengths.pop() if len(lengths) == 1 else b""
@@ -99,13 +105,13 @@ def _read_head(head: bytes) -> tuple[int, int]:
     return int(status[1]), int(length)
 
 
-def _output(path: str, raw: bytes) -> Any:
+def _output(path: str, raw: bytes, quote: bool) -> Any:
     try:
         answer = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise WorkerFailed(f"{path}: the answer is not JSON: {_shown(raw)}") from None
+        raise WorkerFailed(f"{path}: the answer is not JSON: {_shown(raw, quote)}") from None
     if not isinstance(answer, dict) or "output" not in answer:
-        raise WorkerFailed(f'{path}: the answer has no "output": {_shown(raw)}')
+        raise WorkerFailed(f'{path}: the answer has no "output": {_shown(raw, quote)}')
     return answer["output"]
 
 
@@ -113,6 +119,17 @@ def _no_constant(literal: str) -> None:
     raise ValueError(literal)
 
 
-def _shown(raw: bytes) -> str:
+def _kind(raw: bytes) -> str:
+    """The name of the error that a worker's 500 tells; "" where it tells none."""
+    try:
+        kind = json.loads(raw)["kind"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return ""
+    return f" ({kind})" if isinstance(kind, str) and re.fullmatch(r"[A-Za-z_]{1,60}", kind) else ""
+
+
+def _shown(raw: bytes, quote: bool) -> str:
+    if not quote:
+        return f"{len(raw):,} bytes (env.options.quote_failures shows them)"
     text = raw.decode("utf-8", errors="replace")
     return ascii(text[:_DETAIL]) + (" ..." if len(text) > _DETAIL else "")

@@ -41,6 +41,7 @@ def shared_workers(options: Options) -> Workers:
     """
     limits = {"require_fences": options.require_fences, "cell_memory_mib": options.memory_mib}
     limits["cell_seconds"] = max(1, int(options.cell_timeout_s))
+    limits["quote_failures"] = options.quote_failures
     key = (options.python, options.root, *limits.values())
     with _making:
         if key not in _workers:
@@ -152,7 +153,10 @@ class AppWorld:
         if self._grading is None:
             if self._worker is None:
                 raise WorkerFailed("the worker is gone, so that nothing can be graded")
-            self._grading = Grading.read(self._workers.grade(self._worker, self._task_id))
+            graded = self._workers.grade(self._worker, self._task_id)
+            if not isinstance(graded, dict) or graded.get("task_id") != self._task_id:
+                raise WorkerFailed("/evaluate: another task was graded")
+            self._grading = Grading.read(graded)
             self.close()
         return self._grading
 

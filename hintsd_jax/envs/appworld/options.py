@@ -28,6 +28,8 @@ class Options:
       require_fences: whether to refuse a machine that does not allow every fence around a model's code.
       traces_in_report: the privileged report also tells the evaluator's traces, which hold the ground truth. Train
         split only.
+      quote_failures: calls that fail also tell what the worker answered instead, into environment_failures.txt too; it
+        may hold texts of the benchmark.
     """
 
     python: str = ".cache/appworld-venv/bin/python"
@@ -38,6 +40,7 @@ class Options:
     memory_mib: int = 1024
     require_fences: bool = True
     traces_in_report: bool = False
+    quote_failures: bool = False
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":

@@ -46,9 +46,10 @@ class Grading:
             raise WorkerFailed(f"a grading that cannot be read: {type(error).__name__}: {error}") from None
         passed = passes if type(passes) is int else len(passes) if isinstance(passes, list) else -1
         if type(tests) is not int or tests < 1 or passed + len(failures) != tests or success is not (not failures):
+            told = [value if isinstance(value, bool | int) else type(value).__name__ for value in (tests, success)]
             raise WorkerFailed(
-                f"a grading that contradicts itself: {tests!r} tests, {passed} passed, {len(failures)} failed, success"
-                f" {success!r}"
+                f"a grading that contradicts itself: {told[0]} tests, {passed} passed, {len(failures)} failed, success"
+                f" {told[1]}"
             )
         return cls(tests, failures)
 

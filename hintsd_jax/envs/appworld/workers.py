@@ -47,7 +47,8 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from engine import zygote;
 class Limits:
     """What a worker may take. Memory in MiB, beside what it shares; `cell_seconds`: of one cell, in the engine's own
     way, which the code can defeat; `output_characters`: of one cell, then cut with a note. require_fences: whether to
-    refuse a machine that does not allow a fence.
+    refuse a machine that does not allow a fence. quote_failures: whether a `WorkerFailed` quotes what a worker
+    answered.
     """
 
     require_fences: bool = True
@@ -57,6 +58,7 @@ class Limits:
     cell_seconds: int = 60
     max_calls: int = 1000  # of APIs in one cell
     max_cells: int = 1000
+    quote_failures: bool = False
 
 
 class _Process:
@@ -84,10 +86,10 @@ class _Process:
 class Worker:
     """One open world and its cell."""
 
-    def __init__(self, path: Path, pids: list[int], task_id: str, name: str, outputs: Path):
+    def __init__(self, path: Path, pids: list[int], task_id: str, name: str, outputs: Path, quote: bool = False):
         self.task_id, self.name, self.pids = task_id, name, tuple(pids)
         self.task: Mapping[str, Any] = {}
-        self._path, self._outputs = path, outputs
+        self._path, self._outputs, self._quote = path, outputs, quote
         self._processes = [_Process(pid) for pid in pids]
         self._lock = threading.Lock()
 
@@ -98,7 +100,8 @@ class Worker:
           CallTimeout: no whole answer in time; the worker is of no use any more, kill it.
           WorkerFailed: the worker has ended, or answers with an error.
         """
-        return post(self._path, path, {"task_id": self.task_id} | dict(body), deadline_s, MAX_ANSWER_BYTES)
+        asked = {"task_id": self.task_id} | dict(body)
+        return post(self._path, path, asked, deadline_s, MAX_ANSWER_BYTES, self._quote)
 
     def kill(self) -> None:
         """Ends its processes, whatever they do, and removes its socket and files; safe twice."""
@@ -159,7 +162,7 @@ class Workers:
             asked = {"make": "worker", "folder": str(folder / "empty")} | asdict(limits)
             path, pids = self._fork(name, asked)
             outputs = folder / "worker" / "experiments" / "outputs" / name
-            worker = Worker(path, pids, task_id, name, outputs)
+            worker = Worker(path, pids, task_id, name, outputs, limits.quote_failures)
             self._workers = {other for other in self._workers if other._path.exists()} | {worker}
         asked = {"experiment_name": name, "timeout_seconds": limits.cell_seconds, "max_interactions": limits.max_cells}
         asked["max_api_calls_per_interaction"] = limits.max_calls
@@ -171,8 +174,8 @@ class Workers:
         return worker
 
     def grade(self, worker: Worker, task_id: str, deadline_s: float = GRADE_SECONDS) -> dict[str, Any]:
-        """PRIVILEGED: what the tests of the task say of the world's state: success, difficulty, num_tests, passes and
-        failures, each failure with its requirement and its trace, which holds the ground truth.
+        """PRIVILEGED: what the tests of the task say of the world's state: task_id, success, difficulty, num_tests,
+        passes and failures, each failure with its requirement and its trace, which holds the ground truth.
 
         Raises:
           CallTimeout, WorkerFailed: nobody can grade it.
@@ -185,7 +188,7 @@ class Workers:
         process = _Process(pids[0])
         try:
             body = {"task_id": task_id, "experiment_name": worker.name}
-            return post(path, "/evaluate", body, deadline_s, MAX_ANSWER_BYTES)
+            return post(path, "/evaluate", body, deadline_s, MAX_ANSWER_BYTES, self.limits.quote_failures)
         finally:
             process.kill()
             path.unlink(missing_ok=True)

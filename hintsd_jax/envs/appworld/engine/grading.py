@@ -12,7 +12,7 @@ from appworld.evaluator import evaluate_task  # pyright: ignore[reportMissingImp
 
 
 def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the tests of a task say: success, difficulty, num_tests, passes, failures.
+    """What the tests of a task say: task_id, success, difficulty, num_tests, passes, failures.
 
     Raises:
       Exception: whatever is wrong with the request.
@@ -20,4 +20,4 @@ def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
     if path != "/evaluate":
         raise ValueError(f"no endpoint {path}")
     tracker = evaluate_task(body["task_id"], body["experiment_name"], suppress_errors=True, save_report=False)
-    return tracker.to_dict(stats_only=False)
+    return {"task_id": body["task_id"], **tracker.to_dict(stats_only=False)}

@@ -4,7 +4,7 @@
 
 `/initialize` opens it. `/execute` has the cell run code, and answers the API calls that the code makes;
 `/task_completed` says whether the agent has ended the task; `/save` writes the state for who grades; `/close` closes
-the world. 200 carries {"output": ...}; everything else is a 500 with {"detail": ...}.
+the world. 200 carries {"output": ...}; everything else is a 500 with {"kind": an error's name, "detail": ...}.
 
 Invariant: the cell reaches the public APIs of the apps and nothing else of this process.
 """
@@ -157,9 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(self.rfile.read(length))
             status, reply = 200, {"output": self.answer(self.path, body)}
         except wire.Closed as error:
-            status, reply = 500, {"detail": f"the process of the code: {error}"}
+            status, reply = 500, {"kind": "Closed", "detail": f"the process of the code: {error}"}
         except Exception as error:  # told to who asked; the next request may be right
-            status, reply = 500, {"detail": f"{type(error).__name__}: {error}"}
+            status, reply = 500, {"kind": type(error).__name__, "detail": str(error)}
         payload = json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -18,11 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.hindsight_setup import Setup
-from benchmarks.injected_faults import Case
+from benchmarks.injected_faults import Case, calls_in
 from benchmarks.pages import markdown_table
 from benchmarks.rates import cell, percent, ratio
 from hintsd_jax.config import build
-from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Sampling
@@ -119,7 +118,7 @@ def read(setup: Setup, cases: Sequence[Case], feedback: Sequence[str], seed: int
         reading = Reading({}, {}, {}, common_prefix_length(*_actions(chat, case)))
         for context in CONTEXTS if fit else ():
             reading.right[context], reading.taken[context] = next(scores), next(scores)
-            calls = parse_action(chat.decode(next(sampled).ids), chat.style).calls
+            calls = calls_in(chat.decode(next(sampled).ids), chat.style)
             reading.acts[context] = float(bool(calls) and all(call in case.wanted for call in calls))
         readings.append(reading if fit else None)
     return readings

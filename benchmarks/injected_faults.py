@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hintsd_jax.envs.base import Environment, ToolCall
+from hintsd_jax.envs.code_blocks import CODE
 from hintsd_jax.envs.script import Script
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
@@ -80,11 +81,21 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
     raise UserError(f"no scripts of faults for environment {environment!r}: desk, bfcl and appworld have them")
 
 
+def calls_in(text: str, style: str) -> tuple[ToolCall, ...]:
+    """The calls that an action makes: tool calls, or those that its code has, with arguments as they are written."""
+    action = parse_action(text, style)
+    if style != CODE or action.code is None:
+        return action.calls
+    from hintsd_jax.envs.appworld import script
+
+    return script.calls_in(action.code)
+
+
 @dataclasses.dataclass
 class Case:
     """A failed episode with its one fault: the kind and the 1-based step. right: the action that would have been right
-    there. wanted: the calls that would have been right in its place, the reference's for the rest of that user turn but
-    the taken ones.
+    there. wanted: the calls that would have been right in its place, the reference's for the rest of that user turn
+    (of code, which has no turns: for the rest of the episode) but the taken ones.
     """
 
     episode: Episode
@@ -98,11 +109,11 @@ class Case:
         """`reference`: the texts of all right actions, the same as the episode's up to the step."""
         wanted: list[ToolCall] = []
         for text in reference[step - 1 :]:
-            calls = parse_action(text, style).calls
-            if not calls:
+            calls = calls_in(text, style)
+            if not calls and style != CODE:
                 break
             wanted += calls
-        taken = parse_action(episode.steps[step - 1].text, style).calls
+        taken = calls_in(episode.steps[step - 1].text, style)
         return cls(episode, fault, step, reference[step - 1], tuple(call for call in wanted if call not in taken))
 
     @property

@@ -17,7 +17,7 @@ from hintsd_jax.envs.appworld.client import WorkerFailed, post
 from hintsd_jax.envs.appworld.env import AppWorld
 from hintsd_jax.envs.appworld.options import Options
 from hintsd_jax.envs.appworld.score import Grading
-from hintsd_jax.envs.base import Action, CallTimeout
+from hintsd_jax.envs.base import Action, CallTimeout, ToolCall
 from hintsd_jax.envs.protocol import checked
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
@@ -440,6 +440,15 @@ def test_scripts_play_the_reference_one_statement_a_step(root):
             assert faulty == script.with_fault(TASK, fault, 0, root, site)
     with pytest.raises(ValueError, match="no fault"):
         script.sites(TASK, "typo", root)
+
+
+def test_the_calls_that_a_code_makes():
+    code = "x = apis.notes.show_note(note_id=found[0] + 1, access_token=token)\nprint(len(x), apis.supervisor.me())"
+    assert set(map(str, script.calls_in(code))) == {
+        str(ToolCall("notes.show_note", {"note_id": "found[0] + 1", "access_token": "token"})),
+        str(ToolCall("supervisor.me", {})),
+    }
+    assert script.calls_in("x =") == script.calls_in("x.y.z(1)") == ()
 
 
 def test_a_reference_that_returns_early_is_played_whole(root):

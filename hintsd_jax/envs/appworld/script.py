@@ -22,6 +22,7 @@ from typing import Any
 
 from hintsd_jax.envs.appworld.prompt import render_code
 from hintsd_jax.envs.appworld.tasks import GET_DATA, task_folder
+from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.script import Script, choose_site
 from hintsd_jax.errors import UserError
 
@@ -111,6 +112,18 @@ def _calls(node: ast.AST, name: str = "") -> list[ast.Call]:
         and call.func.value.value.id == "apis"
         and name in ("", call.func.attr)
     ]
+
+
+def calls_in(code: str) -> tuple[ToolCall, ...]:
+    """The calls of APIs that a code has, in no particular order, named APP.API, each argument as it is written; none of
+    what is no Python.
+    """
+    try:
+        found = _calls(ast.parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    arguments = lambda call: {str(keyword.arg): ast.unparse(keyword.value) for keyword in call.keywords}
+    return tuple(ToolCall(ast.unparse(call.func).removeprefix("apis."), arguments(call)) for call in found)
 
 
 def _changed(statement: ast.stmt, rng: random.Random) -> ast.stmt | None:

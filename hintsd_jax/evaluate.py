@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from hintsd_jax import processes
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
@@ -31,9 +32,8 @@ from hintsd_jax.records import episode_records, not_played, success_results
 from hintsd_jax.rollout.played import PROMPT_TOO_LONG, Rollouts
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
-from hintsd_jax.runs.watch import Watch
-from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Session
+from hintsd_jax.runs.watch import FAILURES, Watch
+from hintsd_jax.session import Session, open_workdir
 from hintsd_jax.statistics import interval
 from hintsd_jax.storage import AnyPath, is_folder
 
@@ -247,10 +247,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
-    with Workdir.open(workdir, config, may_differ=("eval.", "mesh."), benchmark=session.benchmark) as folder:
-        screen = Progress()
-        session.watch = Watch(screen, folder.path)
-        params, step = restored_params(session, folder.path)
+    with open_workdir(session, workdir, ("eval.", "mesh.")) as folder:
+        screen = Progress(stream=processes.screen())
+        session.watch = Watch(screen, folder.own_file(FAILURES))
+        params, step = restored_params(session, folder.run_path)
         count, lines = config.eval.test_tasks or config.eval.tasks, []
 
         def keep(scores: Scores, played: Rollouts) -> None:

@@ -39,6 +39,7 @@ MODES = {
     "plan": "says whether the run fits its devices; needs no --workdir",
     "report": "writes one HTML page about runs: hintsd-jax report WORKDIR [WORKDIR ...] [--out=report.html]",
 }
+_BY_ALL_PROCESSES = ("train", "evaluate")
 _HELP = {"--help", "-h", "-help", "--helpfull"}
 
 
@@ -100,7 +101,13 @@ def run(command: Command) -> int:
     logging.set_verbosity(logging.FATAL)  # orbax logs every save, and what it raises afterwards
     if without_workdir:
         return 0 if getattr(importlib.import_module(without_workdir), command.mode)(config) else 1
-    getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)(config, workdir)
+    call = getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)
+    if command.mode not in _BY_ALL_PROCESSES:
+        call(config, workdir)
+        return 0
+    settings = {name: value for name, value in flatten(config.to_dict()).items() if not name.startswith("distributed.")}
+    with importlib.import_module("hintsd_jax.processes").joined(config.distributed, same=repr((settings, workdir))):
+        call(config, workdir)
     return 0
 
 

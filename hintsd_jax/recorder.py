@@ -37,9 +37,9 @@ from hintsd_jax.runs.interruption import Interrupted
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
 from hintsd_jax.runs.time_left import Plan
-from hintsd_jax.runs.watch import Watch
+from hintsd_jax.runs.watch import FAILURES, Watch
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.session import Session
+from hintsd_jax.session import Session, open_workdir
 from hintsd_jax.training.batching import Batches, BatchShapes
 from hintsd_jax.training.state import TrainState
 
@@ -115,8 +115,9 @@ class Recorder:
         folder.discard_after(self._resume_step)
         self._writer = run_metrics.MetricsWriter(folder.path, self._resume_step)
         start = self._resume_step or 0
-        self._progress = Progress(run_plan(self._config), start, compiled=run_metrics.compile_seconds)
-        session.watch = Watch(self._progress, folder.path)
+        plan, stream = run_plan(self._config), processes.screen()
+        self._progress = Progress(plan, start, stream, compiled=run_metrics.compile_seconds)
+        session.watch = Watch(self._progress, folder.own_file(FAILURES))
         if self.continues:
             self.note(f"continuing from step {start} of {self._config.optim.steps}")
         if lacking := self._writer.lacking:
@@ -125,9 +126,9 @@ class Recorder:
     @classmethod
     def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:
         """Opens and locks the workdir. Raises UserError as `Workdir.open` and `MetricsWriter` do."""
-        folder = Workdir.open(workdir, session.config, may_differ=MAY_DIFFER, benchmark=session.benchmark)
+        folder = open_workdir(session, workdir, MAY_DIFFER)
         try:
-            recorder = cls(session, folder, Checkpoints.open(folder.path, session.config))
+            recorder = cls(session, folder, Checkpoints.open(folder.run_path, session.config))
         except BaseException:
             folder.close()
             raise
@@ -165,8 +166,8 @@ class Recorder:
         state, counters = self._checkpoints.restore(self._resume_step, shape)
         if names := non_finite(state):
             raise UserError(
-                f"step {self._resume_step} of {self._folder.path / 'checkpoints'} holds numbers that are not finite (in"
-                f" {names[0]}, {len(names)} arrays in all): remove the folder of that step, and the same command"
+                f"step {self._resume_step} of {self._folder.run_path / 'checkpoints'} holds numbers that are not finite"
+                f" (in {names[0]}, {len(names)} arrays in all): remove the folder of that step, and the same command"
                 " continues from an earlier one"
             )
         self._counters = Counters(**counters)
@@ -302,8 +303,11 @@ class Recorder:
         return {f"endpoint/{name}": used[name] for name in ("calls", "tokens") if name in used}
 
     def _host_metrics(self) -> dict[str, float]:
-        compiled, peak = run_metrics.compile_count(), run_metrics.peak_bytes()
-        return self.timer.take() | {"compile/count": compiled, "memory/peak_bytes": peak}
+        compiled, peak = (
+            run_metrics.compile_count(),
+            processes.gather(run_metrics.peak_bytes(), "metrics", may_stop=False),
+        )
+        return self.timer.take() | {"compile/count": compiled, "memory/peak_bytes": max(peak)}
 
 
 def is_broken(update: Mapping[str, Any], prefix: str = "train/") -> bool:

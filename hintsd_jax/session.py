@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from hintsd_jax import processes
 from hintsd_jax.algorithms.base import Algorithm
-from hintsd_jax.checkpoints.huggingface import load_policy
+from hintsd_jax.checkpoints.huggingface import load_policy, read_config
 from hintsd_jax.checkpoints.peft import load_adapter
 from hintsd_jax.checkpoints.tokenizer import generation_stops, load_tokenizer
 from hintsd_jax.config import build, lengths
@@ -32,7 +33,7 @@ from hintsd_jax.hindsight.questions import Answers, Asker, Question, policy_aske
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.decoder import Params
-from hintsd_jax.models.sharding import make_mesh, shardings
+from hintsd_jax.models.sharding import make_mesh, serving_mesh, shardings
 from hintsd_jax.privacy import Privacy
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
@@ -40,7 +41,9 @@ from hintsd_jax.rollout.collector import run_episodes
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_process import host_for
 from hintsd_jax.rollout.played import EnvFailure, Rollouts
+from hintsd_jax.runs import interruption
 from hintsd_jax.runs.journal import Journal
+from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.sampling import Engine
 
 
@@ -96,10 +99,13 @@ class Session:
         env_class = resolve(config.env.name)
         Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
         Privacy.of(env_class, config.env.name, config.env.record_texts).check_training(config.tasks.train_split)
-        mesh = make_mesh(**config.mesh.to_dict())
-        if config.rollout.slots % mesh.shape["data"]:
+        kv_heads = read_config(config.policy.location).num_kv_heads
+        mesh = make_mesh(**build.mesh_sizes(config, kv_heads, jax.device_count(), processes.count()))
+        own_mesh = serving_mesh(mesh, kv_heads)
+        if config.rollout.slots % own_mesh.shape["data"]:
             raise UserError(
-                f"rollout.slots = {config.rollout.slots} must be a multiple of mesh.data = {mesh.shape['data']}"
+                f"rollout.slots = {config.rollout.slots} must be a multiple of the {own_mesh.shape['data']} copies of"
+                " the model that mesh.data puts on the devices of a process"
             )
         tokenizer = load_tokenizer(config.policy.location)
         chat = ChatFormat(
@@ -122,7 +128,7 @@ class Session:
         _check_fit(config, policy, chat, engine_config.context)
         policy = dataclasses.replace(policy, unknown_ids=chat.unknown_ids(policy.vocab_size))
         frozen, trained = (None, weights) if adapter is None else (weights, _first_adapter(config, policy, mesh))
-        engine = Engine(policy, engine_config, chat.stop_ids, mesh)
+        engine = Engine(policy, engine_config, chat.stop_ids, own_mesh, between=interruption.check)
         endpoint = None
         if config.hindsight.analyser == "endpoint":
             endpoint = Endpoint(config.endpoint, build.answer_sampling(config))
@@ -192,7 +198,8 @@ class Session:
         greedy: bool = False,
         journal: Journal | None = None,
     ) -> Rollouts:
-        """`rollouts` episodes of every task with these weights; see `rollout.collector.run_episodes`.
+        """`rollouts` episodes of every task with these weights, those that other processes have played too; see
+        `rollout.collector.run_episodes`.
 
         journal: keeps what the outside world answers; None where nothing is resumed.
 
@@ -201,8 +208,9 @@ class Session:
             that no episode could be.
         """
         env = self.config.env
-        self.watch.began("episodes", len(tasks) * rollouts)
-        played = run_episodes(
+        numbers = processes.share(len(tasks) * rollouts)
+        self.watch.began("episodes", len(numbers))
+        own = run_episodes(
             self.engine,
             params,
             self.chat,
@@ -213,12 +221,14 @@ class Session:
             seed=self.config.seed,
             step=step,
             call_timeout_s=env.call_timeout_s,
+            numbers=numbers,
             resets_ahead=env.resets_ahead,
             journal=journal,
             phase="greedy" if greedy else "sampled",
             tick=self.watch.tick,
             failed=self.watch.failed,
         )
+        played = Rollouts.together(processes.gather(own, "rollouts"))
         self.has_played |= bool(played.episodes)
         if not played.episodes and not played.failed:
             raise UserError(
@@ -264,8 +274,30 @@ class Session:
         )
 
     def _ask(self, ask: Asker, questions: Sequence[Question]) -> Answers:
-        self.watch.began("answers", len(questions))
-        return ask(questions)
+        """The answers, each asked for by one process; all questions to an endpoint by the first, which keeps its
+        limits.
+        """
+        own = processes.share(len(questions))
+        if self.endpoint:
+            own = range(len(questions) if processes.leads() else 0)
+        self.watch.began("answers", len(own))
+        answers = ask([questions[number] for number in own])
+        return Answers.together(processes.gather(answers, "analysis"))
+
+
+def open_workdir(session: Session, path: str, may_differ: tuple[str, ...]) -> Workdir:
+    """`Workdir.open`, in the first process before all others."""
+    opened = partial(
+        Workdir.open,
+        path,
+        session.config,
+        may_differ=may_differ,
+        benchmark=session.benchmark,
+        process=processes.index(),
+    )
+    folder = opened() if processes.leads() else None
+    processes.gather(None, "the workdir")
+    return folder or opened()
 
 
 def step_tasks(tasks: Sequence[Mapping], seed: int, step: int, count: int) -> list[Mapping]:

@@ -232,7 +232,7 @@ class Failure:
 def test_the_first_failure_is_shown_once_and_all_are_kept(tmp_path):
     stream = io.StringIO()
     shown = progress.Progress(None, 0, stream)
-    watch = Watch(shown, tmp_path)
+    watch = Watch(shown, tmp_path / FAILURES)
     watch.failed([])
     assert not (tmp_path / FAILURES).exists()
     watch.failed([Failure(1), Failure(2)])

@@ -123,6 +123,7 @@ def engine_config(config: Config) -> EngineConfig:
         prefill_rows=rollout.prefill_rows,
         refill_fraction=rollout.refill_fraction,
         overlap_env=rollout.overlap_env,
+        free_cache=rollout.free_cache,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from hintsd_jax.config.fields import key
 
 # Groups whose keys change no run: they may differ from what a workdir was made with.
-NOT_OF_A_RUN = ("check.", "export.", "plan.")
+NOT_OF_A_RUN = ("check.", "distributed.", "export.", "plan.")
 # Groups that take any key.
 FREE = ("env.options", "chat.template_kwargs", "algorithm_defaults", "endpoint.extra_body", "endpoint.headers_env")
 _PACKAGE = Path(__file__).parents[1]
@@ -111,6 +111,22 @@ class MeshSection(Section):
         "parts that heads, feed-forward layers and vocabulary are split into; 0: 1, or more where devices outnumber"
         " the episodes of a training step; -1 as above",
         "[-1, 1048576]",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSection(Section):
+    """The processes of a run on several hosts, or with one process a GPU; changes no run."""
+
+    coordinator: str = key(
+        "auto",
+        "host:port of process 0, where the processes meet; auto: what TPU pods, Slurm, Open MPI and Kubernetes jobs say"
+        " of themselves, else one process; none: one process",
+    )
+    processes: int = key(0, "how many there are; 0: what the machine says", "[0, 1048576]")
+    process: int = key(-1, "which one this is, from 0 on; -1: what the machine says", "[-1, 1048575]")
+    silence_s: float = key(
+        30.0, "seconds without a sign of life after which the others name a process and end", "[5, 1000000]"
     )
 
 
@@ -518,6 +534,7 @@ class Config(Section):
     policy: PolicySection = _section(PolicySection)
     lora: LoraSection = _section(LoraSection)
     mesh: MeshSection = _section(MeshSection)
+    distributed: DistributedSection = _section(DistributedSection)
     env: EnvSection = _section(EnvSection)
     tasks: TasksSection = _section(TasksSection)
     rollout: RolloutSection = _section(RolloutSection)

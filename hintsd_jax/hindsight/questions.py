@@ -45,6 +45,17 @@ class Answers:
     tokens: int = 0
     cut: list[bool] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def together(cls, parts: Sequence[Answers]) -> Answers:
+        """The answers to questions that were shared out, in the order of the parts."""
+        whole = cls([], Counter())
+        for part in parts:
+            whole.texts += part.texts
+            whole.dropped.update(part.dropped)
+            whole.tokens += part.tokens
+            whole.cut += part.cut
+        return whole
+
 
 Asker = Callable[[Sequence[Question]], Answers]
 

@@ -86,14 +86,15 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     return Mesh(np.concatenate([part.devices for part in parts]), AXES, axis_types=_AUTO)
 
 
-def serving_mesh(mesh: Mesh, kv_heads: int) -> Mesh:
-    """The mesh on which this process rolls out and analyses: its own devices of a training mesh.
+def serving_mesh(mesh: Mesh, kv_heads: int, process: int | None = None) -> Mesh:
+    """The mesh on which a process (None: this one) rolls out and analyses: its own devices of a training mesh.
 
     `tensor` and `fsdp` are divided anew, see `serving_sizes`. Where each process has whole replicas (`data` is a
     multiple of the processes), weights that are split over all of `tensor` and `fsdp` lie there as on `mesh`.
     """
     processes = sorted({device.process_index for device in mesh.devices.flat})
-    here = jax.process_index() if jax.process_index() in processes else processes[0]  # devices may be described ones
+    here = jax.process_index() if process is None else process
+    here = here if here in processes else processes[0]  # devices may be described ones
     mine = np.array([device for device in mesh.devices.flat if device.process_index == here])
     data, fsdp, tensor = serving_sizes(mesh, kv_heads, len(processes))
     if mesh.shape["data"] % len(processes) == 0:

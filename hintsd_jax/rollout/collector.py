@@ -258,13 +258,14 @@ def run_episodes(
     seed: int,
     step: int,
     call_timeout_s: float,
+    numbers: range | None = None,
     resets_ahead: int = 0,
     journal: CallJournal | None = None,
     phase: str = "",
     tick: Callable[[], object] = lambda: None,
     failed: Callable[[Sequence[EnvFailure]], object] = lambda failures: None,
 ) -> Rollouts:
-    """Plays `rollouts` episodes of every task.
+    """Plays `rollouts` episodes of every task, or those of them with the given `numbers`.
 
     Args:
       params: the weights that `engine` samples with.
@@ -272,6 +273,7 @@ def run_episodes(
       seed, step: of the run and of the training step; with task id, its occurrence and the rollout index they give an
         episode's key.
       call_timeout_s: seconds that a call of an environment may take.
+      numbers: of the episodes that are played here, counted by task, then by rollout; None: all.
       resets_ahead: episodes whose environment is reset before a slot is free for them.
       journal: keeps the calls that timed out or died, under `(phase, task id, number of the episode, call)`. One
         journal must not see a phase twice.
@@ -279,15 +281,17 @@ def run_episodes(
         is known.
     """
     jobs: list[NewRollout] = []
+    names = _occurrences([task["id"] for task in tasks])
     with EnvPool(host, engine.config.slots, call_timeout_s, journal, resets_ahead) as pool:
         stage = _Stage(pool, chat, config, tick, failed)
-        for group, (name, occurrence) in enumerate(_occurrences([task["id"] for task in tasks])):
-            for rollout in range(rollouts):
-                episode = Episode(name, rollout, (), group=group, occurrence=occurrence)
-                key = job_key(seed, step, name, rollout, occurrence)
-                called = (phase, name, len(jobs))
-                pool.announce(tasks[group], called)
-                jobs.append(NewRollout(tasks[group], episode, called, stage, key))
+        for number in range(len(tasks) * rollouts) if numbers is None else numbers:
+            group, rollout = divmod(number, rollouts)
+            name, occurrence = names[group]
+            episode = Episode(name, rollout, (), group=group, occurrence=occurrence)
+            key = job_key(seed, step, name, rollout, occurrence)
+            called = (phase, name, number)
+            pool.announce(tasks[group], called)
+            jobs.append(NewRollout(tasks[group], episode, called, stage, key))
         stats = engine.run(params, jobs)
         closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
     if closing:

@@ -51,6 +51,18 @@ class Rollouts(NamedTuple):
     failures: tuple[EnvFailure, ...] = ()
     lost: Sequence[Episode] = ()
 
+    @classmethod
+    def together(cls, parts: Sequence[Rollouts]) -> Rollouts:
+        """What several processes have played, in their order; they share the tasks out in this order."""
+        stats, dropped, too_long = SamplingStats(), Counter(), {}
+        for part in parts:
+            stats.add(part.stats)
+            dropped.update(part.dropped)
+            too_long |= part.too_long
+        episodes = [episode for part in parts for episode in part.episodes]
+        failures = tuple(failure for part in parts for failure in part.failures)
+        return cls(episodes, dropped, stats, too_long, failures, [episode for part in parts for episode in part.lost])
+
     @property
     def begun(self) -> int:
         """Episodes that were to be played."""

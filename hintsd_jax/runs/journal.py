@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.storage import Appended, located
 
 Key = tuple[str | int, ...]
+_ANSWER = "an answer written by this program"
 
 
 class Journal:
@@ -31,17 +33,20 @@ class Journal:
 
     Args:
       path: the file; it and its folder are created with the first answer.
+      others: files of answers that are read only: of the run's other processes, which may have had other shares.
 
     Raises:
       UserError: another line is broken.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, others: Sequence[str | os.PathLike] = ()):
         self.path = located(path)
         self._lock = threading.Lock()
         self._answers: dict[Key, Any] = {}
         whole = 0  # bytes of whole lines
-        for line in read_jsonl(self.path, "an answer written by this program", _answer):
+        for other in others:
+            self._answers |= dict(line.value for line in read_jsonl(other, _ANSWER, _answer))
+        for line in read_jsonl(self.path, _ANSWER, _answer):
             key, value = line.value
             self._answers[key] = value
             whole = line.end

@@ -39,11 +39,11 @@ class Watch:
 
     Args:
       progress: what a person sees.
-      workdir: where failures are written down.
+      path: of the file where failures are written down.
     """
 
-    def __init__(self, progress: Progress, workdir: AnyPath):
-        self._progress, self._path, self._seen = progress, workdir / FAILURES, False
+    def __init__(self, progress: Progress, path: AnyPath):
+        self._progress, self._path, self._seen = progress, path, False
 
     def began(self, what: str, total: int) -> None:
         """See `Progress.began`."""

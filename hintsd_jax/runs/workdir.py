@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -26,7 +27,7 @@ from hintsd_jax.jsonl import read_object
 from hintsd_jax.runs import lock as locks
 from hintsd_jax.runs import nonfinite
 from hintsd_jax.runs.journal import Journal
-from hintsd_jax.storage import AnyPath, absolute, entries, make_folder, remove, whole_text
+from hintsd_jax.storage import AnyPath, absolute, entries, make_folder, remove, remove_folder, whole_text
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
@@ -48,11 +49,16 @@ def versions() -> dict[str, Any]:
 
 
 class Workdir:
-    """An open, locked workdir, the folder `path`. Use `Workdir.open(...)`, as a context manager or with `close()`."""
+    """An open, locked workdir, the folder `path`. Use `Workdir.open(...)`, as a context manager or with `close()`.
 
-    def __init__(self, path: AnyPath, lock: locks.Lock):
-        self.path = path
-        self._lock = lock
+    Where several processes share a run, the first one holds the lock and writes what is written once. All others write
+    the same into a folder that is thrown away (`path`); only what is theirs alone lies in the folder of the run
+    (`run_path`), in files that bear their number.
+    """
+
+    def __init__(self, path: AnyPath, lock: locks.Lock, run_path: AnyPath | None = None, process: int = 0):
+        self.path, self.run_path = path, path if run_path is None else run_path
+        self._lock, self._process = lock, process
 
     @classmethod
     def open(
@@ -62,6 +68,7 @@ class Workdir:
         *,
         may_differ: tuple[str, ...] = (),
         benchmark: str = "",
+        process: int = 0,
     ) -> Workdir:
         """Creates or reopens the folder, locks it and writes `config.json`.
 
@@ -74,11 +81,14 @@ class Workdir:
           may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`),
             beside `NOT_OF_A_RUN`.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
+          process: the number of this process among those of the run. All but 0 come when 0 has opened the folder.
 
         Raises:
           UserError: the folder cannot be written, is in use by another process, or belongs to another config.
         """
-        path = absolute(path)
+        path = run_path = absolute(path)
+        if process:
+            path = absolute(tempfile.mkdtemp(prefix="hintsd-jax-"))
         make_folder(path)
         lock = locks.take(path, note=lambda text: print(text, file=sys.stderr))
         try:
@@ -86,7 +96,7 @@ class Workdir:
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock)
+        return cls(path, lock, run_path, process)
 
     def check_lock(self) -> None:
         """Raises UserError where another process has taken the folder over, which can happen in a store alone."""
@@ -95,6 +105,8 @@ class Workdir:
     def close(self) -> None:
         """Releases the lock."""
         self._lock.release()
+        if self._process:
+            remove_folder(self.path)
 
     def __enter__(self) -> Workdir:
         return self
@@ -129,7 +141,16 @@ class Workdir:
         kind: "step" (a training step's rollouts and analysis), "eval" (the evaluation after that step), "before" and
         "after" (the held-out tasks).
         """
-        return Journal(self.path / "journal" / f"{kind}_{step:06d}.jsonl")
+        own = self.own_file(f"journal/{kind}_{step:06d}.jsonl")
+        every = re.compile(rf"{kind}_{step:06d}(\.p\d+)?\.jsonl")
+        return Journal(own, [path for path in entries(own.parent) if every.fullmatch(path.name) and path != own])
+
+    def own_file(self, name: str) -> AnyPath:
+        """Where a file lies that every process of a run has for itself: `name`, of process 3 with .p3 before the last
+        dot.
+        """
+        stem, dot, suffix = name.rpartition(".")
+        return self.run_path / (f"{stem}.p{self._process}{dot}{suffix}" if self._process else name)
 
     def discard_after(self, step: int | None) -> None:
         """Removes what was kept of steps later than `step` (None: 0), episodes and batches: a resumed run repeats

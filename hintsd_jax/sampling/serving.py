@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.sharding import shardings
+from hintsd_jax.models.sharding import AXES, serving_mesh, shardings
 
 
 class ServingLayout:
@@ -41,7 +42,7 @@ class ServingLayout:
                 return self._frozen[id(leaf)][1]
             # RMSNorm computes in float32 whatever the rest does.
             dtype = leaf.dtype if path[-1].key == "scale" else self._policy.compute_dtype
-            laid = _put(leaf.astype(dtype), sharding)
+            laid = _put(leaf.astype(dtype), sharding, self._policy.num_kv_heads)
             if id(leaf) in frozen:
                 self._frozen[id(leaf)] = (leaf, laid)
             return laid
@@ -49,12 +50,22 @@ class ServingLayout:
         return jax.tree_util.tree_map_with_path(lay, params, layout)
 
 
-def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: jax.Array, sharding: NamedSharding, kv_heads: int) -> jax.Array:
     """The array on the devices of `sharding`, which are devices of its own, from the parts that are there already where
     they are the same ones.
     """
     there, wanted = leaf.sharding.devices_indices_map(leaf.shape), sharding.devices_indices_map(leaf.shape)
     if any(there.get(device) != index for device, index in wanted.items()):
-        return jax.device_put(leaf, sharding)
+        if leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        leaf = _for_every_process(leaf, sharding.spec, kv_heads)
     parts = [part.data for part in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+
+
+def _for_every_process(leaf: jax.Array, spec: PartitionSpec, kv_heads: int) -> jax.Array:
+    """An array of all processes so that each has the whole of it, split over its own devices by `spec`."""
+    mesh: Any = leaf.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue] - of a NamedSharding
+    meshes = [serving_mesh(mesh, kv_heads, process).devices for process in range(jax.process_count())]
+    everywhere = Mesh(np.stack(meshes), ("process", *AXES), axis_types=(AxisType.Auto,) * (1 + len(AXES)))
+    return jax.device_put(leaf, NamedSharding(everywhere, spec))

@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.sharding import constrain_tree, put_batch
+from hintsd_jax.models.sharding import constrain, constrain_tree, put_batch
 from hintsd_jax.training.batching import Batch
 from hintsd_jax.training.losses import Loss, Side, Spans, Sums, Tokens, add_sums, span_losses
 from hintsd_jax.training.state import OptimConfig, Params, TrainState, learning_rate, optimizer
@@ -122,6 +122,7 @@ def accumulate(
 
     grads, (sums, tokens) = jax.grad(summed, has_aux=True)(state.params)
     total = jax.tree.map(jnp.add, accumulator.grads, constrain_tree(grads, _axes(frozen, policy), "train"))
+    tokens = {name: constrain(x, "train", *("length",) * x.ndim) for name, x in tokens.items()}  # whole for every host
     return Accumulator(grads=total, sums=add_sums(accumulator.sums, sums)), tokens
 
 

@@ -203,8 +203,10 @@ class Recorder:
         """Writes down a step (counted from 1).
 
         Raises:
-          UserError: an alarm, or numbers that are not finite, stop the run; everything is saved by then.
+          UserError: an alarm, or numbers that are not finite, stop the run; everything is saved by then. Or another
+            process has taken the workdir over, of which nothing is overwritten.
         """
+        self._folder.check_lock()
         row, alarms = self._write_row(step, outcome)
         self._count(step, outcome, row)
         stop = react(alarms, self._config.alarms.action, self._counters)

@@ -34,8 +34,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
     Raises:
       UserError: see `Session.open`, `Workdir.open`, `Checkpoints.restore`; an alarm that stops the run.
-      Interrupted: somebody asked for the end; rollouts, analysis or evaluation are given up, an update is finished, and
-        the last completed step is saved.
+      Interrupted: somebody asked for the end; rollouts, analysis and evaluations before and after all are given up, an
+        update and the evaluation that belongs to its row are finished, and the last completed step is saved.
     """
     run_metrics.compile_count()  # counts from here on
     session = Session.open(config)
@@ -92,7 +92,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             evaluated = {}
             if recorder.is_evaluation_step(step + 1) and not is_broken(metrics, prefix=""):
                 params = session.weights(state.params)
-                with recorder.timer("eval"):
+                # The state before the update is gone: given up here, all steps since the last checkpoint would be lost.
+                with recorder.timer("eval"), interruption.kept():
                     evaluated = validation(session, params, eval_tasks, recorder.journal("eval", step + 1))
             outcome = StepOutcome(rollouts, hindsight, batches, without, metrics, tokens, evaluated)
             recorder.after_step(step + 1, state, outcome)

@@ -14,6 +14,7 @@ import hintsd_jax
 from hintsd_jax import main as entry
 from hintsd_jax.config import edge, files, flags
 from hintsd_jax.errors import UserError
+from hintsd_jax.runs import interruption
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=desk_smoke"
@@ -31,7 +32,7 @@ def modes(monkeypatch):
             if workdir == "bug":
                 raise ValueError("a bug")
             if workdir == "interrupted":
-                raise KeyboardInterrupt
+                raise interruption.Interrupted("SIGINT", interruption.BY_HAND)
             received.append((name, config, workdir))
 
         return call

@@ -48,13 +48,14 @@ class Interrupted(BaseException):
 
 class _Requests:
     """What was asked for in one `handled` block. signals: how many came. why: the process is asked to end, "" where it
-    is not. status: with which. deferred: how many `deferred` blocks the main thread is in. raised: whether Interrupted
-    was.
+    is not. status: with which. deferred, kept: how many such blocks the main thread is in. raised: whether
+    Interrupted was.
     """
 
     def __init__(self):
         self.signals, self.why, self.status = 0, "", GO_ON
-        self.deferred, self.raised = 0, False
+        self.deferred = self.kept = 0
+        self.raised = False
 
     def add(self, number: int) -> None:
         self.signals += 1
@@ -97,15 +98,23 @@ def handled() -> Iterator[None]:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Within this block a signal is raised by `check`, `wait` and `get` only, not wherever the main thread is."""
-    requests = _requests
-    if requests is None:
-        yield
-        return
+    requests = _requests or _Requests()
     requests.deferred += 1
     try:
         yield
     finally:
         requests.deferred -= 1
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """For a part of a `deferred` block that cannot be given up without loss: within it nothing raises."""
+    requests = _requests or _Requests()
+    requests.kept += 1
+    try:
+        yield
+    finally:
+        requests.kept -= 1
 
 
 def requested() -> bool:
@@ -122,7 +131,9 @@ def request(why: str) -> None:
 def check() -> None:
     """A point at which the run can be left: raises Interrupted where that is asked for; in the main thread only."""
     requests = _requests
-    if requests is not None and requests.why and threading.current_thread() is threading.main_thread():
+    if requests is None or requests.kept:
+        return
+    if requests.why and threading.current_thread() is threading.main_thread():
         requests.raised = True
         raise Interrupted(requests.why, requests.status)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import attribution, feedback_effect, hindsight_setup, injected_faults, placement
@@ -307,6 +307,7 @@ def test_bfcl_by_the_same_code(tmp_path):
     assert "Not scored" in text and "| early_stop " in text
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_ratios(pairs):
     parts, wholes = [min(a, b) for a, b in pairs], [b for _, b in pairs]

@@ -260,8 +260,13 @@ def many():
     except RuntimeError:
         return len(made)
 attempt("threads", many)
+attempt("segment", lambda: c.shmget(0, 1 << 20, 0o1600))
+attempt("file", lambda: c.memfd_create(b"x", 0))
+attempt("messages", lambda: c.msgget(0, 0o1600))
 """,
     )
+    for name in ("segment", "file", "messages"):
+        assert came[name] == "did: -1", "no limit of the process would count it"
     assert int(came["threads"].removeprefix("did: ")) <= fences.MAX_PROCESSES
     assert "MemoryError" in execute(worker, "x = 'a' * 10**10")
     assert "MemoryError" in execute(worker, "xs = []\nwhile True: xs.append([0] * 10**6)")

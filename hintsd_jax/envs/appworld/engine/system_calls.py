@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The system calls that a cell is refused (seccomp): it can make threads, and no process, program or socket; and it can
-do nothing to other processes. The filter stands for good, and every thread inherits it.
+"""The system calls that a cell is refused (seccomp): it can make threads, and no process, program or socket; it can do
+nothing to other processes, and hold no memory outside of its own. The filter stands for good, and every thread inherits
+it.
 
 A call that is refused fails with "operation not permitted"; the process goes on.
 """
@@ -49,6 +50,15 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "prlimit64": (302, 261),
+    # What holds memory that is not in the process, and so under none of its limits.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
 }
 """The number of each on x86_64 and on aarch64; None where there is none."""
 

@@ -16,6 +16,7 @@ from hintsd_jax.evaluate import Scores
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import run_episodes
 from hintsd_jax.rollout.env_host import ThreadHost
+from hintsd_jax.rollout.replay import Continuation, continue_episodes
 from hintsd_jax.rollout.scripted import ScriptedEngine
 
 HERE = Path(__file__).parents[1]
@@ -69,6 +70,33 @@ def test_references_succeed_and_all_else_fails_or_is_lost_and_goal_completions_a
     workers.stop()
     assert not os.path.exists(folder) and zygote.poll() is not None
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _alive_in(pid, group)]
+
+
+def test_a_failed_episode_is_replayed_to_the_letter_and_goes_on_with_feedback(tmp_path):
+    """What `benchmarks.placement` does, on the real engine: the same outputs come again, access tokens among them."""
+    task = AppWorld.tasks("train", str(tmp_path), **OPTIONS)[0]
+    right = script.ground_truth(task, str(ROOT))
+    faulty = script.with_fault(task, "wrong_answer", 0, str(ROOT))
+    assert faulty is not None
+    chat = ChatFormat(load_tokenizer(str(HERE / "assets/desk-policy")), history="keep", call_style="code")
+
+    def policy(job):
+        while True:
+            number = len(job.episode.steps) + 1
+            told = job.episode.dialogue(number)[-1]["content"] == "Take care."
+            yield from right.actions[number - 1 :] if told else faulty.actions[number - 1 : number]
+
+    host, engine = ThreadHost(lambda: AppWorld(**OPTIONS)), ScriptedEngine(chat, policy)
+    (failed,) = run_episodes(engine, None, chat, host, [task], 1, ROLLOUT, seed=0, step=0, call_timeout_s=60.0).episodes
+    assert not failed.success and faulty.step > 1
+    plans = [
+        Continuation(task, failed, step, np.zeros(2, np.uint32), message, position, index)
+        for index, (step, message, position) in enumerate(
+            [(faulty.step, "", "target"), (faulty.step, "Take care.", "target"), (1, "Take care.", "start")]
+        )
+    ]
+    episodes, dropped, _ = continue_episodes(engine, None, chat, host, plans, ROLLOUT, call_timeout_s=60.0)
+    assert not dropped and [episode.success for episode in episodes] == [False, True, True]
 
 
 def _alive_in(pid: str, session: int) -> str:

@@ -288,6 +288,10 @@ def test_all_processes_end_with_the_trainer_and_ctrl_c_is_for_the_trainer_alone(
     line = trainer.stdout.readline()
     assert line.startswith("interrupted CallFailure(reason='env_error', detail=\"KeyError: ''")
     assert alive(template) and alive(workers[0])
+    for process in left:  # as Slurm and systemd do
+        os.kill(process, signal.SIGTERM)
+    until(lambda: sum(map(alive, left)) <= len(left) - 20)  # what an environment has forked ends
+    assert alive(template) and all(map(alive, workers[:2]))  # the third has failed
     trainer.kill()
     trainer.wait()
     until(lambda: not any(map(alive, left)))

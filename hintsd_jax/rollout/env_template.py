@@ -26,6 +26,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,7 +56,8 @@ class Setup:
 def main(descriptor: int) -> NoReturn:
     """The template's life: `descriptor` is its end of the control socket."""
     os.dup2(2, 1)  # what an environment prints is no output of the run
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a launcher's to all processes, are for the trainer
+        signal.signal(number, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of workers become the template's to kill
     control = socket.socket(fileno=descriptor)
     parent = os.getppid()
@@ -115,12 +117,20 @@ def _serve_until_gone(control: socket.socket, parent: int, workers: set[int], en
             control.sendall(b"0".ljust(_REQUEST_BYTES))
 
 
+def _terminated(worker: int, number: int, frame: object) -> None:
+    """A worker stays; what an environment in it has forked ends, as it may have asked for."""
+    if os.getpid() != worker:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
 def _become_worker(control: socket.socket, descriptor: int, env_class: type, setup: Setup) -> NoReturn:
     try:
         control.close()
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, partial(_terminated, os.getpid()))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = _status("VmData") + setup.memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit + _ROOM_TO_SAY_SO))

@@ -129,7 +129,7 @@ def calibrate(only: str) -> Iterator[dict]:
             print(f"no compiler for {case.devices}: left out", flush=True)
             continue
         policy = described_policy(config, Path(config.policy.path), platform=target.platform)
-        candidates = programs(config, policy, target.mesh(**config.mesh.to_dict()))
+        candidates = programs(config, policy, target.mesh(**target.sizes(config, policy)))
         program = next(program for program in candidates if program.name.startswith(case.program))
         began = time.perf_counter()
         temp = temporary_bytes(topologies.compiled(program.lower(), target.compiler_options))
@@ -152,7 +152,9 @@ def compared() -> Iterator[tuple[Case, str, int, int]]:
     make.
     """
     for row in rows(RESULTS):
-        yield _compare(_case(row), row["program"], row["temp"])
+        case = _case(row)
+        if case.program == "update" or devices.find(case.devices).processes == 1:  # else it no longer rolls out so
+            yield _compare(case, row["program"], row["temp"])
     for row in rows(TPU_RESULTS):
         kind, *numbers = re.findall(r"\d+|^\w+", row["program"])
         if kind not in ("update", "prefill", "decode") or row["program"].startswith(
@@ -176,6 +178,7 @@ def _case(row: dict) -> Case:
     """Of a kept result; keys of earlier versions by their names of today."""
     devices, policy, program, length, branches, settings = row["case"]
     settings = {key.replace("distill.rows_per_device", "batch.rows_per_device"): settings[key] for key in settings}
+    settings = {"mesh.data": 1, "mesh.tensor": 1} | settings  # what was taken where nothing was said
     return Case(devices, policy, program, length, branches, settings)
 
 

@@ -17,7 +17,7 @@ import pytest
 from hintsd_jax.config import build
 from hintsd_jax.configs import bfcl_qwen3_4b, desk
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.sharding import make_mesh
+from hintsd_jax.models.sharding import abstract_mesh, make_mesh, serving_sizes
 from hintsd_jax.tools.planner import advice, compiler, fit, plan, table, temporary_memory, topologies
 from hintsd_jax.tools.planner.devices import find
 from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FRACTION_KEY, Planner
@@ -76,21 +76,49 @@ def test_all_weights_on_one_device_by_hand():
     assert "adapter" not in {name for name, sizes in made.items() if any(sizes)}
 
 
-def test_fsdp_scatters_training_and_keeps_a_served_copy_of_frozen_weights():
+def test_frozen_weights_are_scattered_and_held_once():
     one, eight = resident(planned(configured())), resident(planned(configured(devices="h100:8")))
     assert eight["weights"][0] == 2 * KERNELS_4B // 8 + 4 * NORMS_4B  # norms are everywhere
-    # In serving the same kernels are split along heads, ffn and vocabulary instead: another layout, so a copy, which
-    # stays.
-    assert eight["served copy"][1] == 2 * KERNELS_4B // 8
+    assert eight["served copy"][1] == 0  # training reads them as serving lays them out
     assert eight["KV slots"][0] == one["KV slots"][0] // 8
     tensor = resident(planned(configured(devices="h100:8", mesh__fsdp=1, mesh__tensor=8)))
-    assert tensor["weights"] == eight["weights"] and tensor["served copy"][1] == 0  # both layouts are the same
+    assert tensor["weights"] == eight["weights"] and tensor["served copy"][1] == 0
+    # Four hosts with a replica each hold them once, too; where one replica lies over all of them each serves a copy.
+    apart = resident(planned(configured(devices="h100:32")))
+    over = resident(planned(configured(devices="h100:32", mesh__data=1)))
+    assert apart["weights"] == eight["weights"] and apart["served copy"][1] == 0
+    assert over["weights"][0] == 2 * KERNELS_4B // 32 + 4 * NORMS_4B
+    assert over["served copy"][1] == 2 * KERNELS_4B // 8
 
 
-def test_heads_that_a_mesh_does_not_divide_leave_the_cache_whole_until_the_slots_do():
-    slots = lambda number: resident(planned(configured(devices="h100:32", rollout__slots=number)))["KV slots"][0]
-    row = 24576 * 8 * 128 * 2 * 36 * 2
-    assert (slots(8), slots(31), slots(32)) == (8 * row, 31 * row, row)
+def test_heads_that_do_not_divide_the_devices_split_the_cache_with_its_slots(tmp_path):
+    shape = json.loads((SHAPES / "qwen3-4b.json").read_text()) | {"num_key_value_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    settings = {"policy__path": str(tmp_path), "devices": "h100:8"}
+    slots = lambda number: resident(planned(configured(rollout__slots=number, **settings)))["KV slots"][0]
+    row = 24576 * 4 * 128 * 2 * 36 * 2
+    assert (slots(8), slots(7), slots(2)) == (row, 7 * row // 4, row // 4)
+
+
+def test_a_freed_cache_is_not_there_while_weights_are_updated():
+    kept, freed = planned(configured()), planned(configured(rollout__free_cache=True))
+    cache = resident(kept)["KV slots"][0]
+    assert resident(freed)["KV slots"] == (cache, 0)
+    assert freed.total("update") == kept.total("update") - cache and freed.total("rollout") == kept.total("rollout")
+
+
+@pytest.mark.parametrize(
+    "devices, settings, sizes",
+    [("h100:1", {}, (1, 1, 1)), ("v5p-8", {}, (1, 4, 1)), ("v5e-8", {}, (1, 8, 1)),
+     # 16 chips on 4 hosts, 8 episodes: two chips a row; each host has a copy of the frozen weights
+     ("v5e-16", {}, (4, 2, 2)), ("v5e-16", {"lora__rank": 0}, (1, 8, 2)), ("v5p-64", {}, (8, 1, 4)),
+     ("v5e-16", {"tasks__tasks_per_step": 4}, (4, 4, 1)),
+     ("h100:8", {"tasks__rollouts": 1}, (1, 2, 4)), ("h100:8", {"mesh__data": 8, "tasks__rollouts": 1}, (8, 1, 1)),
+     ("h100:8", {"mesh__data": -1, "mesh__fsdp": 1}, (8, 1, 1)), ("h100:8", {"mesh__tensor": 2}, (1, 4, 2)),
+     ("h100:16", {}, (2, 4, 2))],
+)  # fmt: skip
+def test_the_mesh_that_is_chosen(devices, settings, sizes):
+    assert tuple(planned(configured(devices=devices, **settings)).mesh.shape.values()) == sizes
 
 
 def test_the_initial_policy_as_analyser_is_one_more_copy():
@@ -182,7 +210,7 @@ def test_the_longest_context_is_the_longest(devices, settings):
     assert context + CONTEXT_STEP > made.policy.max_positions or not at(context + CONTEXT_STEP).fits
 
 
-def test_the_most_slots_are_the_most():
+def test_the_most_slots_are_the_most(tmp_path):
     config = configured(devices="a100-40gb")
     made, planner = planned(config), planner_of(config)
     most = planner.most_slots(made)
@@ -192,10 +220,12 @@ def test_the_most_slots_are_the_most():
         and with_slots(most).fits
         and not any(with_slots(number).fits for number in range(most + 1, 4 * most))
     )
-    # Where a slot lies on one device each, 32 of them fit though 8 that all devices hold do not.
-    config = configured(devices="h100:32", plan__memory_gib=24.0)
-    made = planned(config)
-    assert not made.fits and planner.most_slots(made) % 32 == 0 and planner.most_slots(made) >= 32
+    # One that the mesh divides may take less than fewer that it does not.
+    shape = json.loads((SHAPES / "qwen3-4b.json").read_text()) | {"num_key_value_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config = configured(devices="h100:8", policy__path=str(tmp_path), rollout__slots=7, plan__memory_gib=11.5)
+    made, planner = planned(config), planner_of(config)
+    assert not made.fits and planner.most_slots(made) % 8 == 0 and planner.most_slots(made) >= 8
 
 
 CASES = [
@@ -271,7 +301,7 @@ def test_a_share_of_a_gpu_that_is_no_number_is_one_line(monkeypatch):
     "settings, says",
     [({"mesh__fsdp": 3}, "do not multiply to the 1 devices"),
      ({"rollout__context": 300_000}, "exceeds the 262144 positions"),
-     ({"devices": "h100:4", "mesh__data": 4, "mesh__fsdp": 1, "rollout__slots": 6}, "must be a multiple of mesh.data"),
+     ({"devices": "h100:4", "mesh__data": 4, "mesh__fsdp": 1, "rollout__slots": 6}, "a multiple of the 4 copies"),
      ({"policy__path": "nowhere"}, "nowhere/config.json: missing")],
 )  # fmt: skip
 def test_what_a_run_would_refuse_is_refused_in_one_line(settings, says):
@@ -354,8 +384,12 @@ class Fake:
             device = SimpleNamespace(device_kind="fake", client=SimpleNamespace(platform_version="1"))
             return SimpleNamespace(abstract=devices.layout(**sizes), devices=SimpleNamespace(flat=[device]))
 
+        def serving(mesh, kv_heads):
+            return abstract_mesh(serving_sizes(mesh, kv_heads))
+
         monkeypatch.setattr(topologies, "compiled", compiled)
         monkeypatch.setattr(compiler, "programs", lowered)
+        monkeypatch.setattr("hintsd_jax.tools.planner.programs.serving_mesh", serving)
         monkeypatch.setattr("hintsd_jax.tools.planner.devices.Devices.mesh", mesh)
 
 

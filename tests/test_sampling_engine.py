@@ -12,6 +12,7 @@ import pytest
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Rewrite, Sampling, programs
 
 POLICY = PolicyConfig(
@@ -180,6 +181,23 @@ def test_the_schedule_changes_nothing(params, changes):
     engine(**changes).run(params, other)
     assert [job.tokens for job in plain] == [job.tokens for job in other]
     assert [job.logprobs for job in plain] == [job.logprobs for job in other]
+
+
+def test_a_cache_that_is_freed_between_runs_costs_no_compilation_and_changes_nothing(params):
+    """A length of its own, so that no other engine's cache is taken for this one's."""
+    caches = lambda: [x for x in jax.live_arrays() if x.shape == (SHAPE.slots, 97, POLICY.num_kv_heads, 16)]
+    kept, freed = engine(context=97), engine(context=97, free_cache=True)
+    plain = dialogues(9, seed=4)
+    kept.run(params, plain)
+    held = len(caches())
+    assert held == 2 * POLICY.num_layers
+    freed.compile(params)
+    for _ in range(2):
+        before, again = compile_count(), dialogues(9, seed=4)
+        freed.run(params, again)
+        assert len(caches()) == held and compile_count() == before
+        assert [job.tokens for job in plain] == [job.tokens for job in again]
+        assert [job.logprobs for job in plain] == [job.logprobs for job in again]
 
 
 def test_rollouts_of_a_task_share_one_prefill_of_its_prompt(params):

@@ -43,7 +43,7 @@ def test_more_tasks_a_step_than_tasks():
         ({"policy.path": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"rollout.context": 10**6, "batch.length_buckets": (), "hindsight.context": 0}, "exceeds the 16384 positions"),
         ({"mesh.data": 3}, "mesh.data = 3.* do not multiply to the 1 devices"),
-        ({"mesh.tensor": 0}, "mesh.tensor = 0: sizes are at least 1"),
+        ({"mesh.fsdp": 0}, "mesh.fsdp = 0, mesh.tensor = 1: sizes are at least 1"),
         ({"lora.rank": 4, "lora.targets": ("query",)}, "lora.targets.*q_proj"),
     ],
 )

@@ -13,6 +13,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.tools.planner.devices import larger
 from hintsd_jax.tools.planner.fit import FRACTION_KEY, Plan, Planner, context_settings, shortest_context
@@ -73,19 +74,12 @@ def combined_change(planner: Planner, plan: Plan) -> Change | None:
 
 def _candidates(planner: Planner, plan: Plan) -> Iterator[tuple[Price, dict[str, Any]]]:
     config, devices = plan.config, plan.devices
-    if not config.policy.remat:
-        yield Price.NOTHING, {"policy.remat": True}
-    if config.rollout.prefill_rows > 1:
-        yield Price.NOTHING, {"rollout.prefill_rows": 1}
-    if config.batch.rows_per_device > 1:
-        yield Price.NOTHING, {"batch.rows_per_device": 1}
-    if config.loss.chunk_tokens > 32:
-        yield Price.NOTHING, {"loss.chunk_tokens": 32}
+    yield from _free_candidates(config)
     described_gpu = devices.platform == "gpu" and not devices.here and not config.plan.memory_gib
     if described_gpu and devices.fraction < MOST:
         yield Price.NOTHING, {FRACTION_KEY: MOST}
     yield from ((Price.NOTHING, sizes) for sizes in _other_meshes(plan))
-    slots = planner.most_slots(plan) or plan.mesh.shape["data"]
+    slots = planner.most_slots(plan) or plan.serving.shape["data"]
     if slots < config.rollout.slots:
         yield Price.TIME, {"rollout.slots": slots}
     if len(config.batch.branch_buckets) > 1:
@@ -102,6 +96,21 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[tuple[Price, dict[str,
     if not devices.here:
         sizes = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": plan.mesh.shape["tensor"]}
         yield from ((Price.HARDWARE, {"plan.devices": name, **sizes}) for name in larger(devices))
+
+
+def _free_candidates(config: Config) -> Iterator[tuple[Price, dict[str, Any]]]:
+    """Settings that cost nothing worth a name."""
+    if not config.policy.remat:
+        yield Price.NOTHING, {"policy.remat": True}
+    if not config.rollout.free_cache:
+        yield Price.NOTHING, {"rollout.free_cache": True}
+    least = {"rollout.prefill_rows": 1, "batch.rows_per_device": 1, "loss.chunk_tokens": 32}
+    now = {
+        "rollout.prefill_rows": config.rollout.prefill_rows,
+        "batch.rows_per_device": config.batch.rows_per_device,
+        "loss.chunk_tokens": config.loss.chunk_tokens,
+    }
+    yield from ((Price.NOTHING, {name: value}) for name, value in least.items() if now[name] > value)
 
 
 def _other_meshes(plan: Plan) -> Iterator[dict[str, Any]]:

@@ -54,7 +54,7 @@ def ask(config: Config, policy: PolicyConfig, devices: Devices) -> list[Answer]:
     Raises:
       UserError: there is no compiler for these devices, or the folder to keep answers in cannot be written.
     """
-    mesh = devices.mesh(**config.mesh.to_dict())
+    mesh = devices.mesh(**devices.sizes(config, policy))
     return [_answer(config, program, mesh, devices) for program in deciding_programs(config, policy, mesh)]
 
 

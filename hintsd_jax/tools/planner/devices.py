@@ -18,10 +18,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from hintsd_jax.config import build
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.sharding import AXES, make_mesh, mesh_sizes
+from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.sharding import abstract_mesh, make_mesh, mesh_sizes
 from hintsd_jax.texts import did_you_mean
 from hintsd_jax.tools.planner import topologies
 
@@ -30,20 +33,22 @@ GIB = 2**30
 
 class TpuKind(NamedTuple):
     """memory_gib: that the compiler lets a program have on one chip. cores: that a chip counts for in the name of a
-    slice. slices: chips -> the topology of such a slice, as Google Cloud makes it.
+    slice. slices: chips -> the topology of such a slice, as Google Cloud makes it. alone: the most chips of one host;
+    larger slices have hosts of four.
     """
 
     memory_gib: float
     cores: int
     slices: Mapping[int, str]
+    alone: int
 
 
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 TPUS = {
-    "v5e": TpuKind(15.75, 1, _FLAT),
-    "v5p": TpuKind(95.74, 2, {**_CUBES, 1024: "8x8x16"}),
-    "v6e": TpuKind(31.25, 1, _FLAT),
+    "v5e": TpuKind(15.75, 1, _FLAT, 8),
+    "v5p": TpuKind(95.74, 2, {**_CUBES, 1024: "8x8x16"}, 4),
+    "v6e": TpuKind(31.25, 1, _FLAT, 8),
 }
 # GiB that CUDA reports as the total; a driver's version and ECC move the last digit.
 GPUS = {"a10g": 22.0, "a100-40gb": 39.4, "a100-80gb": 79.1, "b200": 178.3, "h100": 79.1, "h200": 139.8}
@@ -56,7 +61,7 @@ FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION
 class Devices:
     """kind: "v5e", "h100", or jax's name of a local device. memory: bytes of one that a run may have, and `memory_note`
     says of what. topology: what describes them to a compiler though they are not here; None where nothing does. here:
-    whether they are this machine's. fraction: the share of a GPU that `memory` is.
+    whether they are this machine's. fraction: the share of a GPU that `memory` is. processes: of the run, one a host.
     """
 
     kind: str
@@ -67,12 +72,17 @@ class Devices:
     topology: str | None = None
     here: bool = False
     fraction: float = 1.0
+    processes: int = 1
 
     @property
     def name(self) -> str:
         return f"{self.count} x {self.kind}" + (
             f" ({self.topology})" if self.platform == "tpu" and self.topology else ""
         )
+
+    def sizes(self, config: Config, policy: PolicyConfig) -> dict[str, int]:
+        """Those of the config's mesh over them, as `layout` and `mesh` take them."""
+        return build.mesh_sizes(config, policy.num_kv_heads, self.count, self.processes)
 
     @property
     def has_compiler(self) -> bool:
@@ -85,9 +95,7 @@ class Devices:
 
     def layout(self, data: int = 1, fsdp: int = -1, tensor: int = 1) -> AbstractMesh:
         """The mesh of `config.mesh` over them, for shapes and shardings. Raises UserError as `make_mesh` does."""
-        return AbstractMesh(
-            mesh_sizes(data, fsdp, tensor, count=self.count), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-        )
+        return abstract_mesh(mesh_sizes(data, fsdp, tensor, count=self.count))
 
     def mesh(self, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
         """The same mesh for the compiler; only where `has_compiler`."""
@@ -99,7 +107,8 @@ class Devices:
 
 
 def find(name: str, memory_gib: float = 0.0) -> Devices:
-    """The devices of a name; `memory_gib`, if not 0, is taken for the memory of each.
+    """The devices of a name; `memory_gib`, if not 0, is taken for the memory of each. GPUs are thought to be eight to a
+    host.
 
     Raises:
       UserError: nobody knows the name.
@@ -155,7 +164,15 @@ def _tpus(name: str) -> Devices | None:
     elif topology.count("x") != tpu.slices[8].count("x"):
         raise UserError(f"plan.devices = {name!r}: a topology of {kind} looks like {kind}:{tpu.slices[8]}")
     count, memory = math.prod(map(int, topology.split("x"))), int(tpu.memory_gib * GIB)
-    return Devices(kind, "tpu", count, memory, "what its compiler lets a program have", f"{kind}:{topology}")
+    return Devices(
+        kind,
+        "tpu",
+        count,
+        memory,
+        "what its compiler lets a program have",
+        f"{kind}:{topology}",
+        processes=1 if count <= tpu.alone else max(count // 4, 1),
+    )
 
 
 def _gpus(name: str) -> Devices | None:
@@ -165,7 +182,9 @@ def _gpus(name: str) -> Devices | None:
     topology = name if kind in topologies.GPU_TARGETS and topologies.can_compile_for_gpus() else None
     fraction = memory_fraction()
     note = f"{fraction:.0%} of {GPUS[kind]} GiB, the share that jax takes"
-    return Devices(kind, "gpu", int(number or 1), int(GPUS[kind] * fraction * GIB), note, topology, fraction=fraction)
+    count, memory = int(number or 1), int(GPUS[kind] * fraction * GIB)
+    processes = count // 8 if count % 8 == 0 else 1
+    return Devices(kind, "gpu", count, memory, note, topology, fraction=fraction, processes=processes)
 
 
 def _local() -> Devices:
@@ -175,4 +194,4 @@ def _local() -> Devices:
         memory, note = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count, "this machine's memory"
     else:
         memory, note = devices[0].memory_stats()["bytes_limit"], "what jax has of it"
-    return Devices(kind, platform, count, memory, note, here=True)
+    return Devices(kind, platform, count, memory, note, here=True, processes=jax.process_count())

@@ -32,9 +32,9 @@ FRACTION_KEY = "XLA_CLIENT_MEM_FRACTION"  # an environment variable, among the s
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """mesh, serving: all devices as training uses them, and those of one process that roll out (each process has
-    `rollout.slots` of its own). resident: what stays. prefill, decode, update: bytes that the largest program of the kind has beside it, on one
-    device.
+    """mesh, serving: all devices as training uses them, and those of one process, which roll out (each process has
+    `rollout.slots` of its own). resident: what stays. prefill, decode, update: bytes that the largest program of the
+    kind has beside it, on one device.
     """
 
     config: Config
@@ -158,7 +158,8 @@ class Planner:
         Tried from above: a number that the mesh divides may take less than a smaller one that it does not.
         """
         data, cache = plan.serving.shape["data"], lambda slots: _cache_bytes(plan, slots)
-        room = max(plan.devices.memory - plan.total("rollout") + cache(plan.config.rollout.slots), 0)
+        beside = plan.total("rollout") if plan.config.rollout.free_cache else plan.peak
+        room = max(plan.devices.memory - beside + cache(plan.config.rollout.slots), 0)
         least = (
             cache(data * plan.serving.size) / plan.serving.size
         )  # bytes of `data` slots on one device, evenly laid out

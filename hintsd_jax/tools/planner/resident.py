@@ -14,6 +14,7 @@ ones.
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,11 +38,11 @@ class Resident(NamedTuple):
     note: str
 
 
-def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh) -> list[Resident]:
-    """The rows, those of 0 bytes included."""
-    weights = _weight_bytes(policy, mesh, build.optimizer_config(config))
+def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh, serving: AbstractMesh) -> list[Resident]:
+    """The rows, those of 0 bytes included. serving: the mesh of one process that rolls out."""
+    weights = _weight_bytes(policy, mesh, serving, build.optimizer_config(config))
     engine, dtype = build.engine_config(config), policy.compute_dtype
-    cache = bytes_on_one_device(abstract_cache(config, policy, mesh))
+    cache = bytes_on_one_device(abstract_cache(config, policy, serving))
     cache_note = f"{engine.slots} x {engine.context:,}, {dtype}, {cache / engine.slots / 2**30:.2f} a slot"
     initial = weights.trained if build.keeps_initial_weights(config) else 0
     in_both = lambda name, size, note: Resident(name, size, size, note)
@@ -54,7 +55,7 @@ def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh) ->
         in_both("optimizer", weights.moments, "float32, two moments"),
         in_both("initial weights", initial, "to analyse with (hindsight.analyser) or stay near (grpo.reference_kl)"),
         Resident("served copy", weights.served, weights.served_frozen, f"{dtype}, in serving's layout"),
-        in_both("KV slots", cache, cache_note),
+        Resident("KV slots", cache, 0 if engine.free_cache else cache, cache_note),
         Resident("gradients", 0, weights.trained, "float32, summed over batches"),
     ]
 
@@ -70,24 +71,33 @@ class _WeightBytes(NamedTuple):
 
 
 @functools.cache
-def _weight_bytes(policy: PolicyConfig, mesh: AbstractMesh, optim: OptimConfig) -> _WeightBytes:
-    train, serve = (abstract_weights(policy, mesh, role) for role in ("train", "serve"))
-    served = copied_bytes(train, serve)
+def _weight_bytes(policy: PolicyConfig, mesh: AbstractMesh, serving: AbstractMesh, optim: OptimConfig) -> _WeightBytes:
+    train, serve = abstract_weights(policy, mesh, "train"), abstract_weights(policy, serving, "serve")
+    copied = partial(
+        copied_bytes, whole_replicas=mesh.size == serving.size * (mesh.shape["data"] // serving.shape["data"])
+    )
+    served = copied(train, serve)
     frozen, trained = (train, train.pop("lora")) if policy.lora else ({}, train)
     return _WeightBytes(
         frozen=bytes_on_one_device(frozen),
         trained=bytes_on_one_device(trained),
         moments=bytes_on_one_device(abstract(trained, optim).opt_state),
         served=served,
-        served_frozen=copied_bytes(frozen, {name: serve[name] for name in frozen}),
+        served_frozen=copied(frozen, {name: serve[name] for name in frozen}),
     )
 
 
-def copied_bytes(train: Any, serve: Any) -> int:
-    """Bytes on one device of the leaves that serving has a copy of its own of."""
+def copied_bytes(train: Any, serve: Any, whole_replicas: bool = True) -> int:
+    """Bytes on one device of the leaves that serving has a copy of its own of: where dtype or parts differ.
+
+    whole_replicas: whether each process has all of the weights that are trained or frozen. Then a device's part is the
+    same in both layouts where it is as large, because both count parts in one order (`serving_mesh`).
+    """
 
     def own(here: jax.ShapeDtypeStruct, there: jax.ShapeDtypeStruct) -> int:
-        same = here.dtype == there.dtype and here.sharding.spec == there.sharding.spec
+        parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in (here, there)]
+        whole = parts[0] == here.shape
+        same = here.dtype == there.dtype and parts[0] == parts[1] and (whole_replicas or whole)
         return 0 if same else bytes_on_one_device(there)
 
     return sum(jax.tree.leaves(jax.tree.map(own, train, serve)))

@@ -59,7 +59,10 @@ def heading(plan: Plan) -> str:
     weights = abstract_weights(policy, plan.mesh, "serve")
     size = sum(leaf.size for leaf in jax.tree.leaves({name: tree for name, tree in weights.items() if name != "lora"}))
     trained = f"LoRA of rank {adapter.rank}" if adapter else "all weights trained"
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
+    mesh, serving = (" x ".join(f"{axis} {size}" for axis, size in m.shape.items()) for m in (plan.mesh, plan.serving))
+    if plan.serving.shape != plan.mesh.shape:
+        of_each = f" in each of {plan.devices.processes} processes" if plan.devices.processes > 1 else ""
+        mesh += f"; rolling out{of_each}: {serving}"
     return (
         f"policy   {size / 1e9:.4g} B weights: {policy.num_layers} layers x {policy.d_model:,},"
         f" vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
@@ -93,8 +96,9 @@ def limits(planner: Planner, plan: Plan) -> list[str]:
         whole = longest.context + step > plan.policy.max_positions
         end = ", all positions of the policy" if whole else ""
         first = f"longest context with {now} slots: {longest.context:,} tokens (updates of that length){end}"
-    episodes = plan.config.tasks.tasks_per_step * plan.config.tasks.rollouts
-    beyond = f" (a step has {episodes} episodes: more slots than that stay empty)" if slots > episodes else ""
+    episodes = -(-plan.config.tasks.tasks_per_step * plan.config.tasks.rollouts // plan.devices.processes)
+    where = "a step has" if plan.devices.processes == 1 else "a process has in a step"
+    beyond = f" ({where} {episodes} episodes: more slots than that stay empty)" if slots > episodes else ""
     return [first, f"most slots at {plan.context:,} tokens: {slots:,}{beyond}"]
 
 

@@ -42,6 +42,7 @@ GPU_TARGETS = {
     "h200": f"{_HOPPER} memory_bandwidth: {4800 * 10**9}",
 }
 GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # tuning would run kernels on a GPU
+_ONE_HOST = (2, 4, 1)  # chips of the host that a slice of eight v5e or v6e is; others have what libtpu takes for given
 _SMALLEST = {"1x1": "2x2", "1x1x1": "2x2x1"}  # topology of one host, of which one chip is taken
 _LIBTPU = Path(__file__).parents[3] / ".cache" / "libtpu" / "libtpu" / "libtpu.so"  # where `make libtpu` puts it
 # What libtpu asks of the machine; any answer will do, because no chip is used.
@@ -75,7 +76,8 @@ def tpu_mesh(name: str, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
     kind, _, shape = name.partition(":")
     single = shape in _SMALLEST
     try:
-        described = topologies.get_topology_desc(f"{kind}:{_SMALLEST[shape]}" if single else name, "tpu")
+        hosts = {"chips_per_host_bounds": _ONE_HOST} if shape == "2x4" else {}
+        described = topologies.get_topology_desc(f"{kind}:{_SMALLEST[shape]}" if single else name, "tpu", **hosts)
     except Exception as error:  # libtpu reports both by RuntimeError or ValueError of several kinds
         raise UserError(
             f"TPU topology {name!r} cannot be described ({error}): name one such as v5e:2x4 or v5p:2x2x1"

@@ -17,6 +17,7 @@ from functools import partial
 import jax
 
 from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.checkpoints.checksums import checksums
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.evaluate import held_out_test, validation
@@ -133,7 +134,9 @@ def compile_programs(session: Session, state: TrainState, take_update: Callable)
 
     session.engine.compile(session.weights(state.params), tick)
     blank = (blank_batch(shapes, *shape) for shape in shapes.all())
-    return take_update(state, ticking(blank, tick), When.at(real=False))[0]
+    state = take_update(state, ticking(blank, tick), When.at(real=False))[0]
+    checksums(state)  # as every save does
+    return state
 
 
 def ticking(batches: Iterable[Batch], tick: Callable[[], None]) -> Iterator[Batch]:

@@ -149,7 +149,7 @@ class Stage:
     """What the three runs have in common."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.options = {"root": arguments.root, "python": arguments.python, "cell_timeout_s": 2.0, "memory_mib": 256}
+        self.options = {"root": arguments.root, "python": arguments.python, "cell_timeout_s": 8.0, "memory_mib": 256}
         self.known = [task for split in SPLITS for task in AppWorld.tasks(split, arguments.data_dir, **self.options)]
         self.chat = ChatFormat(load_tokenizer(POLICY), history="keep", call_style="code")
         self.rng, self.slots, self.root = random.Random(arguments.seed), arguments.slots, arguments.root

@@ -2,7 +2,7 @@
 scores): all must succeed; doing nothing, and references with a fault, must not.
 
   python -m benchmarks.appworld_scripted                                       the invented root
-  python -m benchmarks.appworld_scripted --root=data/appworld --splits=train,dev    the benchmark's own data
+  python -m benchmarks.appworld_scripted --root=data/appworld --references     AppWorld's own data, references alone
 
 Prints by split how many tasks succeed by their reference, by doing nothing and by each fault, TGC and SGC of the
 references, and what calls take. Exit status 1 if a reference fails. Of the benchmark's own data only train and dev have
@@ -54,33 +54,37 @@ class Clocked(AppWorld):
         return result
 
 
-def play(chat: ChatFormat, tasks: Sequence[Mapping], root: str, options: Mapping[str, Any], seed: int) -> bool:
-    """Plays a split and prints what came of it; whether every reference succeeded."""
-    actions, kinds = {}, ["reference", "nothing", *script.FAULTS]
+def play(
+    chat: ChatFormat, tasks: Sequence[Mapping], root: str, options: Mapping[str, Any], seed: int, references: bool
+) -> bool:
+    """Plays a split and prints what came of it; whether every reference succeeded. references: nothing but those."""
+    actions, kinds = {}, ["reference", *([] if references else ["nothing", *script.FAULTS])]
     absent: Counter[str] = Counter()
     for task in tasks:
         right = script.ground_truth(task, root).actions
         faulty = {kind: script.with_fault(task, kind, seed, root) for kind in script.FAULTS}
         absent.update(kind for kind, each in faulty.items() if each is None)
         # A task without a place for a fault plays the reference once more, uncounted.
-        actions[task["id"]] = [right, NOTHING, *(each.actions if each else right for each in faulty.values())]
+        actions[task["id"]] = [right, NOTHING, *(each.actions if each else right for each in faulty.values())][
+            : len(kinds)
+        ]
     success: Counter[str] = Counter()
-    references = []
+    succeeded = []
     for task, episodes in play_scripts(chat, partial(Clocked, **options), tasks, actions, seed):
-        references.append(episodes[0].success)
+        succeeded.append(episodes[0].success)
         if not episodes[0].success:
             print(f"  {task['id']}: the reference fails: {episodes[0].report and episodes[0].report.summary}")
         for kind, episode in zip(kinds, episodes, strict=True):
             success[kind] += episode.success
     scenarios = tuple(task["scenario"] for task in tasks)
     categories = tuple(task["category"] for task in tasks)
-    scores = Scores(np.array(references, dtype=float)[:, None], 0, {}, categories, {}, scenarios)
+    scores = Scores(np.array(succeeded, dtype=float)[:, None], 0, {}, categories, {}, scenarios)
     for kind in kinds:
         extra = success[kind] - absent[kind] if absent[kind] else success[kind]
         print(f"  {kind:16} {extra} of {len(tasks) - absent[kind]} succeed")
     for name, value in scores.metrics("reference").items():
         print(f"  {name:40} {value:.4g}")
-    return all(references)
+    return all(succeeded)
 
 
 def main() -> None:
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--splits", default="train,dev")
     parser.add_argument("--data_dir", default="data", help="where task sets are kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--references", action="store_true", help="play nothing but the references")
     arguments = parser.parse_args()
     options = {"root": arguments.root, "python": arguments.python}
     chat = ChatFormat(load_tokenizer(POLICY), history="keep", call_style="code")
@@ -100,7 +105,7 @@ def main() -> None:
             print(f"the engine is ready after {time.perf_counter() - start:.1f} s")
             start = 0.0
         print(f"{split}: {len(tasks)} tasks")
-        good &= play(chat, list(tasks), arguments.root, options, arguments.seed)
+        good &= play(chat, list(tasks), arguments.root, options, arguments.seed, arguments.references)
     for name, seconds in Clocked.seconds.items():
         median, slowest = 1000 * np.median(seconds), 1000 * max(seconds)
         print(f"{name:18} {len(seconds)} calls, median {median:.0f} ms, slowest {slowest:.0f} ms")

@@ -120,32 +120,40 @@ def _paths() -> type[epath.Path]:
 
 @contextlib.contextmanager
 def _calling(path: AnyPath) -> Iterator[None]:
-    """Errors of a store's libraries as OSErrors of its path. Those of this machine pass."""
+    """Errors of a store's libraries as OSErrors that name its path. Those of this machine pass."""
     try:
         yield
-    except (OSError, UserError):
-        raise
     except Exception as error:  # google's, amazon's and aiohttp's packages each have their own families of errors
-        if isinstance(path, Path):
+        told = isinstance(error, OSError) and error.filename is not None
+        if isinstance(path, Path) or told or isinstance(error, FileNotFoundError | NotADirectoryError | UserError):
             raise
-        raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}", str(path)) from error
+        code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        raise OSError(code, f"{type(error).__name__}: {reason(error)}", str(path)) from error
 
 
 def exists(path: AnyPath) -> bool:
-    """Whether there is a file, or a folder with something in it. OSError where the store does not say."""
-    with _calling(path):
-        return path.exists()
+    """Whether there is a file, or a folder with something in it. Raises OSError where the store does not say, as the
+    next two do.
+    """
+    return path.exists() if isinstance(path, Path) else _is_folder(path) is not None
 
 
 def is_folder(path: AnyPath) -> bool:
     """Whether it is a folder; in a store: whether something lies under this name."""
-    with _calling(path):
-        return path.is_dir()
+    return path.is_dir() if isinstance(path, Path) else bool(_is_folder(path))
 
 
 def is_file(path: AnyPath) -> bool:
-    with _calling(path):
-        return path.is_file() if isinstance(path, Path) else path.exists() and not path.is_dir()
+    return path.is_file() if isinstance(path, Path) else _is_folder(path) is False
+
+
+def _is_folder(path: epath.Path) -> bool | None:
+    """None where nothing is there. Not by `exists` and `is_dir`: to fsspec a store that does not answer is empty."""
+    try:
+        with _calling(path):
+            return bool(path.stat().is_directory)
+    except FileNotFoundError:
+        return None
 
 
 def entries(folder: AnyPath) -> list[AnyPath]:

@@ -468,6 +468,12 @@ class CheckpointSection(Section):
 
     every: int = key(50, "optimizer steps between checkpoints; the last step is always saved", "[1, 1073741824]")
     keep: int = key(2, "latest checkpoints that stay; the best by evaluation stays as well", "[1, 1048576]")
+    on_damage: str = key(
+        "stop",
+        "what a run does that finds its newest checkpoint damaged: stop, and say so; previous, move it to damaged/ in"
+        " the workdir, say so, and continue from the one before it",
+        choices=("stop", "previous"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1 and 1x1x8 devices.
+"""The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1, 1x8x1 and 1x1x8 devices, with 4 kv
+heads, which do not divide 8, and an odd vocabulary. What lies whole on every device is listed, by shape also for real
+policies.
 
 Devices must exist before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
 each mesh did.
@@ -11,10 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8))
+from hintsd_jax.config import build
+from hintsd_jax.configs import bfcl_qwen3_4b
+from hintsd_jax.models.sharding import abstract_mesh, serving_sizes
+from hintsd_jax.tools.planner.programs import abstract_cache, abstract_weights, bytes_on_one_device, described_policy
+from hintsd_jax.training.state import OptimConfig, abstract
+
+MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
 LOADED = ("qwen2_tiny_tied", "llama_tiny_tied")
@@ -31,7 +40,7 @@ def play(folder):
     from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.models import decoder, lora
     from hintsd_jax.models.config import LoraConfig, PolicyConfig
-    from hintsd_jax.models.sharding import make_mesh, shardings
+    from hintsd_jax.models.sharding import FROZEN, make_mesh, serving_mesh, shardings
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
     from hintsd_jax.training.batching import BatchShapes, make_batches
     from hintsd_jax.training.examples import Branch, Example
@@ -41,7 +50,7 @@ def play(folder):
     from hintsd_jax.training.train_step import update
 
     policy = PolicyConfig(
-        vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, rope_theta=1e4,
+        vocab_size=65, num_layers=2, d_model=32, num_heads=8, num_kv_heads=4, head_dim=8, d_ff=64, rope_theta=1e4,
         norm_eps=1e-6, tie_embeddings=True, max_positions=64, remat=False, lora=LoraConfig(4, 8.0, 0.1),
     )  # fmt: skip
     plain = dataclasses.replace(policy, lora=None)  # where all weights are trained
@@ -81,28 +90,42 @@ def play(folder):
         def collect(self):
             return None
 
+    def memory(tree):
+        parts = [part for leaf in jax.tree.leaves(tree) for part in leaf.addressable_shards]
+        return {part.data.unsafe_buffer_pointer() for part in parts}
+
     states = {}
     for sizes, name in zip(MESHES, NAMES):
         mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
         params = jax.device_put(base, shardings(base, decoder.logical_axes(policy), mesh, "train"))
+        frozen = jax.device_put(base, shardings(base, decoder.logical_axes(policy), mesh, FROZEN))
         trained = jax.device_put(adapter, shardings(adapter, lora.logical_axes(policy), mesh, "train"))
-        engine = Engine(policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), mesh)
+        engine = Engine(
+            policy, EngineConfig(8, 24, 8, prefill_buckets=(16,), prefill_rows=4), (63,), serving_mesh(mesh, 4)
+        )
         jobs = [Job(prompt) for prompt in prompts]
-        engine.run(lora.attach(params, trained), jobs)
+        served = lora.attach(frozen, trained)
+        engine.run(served, jobs)
         settings = {"loss": loss, "optim": optim, "mesh": mesh}
         full, metrics, _ = update(None, create(params, optim), batches, policy=plain, **settings)
         states[name] = full
-        arrays = {"state": full, "cache": engine._cache, "served": engine._layout(lora.attach(params, trained))}
+        arrays = {
+            "state": full,
+            "cache": engine._cache,
+            "served": engine._layout(served),
+            "adapter": create(trained, optim),
+        }
         whole = [
             f"{jax.tree_util.keystr(path)} {leaf.shape}"
             for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]
             if leaf.size > LARGE and leaf.sharding.is_fully_replicated
         ]
-        result = {"loss": float(metrics["loss"]), "tokens": [job.tokens for job in jobs], "whole": whole}
+        once = memory({**arrays["served"], "lora": {}}) == memory({**frozen, "lora": {}})
+        result = {"loss": float(metrics["loss"]), "tokens": [job.tokens for job in jobs], "whole": whole, "once": once}
         (folder / f"{name}.json").write_text(json.dumps(result))
         np.savez(folder / f"{name}.npz", *host((full.params, full.ema)))
         if name in ("1x1x1", "2x2x2"):
-            adapted, metrics, _ = update(params, create(trained, optim), batches, policy=policy, **settings)
+            adapted, metrics, _ = update(frozen, create(trained, optim), batches, policy=policy, **settings)
             (folder / f"lora_{name}.json").write_text(json.dumps({"loss": float(metrics["loss"])}))
             np.savez(folder / f"lora_{name}.npz", *host((adapted.params, adapted.ema)))
 
@@ -172,6 +195,54 @@ def test_greedy_rollouts_are_the_same_but_for_ties(played, name):
             at = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
             print(f"rollout {n} leaves at token {at}, margin {margins[n, at - 1]:.2g}")
             assert margins[n, at - 1] <= 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_weights_are_held_once(played, name):
+    """Serving reads the memory that training reads."""
+    assert read(played, name)["once"]
+
+
+ACROSS = ((1, 8, 1), (1, 4, 2), (2, 4, 1), (1, 1, 8), (1, 2, 4))
+SHAPES = {
+    "qwen3-4b": {},
+    "28 heads, 4 kv heads": {"num_heads": 28, "num_kv_heads": 4, "d_model": 3584, "d_ff": 18944, "vocab_size": 152064},
+    "14 heads, 2 kv heads": {"num_heads": 14, "num_kv_heads": 2, "head_dim": 64, "d_model": 896, "d_ff": 4864},
+    "odd vocabulary": {"vocab_size": 151669},
+}
+
+
+@pytest.mark.parametrize("rank", [0, 32])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sizes", ACROSS, ids=str)
+def test_what_lies_whole_on_every_device_by_shape(sizes, shape, rank):
+    """Weights, moments, EMA, gradients (they lie as the weights), cache and served copy: nothing but vectors (norms and
+    biases) and A of a served adapter; and all together are hardly more than a part of everything.
+    """
+    config = build.build(bfcl_qwen3_4b.get_config()).replaced({"lora.rank": rank})
+    policy = described_policy(config, Path(__file__).parents[1] / "assets" / "shapes" / "qwen3-4b.json")
+    policy = dataclasses.replace(policy, **SHAPES[shape])
+    mesh = abstract_mesh(sizes)
+    serving = abstract_mesh(serving_sizes(mesh, policy.num_kv_heads))
+    weights = abstract_weights(policy, mesh, "train")
+    trained = {"lora": weights.pop("lora")} if rank else weights
+    state, served = abstract(trained, OptimConfig()), abstract_weights(policy, serving, "serve")
+    cache = abstract_cache(config, policy, serving)
+    for name, arrays, copies in (
+        ("frozen", weights if rank else {}, sizes[0]),
+        ("state", state, sizes[0]),
+        ("served", served, sizes[0]),
+        ("cache", cache, 1),  # slots are split where heads are not
+    ):
+        whole = [
+            (path[-1].key, leaf.shape)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]
+            if leaf.ndim and bytes_on_one_device(leaf) * mesh.size / copies > 1.01 * leaf.size * leaf.dtype.itemsize
+        ]
+        small = [(key, at) for key, at in whole if key in ("scale", "bias") or (name == "served" and key == "a")]
+        assert whole == small, name
+        all_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+        assert bytes_on_one_device(arrays) * mesh.size / copies <= 1.03 * all_bytes, name
 
 
 def test_no_large_array_lies_whole_on_every_device(played):

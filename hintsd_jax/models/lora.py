@@ -89,6 +89,7 @@ def logical_axes(config: PolicyConfig) -> Adapter:
 
     def make(target: LoraTarget, _: int):
         layers, inputs, outputs = target.axes
+        inputs, outputs = ("adapter_embed" if name == "embed" else "adapter_split" for name in (inputs, outputs))
         return PartitionSpec(layers, inputs, "rank"), PartitionSpec(layers, "rank", outputs)
 
     return build(config, make)

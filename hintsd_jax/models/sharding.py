@@ -43,13 +43,16 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # parameters
     "layers": _WHOLE,
     "vocab": _SPLIT,
-    "vocab_embed": (("fsdp",), ("tensor", "fsdp")),  # of the tables: an odd vocabulary leaves it all axes
+    "vocab_embed": (("fsdp", "tensor"), ("tensor", "fsdp")),  # of the tables: an odd vocabulary leaves it all axes
     "embed": (("fsdp",), ()),
     "heads": _SPLIT,  # heads x head dimension
     "kv_heads": _SPLIT,
     "mlp": _SPLIT,
     "norm": _WHOLE,
     "rank": _WHOLE,
+    # of an adapter: where it reads or writes the model's width, and elsewhere
+    "adapter_embed": (("fsdp", "tensor"), ()),
+    "adapter_split": (("tensor", "fsdp"), ("tensor", "fsdp")),
     # activations
     "batch": (("data", "fsdp"), ("data",)),
     # rows of a cache also take the axes that the heads leave

@@ -18,6 +18,7 @@ import errno
 import functools
 import importlib.util
 import io
+import logging
 import os
 import re
 import shutil
@@ -113,6 +114,8 @@ def _paths() -> type[epath.Path]:
 
     # Where TensorFlow happens to be installed, etils would take its file system, which knows other credentials.
     os.environ["EPATH_USE_TF"] = "false"
+    for package in PACKAGES.values():  # each try that fails is logged with its traceback; the last one is raised
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     for kind in PACKAGES:  # orbax and other processes write behind fsspec's back: what it remembers of folders is old
         config.conf.setdefault(kind, {})["use_listings_cache"] = False
     return epath.Path

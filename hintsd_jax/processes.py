@@ -17,10 +17,13 @@ With one process nothing of this happens: `gather` gives back what it gets.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pickle
 import platform
+import signal
+import socket
 import sys
 import threading
 import time
@@ -146,6 +149,7 @@ def _join(settings: DistributedSection) -> None:
     where = settings.coordinator
     if where == "none" or jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself, see `interruption`
     try:
         jax.distributed.initialize(
             None if where == "auto" else where,
@@ -199,6 +203,10 @@ class _Meetings:
         self._store.key_value_set(f"hintsd/name/{index()}", f"{platform.node()} (process id {os.getpid()})")
         self._watcher = threading.Thread(target=self._watch, name="processes", daemon=True)
         self._watcher.start()
+        if not leads():
+            self._aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._on_abort)  # kept for as long as it may be called
+            self._table_at = global_state.coordinator_address or ""
+            ctypes.CDLL(None).signal(signal.SIGABRT, self._aborted)
 
     def meet(self, what: str, *, may_stop: bool = True) -> None:
         """Returns when all processes are at this meeting; raises Interrupted where one of them has come to stop."""
@@ -263,6 +271,21 @@ class _Meetings:
                 self._wait_for_others()
         sys.stdout.flush()
         os._exit(status)
+
+    def _on_abort(self, number: int) -> None:
+        """Where the table is gone, jax aborts the process from a thread of C++ and prints that one's stack; a handler
+        of Python's never runs then. Any other abort goes on.
+        """
+        host, _, port = self._table_at.rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return
+        print(
+            f"error: process 0 of {count()}, at which all others meet ({self._table_at}), has ended or cannot be"
+            f" reached; {GOES_ON}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(interruption.GO_ON)
 
     def part(self, error: BaseException) -> None:
         """Says to the others why this process ends; process 0, at which they read, waits until they have."""

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--s3", default="http://127.0.0.1:5555")
     flags = parser.parse_args()
     os.environ |= environment(flags.gs, flags.s3)
-    import s3fs
+    import s3fs  # pyright: ignore[reportMissingImports] - an extra
 
     name = f"remote_paths_{os.getpid()}"
     store, exported = f"gs://runs/{name}", f"s3://{name.replace('_', '-')}/export"

@@ -189,6 +189,32 @@ def remove_folder(path: AnyPath) -> None:
         path.rmdir()
 
 
+def move_folder(source: AnyPath, target: AnyPath, marker: str) -> None:
+    """Gives a folder a new name. In a store, file by file; `marker`, without which nobody takes it for whole, goes
+    first.
+
+    Raises UserError where the disk or the store refuses it.
+    """
+    with writing(target):
+        if isinstance(source, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+            return
+        with _calling(source):
+            _copy_below(source, target)
+            remove(source / marker)
+            remove_folder(source)
+
+
+def _copy_below(source: AnyPath, target: AnyPath) -> None:
+    for entry in entries(source):
+        if is_folder(entry):
+            _copy_below(entry, target / entry.name)
+        else:
+            with whole_file(target / entry.name) as out, entry.open("rb") as file:
+                shutil.copyfileobj(file, out, _BLOCK)
+
+
 def make_folder(path: AnyPath) -> None:
     """A folder and its parents, where they are not there. A store has none: names are all that it has.
 

@@ -85,6 +85,14 @@ def test_a_file_appears_whole_or_not_at_all(place):
     assert not storage.exists(path) and storage.entries(place / "nowhere") == []
 
 
+def test_a_folder_that_moves_goes_without_its_marker_first(place):
+    for name in ("8/a", "8/b/c", "8/commit_success.txt"):
+        with storage.whole_text(place / name) as file:
+            file.write(name)
+    storage.move_folder(place / "8", place / "damaged" / "8", "commit_success.txt")
+    assert contents(place) == {f"damaged/{name}": name.encode() for name in ("8/a", "8/b/c", "8/commit_success.txt")}
+
+
 def test_what_is_appended_is_there_and_a_torn_end_is_cut_off(place):
     draw, expected, path = random.Random(0), b"", place / "a" / "lines.jsonl"
     for _ in range(20):

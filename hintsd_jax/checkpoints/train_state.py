@@ -28,8 +28,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from hintsd_jax.checkpoints import record
 from hintsd_jax.checkpoints.record import Damaged
 from hintsd_jax.config.schema import Config
-from hintsd_jax.errors import UserError, reason, writing
-from hintsd_jax.storage import AnyPath, absolute, entries, exists, make_folder
+from hintsd_jax.errors import UserError, reason
+from hintsd_jax.storage import AnyPath, absolute, entries, exists
 
 PyTree = Any
 _STEP = re.compile("[0-9]+")  # name of a checkpoint's folder
@@ -256,9 +256,7 @@ class Checkpoints:
         aside = next(parent / name for name in names if not exists(parent / name))
         _meet("checkpoint is damaged")  # each has chosen the same name before it exists
         if jax.process_index() == 0:
-            with writing(aside):
-                make_folder(parent)
-                self._folder(step).rename(aside)
+            move_folder(self._folder(step), aside, marker="commit_success.txt")  # orbax's own, where it renames nothing
         _meet("checkpoint is moved")
         if self._manager is not None:
             self._manager.reload()

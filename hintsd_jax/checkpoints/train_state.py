@@ -29,7 +29,7 @@ from hintsd_jax.checkpoints import record
 from hintsd_jax.checkpoints.record import Damaged
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError, reason
-from hintsd_jax.storage import AnyPath, absolute, entries, exists
+from hintsd_jax.storage import AnyPath, absolute, entries, exists, move_folder
 
 PyTree = Any
 _STEP = re.compile("[0-9]+")  # name of a checkpoint's folder

@@ -22,6 +22,7 @@ import json
 import os
 import pickle
 import platform
+import re
 import signal
 import socket
 import sys
@@ -45,6 +46,10 @@ START_S = 300  # that the processes of a run may need until the last one is ther
 PIECE = 2**18  # bytes
 SIGN_S = 1.0  # between two signs of life
 PARTING_S = 10.0  # that a process which ends by an error waits until the others have read why
+_HOW_TO_JOIN = (
+    "set distributed.coordinator = host:port of process 0, distributed.processes to their number, and"
+    " distributed.process to that of each, from 0 on; or distributed.coordinator = none for one process"
+)
 GOES_ON = "start all processes with the same command again: the run continues from its last checkpoint"
 
 
@@ -146,33 +151,34 @@ def _join(settings: DistributedSection) -> None:
     """Starts `jax.distributed` where there is more than one process, or where the machine says so (a TPU pod, Slurm,
     Open MPI, Kubernetes jobs).
     """
-    where = settings.coordinator
+    where, number = settings.coordinator, settings.process
     if where == "none" or jax.distributed.is_initialized():
         return
+    is_named = where != "auto"
+    if is_named and not (re.fullmatch(r"\S+:\d+", where) and 0 <= number < settings.processes):
+        raise UserError(
+            f"distributed.coordinator = {where}, distributed.processes = {settings.processes}, distributed.process ="
+            f" {number} name no process of a run: {_HOW_TO_JOIN}"
+        )
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself, see `interruption`
     try:
         jax.distributed.initialize(
-            None if where == "auto" else where,
+            where if is_named else None,
             settings.processes or None,
-            None if settings.process < 0 else settings.process,
-            cluster_detection_method=None if where == "auto" else "deactivate",
+            None if number < 0 else number,
+            cluster_detection_method="deactivate" if is_named else None,
             initialization_timeout=START_S,
             # Our own signs of life come first: jax ends a process by an abort, with a stack of C++ instead of a name.
             heartbeat_timeout_seconds=int(10 * settings.silence_s),
         )
     except ValueError as error:
-        if where == "auto" and "coordinator_address" in str(error) and not settings.processes:
-            return  # one process
-        raise UserError(
-            f"the processes of this run cannot be joined ({reason(error)}): set distributed.coordinator = host:port of"
-            " process 0, distributed.processes and distributed.process, or distributed.coordinator = none for one"
-            " process"
-        ) from error
+        if "coordinator_address" in str(error) and not settings.processes:
+            return  # nothing says that there are more
+        raise UserError(f"the processes of this run cannot be joined ({reason(error)}): {_HOW_TO_JOIN}") from error
     except RuntimeError as error:
         raise UserError(
-            f"process {settings.process} of {settings.processes} could not join the others at {where} within"
-            f" {START_S} s ({reason(error)}): start all of them, with the same address and each with its own"
-            " distributed.process"
+            f"process {number} of {settings.processes} could not join the others at {where} ({reason(error)}): start"
+            f" all of them within {START_S} s, with the same address, each with a distributed.process of its own"
         ) from error
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from hintsd_jax import processes
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.config import continuing
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analysis import Hindsight
@@ -247,7 +248,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     `eval.` and `mesh.` go) and prints a table.
     """
     session = Session.open(config)
-    with open_workdir(session, workdir, ("eval.", "mesh.")) as folder:
+    with open_workdir(session, workdir, continuing.or_of("eval.")) as folder:
         screen = Progress(stream=processes.screen())
         session.watch = Watch(screen, folder.own_file(FAILURES))
         params, step = restored_params(session, folder.run_path)

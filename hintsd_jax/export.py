@@ -26,6 +26,7 @@ from hintsd_jax.checkpoints.parameters import parameters
 from hintsd_jax.checkpoints.peft import save_adapter
 from hintsd_jax.checkpoints.safetensors import TensorFiles
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.config import continuing
 from hintsd_jax.config.build import lora_config
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
@@ -55,9 +56,9 @@ def export(config: Config, workdir: str) -> list[AnyPath]:
     policy = read_config(config.policy.location, lora=lora_config(config))
     source = open_checkpoint(located(config.policy.location), policy)
     # The base model may lie elsewhere than it did while training.
-    with Workdir.open(workdir, config, may_differ=("eval.", "mesh.", "policy.path")) as folder:
+    with Workdir.open(workdir, config, may_differ=continuing.or_of("eval.", "policy.path")) as folder:
         checkpoints = Checkpoints.open(folder.path, config)
-        step = _chosen_step(checkpoints, config.export.checkpoint, folder.path)
+        step = checkpoints.chosen(config.export.checkpoint, "export.checkpoint")
         out = located(config.export.path or folder.path / "export" / f"step_{step:06d}")
         dtype = None if config.export.dtype == "auto" else config.export.dtype
         written, lines = [], []
@@ -80,19 +81,6 @@ def export(config: Config, workdir: str) -> list[AnyPath]:
         print(f"step {step}: {path}")
     print(*lines, sep="\n", end="\n" * bool(lines))
     return written
-
-
-def _chosen_step(checkpoints: Checkpoints, wanted: str, workdir: AnyPath) -> int:
-    step = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(wanted, wanted)
-    if step is None:
-        raise UserError(
-            f"{workdir}: no checkpoint that could be the {wanted} one; there are {checkpoints.steps or 'none'}"
-        )
-    if int(step) not in checkpoints.steps:
-        raise UserError(
-            f"export.checkpoint = {step}: {workdir} has no such checkpoint; there are {checkpoints.steps or 'none'}"
-        )
-    return int(step)
 
 
 def _adapter_shapes(policy: PolicyConfig) -> lora.Adapter:

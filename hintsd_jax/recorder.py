@@ -24,9 +24,11 @@ import numpy as np
 
 from hintsd_jax import processes, records
 from hintsd_jax.checkpoints.train_state import Checkpoints
-from hintsd_jax.config.schema import Config, EndpointSection
+from hintsd_jax.config import build, continuing
+from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut
+from hintsd_jax.fork import forked
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.rollout.played import Rollouts
@@ -41,13 +43,7 @@ from hintsd_jax.runs.watch import FAILURES, Watch
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session, open_workdir
 from hintsd_jax.training.batching import Batches, BatchShapes
-from hintsd_jax.training.state import TrainState
-
-# A run may continue on other devices, with other alarms, with other walls around its environments, and with another
-# server of the same model: what stops a run for want of one of these says which to change.
-MAY_DIFFER = ("mesh.", "alarms.", "optim.max_nonfinite", "env.isolation", "env.memory_gib", "env.call_timeout_s")
-MAY_DIFFER += ("env.resets_ahead",)
-MAY_DIFFER += tuple(f"endpoint.{field.name}" for field in dataclasses.fields(EndpointSection) if field.name != "model")
+from hintsd_jax.training.state import TrainState, learning_rate
 
 _MEND_NUMBERS = (
     "Lower optim.lr, set optim.clip_norm, or look into the folder nonfinite/ of the workdir, which holds the batches;"
@@ -61,7 +57,7 @@ class Counters:
     episodes, lost_episodes: begun so far, and taken by environments' failures. empty_updates: that had nothing to train
     on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in a row. before: the
     held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint: what these two
-    remember.
+    remember. rows: the digest of metrics.jsonl.
     """
 
     step: int = 0
@@ -76,6 +72,7 @@ class Counters:
     lr_scale: float = 1.0
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
     endpoint: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +109,18 @@ class Recorder:
         self._resume_step = checkpoints.latest_step
         self.continues = self._resume_step is not None
         self._alarms = Alarms(AlarmConfig(**self._config.alarms.to_dict()))
-        folder.discard_after(self._resume_step)
-        self._writer = run_metrics.MetricsWriter(folder.path, self._resume_step)
         start = self._resume_step or 0
         plan, stream = run_plan(self._config), processes.screen()
         self._progress = Progress(plan, start, stream, compiled=run_metrics.compile_seconds)
         session.watch = Watch(self._progress, folder.own_file(FAILURES))
-        if self.continues:
-            self.note(f"continuing from step {start} of {self._config.optim.steps}")
-        if lacking := self._writer.lacking:
-            self.note(f"metrics.jsonl lacks the rows of {len(lacking)} steps, the first {lacking[0]}: they stay away")
+        for key, (there, now) in folder.changed.items():
+            self.note(f"{key} was {there!r} and is {now!r} from here on")
+        self._writer = None if self.continues else self._opened_writer(None, None)
 
     @classmethod
     def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:
         """Opens and locks the workdir. Raises UserError as `Workdir.open` and `MetricsWriter` do."""
-        folder = open_workdir(session, workdir, MAY_DIFFER)
+        folder = open_workdir(session, workdir, continuing.may_differ, adopt=True)
         try:
             recorder = cls(session, folder, Checkpoints.open(folder.run_path, session.config))
         except BaseException:
@@ -158,12 +152,22 @@ class Recorder:
         return self._counters.lr_scale
 
     def restore(self, shape: TrainState) -> TrainState:
-        """The state of the newest checkpoint, laid out as `shape`. Raises UserError where it cannot be read, or is not
-        finite.
+        """The state of the newest checkpoint, laid out as `shape`; of the newest that is sound, where
+        `checkpoint.on_damage` says so. What was written down after it is removed.
+
+        Raises:
+          UserError: it cannot be read, or is not finite, or is beyond the run's last step; or the metrics are not those
+            that belong to it.
         """
-        if self._resume_step is None:
-            raise ValueError("there is no checkpoint to continue from")
-        state, counters = self._checkpoints.restore(self._resume_step, shape)
+        agree = lambda problem: processes.gather(problem, "a checkpoint")
+        self._resume_step, state, counters = self._checkpoints.restore_latest(shape, agree)
+        for text in self._checkpoints.notes:
+            self.note(text)
+        steps = self._config.optim.steps
+        if self._resume_step > steps:
+            where = f"{self._folder.run_path} is at step {self._resume_step}"
+            raise UserError(f"{where} already, beyond optim.steps = {steps}: raise it")
+        self.note(f"continuing from step {self._resume_step} of {steps}")
         if names := non_finite(state):
             raise UserError(
                 f"step {self._resume_step} of {self._folder.run_path / 'checkpoints'} holds numbers that are not finite"
@@ -171,11 +175,35 @@ class Recorder:
                 " continues from an earlier one"
             )
         self._counters = Counters(**counters)
+        self._say_new_schedule()
+        self._writer = self._opened_writer(self._resume_step, self._counters.rows)
         self._began = time.monotonic() - self._counters.seconds
         self._alarms = Alarms(self._alarms.config, self._counters.alarms)
         if self._session.endpoint:
             self._session.endpoint.used |= self._counters.endpoint
         return state
+
+    def fork(self, shape: TrainState) -> TrainState:
+        """The state of another run's checkpoint, see `fork.forked`; the first line says what it is."""
+        state, line = forked(self._config, self._folder, shape, build.optimizer_config(self._config))
+        self.note(line)
+        return state
+
+    def _opened_writer(self, step: int | None, digest: str | None) -> run_metrics.MetricsWriter:
+        """Of rows after `step`; what was kept of later ones goes. Only the first process has what it wrote before."""
+        self._folder.discard_after(step)
+        return run_metrics.MetricsWriter(self._folder.path, step, digest if processes.leads() else None)
+
+    def _say_new_schedule(self) -> None:
+        """Of another number of steps: what becomes of the learning rate."""
+        if "optim.steps" in self._folder.changed and self._resume_step is not None:
+            before = self._config.replaced({"optim.steps": self._folder.changed["optim.steps"][0]})
+            schedules = [learning_rate(build.optimizer_config(each)) for each in (before, self._config)]
+            rates = [float(np.asarray(schedule(self._resume_step))) for schedule in schedules]
+            self.note(
+                f"the schedule ends at step {self._config.optim.steps} now: the learning rate of the next step is"
+                f" {rates[1]:.3g}, where it would have been {rates[0]:.3g}"
+            )
 
     def note(self, text: str) -> None:
         """One line for whoever watches."""
@@ -196,7 +224,7 @@ class Recorder:
     def before_training(self, state: TrainState, before: HeldOut | None, evaluated: Mapping[str, float]) -> None:
         """Keeps the starting policy's results: those on held-out tasks for the last table, the others as row 0."""
         self._counters.before = before and before.to_json()
-        row = self._writer.write(0, {**evaluated, **self._host_metrics()})
+        row = self._write(0, {**evaluated, **self._host_metrics()})
         self._completed = state, row
 
     def after_step(self, step: int, state: TrainState, outcome: StepOutcome) -> None:
@@ -257,7 +285,8 @@ class Recorder:
         self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
         self._folder.write_text("result.md", markdown)
         print(table)
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._checkpoints.close()
         return metrics[1]
 
@@ -279,7 +308,15 @@ class Recorder:
         session = self._session
         kept = records.episode_records(outcome.rollouts, outcome.hindsight, spans, session.algorithm, session.privacy)
         self._folder.write_episodes(step, kept)
-        return self._writer.write(step, row | self._host_metrics()), alarms
+        return self._write(step, row | self._host_metrics()), alarms
+
+    def _write(self, step: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes a row; the checkpoint that stands for it knows it again by the digest."""
+        if self._writer is None:
+            raise ValueError("a run that continues is restored first")
+        written = self._writer.write(step, row)
+        self._counters.rows = self._writer.digest
+        return written
 
     def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:
         counters = self._counters
@@ -332,7 +369,11 @@ def program_count(session: Session, shapes: BatchShapes) -> int:
 def start_note(session: Session, shapes: BatchShapes) -> str:
     """What happens first, in plain words."""
     devices, config = session.mesh.devices, session.config
-    kind = f"{devices.size} x {devices.flat[0].device_kind}" if devices.size > 1 else devices.flat[0].device_kind
+    kind = devices.flat[0].device_kind
+    if devices.size > 1:
+        sizes = " x ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
+        each = f" of {processes.count()} processes" if processes.count() > 1 else ""
+        kind = f"{devices.size} x {kind}{each} (mesh {sizes})"
     return (
         f"{config.policy.path} learns {config.env.name} by {config.algorithm} on {kind}: {config.optim.steps} steps of"
         f" {config.tasks.tasks_per_step * config.tasks.rollouts} episodes. Compiling {program_count(session, shapes)}"

@@ -8,7 +8,7 @@ Training and evaluation share it. Everything is loaded and checked here, before 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -285,13 +285,14 @@ class Session:
         return Answers.together(processes.gather(answers, "analysis"))
 
 
-def open_workdir(session: Session, path: str, may_differ: tuple[str, ...]) -> Workdir:
+def open_workdir(session: Session, path: str, may_differ: Callable[[str], bool], adopt: bool = False) -> Workdir:
     """`Workdir.open`, in the first process before all others."""
     opened = partial(
         Workdir.open,
         path,
         session.config,
         may_differ=may_differ,
+        adopt=adopt,
         benchmark=session.benchmark,
         process=processes.index(),
     )

@@ -108,6 +108,10 @@ def first_state(session: Session, recorder: Recorder) -> TrainState:
     """The state that training begins or continues with. The session's own copy of the weights is given up."""
     optim = build.optimizer_config(session.config)
     if not recorder.continues:
+        if session.config.fork.path:
+            shape = abstract(session.trained, optim)
+            session.trained = None
+            return recorder.fork(shape)
         state = create(session.trained, optim)
         session.trained = None
         return state

@@ -433,7 +433,15 @@ def test_a_key_that_its_section_lacks_is_told_what_the_section_has(key):
 def test_the_home_folder_stands_for_itself_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ana")
     paths = {name for name, setting in edge.settings().items() if setting.key.path}
-    assert paths == {"policy.path", "lora.path", "env.data_dir", "export.path", "check.script", "plan.cache_dir"}
+    assert paths == {
+        "policy.path",
+        "lora.path",
+        "env.data_dir",
+        "export.path",
+        "check.script",
+        "plan.cache_dir",
+        "fork.path",
+    }
     values = edge.flatten(build(edge_config(dict.fromkeys(paths, "~/a b/~"))).to_dict())
     assert {values[name] for name in paths} == {"/home/ana/a b/~"}
 

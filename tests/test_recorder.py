@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from hintsd_jax.recorder import MAY_DIFFER, Counters, react
+from hintsd_jax.recorder import Counters, react
 from hintsd_jax.records import rollout_metrics
 from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.rollout.played import Rollouts
@@ -41,18 +41,3 @@ def test_calls_problems_and_cut_actions_are_counted():
         "rollout/problems/json": 2,
         "rollout/problems/cut": 1,
     }
-
-
-def test_what_a_message_asks_for_a_continued_run_takes():
-    """Where a run stops for want of a setting, the line says which; the workdir must not refuse it then."""
-    asked = ("endpoint.max_tokens_field", "endpoint.send_sampling", "endpoint.extra_body.x", "endpoint.headers_env.y")
-    asked += (
-        "endpoint.use_proxy",
-        "endpoint.max_failures",
-        "env.isolation",
-        "env.call_timeout_s",
-        "optim.max_nonfinite",
-    )
-    assert all(key.startswith(MAY_DIFFER) for key in asked)
-    others = ("endpoint.model", "env.name", "env.options.seed", "optim.lr", "hindsight.max_tokens", "rollout.context")
-    assert not any(key.startswith(MAY_DIFFER) for key in others)

@@ -97,6 +97,24 @@ def test_many_threads(tmp_path):
     assert all(again.get(n, m) == [n, m] for n in range(8) for m in range(5))
 
 
+def test_an_answer_that_a_disk_has_changed_is_refused(tmp_path):
+    """Every bit of two lines, and the newline of the last one, which a kill cannot leave so."""
+    path = tmp_path / "j.jsonl"
+    for key, value in (("a", "yes 1"), ("b", [0.25, None])):
+        Journal(path).put(key, value=value)
+    sound = path.read_bytes()
+    for bit in range(len(sound) * 8):
+        spoiled = bytearray(sound)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoiled)
+        try:
+            journal = Journal(path)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+        else:
+            assert journal.get("a") == "yes 1" and journal.get("b") == [0.25, None], (bit, bytes(spoiled))
+
+
 @pytest.mark.parametrize("line", [b"{]\n", b'{"key": ["a"]}\n', b'{"key": 3, "value": 1}\n', b"\xff\n"])
 def test_a_broken_line_is_one_line_for_the_user(tmp_path, line):
     path = tmp_path / "j.jsonl"

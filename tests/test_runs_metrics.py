@@ -113,14 +113,32 @@ def test_timer_adds_up_and_starts_again():
     assert list(timer.take()) == ["time/a"] and timer.take() == {}
 
 
-def test_rows_that_somebody_has_removed_or_put_twice_are_said(tmp_path):
+def test_rows_that_somebody_has_removed_changed_or_put_twice_are_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n{"step": 2, "x": null}\n{"step": 5}\n')
-    writer = MetricsWriter(tmp_path, resume_step=4)
+    writer = MetricsWriter(tmp_path)
+    digests = []
+    for step in range(4):
+        writer.write(step, {"x": step / 3})
+        digests.append(writer.digest)
     writer.close()
-    assert writer.lacking == [1, 3, 4] and [row["step"] for row in read_metrics(path)] == [0, 2]
+    sound = path.read_text()
+    lines = sound.splitlines(keepends=True)
+    continued = MetricsWriter(tmp_path, 2, digests[2])
+    continued.write(3, {"x": 3 / 3})
+    assert path.read_text() == sound and continued.digest == digests[3]
+    for text, said in {
+        lines[0] + lines[2]: "lacks the rows of 1 steps, the first 1 than when step 2 was saved",
+        "": "lacks the rows of 3 steps, the first 0",
+        sound.replace("0.333", "0.334"): "has other rows than when step 2 was saved",
+        "".join(lines[:2]) + lines[2][:-1]: "lacks the rows of 1 steps, the first 2",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(UserError, match=said) as caught:
+            MetricsWriter(tmp_path, 2, digests[2])
+        assert path.read_text() == text and f"--config.fork.path={tmp_path}" in str(caught.value)
     path.unlink()
-    assert MetricsWriter(tmp_path).lacking == []
+    with pytest.raises(UserError, match="lacks the rows of 3 steps"):
+        MetricsWriter(tmp_path, 2, digests[2])
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 1}\n')
     with pytest.raises(UserError, match=r"holds the steps \[0, 1, 1\], which do not grow"):
         MetricsWriter(tmp_path, resume_step=1)

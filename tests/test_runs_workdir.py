@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hintsd_jax.config.continuing import or_of
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs import nonfinite
@@ -59,18 +60,34 @@ def test_the_benchmarks_version_stands_among_the_versions(tmp_path):
 
 
 def test_another_config_is_refused_by_its_keys(tmp_path):
-    with Workdir.open(tmp_path, a_config(optim__steps=60)):
+    with Workdir.open(tmp_path, a_config(seed=60)):
         pass
-    other = a_config(optim__steps=61, eval__every=5, env__options={"length": 3})
+    other = a_config(seed=61, eval__tasks=5, env__options={"length": 3})
     with pytest.raises(UserError) as caught:
         Workdir.open(tmp_path, other)
     text = str(caught.value)
-    assert "optim.steps (there 60, now 61)" in text and "optim.lr" not in text
-    assert "eval.every" in text and "env.options.length" in text
-    Workdir.open(tmp_path, a_config(optim__steps=60)).close()  # the refusal gave the lock back
-    with pytest.raises(UserError, match="optim.steps") as caught:
-        Workdir.open(tmp_path, a_config(optim__steps=61, eval__every=5), may_differ=("eval.",))
-    assert "eval.every" not in str(caught.value)
+    assert "seed (there 60, now 61)" in text and "optim.lr" not in text
+    assert "eval.tasks" in text and "env.options.length" in text
+    Workdir.open(tmp_path, a_config(seed=60)).close()  # the refusal gave the lock back
+    with pytest.raises(UserError, match="seed") as caught:
+        Workdir.open(tmp_path, a_config(seed=61, eval__tasks=5), may_differ=or_of("eval."))
+    assert "eval.tasks" not in str(caught.value)
+
+
+def test_what_may_differ_is_the_config_from_then_on_where_a_run_continues(tmp_path):
+    with Workdir.open(tmp_path, a_config(optim__steps=60)) as workdir:
+        assert workdir.changed == {}
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    now = a_config(optim__steps=100, rollout__slots=4)
+    wanted = {"optim.steps": (60, 100), "rollout.slots": (8, 4)}
+    with Workdir.open(tmp_path, now) as workdir:  # an evaluation
+        assert workdir.changed == wanted and stored(tmp_path)["config"]["optim"]["steps"] == 60
+    with Workdir.open(tmp_path, now, adopt=True) as workdir:
+        assert workdir.changed == wanted
+    assert stored(tmp_path)["config"]["optim"]["steps"] == 100
+    assert stored(tmp_path)["changed"] == [{"checkpoint": 40, "optim.steps": [60, 100], "rollout.slots": [8, 4]}]
+    with Workdir.open(tmp_path, now, adopt=True) as workdir:
+        assert workdir.changed == {} and len(stored(tmp_path)["changed"]) == len(stored(tmp_path)["versions"]) == 1
 
 
 @pytest.mark.parametrize(

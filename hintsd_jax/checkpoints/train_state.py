@@ -152,6 +152,15 @@ class Checkpoints:
         """The step with the highest `best` metric among the checkpoints kept; None while none has one."""
         return self._manager.best_step()
 
+    def chosen(self, wanted: str, key: str) -> int:
+        """The step of "latest", "best" or a number. Raises UserError, which names the setting `key`, where none is."""
+        step = {"latest": self.latest_step, "best": self.best_step}.get(wanted, wanted)
+        if step is None or int(step) not in self.steps:
+            raise UserError(
+                f"{key} = {wanted}: {self._directory.parent} has no such checkpoint; there are {self.steps or 'none'}"
+            )
+        return int(step)
+
     def restore(
         self, step: int, abstract_state: PyTree, agree: Callable[[str], Iterable[str]] = lambda problem: [problem]
     ) -> tuple[PyTree, dict[str, Any]]:

@@ -477,6 +477,24 @@ class CheckpointSection(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class ForkSection(Section):
+    """A new run that begins with what another has learnt. Its steps count from 0: its schedule, tasks and rows are its
+    own.
+    """
+
+    path: str = key(
+        "", "workdir of the run to begin from, which stays as it is; empty: begin with the policy", path=True
+    )
+    checkpoint: str = key("latest", "latest; best, by evaluation; or the number of a step")
+    carry: str = key(
+        "state",
+        "what is taken over: state, the trained weights, the teacher's EMA and the optimizer's moments; weights, the"
+        " trained weights alone, of which the teacher starts as a copy",
+        choices=("state", "weights"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportSection(Section):
     """What `hintsd-jax export` writes; changes no run."""
 
@@ -553,6 +571,7 @@ class Config(Section):
     eval: EvalSection = _section(EvalSection)
     alarms: AlarmsSection = _section(AlarmsSection)
     checkpoint: CheckpointSection = _section(CheckpointSection)
+    fork: ForkSection = _section(ForkSection)
     export: ExportSection = _section(ExportSection)
     check: CheckSection = _section(CheckSection)
     plan: PlanSection = _section(PlanSection)

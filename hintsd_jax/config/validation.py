@@ -216,9 +216,9 @@ def _named(config: Config) -> list[str]:
             problems.append(f"{name} is empty: name {what}")
     if config.lora.rank and not config.lora.targets:
         problems.append("lora.targets is empty: name the projections that have an adapter")
-    checkpoint = config.export.checkpoint
-    if checkpoint not in ("latest", "best") and not re.fullmatch(r"[0-9]{1,10}", checkpoint):
-        problems.append(f"export.checkpoint = {shown(checkpoint)} must be 'latest', 'best' or a step")
+    for name, checkpoint in (("export", config.export.checkpoint), ("fork", config.fork.checkpoint)):
+        if checkpoint not in ("latest", "best") and not re.fullmatch(r"[0-9]{1,10}", checkpoint):
+            problems.append(f"{name}.checkpoint = {shown(checkpoint)} must be 'latest', 'best' or a step")
     if not config.export.weights and not config.lora.rank:
         problems.append("export.weights is empty and lora.rank = 0 gives no adapter: nothing would be exported")
     if config.lora.path and not config.lora.rank:

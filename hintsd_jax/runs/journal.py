@@ -12,21 +12,25 @@ run reads those of the steps that it repeats, the others stay as a record. A run
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import read_jsonl
-from hintsd_jax.storage import Appended, located
+from hintsd_jax.storage import Appended, exists, located, read_range, size
 
 Key = tuple[str | int, ...]
 _ANSWER = "an answer written by this program"
 
 
 class Journal:
-    """The answers of one step, one file: `{"key": [...], "value": ...}` a line. Safe to use from several threads.
+    """The answers of one step, one file: `{"key": [...], "value": ..., "sum": ...}` a line. Safe to use from several
+    threads.
 
     A torn last line, left by a kill, is no answer: nothing had been built on it. It is cut off before the next answer
     is written.
@@ -36,7 +40,7 @@ class Journal:
       others: files of answers that are read only: of the run's other processes, which may have had other shares.
 
     Raises:
-      UserError: another line is broken.
+      UserError: another line is not what was written, by its sum.
     """
 
     def __init__(self, path: str | os.PathLike, others: Sequence[str | os.PathLike] = ()):
@@ -50,7 +54,15 @@ class Journal:
             key, value = line.value
             self._answers[key] = value
             whole = line.end
+        self._check_torn(whole)
         self._file = Appended(self.path, keep=whole)
+
+    def _check_torn(self, whole: int) -> None:
+        """A kill leaves the beginning of a line. A whole one with something else than a newline was an answer."""
+        torn = read_range(self.path, whole, size(self.path)) if exists(self.path) else b""
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            _answer(json.loads(torn[:-1]))
+            raise UserError(f"the last line of {self.path} has lost its end: mend or remove the file")
 
     def get(self, *key: str | int, default: Any = None) -> Any:
         """The JSON value under `key`, written by this process or an earlier one."""
@@ -64,7 +76,8 @@ class Journal:
           ValueError: the key has a value already, or the value is not JSON.
           UserError: the disk refuses it.
         """
-        line = (json.dumps({"key": key, "value": value}, allow_nan=False) + "\n").encode()
+        text = json.dumps({"key": key, "value": value}, allow_nan=False)
+        line = f'{text[:-1]}, "sum": "{_sum(json.loads(text))}"}}\n'.encode()
         with self._lock:
             if key in self._answers:
                 raise ValueError(f"{self.path} has an answer for {key} already")
@@ -75,4 +88,11 @@ class Journal:
 def _answer(entry: Any) -> tuple[Key, Any]:
     key = tuple(entry["key"])
     hash(key)  # TypeError where a part of it is a list
+    if entry.pop("sum") != _sum(entry):
+        raise ValueError("it is not what was written")
     return key, entry["value"]
+
+
+def _sum(entry: Any) -> str:
+    """Of a line's JSON without its sum, 16 hexadecimal digits: an answer that a disk has changed is none."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -38,22 +39,28 @@ class MetricsWriter:
     Args:
       directory: the workdir.
       resume_step: the step whose checkpoint was restored: later rows are cut off. None (a new start): all are.
-
-    Attributes:
-      lacking: the steps up to `resume_step` that have no row, because somebody has removed them.
+      digest: of the rows up to that step, as `digest` was then; None where that is not known.
 
     Raises:
-      UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row, or cannot be written.
+      UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row, or rows that are not those
+        that were written, or cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike, resume_step: int | None = None):
+    def __init__(self, directory: str | os.PathLike, resume_step: int | None = None, digest: str | None = None):
         folder = located(directory)
         path = folder / "metrics.jsonl"
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
         steps = [row["step"] for row in kept]
         if any(later <= step for step, later in itertools.pairwise(steps)):
             raise UserError(f"{path} holds the steps {steps[:20]}, which do not grow: mend or remove it")
-        self.lacking = sorted(set(range(-1 if resume_step is None else resume_step + 1)) - set(steps))
+        self._written = hashlib.sha256(b"".join(map(_line, kept)))
+        if digest is not None and digest != self.digest:
+            lacking = sorted(set(range((resume_step or 0) + 1)) - set(steps))
+            what = f"lacks the rows of {len(lacking)} steps, the first {lacking[0]}" if lacking else "has other rows"
+            raise UserError(
+                f"{path} {what} than when step {resume_step} was saved: put it back as it was; or begin a new run, in"
+                f" another --workdir, from the weights of this one: --config.fork.path={folder}"
+            )
         with whole_file(path) as file:
             file.writelines(map(_line, kept))
         self._file = Appended(path)
@@ -86,11 +93,17 @@ class MetricsWriter:
             row[NONFINITE] = len(bad)
         row = {"step": int(step), **{key: row[key] for key in sorted(row)}}
         self._file.write(_line(row))  # on disk when this returns: a checkpoint must never outlive its row
+        self._written.update(_line(row))
         self._show(row)
         return row
 
     def _show(self, row: Mapping[str, Any]) -> None:
         self._board.write(row["step"], {key: row[key] for key in row if row[key] is not None and key != "step"})
+
+    @property
+    def digest(self) -> str:
+        """Of all rows so far; it goes into the checkpoint that stands for them."""
+        return self._written.hexdigest()
 
     def close(self) -> None:
         self._board.close()

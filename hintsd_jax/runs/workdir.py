@@ -16,10 +16,11 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
 import hintsd_jax
+from hintsd_jax.config import continuing
 from hintsd_jax.config.edge import flatten
 from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
 from hintsd_jax.errors import UserError
@@ -56,8 +57,16 @@ class Workdir:
     (`run_path`), in files that bear their number.
     """
 
-    def __init__(self, path: AnyPath, lock: locks.Lock, run_path: AnyPath | None = None, process: int = 0):
+    def __init__(
+        self,
+        path: AnyPath,
+        lock: locks.Lock,
+        run_path: AnyPath | None = None,
+        process: int = 0,
+        changed: Mapping[str, tuple[Any, Any]] | None = None,
+    ):
         self.path, self.run_path = path, path if run_path is None else run_path
+        self.changed = changed or {}
         self._lock, self._process = lock, process
 
     @classmethod
@@ -66,7 +75,8 @@ class Workdir:
         path: str | os.PathLike,
         config: Config,
         *,
-        may_differ: tuple[str, ...] = (),
+        may_differ: Callable[[str], bool] = continuing.may_differ,
+        adopt: bool = False,
         benchmark: str = "",
         process: int = 0,
     ) -> Workdir:
@@ -78,8 +88,8 @@ class Workdir:
         Args:
           path: the folder, its parents are created too; or an address of a store.
           config: the config of this run.
-          may_differ: prefixes of keys that may differ from the stored config (an evaluation may have its own `eval.`),
-            beside `NOT_OF_A_RUN`.
+          may_differ: whether a dotted key may differ from the stored config.
+          adopt: what differs is the config from now on, and what it was, is kept beside it: a run continues with it.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
           process: the number of this process among those of the run. All but 0 come when 0 has opened the folder.
 
@@ -92,11 +102,11 @@ class Workdir:
         make_folder(path)
         lock = locks.take(path, note=lambda text: print(text, file=sys.stderr))
         try:
-            _keep_config(path / "config.json", config, may_differ + NOT_OF_A_RUN, benchmark)
+            changed = _keep_config(path / "config.json", config, may_differ, adopt, benchmark)
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock, run_path, process)
+        return cls(path, lock, run_path, process, changed)
 
     def check_lock(self) -> None:
         """Raises UserError where another process has taken the folder over, which can happen in a store alone."""
@@ -180,40 +190,59 @@ def _nulled(value: Any) -> Any:
     return [_nulled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _keep_config(path: AnyPath, config: Config, may_differ: tuple[str, ...], benchmark: str) -> None:
-    """Writes `config.json`, or compares it where it exists and adds this process's versions."""
+def _keep_config(
+    path: AnyPath, config: Config, may_differ: Callable[[str], bool], adopt: bool, benchmark: str
+) -> dict[str, tuple[Any, Any]]:
+    """Writes `config.json`, or compares it where it exists and adds this process's versions. Gives the settings that
+    differ and may: key -> (there, now).
+    """
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
     stored = read_object(path, "a config written by this program")
     if stored is None:
-        if any(folder.name.isdecimal() for folder in entries(path.parent / "checkpoints")):
+        if _saved_steps(path.parent):
             raise UserError(f"{path} is gone, and the checkpoints beside it are of some config: give another --workdir")
         stored = {"config": now, "versions": []}
     known = stored.get("versions")
     if not (isinstance(stored.get("config"), dict) and _are_versions(known)):
         raise UserError(f"{path} is not a config written by this program: give another --workdir")
-    if differing := _differences(stored["config"], now, may_differ):
+    differing = _differences(stored["config"], now)
+    if refused := [_said(key, *values) for key, values in differing.items() if not may_differ(key)]:
         raise UserError(
-            f"workdir {path.parent} belongs to another config: {', '.join(differing)}: "
+            f"workdir {path.parent} belongs to another config: {', '.join(refused)}: "
             "give the same settings to continue it, or another --workdir"
         )
+    changed = {key: values for key, values in differing.items() if not key.startswith(NOT_OF_A_RUN)}
     here = versions() | ({"benchmark": benchmark} if benchmark else {})
-    if known and here.items() <= known[-1].items():
-        return
+    is_known = bool(known) and here.items() <= known[-1].items()
+    if is_known and not (adopt and changed):
+        return changed
+    if adopt and changed:
+        step = max(_saved_steps(path.parent), default=0)
+        stored |= {"config": now, "changed": [*stored.get("changed", []), {"checkpoint": step, **changed}]}
     with whole_text(path) as file:
-        json.dump({**stored, "versions": [*known, here]}, file, indent=2)
+        json.dump({**stored, "versions": known if is_known else [*known, here]}, file, indent=2)
         file.write("\n")
+    return changed
+
+
+def _saved_steps(workdir: AnyPath) -> list[int]:
+    return [int(folder.name) for folder in entries(workdir / "checkpoints") if folder.name.isdecimal()]
+
+
+def _said(key: str, there: Any, now: Any) -> str:
+    return f"{key} (there {there!r}, now {now!r})"
 
 
 def _are_versions(known: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(known, list) and all(isinstance(each, dict) for each in known)
 
 
-def _differences(stored: Mapping, now: Mapping, may_differ: tuple[str, ...]) -> list[str]:
-    """`key (there A, now B)` for every dotted key in which two JSON configs differ."""
+def _differences(stored: Mapping, now: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Every dotted key in which two JSON configs differ, with both values; "nothing" where one lacks it."""
     there, here = flatten(stored), flatten(now)
     absent = object()
-    return [
-        f"{key} (there {there.get(key, 'nothing')!r}, now {here.get(key, 'nothing')!r})"
+    return {
+        key: (there.get(key, "nothing"), here.get(key, "nothing"))
         for key in sorted(there.keys() | here.keys())
-        if there.get(key, absent) != here.get(key, absent) and not key.startswith(may_differ)
-    ]
+        if there.get(key, absent) != here.get(key, absent)
+    }

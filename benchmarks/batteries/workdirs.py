@@ -40,6 +40,7 @@ SETTINGS = {
     "eval.test_tasks": 1,
     "optim.steps": 2,
     "checkpoint.every": 1,
+    "distributed.coordinator": "none",  # jax has devices by the second command of this process
 }
 MODES = ("train", "evaluate", "export", "report")
 FILES = {  # of a workdir, with how often each is spoiled
@@ -170,20 +171,23 @@ def make_run(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def opened_once() -> Iterator[None]:
-    """Sessions of the same config share their weights, engine and programs; nothing is compiled ahead of use."""
+    """Sessions of the same config, but for what it says of checkpoints, share their weights, engine and programs;
+    nothing is compiled ahead of use.
+    """
     from hintsd_jax import train
     from hintsd_jax.session import Session
 
     open_session, kept, compile_programs = Session.open, {}, train.compile_programs
 
     def opened(config: Any) -> Session:
-        key = repr(config)
+        key = repr(dataclasses.replace(config, checkpoint=None))
         if key not in kept:
             kept[key] = open_session(config)
         session = kept[key]
         import jax
 
-        return dataclasses.replace(session, trained=jax.tree.map(lambda leaf: leaf.copy(), session.trained))
+        trained = jax.tree.map(lambda leaf: leaf.copy(), session.trained)
+        return dataclasses.replace(session, config=config, trained=trained)
 
     setattr(Session, "open", opened)  # noqa: B010 - a class method gives way to a function
     train.compile_programs = lambda session, state, *unused: state

@@ -12,6 +12,7 @@ error, not nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -98,6 +99,34 @@ def collectives(text: str, inside_loops: bool = True) -> Counter[Operation]:
     return _count(text, (*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)), inside_loops)
 
 
+def crossing(text: str) -> Counter[Operation]:
+    """How often each collective runs in a program for CPU devices, loops counted by the turns that XLA knows of; one of
+    which it knows none (decoding, until all slots are done) counts as one turn.
+
+    Of TPU programs it would be wrong: their loops say no number, and one collective stands in several fusions.
+    """
+    computations = _computations(text)
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for caller, operations in computations.items():
+        for _, kind, line in operations:
+            turns = re.search(r"known_trip_count\W+n\W+(\d+)", line) if kind == "while" else None
+            for name in _callees(line):
+                callers.setdefault(name, []).append((caller, int(turns[1]) if turns else 1))
+    times = functools.cache(lambda name: sum(n * times(caller) for caller, n in callers.get(name, ())) or 1)
+    crossed: Counter[Operation] = Counter()
+    for name, operations in computations.items():
+        for result, kind, _ in operations:
+            if kind.removesuffix("-start") in COLLECTIVES:
+                size, array = max((_size(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(result))
+                crossed[Operation(kind.removesuffix("-start"), array, size)] += times(name)
+    return crossed
+
+
+def _callees(line: str) -> list[str]:
+    many = [one.strip().lstrip("%") for names in _CALLED_MANY.findall(line) for one in names.split(",")]
+    return _CALLED.findall(line) + many
+
+
 def layout_copies(text: str, at_least: int) -> Counter[Operation]:
     """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program.
 
@@ -148,6 +177,5 @@ def _looping(computations: dict[str, list[tuple[str, str, str]]]) -> set[str]:
         if name not in reached and name in computations:
             reached.add(name)
             for _, _, line in computations[name]:
-                waiting += _CALLED.findall(line)
-                waiting += [one.strip().lstrip("%") for many in _CALLED_MANY.findall(line) for one in many.split(",")]
+                waiting += _callees(line)
     return reached

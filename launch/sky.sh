@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Usage: launch/sky.sh [OPTIONS] -- train --config=... --workdir=s3://bucket/runs/mine
+# Usage: launch/sky.sh [OPTIONS] -- train --config=... --workdir=gs://bucket/runs/mine
 #
 # A managed job of SkyPilot, on any cloud or Kubernetes cluster that `sky check` lists: it finds the machines, and finds
 # others when they are taken away. A process on each node; the hosts of a TPU slice are nodes.
@@ -20,20 +20,14 @@ OPTIONS=([accelerators]=H100:8 [nodes]=1 [infra]="" [spot]="" [setup]="" [name]=
 options "$@"
 words_needed
 whole_number nodes 1
-[[ "$(workdir)" == gs://* || "$(workdir)" == s3://* ]] ||
-    fail "--workdir=$(workdir): the next machine has another disk, so that it must be gs://... or s3://..."
+[[ "$(workdir)" == gs://* ]] ||
+    fail "--workdir=$(workdir): the next machine has another disk, so that it must be gs://BUCKET/FOLDER"
 EXTRA=cuda
 if [[ "${OPTIONS[accelerators]}" == tpu-* ]]; then
     EXTRA=tpu
     runtime_version "${OPTIONS[accelerators]#tpu-}" >/dev/null
     ((OPTIONS[nodes] == 1)) || fail "--nodes=${OPTIONS[nodes]}: the hosts of a slice are its nodes already; leave it at 1"
 fi
-
-store() { # the extra that the workdir's address needs: gs or s3
-    local address
-    address="$(workdir)"
-    echo "${address%%:*}"
-}
 
 indented() { sed 's/^/  /'; }
 
@@ -48,7 +42,7 @@ setup_lines() {
     # shellcheck disable=SC2016  # for the node
     echo 'export PATH="$HOME/.local/bin:$PATH"'
     echo 'uv venv --quiet --allow-existing --python 3.12 .venv'
-    echo "uv pip install --quiet --python .venv/bin/python --editable '.[$EXTRA,$(store)]'"
+    echo "uv pip install --quiet --python .venv/bin/python --editable '.[$EXTRA,gs,s3]'"
     [[ -z "${OPTIONS[setup]}" ]] || printf 'source .venv/bin/activate\n%s\n' "${OPTIONS[setup]}"
 }
 

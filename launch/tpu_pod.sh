@@ -109,7 +109,7 @@ install() {
     run git -C "$REPO" archive --format=tar.gz --output="$archive" HEAD &&
         run "${TPUS[@]}" tpu-vm scp "$archive" "$NAME:$FOLDER.tar.gz" "${ON[@]}" --worker=all &&
         run rm -f "$archive" &&
-        on_worker all "mkdir -p $FOLDER && tar -xzf $FOLDER.tar.gz -C $FOLDER && $(shown "$FOLDER/launch/worker.sh" install tpu,gs "${OPTIONS[setup]}")"
+        on_worker all "mkdir -p $FOLDER && tar -xzf $FOLDER.tar.gz -C $FOLDER && $(shown "$FOLDER/launch/worker.sh" install tpu,gs,s3 "${OPTIONS[setup]}")"
 }
 
 words_for_a_slice() { # every worker has a disk of its own, and a slice that goes takes them along

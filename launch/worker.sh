@@ -5,7 +5,7 @@
 #
 # What tpu_pod.sh calls on every worker of a slice; the state is in ~/.hintsd_jax (HINTSD_STATE names another folder).
 #
-#   install EXTRAS COMMAND  stop, .venv with the package and those extras (tpu,gs), then a command such as "make bfcl"
+#   install EXTRAS COMMAND  stop, .venv with the package and those extras (tpu,gs,s3), then a command such as "make bfcl"
 #   start WORDS             the trainer with these words in the background, its output at the end of log
 #   status                  one line: "none", "running", or "ended" and the exit status
 #   stop                    tells the trainer to save and end, and waits for it

@@ -46,3 +46,12 @@ def test_reading_text():
 def test_an_array_of_an_unknown_type_is_an_error():
     with pytest.raises(KeyError):
         program_report.collectives(TEXT.replace("f32[16]", "q7[16]"))
+
+
+def test_what_crosses_is_counted_as_often_as_its_loop_runs():
+    """By hand: the gather at the start once; in each of 36 turns another one and a sum."""
+    gathers = [program_report.Operation("all-gather", f"bf16[{rows},4]", 8 * rows) for rows in (512, 64)]
+    total = program_report.Operation("all-reduce", "f32[16]", 64)
+    assert program_report.crossing(TEXT) == Counter([*gathers, total])  # nothing says how often
+    known = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"36"}}')
+    assert program_report.crossing(known) == {gathers[0]: 1, gathers[1]: 36, total: 36}

@@ -105,6 +105,7 @@ def test_each_tells_of_every_option_that_it_takes():
         ("local.sh", ["--", *TRAIN, "--config.distributed.process=1"], "leave it out"),
         ("slurm.sh", ["--per=core", "--", *TRAIN], "must be node or gpu"),
         ("sky.sh", ["--", *TRAIN, "--workdir=runs/mine"], "--workdir=runs/mine"),
+        ("sky.sh", ["--", *TRAIN, "--workdir=s3://bucket/run"], "gs://BUCKET/FOLDER"),
         ("sky.sh", ["--accelerators=tpu-v5p-64", "--nodes=2", "--", *TRAIN, "--workdir=gs://b/r"], "leave it at 1"),
         ("tpu_pod.sh", ["go"], "'go' is no command"),
         ("tpu_pod.sh", ["up", "--zone=z", "--", *TRAIN], "--name is missing"),
@@ -211,12 +212,12 @@ def test_a_job_of_slurm_goes_back_into_the_queue_where_the_status_says_so(tmp_pa
 
 
 def test_the_task_of_skypilot_joins_its_nodes(tmp_path):
-    words = (*TRAIN, "--workdir=s3://bucket/run")
+    words = (*TRAIN, "--workdir=gs://bucket/run")
     launched("sky.sh", f"--task={tmp_path / 'task.yaml'}", "--nodes=2", "--spot", "--setup=make bfcl", "--", *words)
     task = yaml.safe_load((tmp_path / "task.yaml").read_text())
     assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "H100:8" and task["resources"]["use_spot"]
     assert 75 in task["resources"]["job_recovery"]["recover_on_exit_codes"]
-    assert task["setup"].endswith("make bfcl\n") and "'.[cuda,s3]'" in task["setup"]
+    assert task["setup"].endswith("make bfcl\n") and "'.[cuda,gs,s3]'" in task["setup"]
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
@@ -228,7 +229,7 @@ def test_the_task_of_skypilot_joins_its_nodes(tmp_path):
     flags = [f"--config.distributed.{key}={value}" for key, value in settings.items()]
     assert ran.stdout.splitlines() == ["-m", "hintsd_jax", *words, *flags]
     output, _, _ = launched("sky.sh", "--accelerators=tpu-v5p-64", "--dry-run", "--", *words)
-    assert "runtime_version: v2-alpha-tpuv5}" in output and "'.[tpu,s3]'" in output and "distributed" not in output
+    assert "runtime_version: v2-alpha-tpuv5}" in output and "'.[tpu,gs,s3]'" in output and "distributed" not in output
 
 
 def test_a_slice_is_made_and_started_in_this_order():

@@ -37,7 +37,8 @@ def checksums(tree: Any) -> dict[str, str]:
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
     leaves = [_plain(leaf) for _, leaf in named]
     on_device = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    summed = iter(np.asarray(_summed(_everywhere(on_device))(on_device)) if on_device else ())
+    in_rows = all(len(leaf.sharding.device_set) == 1 and _platform(leaf) == "cpu" for leaf in on_device)
+    summed = iter(np.asarray(_summed(_everywhere(on_device), in_rows)(on_device)) if on_device else ())
     sums = [next(summed) if isinstance(leaf, jax.Array) else host_sums(leaf) for leaf in leaves]
     return {
         name: f"{leaf.dtype}{list(leaf.shape)} {int(first):08x}{int(second):08x}"
@@ -70,6 +71,10 @@ def _plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
+def _platform(leaf: jax.Array) -> str:
+    return next(iter(leaf.sharding.device_set)).platform
+
+
 def _everywhere(leaves: list[jax.Array]) -> jax.sharding.Sharding | None:
     """Where the sums go: to every device of the leaves' mesh, so that every process can read them."""
     for leaf in leaves:
@@ -79,32 +84,47 @@ def _everywhere(leaves: list[jax.Array]) -> jax.sharding.Sharding | None:
 
 
 @functools.cache
-def _summed(where: jax.sharding.Sharding | None) -> Any:
-    """The compiled sums of a list of arrays: uint32 [number of arrays, 2]."""
+def _summed(where: jax.sharding.Sharding | None, in_rows: bool) -> Any:
+    """The compiled sums of a list of arrays: uint32 [number of arrays, 2].
+
+    in_rows: row after row of the first dimension. XLA for CPUs keeps what is summed in memory, at twice the size of an
+    array; a row of it is small. Where an array is split over devices there may be no such row.
+    """
 
     def checksum(leaves: list[jax.Array]) -> jax.Array:
-        return jnp.stack([jnp.stack(_sums(leaf)) for leaf in leaves])
+        return jnp.stack(
+            [_row_by_row(leaf) if in_rows and leaf.ndim > 1 and leaf.size else _sums(leaf) for leaf in leaves]
+        )
 
     return jax.jit(checksum, out_shardings=where)
 
 
-def _sums(leaf: jax.Array) -> list[jax.Array]:
-    """Of one array. Places come from one counter a dimension: a reshape would gather an array that is split."""
+def _row_by_row(leaf: jax.Array) -> jax.Array:
+    stride = math.prod(leaf.shape[1:]) % 2**32
+
+    def add(row: jax.Array, sums: jax.Array) -> jax.Array:
+        return sums + _sums(leaf[row], row.astype(jnp.uint32) * np.uint32(stride))
+
+    return jax.lax.fori_loop(0, leaf.shape[0], add, jnp.zeros(2, jnp.uint32))
+
+
+def _sums(leaf: jax.Array, begin: Any = 0) -> jax.Array:
+    """Of one array, the first element of which has the place `begin`. Places come from one counter a dimension: a
+    reshape would gather an array that is split.
+    """
     if leaf.dtype == jnp.bool_:
         word = leaf.astype(jnp.uint8)
     else:
         size = min(leaf.dtype.itemsize, 4)
         word = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * size}"))
     word = word.astype(jnp.uint32)
-    place = jnp.zeros(word.shape, jnp.uint32)
+    place = jnp.full(word.shape, begin, jnp.uint32)
     for dimension in range(word.ndim):
         stride = math.prod(word.shape[dimension + 1 :]) % 2**32
         counter = jax.lax.broadcasted_iota(jnp.uint32, word.shape, dimension)
         place = place + counter * np.uint32(stride)
-    return [
-        jnp.sum(_mixed((word + np.uint32(added)) ^ (place * np.uint32(factor))), dtype=jnp.uint32)
-        for added, factor in _LANES
-    ]
+    lanes = [_mixed((word + np.uint32(added)) ^ (place * np.uint32(factor))) for added, factor in _LANES]
+    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in lanes])
 
 
 def _mixed(word: Any) -> Any:

@@ -131,8 +131,8 @@ def shapes(folder: Path) -> str:
     """The table of shapes."""
     lines = []
     for name, flags in TRAINED.items():
-        settings = [*flags, "--config.rollout.temperature=0", "--config.mesh.fsdp=-1", "--config.checkpoint.every=1"]
-        settings += ["--config.checkpoint.keep=9"]
+        settings = [*flags, "--config.rollout.temperature=0", "--config.tasks.rollouts=1"]
+        settings += ["--config.tasks.tasks_per_step=16", "--config.checkpoint.every=1", "--config.checkpoint.keep=9"]
         for processes, devices in SHAPES:
             workdir = folder / f"{name.replace(' ', '_')}_{processes}x{devices}"
             began = time.monotonic()

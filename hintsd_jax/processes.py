@@ -176,6 +176,8 @@ def _join(settings: DistributedSection) -> None:
             return  # nothing says that there are more
         raise UserError(f"the processes of this run cannot be joined ({reason(error)}): {_HOW_TO_JOIN}") from error
     except RuntimeError as error:
+        if not is_named and "before any JAX calls" in str(error):
+            return  # within a program that uses jax already: it has joined the processes if there are more
         raise UserError(
             f"process {number} of {settings.processes} could not join the others at {where} ({reason(error)}): start"
             f" all of them within {START_S} s, with the same address, each with a distributed.process of its own"

@@ -120,8 +120,7 @@ class DistributedSection(Section):
 
     coordinator: str = key(
         "auto",
-        "host:port of process 0, where the processes meet; auto: what TPU pods, Slurm, Open MPI and Kubernetes jobs say"
-        " of themselves, else one process; none: one process",
+        "host:port of process 0; auto: what TPU pods, Slurm, Open MPI and Kubernetes say, else one process; none: one",
     )
     processes: int = key(0, "how many there are; 0: what the machine says", "[0, 1048576]")
     process: int = key(-1, "which one this is, from 0 on; -1: what the machine says", "[-1, 1048575]")

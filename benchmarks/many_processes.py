@@ -91,8 +91,10 @@ def first_episodes(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "episodes" / "step_000001.jsonl").read_text().splitlines()]
 
 
-def first_weights(workdir: Path) -> list[np.ndarray]:
-    """What was trained, after the first update."""
+def first_state(workdir: Path, part: str) -> list[np.ndarray]:
+    """A part of the state after the first update: "params", what was trained; "opt_state", Adam's moments, which are
+    the gradient and its square then.
+    """
     import jax
     import orbax.checkpoint as ocp
 
@@ -101,7 +103,7 @@ def first_weights(workdir: Path) -> list[np.ndarray]:
         kinds = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
         )
-        return jax.tree.leaves(reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))["params"])
+        return jax.tree.leaves(reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))[part])
 
 
 def relative(one: Any, other: Any) -> float:
@@ -116,13 +118,17 @@ def compared(plain: Path, other: Path) -> dict[str, Any]:
     exceptions = 0
     for one, two in zip(first_episodes(plain), first_episodes(other), strict=True):
         exceptions += [step["text"] for step in one["steps"]] != [step["text"] for step in two["steps"]]
-    weights = max(relative(*pair) for pair in zip(first_weights(plain), first_weights(other), strict=True))
+    apart = {
+        part: max(relative(*pair) for pair in zip(first_state(plain, part), first_state(other, part), strict=True))
+        for part in ("opt_state", "params")
+    }
     counts = [[row.get(name) for row in some[1:] for name in COUNTS] for some in (before, after)]
     return {
         "first episodes that differ": f"{exceptions} of {len(first_episodes(plain))}",
         "loss, relative": f"{relative(before[1]['train/loss'], after[1]['train/loss']):.1e}",
         "gradient norm, relative": f"{relative(before[1]['train/grad_norm'], after[1]['train/grad_norm']):.1e}",
-        "weights after the first update, relative": f"{weights:.1e}",
+        "its gradient and square, of every array": f"{apart['opt_state']:.1e}",
+        "its weights": f"{apart['params']:.1e}",
         "counts of all steps": "the same" if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}",
     }
 

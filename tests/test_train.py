@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,41 @@ def test_a_killed_run_continues_as_if_it_had_not_been(finished, data_dir, tmp_pa
     assert not (finished / "journal").exists() and not (tmp_path / "killed" / "journal").exists()  # nothing timed out
     held_out = [json.loads((path / "held_out.json").read_text()) for path in (tmp_path / "killed", finished)]
     assert held_out[0] == held_out[1]
+
+
+def test_two_processes_end_as_one_and_one_continues_what_two_began(finished, data_dir, tmp_path):
+    """The same episodes, targets and counts, and numbers that differ by rounding. Each process plays a half, and they
+    leave no more behind than one.
+    """
+    path = tmp_path / "two"
+    flags = [f"--config.{key}={value}" for key, value in {**TINY, "env.data_dir": data_dir}.items()]
+    launcher = [f"--python={sys.executable}", "--processes=2", "--devices=1", "--restarts=0", "--"]
+    command = ["launch/local.sh", *launcher, "train", "--config=desk_smoke", f"--workdir={path}", *flags]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "of 2 processes (mesh data" in done.stderr and done.stderr.count("step 1 of 4: ") == 1
+    assert_alike(finished, path)
+    left = {file.name for file in path.iterdir()}
+    assert left == {file.name for file in finished.iterdir()} - {"compiled.json", "printed.txt"}
+
+    for step in (3, 4):
+        shutil.rmtree(path / "checkpoints" / str(step))
+    train(tiny_config(data_dir, {"policy.path": stored_policy_path(path)}), str(path))
+    assert_alike(finished, path)
+
+
+def assert_alike(one, other):
+    """Two runs of the same config: equal but for rounding, and for what the work took on other devices."""
+    costs = {"rollout/decode_steps", "rollout/prefill_tokens", "rollout/copied_tokens", "train/padding_fraction"}
+    costs |= {"train/student_tokens", "train/teacher_tokens"}
+    for a, b in zip(comparable(one), comparable(other), strict=True):
+        assert a.keys() == b.keys()
+        apart = [key for key in a.keys() - costs if b[key] != pytest.approx(a[key], rel=1e-3, abs=1e-5)]
+        assert not apart, {key: (a[key], b[key]) for key in apart}
+    for step in range(1, 5):
+        for a, b in zip(read_episodes(one, step), read_episodes(other, step), strict=True):
+            assert [each["text"] for each in a["steps"]] == [each["text"] for each in b["steps"]]
+            assert (a["hindsight"] or {}).get("targets") == (b["hindsight"] or {}).get("targets")
 
 
 def interrupt_at(monkeypatch, function, nth):

@@ -477,9 +477,7 @@ class CheckpointSection(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ForkSection(Section):
-    """A new run that begins with what another has learnt. Its steps count from 0: its schedule, tasks and rows are its
-    own.
-    """
+    """A new run that begins with what another has learnt; steps, schedule and tasks are its own."""
 
     path: str = key(
         "", "workdir of the run to begin from, which stays as it is; empty: begin with the policy", path=True

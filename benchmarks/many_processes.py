@@ -133,22 +133,22 @@ def compared(plain: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def shapes(folder: Path) -> str:
-    """The table of shapes."""
+def shapes(folder: Path, keep: bool) -> str:
+    """The table of shapes. keep: runs that have ended there before are not done again."""
     lines = []
     for name, flags in TRAINED.items():
         settings = [*flags, "--config.rollout.temperature=0", "--config.tasks.rollouts=1"]
         settings += ["--config.tasks.tasks_per_step=16", "--config.checkpoint.every=1", "--config.checkpoint.keep=9"]
         for processes, devices in SHAPES:
             workdir = folder / f"{name.replace(' ', '_')}_{processes}x{devices}"
-            began = time.monotonic()
-            status = start(workdir, processes, devices, settings).wait(timeout=LIMIT_S)
+            done = keep and (workdir / "held_out.json").exists()
+            status = 0 if done else start(workdir, processes, devices, settings).wait(timeout=LIMIT_S)
             if status:
                 lines.append({"trained": name, "processes x devices": f"{processes} x {devices}", "ended": status})
                 continue
             line = {"trained": name, "processes x devices": f"{processes} x {devices}", "ended": 0}
             plain = folder / f"{name.replace(' ', '_')}_1x1"
-            lines.append(line | compared(plain, workdir) | {"s": f"{time.monotonic() - began:.0f}"})
+            lines.append(line | compared(plain, workdir))
             print(lines[-1], flush=True)
     names = list(dict.fromkeys(key for line in lines for key in line))
     return markdown_table(names, [[line.get(name, "-") for name in names] for line in lines])
@@ -197,11 +197,12 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/many_processes"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("shapes", "faults"))
+    parser.add_argument("--keep", action="store_true", help="runs of the shapes that have ended are not done again")
     options = parser.parse_args()
     folder = options.workdir.absolute()
     parts = []
     if options.only != "faults":
-        parts += ["## One run, several shapes", shapes(folder)]
+        parts += ["## One run, several shapes", shapes(folder, options.keep)]
     if options.only != "shapes":
         parts += ["## Processes that differ, fail or die", faults(folder)]
     page = "\n\n".join(["# Many processes", "`python -m benchmarks.many_processes`, see there.", *parts]) + "\n"

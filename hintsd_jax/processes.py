@@ -139,6 +139,8 @@ def joined(settings: DistributedSection, same: str = "") -> Iterator[None]:
         _meetings.meet("the end", may_stop=False)
         raise
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            _meetings.outwait()
         _meetings.part(error)
         raise
     finally:
@@ -294,6 +296,12 @@ class _Meetings:
             flush=True,
         )
         os._exit(interruption.GO_ON)
+
+    def outwait(self) -> None:
+        """After an error of the devices, which may only say that another process is gone ("connection reset by peer"):
+        if one is, the watching thread names it meanwhile and ends this process, so that the run can be continued.
+        """
+        self._ended.wait(self._silence_s + 5 * SIGN_S)
 
     def part(self, error: BaseException) -> None:
         """Says to the others why this process ends; process 0, at which they read, waits until they have."""

@@ -16,6 +16,7 @@ from functools import partial
 
 import jax
 
+from hintsd_jax import processes
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.checkpoints.checksums import checksums
 from hintsd_jax.config import build
@@ -137,6 +138,8 @@ def compile_programs(session: Session, state: TrainState, take_update: Callable)
         interruption.check()
 
     session.engine.compile(session.weights(state.params), tick)
+    # Only process 0 keeps compiled programs, so the others may come much later here; CPUs wait 30 s for one another.
+    processes.gather(None, "the programs of its own devices")
     blank = (blank_batch(shapes, *shape) for shape in shapes.all())
     state = take_update(state, ticking(blank, tick), When.at(real=False))[0]
     checksums(state)  # as every save does

@@ -54,6 +54,8 @@ command_of() { # sets COMMAND, of process $1 with its coordinator at port $2
     local variables=() flags=() first
     if ((OPTIONS[devices])); then
         variables+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=${OPTIONS[devices]}")
+        # jax keeps compiled programs for process 0 alone, which would then be far ahead; CPUs wait 30 s for one another.
+        ((OPTIONS[processes] > 1)) && variables+=(JAX_ENABLE_COMPILATION_CACHE=false)
     elif ((OPTIONS[gpus])); then
         first=$(($1 * OPTIONS[gpus]))
         variables+=("CUDA_VISIBLE_DEVICES=$(seq -s, "$first" $((first + OPTIONS[gpus] - 1)))")

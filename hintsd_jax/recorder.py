@@ -200,10 +200,11 @@ class Recorder:
             before = self._config.replaced({"optim.steps": self._folder.changed["optim.steps"][0]})
             schedules = [learning_rate(build.optimizer_config(each)) for each in (before, self._config)]
             rates = [float(np.asarray(schedule(self._resume_step))) for schedule in schedules]
-            self.note(
-                f"the schedule ends at step {self._config.optim.steps} now: the learning rate of the next step is"
-                f" {rates[1]:.3g}, where it would have been {rates[0]:.3g}"
-            )
+            if rates[0] != rates[1]:
+                self.note(
+                    f"the schedule ends at step {self._config.optim.steps} now: the learning rate of the next step is"
+                    f" {rates[1]:.3g}, where it would have been {rates[0]:.3g}"
+                )
 
     def note(self, text: str) -> None:
         """One line for whoever watches."""

@@ -12,8 +12,8 @@ from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
 from tests.configs import tiny_config
 
-LONG = True
-SMALL = {"tasks.tasks_per_step": 1, "rollout.slots": 2, "eval.every": 0, "eval.test_tasks": 0, "optim.steps": 2}
+OPTIMIZED = True  # as tests/test_train.py, whose compiled programs these are
+SMALL = {"eval.every": 0, "eval.test_tasks": 0, "optim.steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def flip(path):
 def test_a_run_goes_on_for_more_steps_with_other_memory(config, copied, capsys):
     """A longer schedule is said; rows so far stay; config.json holds what is now, and what was."""
     before = read_metrics(copied / "metrics.jsonl")
-    longer = config(optim__steps=3, rollout__slots=1, loss__chunk_tokens=64, checkpoint__every=3)
+    longer = config(optim__steps=3, rollout__slots=3, checkpoint__every=3)
     train(longer, str(copied))
     printed = capsys.readouterr().err
     assert "optim.steps was 2 and is 3 from here on" in printed and "continuing from step 2 of 3" in printed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import re
 import sys
@@ -314,6 +315,9 @@ def _silence_closed_loops() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
+    # So does asyncio, of each further read that failed beside the one that is raised.
+    unasked = "Future exception was never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: unasked not in record.getMessage())
 
 
 def _outcome(call: Callable[[], PyTree]) -> tuple[PyTree, Exception | None]:

@@ -31,6 +31,7 @@ from hintsd_jax.runs.journal import Journal
 from hintsd_jax.storage import AnyPath, absolute, entries, make_folder, remove, remove_folder, whole_text
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+_ANOTHER = "the same command with another --workdir writes one that can be put here, if these are its settings"
 _EPISODES = re.compile(r"[a-z]+_(\d+)\.jsonl")
 
 
@@ -197,10 +198,13 @@ def _keep_config(
     differ and may: key -> (there, now).
     """
     now = json.loads(json.dumps(config.to_dict()))  # tuples as the lists that they are in JSON
-    stored = read_object(path, "a config written by this program")
+    try:
+        stored = read_object(path, "a config written by this program")
+    except UserError as error:
+        raise UserError(f"{error}; {_ANOTHER}") from error
     if stored is None:
         if _saved_steps(path.parent):
-            raise UserError(f"{path} is gone, and the checkpoints beside it are of some config: give another --workdir")
+            raise UserError(f"{path} is gone, and the checkpoints beside it are of some config: {_ANOTHER}")
         stored = {"config": now, "versions": []}
     known = stored.get("versions")
     if not (isinstance(stored.get("config"), dict) and _are_versions(known)):

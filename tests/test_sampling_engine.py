@@ -185,7 +185,7 @@ def test_the_schedule_changes_nothing(params, changes):
 
 def test_a_cache_that_is_freed_between_runs_costs_no_compilation_and_changes_nothing(params):
     """A length of its own, so that no other engine's cache is taken for this one's."""
-    caches = lambda: [x for x in jax.live_arrays() if x.shape == (SHAPE.slots, 97, POLICY.num_kv_heads, 16)]
+    caches = lambda: [x for x in jax.live_arrays() if x.shape == (SHAPE.slots, POLICY.num_kv_heads, 97, 16)]
     kept, freed = engine(context=97), engine(context=97, free_cache=True)
     plain = dialogues(9, seed=4)
     kept.run(params, plain)

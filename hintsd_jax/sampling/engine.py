@@ -294,10 +294,14 @@ class Engine:
 
     def _copy_part(self, part: list[tuple[int, int]]) -> None:
         R = self.config.prefill_rows
-        source_R, target_R = np.zeros(R, np.int32), np.full(R, self.config.slots, np.int32)
+        source_R, target_R, length_R = (
+            np.zeros(R, np.int32),
+            np.full(R, self.config.slots, np.int32),
+            np.zeros(R, np.int32),
+        )
         for r, (source, target) in enumerate(part):
-            source_R[r], target_R[r] = source, target
-        self._cache = programs.copy_slots(self._cache, source_R, target_R)
+            source_R[r], target_R[r], length_R[r] = source, target, self.config.context
+        self._cache = programs.copy_slots(self._cache, source_R, target_R, length_R)
 
     def _prefill(
         self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats

@@ -1,4 +1,4 @@
-"""Attention to a cache against a NumPy loop: ragged lengths, blocks, ends of slots, rows that go nowhere, both forms."""
+"""Attention to a cache against a NumPy loop: ragged lengths, ends of slots, rows that go nowhere, both forms."""
 
 from functools import partial
 

@@ -3,8 +3,9 @@
 """Attention of grouped queries over keys: projected, rotated heads flow in, mixed values flow out.
 
 Two ways to attend: `attend_causal` within a row (training), `attend_past` to a prefix of past keys and to one's own
-branch (in `attend_branches`, the teacher); a cache has a module of its own. Each scores a stretch of keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array
-of all heads exists.
+branch (in `attend_branches`, the teacher); a cache has a module of its own (`cached_attention`). Each scores a stretch
+of keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T
+array of all heads exists.
 
 Invariants: a query attends to the keys that its mask names, nothing else; a stretch that is hidden from it changes no
 bit of its result; the softmax is float32.
@@ -99,8 +100,8 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
 
 
 def _attend_prefix(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, length_BT: jax.Array) -> _Partial:
-    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read. Not differentiable in reverse (the number of blocks
-    is a value).
+    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read. Not
+    differentiable in reverse (the number of blocks is a value).
     """
     S, shape = k_BSKC.shape[1], q_BKGTC.shape
     nothing = _Partial(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Attention to a cache: new heads of some rows flow in, the cache with their keys and values and what they mix flow out.
+"""Attention to a cache: new heads of some rows flow in, the cache with their keys and values and what they mix flow
+out.
 
 The cache of a layer is kept [B, K, S, C]: slots, kv heads, positions, head dimension. So the keys of a head are one
 matrix that a product reads as it lies, and a stretch of positions of one slot is read, written or copied by itself. R

@@ -149,7 +149,12 @@ class Engine:
           UserError: a prompt leaves no room for a single sampled token.
         """
         with self._on_mesh_with_cache():
-            return self._run(self._layout(params), deque(jobs))
+            return self._run(self._served(params), deque(jobs))
+
+    def _served(self, params: decoder.Params) -> decoder.Params:
+        """In serving's layout; on CPU layer by layer, where that is worth a second copy."""
+        laid = self._layout(params)
+        return decoder.unstacked(laid) if self.mesh.devices.flat[0].platform == "cpu" else laid
 
     @contextlib.contextmanager
     def _on_mesh_with_cache(self) -> Iterator[None]:
@@ -172,7 +177,7 @@ class Engine:
         """
         config = self.config
         with self._on_mesh_with_cache():
-            params = self._layout(params)
+            params = self._served(params)
             for bucket in config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
                 tick()

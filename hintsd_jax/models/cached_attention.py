@@ -77,6 +77,35 @@ def write_and_attend(
     return mixed_RTHC, (updated[0], updated[1])
 
 
+def copy_positions(cache_BKSC: jax.Array, source_R, target_R, first, size: int, stop_R) -> jax.Array:
+    """The cache (keys or values of a layer) with `size` positions from `first` on copied from slots to others, for the
+    rows whose `stop` lies beyond `first`. All are read before any is written; targets >= B go nowhere.
+    """
+    _, K, _, C = cache_BKSC.shape
+    read = lambda slot: jax.lax.dynamic_slice(cache_BKSC, (slot, 0, first, 0), (1, K, size, C))[0]
+    piece_RKTC = jax.vmap(read)(source_R)
+    target_R = jnp.where(first < stop_R, target_R, cache_BKSC.shape[0])
+    first_R = jnp.broadcast_to(first, target_R.shape)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _write(cache_BKSC, piece_RKTC, *_here((), target_R, first_R, cache_BKSC), first_R)
+    kept = spec(cache_BKSC.shape, CACHE_AXES, mesh, "serve")
+
+    def local(cache_BKSC, piece_RKTC, target_R, first_R):
+        return _write(cache_BKSC, piece_RKTC, *_here(kept[0] or (), target_R, first_R, cache_BKSC), first_R)
+
+    rows, whole = PartitionSpec(None, kept[1]), PartitionSpec()
+    put = jax.shard_map(local, in_specs=(kept, rows, whole, whole), out_specs=kept, check_vma=False)
+    return put(cache_BKSC, piece_RKTC, target_R, first_R)
+
+
+def _here(slot_axes: tuple[str, ...], slot_R, start_R, cache_BKSC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(numbers of the slots among this device's, any for a row that is not here; whether a row is here)."""
+    B, _, S, _ = cache_BKSC.shape
+    slot_R = slot_R - (jax.lax.axis_index(slot_axes) * B if slot_axes else 0)
+    return jnp.clip(slot_R, 0, B - 1), (slot_R >= 0) & (slot_R < B) & (start_R < S)
+
+
 def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values_BKSC, start_R, slot_R):
     """`write_and_attend` on one device, whose slots are a part of all by the mesh's `slot_axes`."""
     (R, T, H, C), (B, K, S, _) = q_RTHC.shape, keys_BKSC.shape
@@ -89,10 +118,8 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC, start_R), put(values_BKSC, v_RKTC, start_R)
         attend = partial(jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_BLOCK), default=_all_slots)
     else:
-        slot_R = slot_R - (jax.lax.axis_index(slot_axes) * B if slot_axes else 0)
-        is_here_R = (slot_R >= 0) & (slot_R < B) & (start_R < S)
-        slot_R = jnp.clip(slot_R, 0, B - 1)
-        put = partial(_write, slot_R=slot_R, start_R=start_R, is_here_R=is_here_R)
+        slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
+        put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC), put(values_BKSC, v_RKTC)
         attend = partial(
             jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_PREFILL_BLOCK), default=partial(_by_row, BLOCK)
@@ -105,7 +132,7 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
     return mixed_RTHC, keys_BKSC, values_BKSC
 
 
-def _write(old_BKSC: jax.Array, new_RKTC: jax.Array, slot_R: jax.Array, start_R: jax.Array, is_here_R: jax.Array):
+def _write(old_BKSC: jax.Array, new_RKTC: jax.Array, slot_R, is_here_R, start_R) -> jax.Array:
     """The cache with the rows written, one window of positions after the other. A window that would pass the end begins
     early; what it has before the row's start, and all of it for a row that is not here, is written as it was.
     """

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hintsd_jax.models import decoder
+from hintsd_jax.models import cached_attention, decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
@@ -78,20 +78,16 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
 
 @partial(jax.jit, donate_argnums=0)
 def copy_slots(cache, source_R, target_R, length_R):
-    """Copies the first `length` positions of slots to others, in blocks; targets >= B go nowhere."""
-    B, _, S, _ = cache[0][0].shape
+    """Copies the first `length` positions of slots to others, block by block; targets >= B go nowhere. No slot that is
+    read may be written in the same call.
+    """
+    S = cache[0][0].shape[2]
     block = min(COPY_BLOCK, S)
 
     def one_block(n, cache):
         first = jnp.minimum(n * block, S - block)
-        to_R = jnp.where(n * block < length_R, target_R, B)
-
-        def one(x_BKSC):
-            piece_BKSC = jax.lax.dynamic_slice_in_dim(x_BKSC, first, block, axis=2)
-            piece_BKSC = piece_BKSC.at[to_R].set(piece_BKSC.at[source_R].get(mode="clip"), mode="drop")
-            return jax.lax.dynamic_update_slice_in_dim(x_BKSC, piece_BKSC, first, axis=2)
-
-        return jax.tree.map(one, cache)
+        copy = lambda x: cached_attention.copy_positions(x, source_R, target_R, first, block, length_R)
+        return jax.tree.map(copy, cache)
 
     return jax.lax.fori_loop(0, -(-jnp.max(length_R) // block), one_block, cache)
 

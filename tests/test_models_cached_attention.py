@@ -54,7 +54,7 @@ def form(request, monkeypatch):
     monkeypatch.setattr(cached_attention, "_CPU_BLOCK", 16)
     monkeypatch.setattr(cached_attention, "BLOCK", 16)
     if request.param == "all slots":
-        monkeypatch.setattr(cached_attention, "_by_row", lambda _, *arrays: cached_attention._all_slots(*arrays))
+        monkeypatch.setattr(cached_attention, "_by_row", lambda _, *arrays: cached_attention.attend_all_slots(*arrays))
     return jax.jit(lambda *arrays: write_and_attend(*arrays))
 
 

@@ -116,7 +116,7 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
         is_here_R, slot_R = start_R < S, jnp.arange(B)
         put = jax.vmap(lambda old_KSC, new_KTC, at: old_KSC.at[:, at].set(new_KTC[:, 0], mode="drop"))
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC, start_R), put(values_BKSC, v_RKTC, start_R)
-        attend = partial(jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_BLOCK), default=_all_slots)
+        attend = partial(jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_BLOCK), default=attend_all_slots)
     else:
         slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
         put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
@@ -169,7 +169,7 @@ def _by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> j
     return jax.lax.fori_loop(0, R, row, jnp.zeros(q_RKGTC.shape, jnp.float32))
 
 
-def _all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
     """Row b reads slot b; all read as many blocks as the longest has -> mixed_BKGTC, float32."""
     S = keys_BKSC.shape[2]
     block = min(BLOCK, S)

@@ -84,7 +84,8 @@ def measure(policy: PolicyConfig, rounds: int, smallest: bool) -> list[dict]:
         for size, (program, positions, tokens) in by_size.items():
             calls[size] = getattr(Served(policy, weights, positions, tokens), program)
             calls[size]()  # compiles
-        times = {size: float(np.median([call() for _ in range(rounds)])) for size, call in calls.items()}
+        turns = [[call() for call in calls.values()] for _ in range(rounds)]
+        times = dict(zip(calls, map(float, np.median(turns, axis=0)), strict=True))
         first, last = min(times), max(times)
         exponent = float(np.log(times[last] / times[first]) / np.log(last / first))
         ms = {size: round(1e3 * seconds, 3) for size, seconds in times.items()}

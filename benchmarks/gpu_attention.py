@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import gpu_work as work
 from benchmarks.gpu_measuring import GIB, Section, compiled, emit, guarded, median_ms, note
-from hintsd_jax.models import attention
+from hintsd_jax.models import attention, cached_attention
 from hintsd_jax.tools.planner.compiler import temporary_bytes
 
 OURS = "models.attention"
@@ -85,13 +85,20 @@ def _measure_cached(section: Section) -> None:
 
         return call
 
+    def of_ours(q_BTHC, k_BKSC, v_BKSC, last_B1):
+        q_BKGTC = q_BTHC.reshape(len(q_BTHC), policy.num_kv_heads, -1, 1, policy.head_dim) * policy.head_dim**-0.5
+        mixed_BKGTC = cached_attention.attend_all_slots(q_BKGTC, k_BKSC, v_BKSC, None, last_B1 + 1)
+        return mixed_BKGTC.reshape(q_BTHC.shape).astype(q_BTHC.dtype)
+
     ours: list[Any] = []
-    for name, attend in {OURS: attention.attend_cached, "xla": of_jax("xla"), "cudnn": of_jax("cudnn")}.items():
+    by_heads = tuple(jnp.swapaxes(x, 1, 2) for x in (k, v))  # as our cache is kept
+    for name, attend in {OURS: of_ours, "xla": of_jax("xla"), "cudnn": of_jax("cudnn")}.items():
         with guarded(f"cached, {name}"):
             last = lambda fill: jnp.full((sizes.slots, 1), fill - 1, jnp.int32)
-            program, seconds = compiled(jax.jit(attend).lower(q, k, v, last(sizes.fills[0])))
+            keys_values = by_heads if name == OURS else (k, v)
+            program, seconds = compiled(jax.jit(attend).lower(q, *keys_values, last(sizes.fills[0])))
             for n, fill in enumerate(sizes.fills):
-                arguments = (q, k, v, last(fill))
+                arguments = (q, *keys_values, last(fill))
                 ms, out = median_ms(partial(program, *arguments), inner=20), program(*arguments)
                 rate = 2 * 2 * sizes.slots * fill * policy.num_kv_heads * policy.head_dim / ms / 1e6
                 apart = f"apart by {_apart(out, ours[n]):.1e} at most" if name != OURS and n < len(ours) else ""

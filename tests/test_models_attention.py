@@ -1,4 +1,4 @@
-"""The three ways to look, against a NumPy loop, across block and chunk boundaries."""
+"""The two ways to look, against a NumPy loop, across block and chunk boundaries."""
 
 from functools import partial
 
@@ -48,31 +48,6 @@ def test_causal_gradient_through_chunks_equals_that_of_the_whole_square(monkeypa
 
     whole = gradient(lambda *qkv: attention.attend(*qkv, np.tri(270, dtype=bool)[None]))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), gradient(attention.attend_causal), whole)
-
-
-@pytest.mark.parametrize("slots", [50, 3 * KEY_BLOCK + 100], ids=["at once", "by blocks"])
-def test_cached(slots):
-    q, k, v = draw(3, 5, slots)
-    last_BT = np.random.default_rng(1).integers(0, slots, (3, 5))
-    last_BT[0, 0], last_BT[1, 1], last_BT[2, 2] = 0, slots - 1, min(slots - 1, KEY_BLOCK)
-    out = jax.jit(attention.attend_cached)(q, k, v, last_BT)
-    np.testing.assert_allclose(out, oracle(q, k, v, np.arange(slots) <= last_BT[..., None]), atol=2e-6)
-
-
-def test_keys_that_only_a_neighbour_sees_change_no_bit():
-    """The neighbour decides how many blocks are read, and nothing else: invariant 4."""
-    q, k, v = draw(2, 1, 4 * KEY_BLOCK)
-    attend = jax.jit(attention.attend_cached)
-    alone = attend(q, k, v, np.array([[700], [0]]))
-    beside = attend(q, k, v, np.array([[700], [4 * KEY_BLOCK - 1]]))
-    np.testing.assert_array_equal(alone[0], beside[0])
-    assert (np.asarray(alone[1]) != np.asarray(beside[1])).any()
-
-
-def test_blocks_beyond_the_last_key_are_not_read():
-    q, k, v = draw(1, 1, 4 * KEY_BLOCK)
-    k[:, KEY_BLOCK:], v[:, KEY_BLOCK:] = np.nan, np.nan
-    assert np.isfinite(jax.jit(attention.attend_cached)(q, k, v, np.array([[KEY_BLOCK - 1]]))).all()
 
 
 @pytest.mark.parametrize("trunk", [0, 30, 2 * KEY_BLOCK + 300], ids=["no trunk", "short", "by blocks"])

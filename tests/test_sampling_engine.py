@@ -185,7 +185,7 @@ def test_the_schedule_changes_nothing(params, changes):
 
 def test_a_cache_that_is_freed_between_runs_costs_no_compilation_and_changes_nothing(params):
     """A length of its own, so that no other engine's cache is taken for this one's."""
-    caches = lambda: [x for x in jax.live_arrays() if x.shape == (SHAPE.slots, 97, POLICY.num_kv_heads, 16)]
+    caches = lambda: [x for x in jax.live_arrays() if x.shape == (SHAPE.slots, POLICY.num_kv_heads, 97, 16)]
     kept, freed = engine(context=97), engine(context=97, free_cache=True)
     plain = dialogues(9, seed=4)
     kept.run(params, plain)
@@ -211,6 +211,25 @@ def test_rollouts_of_a_task_share_one_prefill_of_its_prompt(params):
         engine().run(params, [alone])
         assert job.tokens == alone.tokens and job.logprobs == alone.logprobs
     assert len({tuple(job.tokens) for job in group}) > 1  # their keys differ
+
+
+def test_what_prompts_begin_with_in_common_is_prefilled_once(params):
+    """Tasks that share system text, some of them rollouts of one task; they begin together, and later in slots that
+    still have some of it.
+    """
+    rng = np.random.default_rng(3)
+    system = rng.integers(1, 40, 35).tolist()
+    tails = [rng.integers(1, 40, n).tolist() for n in (5, 5, 9, 20)]
+    prompts = [system + tails[n] for n in (0, 1, 1, 3, 2, 0, 3)]
+    group = [Dialogue(prompt, [[3, 4, 5]], key=n) for n, prompt in enumerate(prompts)]
+    engine().run(params, group)
+    for n, (job, prompt) in enumerate(zip(group, prompts)):
+        alone = Dialogue(prompt, [[3, 4, 5]], key=n)
+        engine().run(params, [alone])
+        assert (job.tokens, job.logprobs) == (alone.tokens, alone.logprobs)  # exactly
+    # Chunks of 16 and of 4. Of 39, 39, 39 and 54 tokens: all, what lies behind the 32 of the first, nothing, 22.
+    stats = engine().run(params, [Dialogue(prompt, key=n) for n, prompt in enumerate(prompts[:4])])
+    assert stats.prefill_tokens == 39 + 7 + 0 + 22 and stats.copied_tokens == 32 + 39 + 32
 
 
 def test_prompts_in_any_order_are_never_mixed_up(params):

@@ -190,10 +190,12 @@ class RolloutSection(Section):
     top_k: int = key(0, "sampling from so many likeliest tokens; 0: all", "[0, 16777216]")
     prefill_buckets: tuple[int, ...] = key(
         (64, 256, 1024),
-        "lengths of prefill's chunks in tokens, growing; a longer prompt goes in several chunks",
+        "lengths of prefill's chunks in tokens, growing; a prompt goes in as many as fill it best",
         "[1, 16777216]",
     )
-    prefill_rows: int = key(1, "prompts that are prefilled at the same time", "[1, 65536]")
+    prefill_rows: int = key(
+        1, "chunks of the shortest length that are prefilled at once; of longer ones as many tokens", "[1, 65536]"
+    )
     refill_fraction: float = key(
         0.25,
         "share of the active slots that must have stopped before decoding hands back to the environments",

@@ -2,10 +2,10 @@
 
 """Attention of grouped queries over keys: projected, rotated heads flow in, mixed values flow out.
 
-Three ways to attend: `attend_causal` within a row (training), `attend_past` to a prefix of past keys and to one's own
-branch (prefill, and in `attend_branches` the teacher), `attend_cached` to a cache (decoding). Each scores a stretch of
-keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T array
-of all heads exists.
+Two ways to attend: `attend_causal` within a row (training), `attend_past` to a prefix of past keys and to one's own
+branch (in `attend_branches`, the teacher); a cache has a module of its own (`cached_attention`). Each scores a stretch
+of keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T
+array of all heads exists.
 
 Invariants: a query attends to the keys that its mask names, nothing else; a stretch that is hidden from it changes no
 bit of its result; the softmax is float32.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from hintsd_jax.models import splash
 
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
-KEY_BLOCK = 1024  # keys of a cache that are read at once
+KEY_BLOCK = 1024  # keys of a trunk that are read at once
 _QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,576 keys x 32 heads are 0.4 GB
 
 
@@ -100,9 +100,8 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
 
 
 def _attend_prefix(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, length_BT: jax.Array) -> _Partial:
-    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read: a slot of
-    24,576 positions with 3,000 tokens in it costs 3 blocks of 24. Not differentiable in reverse (the number of blocks
-    is a value).
+    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read. Not
+    differentiable in reverse (the number of blocks is a value).
     """
     S, shape = k_BSKC.shape[1], q_BKGTC.shape
     nothing = _Partial(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
@@ -123,11 +122,6 @@ def _attend_prefix(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, len
 
 def _finish(softmax: _Partial, dtype) -> jax.Array:
     return _ungrouped(softmax.mixed_BKGTC / softmax.total_BKGT[..., None], dtype)
-
-
-def attend_cached(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, last_BT: jax.Array) -> jax.Array:
-    """Attention to a cache: query t attends to the keys 0..last_BT[t]. Reads the cache up to the largest of these."""
-    return _finish(_attend_prefix(_grouped(q_BTHC, k_BSKC.shape[2]), k_BSKC, v_BSKC, last_BT + 1), q_BTHC.dtype)
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
@@ -181,8 +175,8 @@ def attend_past(
     past_v_BSKC: jax.Array,
     branches: Branches,
 ) -> jax.Array:
-    """Branches after past keys: a token attends to a prefix of the S past keys, and to its own branch up to itself. For
-    a teacher's branches and, with one branch a row, for prefill. Not differentiable in reverse.
+    """Branches after past keys: a token attends to a prefix of the S past keys, and to its own branch up to itself.
+    Not differentiable in reverse.
     """
     q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]

@@ -3,10 +3,10 @@
 """The dense decoder of Qwen3, Qwen2.5 and Llama 3: token ids flow in, final-normed hidden states flow out; `project`
 turns those into logits.
 
-Four passes run the same `Block` on the same parameters. `forward` (the student), `forward_branches` (the teacher: a
-trunk and branches that leave it) and `extend` (prefill) scan it over the stacked layers: 36 layers compile as one.
-`decode_step` unrolls them: a scan would copy the cache at every token. There the stacked weights are sliced inside the
-traced function, never before it, so that a decoding loop does not hoist a second copy of them.
+Four passes run the same `Block` on the same parameters. `forward` (the student) and `forward_branches` (the teacher: a
+trunk and branches that leave it) scan it over the stacked layers: 36 layers compile as one. `extend` (prefill) and
+`decode_step` unroll them: a scan would copy the cache in every call. There stacked weights are sliced inside the traced
+function, never before it, so that a decoding loop does not hoist a second copy of them.
 
 Parameters are a plain dict; a key "lora" beside the others is an adapter (see `lora`), which acts as `config.lora`
 says.
@@ -26,8 +26,9 @@ import jax.numpy as jnp
 
 from hintsd_jax.models import rope
 from hintsd_jax.models.attention import Branches
+from hintsd_jax.models.cached_attention import CACHE_AXES, KeysValues
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.layers import CACHE_AXES, Block, Embed, KeysValues, RMSNorm, SharedInputs, fold_in
+from hintsd_jax.models.layers import Block, Embed, RMSNorm, SharedInputs, fold_in
 from hintsd_jax.models.sampling_distribution import without_unknown
 from hintsd_jax.models.sharding import constrain
 
@@ -135,30 +136,22 @@ def forward_branches(
 
 def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` rows of `length` positions, in the compute dtype, laid out for serving."""
-    shape = (batch, length, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
     empty = lambda: constrain(jnp.zeros(shape, config.compute_dtype), "serve", *CACHE_AXES)
     return [(empty(), empty()) for _ in range(config.num_layers)]
 
 
 def extend(
-    params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, rows: KeysValues
-) -> KeysValues:
-    """Runs L new tokens of each row at positions start, start + 1, ... -> their keys and values, each [N, R, L, K, C].
+    params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, slot_R: jax.Array, cache: Cache
+) -> Cache:
+    """Runs L new tokens of each row at positions start, start + 1, ... of its slot (int32) -> the cache with their keys
+    and values.
 
-    `rows`: keys and values of the rows' caches, [N, R, S, K, C]; only the first `start` positions are attended to.
+    All rows of a layer are written before any of them attends: a row may go on where another one of its slot ends. A
+    row of a slot >= B goes nowhere. Donate the cache to update it in place.
     """
-    variables = _variables(params)
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
-    branches = Branches(jnp.broadcast_to(start_R[:, None], tokens_RL.shape), jnp.zeros(tokens_RL.shape, jnp.int32))
-    shared = SharedInputs(rope.rotation(positions_RL, config), branches=branches)
-
-    def layer(x_RLD: Any, inputs: Any) -> Any:
-        weights, n, cache = inputs
-        return Block(config, "serve").apply(weights, x_RLD, positions_RL, shared, n, cache)
-
-    layers = {name: tree["layers"] for name, tree in variables.items()}
-    x_RLD = Embed(config, "serve").apply({"params": params["embed"]}, tokens_RL)
-    return cast(KeysValues, jax.lax.scan(layer, x_RLD, (layers, jnp.arange(config.num_layers), rows))[1])
+    return _cached(params, config, tokens_RL, positions_RL, (start_R, slot_R), cache)[1]
 
 
 def decode_step(
@@ -166,30 +159,52 @@ def decode_step(
 ) -> tuple[jax.Array, Cache]:
     """Runs one new token of each row at `position_B` (int, >= 0) against the cache -> (final-normed hidden_BD, cache).
 
-    Writes the token's key and value into slot `position` of its row, or nowhere if position >= S, then attends to slots
-    0..position. So garbage past a row's length, from padding or from an earlier owner of the slot, does no harm: it is
-    overwritten by the token of that position before any query may attend to it. Donate the cache to update it in place.
+    Writes the token's key and value at `position` of its slot, then attends to positions 0..position; does neither
+    where position >= S. So garbage past a row's length, from padding or from an earlier owner of the slot, does no
+    harm: it is overwritten by the token of that position before any query may attend to it. Donate the cache to update
+    it in place.
     """
-    variables, block = _variables(params), Block(config, "serve")
     # What all layers share is whole though keys may be split by slot: else it would be gathered in each layer.
     positions_B1 = constrain(position_B[:, None], "serve", "batch", "length")
-    # A row past the end of its slot is an empty one: it must not make the others' keys be read to the end.
-    last_B1 = jnp.where(positions_B1 < cache[0][0].shape[1], positions_B1, 0)
-    rotation = (constrain(x, "serve", "batch", "length", "act_head_dim") for x in rope.rotation(positions_B1, config))
-    shared = SharedInputs(rope.Rotation(*rotation), last_B1)
-    x_B1D: Any = Embed(config, "serve").apply({"params": params["embed"]}, token_B[:, None])
-    updated: Cache = []
+    x_B1D, cache = _cached(params, config, token_B[:, None], positions_B1, (positions_B1[:, 0], None), cache)
+    norm = RMSNorm(config.norm_eps, config.compute_dtype)
+    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, x_B1D))[:, 0], cache
+
+
+def _cached(params: Params, config: PolicyConfig, tokens_RT, positions_RT, rows: Any, cache: Cache) -> Any:
+    """(hidden states before the final norm, cache); rows: (start_R, slot_R) of `cached_attention`."""
+    variables, block = _variables(params), Block(config, "serve")
+    angles = rope.rotation(positions_RT, config)
+    rotation = rope.Rotation(*(constrain(x, "serve", "batch", "length", "act_head_dim") for x in angles))
+    shared, updated = SharedInputs(rotation, *rows), []
+    x_RTD: Any = Embed(config, "serve").apply({"params": params["embed"]}, tokens_RT)
     for n, layer_cache in enumerate(cache):
         weights = {name: _layer(tree["layers"], n) for name, tree in variables.items()}
-        x_B1D, layer_cache = block.apply(weights, x_B1D, positions_B1, shared, n, layer_cache)
+        x_RTD, layer_cache = block.apply(weights, x_RTD, positions_RT, shared, n, layer_cache)
         updated.append(cast(KeysValues, layer_cache))
-    norm = RMSNorm(config.norm_eps, config.compute_dtype)
-    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, x_B1D))[:, 0], updated
+    return x_RTD, updated
 
 
-def _layer(stacked: Any, n: int) -> Any:
-    """The weights of layer `n` from stacked ones."""
-    return jax.tree.map(lambda leaf: leaf[n], stacked)
+def _layer(layers: Any, n: int) -> Any:
+    """The weights of layer `n` of stacked or `unstacked` ones."""
+    return layers[n] if isinstance(layers, list) else jax.tree.map(lambda leaf: leaf[n], layers)
+
+
+@jax.jit
+def unstacked(params: Params) -> Params:
+    """The same weights, those of the layers copied out as a list of trees, for `extend` and `decode_step` alone.
+
+    XLA's CPU compiler copies a slice of a stacked weight before every product with it: with 50M weights a decoding step
+    of 16 rows took 1.6 times as long.
+    """
+
+    def unstack(tree: Any) -> list[Any]:
+        return [_layer(tree, n) for n in range(len(jax.tree.leaves(tree)[0]))]
+
+    params = {**params, "layers": unstack(params["layers"])}
+    if "lora" in params:
+        params["lora"] = {**params["lora"], "layers": unstack(params["lora"]["layers"])}
+    return params
 
 
 def project(params: Params, config: PolicyConfig, hidden: jax.Array) -> jax.Array:

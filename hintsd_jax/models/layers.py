@@ -21,24 +21,24 @@ import jax.numpy as jnp
 
 from hintsd_jax.models import attention, rope
 from hintsd_jax.models.attention import Branches
+from hintsd_jax.models.cached_attention import KeysValues, write_and_attend
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.models.sharding import constrain
 
-KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, S, K, C]
-CACHE_AXES = ("slots", "length", "act_kv_heads", "act_head_dim")
 DropoutMasks = dict[str, jax.Array]  # module -> which of its adapter's inputs stay, bool [B, T, in]; {}: all
 
 
 class SharedInputs(NamedTuple):
-    """What all layers of one pass share. One of `last_BT`, `branches` and neither (causal) says what is attended to.
+    """What all layers of one pass share. Rows are causal where neither a cache nor `branches` says otherwise.
 
-    rotation: rotary angles. last_BT: int, the last cache slot that a token attends to. branches: what the last M tokens
-    of a row attend to among the others, or in the cache. dropout_key_BT2: raw keys (uint32) of each token's dropout.
+    rotation: rotary angles. start_B, slot_B: where rows stand in the cache, see `cached_attention`. branches: what the
+    last M tokens of a row attend to among the others. dropout_key_BT2: raw keys (uint32) of each token's dropout.
     """
 
     rotation: rope.Rotation
-    last_BT: jax.Array | None = None
+    start_B: jax.Array | None = None
+    slot_B: jax.Array | None = None
     branches: Branches | None = None
     dropout_key_BT2: jax.Array | None = None
 
@@ -130,13 +130,13 @@ class Attention(nn.Module):
         masks: DropoutMasks,
         cache: KeysValues | None,
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Returns what is mixed, and of a decoding step the updated cache, of a prefill the new keys and values."""
+        """Returns what is mixed, and the updated cache where there is one."""
         cfg = self.config
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
             x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, masks)
-            if shared.last_BT is not None:
-                # Else the compiler splits W into heads instead of the one token: TPU then keeps a second, transposed
+            if cache is not None:
+                # Else the compiler splits W into heads instead of the few tokens: TPU then keeps a second, transposed
                 # copy of it.
                 x = jax.lax.optimization_barrier(x)
             x = x.reshape(*x.shape[:2], number, cfg.head_dim)
@@ -149,19 +149,9 @@ class Attention(nn.Module):
             q_BTHC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC)
             k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
         q_BTHC, k_BTKC = rope.rotate(q_BTHC, shared.rotation), rope.rotate(k_BTKC, shared.rotation)
-        if cache is not None and shared.last_BT is not None:  # write, then attend to the cache
-            # Heads that do not divide the mesh leave some of it to the slots: then the token moves to its slot's keys.
-            beside = partial(constrain, like=cache[0].shape)
-            q_BTHC, k_BTKC, v_BTKC = (beside(x, self.role, *CACHE_AXES) for x in (q_BTHC, k_BTKC, v_BTKC))
-            write = jax.vmap(lambda old_SKC, new_TKC, at_T: old_SKC.at[at_T].set(new_TKC, mode="drop"))
-            keys, values = (write(old, new, positions_BT) for old, new in zip(cache, (k_BTKC, v_BTKC), strict=True))
-            cache = keys, values
-            mixed_BTHC = attention.attend_cached(q_BTHC, keys, values, shared.last_BT)
+        if cache is not None and shared.start_B is not None:
+            mixed_BTHC, cache = write_and_attend(q_BTHC, k_BTKC, v_BTKC, cache, shared.start_B, shared.slot_B)
             mixed_BTHC = constrain(mixed_BTHC, self.role, "batch", "length", "act_heads", "act_head_dim")
-        elif cache is not None and shared.branches is not None:
-            # Attend to the cache and to each other; the new keys and values are the caller's to write.
-            mixed_BTHC = attention.attend_past(q_BTHC, k_BTKC, v_BTKC, *cache, shared.branches)
-            cache = k_BTKC, v_BTKC
         elif shared.branches is not None:
             mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, shared.branches)
         else:

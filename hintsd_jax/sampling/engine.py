@@ -4,18 +4,20 @@
 
 A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an
 environment prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin
-with in common stays. Jobs with the same prompt share one prefill of it. When a job ends, its slot takes the next one,
-which begins only then: no more jobs are under way than there are slots.
+with in common stays. What the prompts of jobs begin with in common is prefilled once (`placement`). When a job ends,
+its slot takes the next one, which begins only then: no more jobs are under way than there are slots.
 
 Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot,
-its neighbours or the clock. Every row is prefilled in chunks that follow from its own length, keys are folded from
-(job, position), and the schedule counts stopped slots, not seconds.
+its neighbours or the clock. Every row is prefilled in chunks that follow from its own length, and shares whole ones
+only; keys are folded from (job, position), and the schedule counts stopped slots, not seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -31,6 +33,7 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.sampling import programs
 from hintsd_jax.sampling.jobs import Job, Rewrite
+from hintsd_jax.sampling.placement import place
 from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.serving import ServingLayout
 
@@ -42,7 +45,8 @@ class EngineConfig:
     """Shapes and schedule of an engine; they decide what is compiled.
 
     slots: jobs that run at once. context: positions a slot can hold. max_tokens: longest generation of any job.
-    prefill_buckets: chunk lengths of prefill, ascending. prefill_rows: rows prefilled at once.
+    prefill_buckets: chunk lengths of prefill, ascending. prefill_rows: chunks of the shortest length that are prefilled
+    at once; see `rows`.
     refill_fraction: the share of running slots that must have stopped before the decode loop hands back to the host.
     overlap_env: answers are fetched one decode call later, so that environments work beside decoding. free_cache: the
     cache is there during a run only, and made anew for each.
@@ -56,6 +60,21 @@ class EngineConfig:
     refill_fraction: float = 0.25
     overlap_env: bool = False
     free_cache: bool = False
+
+    def rows(self, bucket: int) -> int:
+        """Chunks of this length that are prefilled at once: about as many tokens as of the shortest, at least one."""
+        return max(1, self.prefill_rows * self.prefill_buckets[0] // bucket)
+
+    def chunk_sizes(self, tokens: int) -> tuple[int, ...]:
+        """The chunks of so many tokens, longest first: as long as they are filled, but for an eighth of the last one;
+        what is left goes into the shortest.
+        """
+        sizes = []
+        for bucket in reversed(self.prefill_buckets):
+            while tokens >= bucket - bucket // 8:
+                sizes.append(bucket)
+                tokens = max(0, tokens - bucket)
+        return (*sizes, self.prefill_buckets[0]) if tokens else tuple(sizes)
 
 
 @dataclasses.dataclass
@@ -76,8 +95,9 @@ class SamplingStats:
 class _Slot:
     """arrived: the prompt of the job, until it is placed in the cache. prompt: all but its last token are in the cache
     or about to be; kept after the job has ended, until the next one's prompt is placed, for others to copy. uncached:
-    known tokens that are not in the cache yet. cached: the tokens in the cache, from position 0 on. pending: the last
-    known token when the generation began. limit: the most tokens of the generation. began: whether the job has had its
+    known tokens that are not in the cache yet. sizes: of the chunks of all of them but the last; None: as
+    `EngineConfig.chunk_sizes` has it. cached: the tokens in the cache, from position 0 on. pending: the last known
+    token when the generation began. limit: the most tokens of the generation. began: whether the job has had its
     prompt. waiting: for what the job answers: begun or submitted, not collected.
     """
 
@@ -85,6 +105,7 @@ class _Slot:
     arrived: tuple[int, ...] = ()
     prompt: tuple[int, ...] = ()
     uncached: Sequence[int] = ()
+    sizes: tuple[int, ...] | None = None
     cached: list[int] = dataclasses.field(default_factory=list)
     pending: int = 0
     limit: int = 0
@@ -100,6 +121,9 @@ class _Slot:
         self.uncached = tokens[common:]
         if common < len(self.prompt) - 1:
             self.prompt = ()  # the slot no longer has it for others to copy
+
+
+_wave = operator.attrgetter("wave")
 
 
 class _Chunk(NamedTuple):
@@ -149,7 +173,12 @@ class Engine:
           UserError: a prompt leaves no room for a single sampled token.
         """
         with self._on_mesh_with_cache():
-            return self._run(self._layout(params), deque(jobs))
+            return self._run(self._served(params), deque(jobs))
+
+    def _served(self, params: decoder.Params) -> decoder.Params:
+        """In serving's layout; on CPU layer by layer, where that is worth a second copy."""
+        laid = self._layout(params)
+        return decoder.unstacked(laid) if self.mesh.devices.flat[0].platform == "cpu" else laid
 
     @contextlib.contextmanager
     def _on_mesh_with_cache(self) -> Iterator[None]:
@@ -172,7 +201,7 @@ class Engine:
         """
         config = self.config
         with self._on_mesh_with_cache():
-            params = self._layout(params)
+            params = self._served(params)
             for bucket in config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
                 tick()
@@ -190,8 +219,7 @@ class Engine:
             self._collect(slots, state)
             self._fill(slots, state, queue)
             self._place(params, slots, state, stats)
-            if any(slot.uncached for slot in slots):
-                self._prefill(params, slots, state, stats)
+            self._prefill(params, slots, state, stats, range(len(slots)))
             if not state.active_B.any():
                 if any(slot.waiting for slot in slots):
                     continue
@@ -235,34 +263,20 @@ class Engine:
     def _place(
         self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats
     ) -> None:
-        """Gives the prompts that have arrived a place in the cache: one that another slot has already is copied from
-        there.
-        """
-        slot_of = {slot.prompt: index for index, slot in enumerate(slots) if slot.prompt}
-        copies: list[tuple[int, int]] = []  # (source slot, target slot)
-        copies_after_prefill: list[tuple[int, int]] = []  # of prompts that this call prefills
-        for index, slot in enumerate(slots):
-            prompt = slot.arrived
-            if not prompt:
-                continue
-            source = slot_of.get(prompt)
-            if slot.prompt and slot_of.get(slot.prompt) == index:
-                del slot_of[slot.prompt]  # its row is overwritten from here on
-            if source is None:
-                slots[index] = _Slot(slot.job, prompt=prompt, uncached=prompt, began=True)
-            else:
-                if source != index:
-                    is_cached = len(slots[source].cached) >= len(prompt) - 1
-                    (copies if is_cached else copies_after_prefill).append((source, index))
-                    stats.copied_tokens += len(prompt) - 1
-                cached = list(prompt[:-1])
-                slots[index] = _Slot(slot.job, prompt=prompt, uncached=prompt[-1:], cached=cached, began=True)
-            slot_of.setdefault(prompt, index)
+        """Gives the prompts that have arrived a place in the cache; what another slot has of them is copied from it."""
+        placements = place([slot.prompt for slot in slots], [slot.arrived for slot in slots], self.config.chunk_sizes)
+        for index, _, shared, sizes, _ in placements:
+            slot, prompt = slots[index], slots[index].arrived
+            cached, uncached = list(prompt[:shared]), prompt[shared:]
+            slots[index] = _Slot(slot.job, (), prompt, uncached, sizes, cached, began=True)
+        waves = [list(group) for _, group in itertools.groupby(sorted(placements, key=_wave), key=_wave)]
         # A row that is copied from must still be whole: old rows are copied before any prefill, new ones after it.
-        self._copy(copies)
-        if copies_after_prefill:
-            self._prefill(params, slots, state, stats)
-            self._copy(copies_after_prefill)
+        for number, placed in enumerate(waves, 1):
+            copies = [(one.source, one.slot, one.shared) for one in placed if one.source not in (None, one.slot)]
+            self._copy(copies)
+            stats.copied_tokens += sum(length for _, _, length in copies)
+            if number < len(waves):  # the last ones are prefilled with all else
+                self._prefill(params, slots, state, stats, [one.slot for one in placed])
 
     def _checked(self, tokens: Sequence[int], job: Job, what: str) -> tuple[int, ...]:
         """A whole context, with room for a sampled token."""
@@ -280,51 +294,54 @@ class Engine:
         state.top_p_B[index] = job.sampling.top_p
         state.top_k_B[index] = job.sampling.top_k
 
-    def _copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Copies rows as if one after the other. One program call reads before it writes, so a row that was just
-        written may be read only by the next call."""
-        part: list[tuple[int, int]] = []
-        for source, target in pairs:
-            if len(part) == self.config.prefill_rows or source in (written for _, written in part):
+    def _copy(self, copies: list[tuple[int, int, int]]) -> None:
+        """Copies (source, target, positions) as if one after the other: a row that one call writes it may not read."""
+        part: list[tuple[int, int, int]] = []
+        for source, target, length in copies:
+            read, written = {one[0] for one in part}, {one[1] for one in part}
+            if len(part) == self.config.prefill_rows or source in written or target in read:
                 self._copy_part(part)
                 part = []
-            part.append((source, target))
+            part.append((source, target, length))
         if part:
             self._copy_part(part)
 
-    def _copy_part(self, part: list[tuple[int, int]]) -> None:
-        R = self.config.prefill_rows
-        source_R, target_R = np.zeros(R, np.int32), np.full(R, self.config.slots, np.int32)
-        for r, (source, target) in enumerate(part):
-            source_R[r], target_R[r] = source, target
-        self._cache = programs.copy_slots(self._cache, source_R, target_R)
+    def _copy_part(self, part: list[tuple[int, int, int]]) -> None:
+        copies_R3 = np.array([(0, self.config.slots, 0)] * self.config.prefill_rows, np.int32)
+        copies_R3[: len(part)] = np.array(part, np.int32).reshape(-1, 3)
+        self._cache = programs.copy_slots(self._cache, *copies_R3.T)
 
     def _prefill(
-        self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats
+        self,
+        params: decoder.Params,
+        slots: list[_Slot],
+        state: programs.DecodeState,
+        stats: SamplingStats,
+        chosen: Iterable[int],
     ) -> None:
-        """Writes every slot's uncached tokens but the last, which becomes pending, and starts its next generation."""
-        rounds: list[dict[int, list[_Chunk]]] = []  # in each: bucket -> chunks
-        largest = self.config.prefill_buckets[-1]
-        for index, slot in enumerate(slots):
+        """Writes the uncached tokens of the chosen slots but the last, which becomes pending, and starts their next
+        generations.
+        """
+        chunks: dict[int, list[_Chunk]] = {bucket: [] for bucket in reversed(self.config.prefill_buckets)}
+        for index in chosen:
+            slot = slots[index]
             if slot.job is None or not slot.uncached:
                 continue
             tokens, pending = slot.uncached[:-1], slot.uncached[-1]
-            for number, offset in enumerate(range(0, len(tokens), largest)):
-                chunk = _Chunk(index, len(slot.cached) + offset, tokens[offset : offset + largest])
-                bucket = next(b for b in self.config.prefill_buckets if b >= len(chunk.tokens))
-                if number == len(rounds):
-                    rounds.append({})
-                rounds[number].setdefault(bucket, []).append(chunk)
+            offset = 0
+            for size in self.config.chunk_sizes(len(tokens)) if slot.sizes is None else slot.sizes:
+                chunks[size].append(_Chunk(index, len(slot.cached) + offset, tokens[offset : offset + size]))
+                offset += size
             slot.cached.extend(tokens)
-            slot.uncached = ()
+            slot.uncached, slot.sizes = (), None
             self._start(state, index, slot, slot.job, pending)
-        for chunks in rounds:  # a row's later chunks attend to its earlier ones
-            for bucket in sorted(chunks):
-                self._prefill_bucket(params, bucket, chunks[bucket], stats)
+        for bucket, of_bucket in chunks.items():  # longest first: a row's later chunks attend to its earlier ones
+            if of_bucket:
+                self._prefill_bucket(params, bucket, of_bucket, stats)
 
     def _prefill_bucket(self, params: decoder.Params, bucket: int, chunks: list[_Chunk], stats: SamplingStats) -> None:
-        """Prefills chunks of at most `bucket` tokens, `prefill_rows` at once; without any chunk, one empty call."""
-        R = self.config.prefill_rows
+        """Prefills chunks of at most `bucket` tokens, some rows at once; without any chunk, one empty call."""
+        R = self.config.rows(bucket)
         for first in range(0, max(len(chunks), 1), R):
             tokens_RL = np.zeros((R, bucket), np.int32)
             start_R, slots_R = np.zeros(R, np.int32), np.full(R, self.config.slots, np.int32)

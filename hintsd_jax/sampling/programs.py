@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hintsd_jax.models import decoder
+from hintsd_jax.models import cached_attention, decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
+COPY_BLOCK = 256  # positions of a slot that are copied at once
 Array = Any  # NumPy on the host between decode calls, where the engine writes into it; jax's inside the program
 
 
@@ -72,28 +73,31 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
 
     Rows shorter than L are padded on the right: the padding lands beyond the slot's length, where it does no harm.
     """
-    # Only what is read is copied out, as one array for the scan over layers; only the new tokens are written back.
-    keys, values = (jnp.stack([x.at[slots_R].get(mode="clip") for x in layers]) for layers in zip(*cache, strict=True))
-    new = decoder.extend(params, config, tokens_RL, start_R, (keys, values))
-    positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
-    return [
-        tuple(old.at[slots_R[:, None], positions_RL].set(x[n], mode="drop") for old, x in zip(layer, new, strict=True))
-        for n, layer in enumerate(cache)
-    ]
+    return decoder.extend(params, config, tokens_RL, start_R, slots_R, cache)
 
 
 @partial(jax.jit, donate_argnums=0)
-def copy_slots(cache, source_R, target_R):
-    """Copies whole rows of the cache; targets >= B go nowhere."""
-    return [tuple(x.at[target_R].set(x.at[source_R].get(mode="clip"), mode="drop") for x in layer) for layer in cache]
+def copy_slots(cache, source_R, target_R, length_R):
+    """Copies the first `length` positions of slots to others, block by block; targets >= B go nowhere. No slot that is
+    read may be written in the same call.
+    """
+    S = cache[0][0].shape[2]
+    block = min(COPY_BLOCK, S)
+
+    def one_block(n, cache):
+        first = jnp.minimum(n * block, S - block)
+        copy = lambda x: cached_attention.copy_positions(x, source_R, target_R, first, block, length_R)
+        return jax.tree.map(copy, cache)
+
+    return jax.lax.fori_loop(0, -(-jnp.max(length_R) // block), one_block, cache)
 
 
 @partial(jax.jit, static_argnums=(1, 2), donate_argnums=(3,))
 def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, state: DecodeState, quota):
     """Samples in all active slots until `quota` of them have stopped, or none is left.
 
-    A slot stops with a stop token (which it keeps) or at its limit. Idle slots write their pending token's own key and
-    value again and again: no branch, no harm. The key of a token is folded from its job and its position alone.
+    A slot stops with a stop token (which it keeps) or at its limit. Idle slots read and write nothing of the cache. The
+    key of a token is folded from its job and its position alone.
 
     Returns:
       (cache, state, steps): `active` is now False where a generation ended.
@@ -109,7 +113,8 @@ def decode(params, config: PolicyConfig, stop_ids: tuple[int, ...], cache, state
 
     def step(carry):
         cache, state, steps = carry
-        hidden_BD, cache = decoder.decode_step(params, config, state.pending_B, state.position_B, cache)
+        position_B = jnp.where(state.active_B, state.position_B, cache[0][0].shape[2])
+        hidden_BD, cache = decoder.decode_step(params, config, state.pending_B, position_B, cache)
         logits_BV = constrain(decoder.project(params, config, hidden_BD), "serve", "batch", "act_vocab")
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.key_B2), state.position_B)
         token_B, logprob_B = sample(logits_BV, keys_B, state.temperature_B, state.top_p_B, state.top_k_B)

@@ -24,8 +24,8 @@ from hintsd_jax.checkpoints.safetensors import read_json
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.models import decoder, lora
+from hintsd_jax.models.cached_attention import CACHE_AXES
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.layers import CACHE_AXES
 from hintsd_jax.models.sharding import FROZEN, serving_mesh, shardings, spec
 from hintsd_jax.sampling import programs as sampling
 from hintsd_jax.storage import AnyPath
@@ -67,12 +67,14 @@ def _engine_programs(config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids:
     engine, under = build.engine_config(config), partial(_under, mesh)
     served, cache = abstract_weights(policy, mesh, "serve"), abstract_cache(config, policy, mesh)
     whole = partial(_array, mesh=mesh, names=None)
-    B, R, A = engine.slots, engine.prefill_rows, engine.max_tokens
-    ids, size = whole((R,), "int32"), bytes_on_one_device(served)
+    B, A = engine.slots, engine.max_tokens
+    ids, size = lambda rows: whole((rows,), "int32"), bytes_on_one_device(served)
     for L in engine.prefill_buckets:
-        lower = partial(sampling.prefill.lower, served, policy, cache, whole((R, L), "int32"), ids, ids)
+        R = engine.rows(L)
+        lower = partial(sampling.prefill.lower, served, policy, cache, whole((R, L), "int32"), ids(R), ids(R))
         yield Program("prefill", f"prefill {R} x {L}", under(lower), size)
-    yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, ids, ids)))
+    copied = ids(engine.prefill_rows)
+    yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, copied, copied, copied)))
     state = jax.tree.map(lambda x: whole(x.shape, x.dtype), sampling.idle_state(B, engine.context, A))
     lower = partial(sampling.decode.lower, served, policy, stop_ids, cache, state, whole((), "int32"))
     yield Program("decode", f"decode {B} slots x {engine.context}", under(lower), size)
@@ -140,7 +142,7 @@ def abstract_cache(
 ) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
     """The cache of all slots, as `decoder.init_cache` makes it."""
     engine = build.engine_config(config)
-    shape = (engine.slots, engine.context, policy.num_kv_heads, policy.head_dim)
+    shape = (engine.slots, policy.num_kv_heads, engine.context, policy.head_dim)
     layer = _array(shape, policy.compute_dtype, mesh, CACHE_AXES)
     return [(layer, layer)] * policy.num_layers
 

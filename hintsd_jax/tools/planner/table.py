@@ -37,7 +37,7 @@ def memory_table(plan: Plan, sources: Mapping[str, str]) -> str:
     # One program runs at a time: of the two that roll out the larger one counts, the other stands in brackets.
     larger = max(plan.prefill, plan.decode)
     beside = lambda size: gib(size) if size == larger else f"({gib(size)})"
-    prefill = f"prefill {engine.prefill_rows} x {engine.prefill_buckets[-1]:,}"
+    prefill = f"prefill {engine.rows(engine.prefill_buckets[-1])} x {engine.prefill_buckets[-1]:,}"
     update = f"update {shapes.batch_size} x {shapes.length_buckets[-1]:,} + {shapes.branch_buckets[-1]:,}"
     memory = f"{gib(plan.devices.memory)} GiB: {plan.devices.memory_note}"
     rows += [

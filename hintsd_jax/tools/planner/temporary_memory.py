@@ -140,7 +140,7 @@ def update(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
 def prefill(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
     """Bytes of the largest `sampling.programs.prefill`."""
     engine, factors, c = build.engine_config(config), _factors(platform), _itemsize(policy)
-    layout, L = _Layout(policy, mesh, "serve", engine.prefill_rows), engine.prefill_buckets[-1]
+    layout, L = _Layout(policy, mesh, "serve", engine.rows(engine.prefill_buckets[-1])), engine.prefill_buckets[-1]
     cached = 2 * policy.num_layers * c * layout.keys
     scores = 4 * 3 * layout.queries * L * max(L, _keys_at_once(engine.context))
     return round(cached * (factors.rows * engine.context + L) + scores)

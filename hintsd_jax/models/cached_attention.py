@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention to a cache: new heads of some rows flow in, the cache with their keys and values and what they mix flow
+out.
+
+The cache of a layer is kept [B, K, S, C]: slots, kv heads, positions, head dimension. So the keys of a head are one
+matrix that a product reads as it lies, and a stretch of positions of one slot is read, written or copied by itself. R
+rows of T tokens are served at once: one token of every slot (decoding, R = B), or some chunks of prompts (prefill).
+H query heads in G = H / K groups.
+
+A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU every
+row reads its own blocks, so a step costs the sum of what is in the slots. On accelerators a decoding step reads larger
+blocks of all slots, up to the longest row, because there a short loop over rows costs more than the keys that it saves.
+
+Invariants: a query attends to the positions up to its own, in its own slot; a block beyond them is not read or changes
+no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
+slots and heads, and decoding crosses no devices.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from hintsd_jax.models.sharding import spec
+
+KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, K, S, C]
+CACHE_AXES = ("slots", "act_kv_heads", "length", "act_head_dim")
+
+_MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
+# Keys that are read at once. CPU: the block stays in its nearest memory (16 slots x 4,700 positions: 128 was as good as
+# any of 64 to 512). Accelerators: a block must be worth a round of the loop.
+_CPU_BLOCK, _CPU_PREFILL_BLOCK, BLOCK = 128, 256, 1024
+
+
+class _Partial(NamedTuple):
+    """A softmax over some of the keys: exp(score - top) summed with the values, and alone; float32."""
+
+    mixed_RKGTC: jax.Array
+    total_RKGT: jax.Array
+    top_RKGT: jax.Array
+
+
+def write_and_attend(
+    q_RTHC: jax.Array,
+    k_RTKC: jax.Array,
+    v_RTKC: jax.Array,
+    cache: KeysValues,
+    start_R: jax.Array,
+    slot_R: jax.Array | None = None,
+) -> tuple[jax.Array, KeysValues]:
+    """Writes the keys and values of R rows at positions start, start + 1, ... of their slots; then token t of a row
+    attends to the positions 0..start + t of its slot -> (mixed_RTHC in the dtype of `q`, the cache).
+
+    start_R, slot_R: int32. Without slots, row b is slot b. What would stand at a position >= S is not written; a row of
+    a slot >= B, or one that starts at a position >= S, writes and reads nothing, and mixes zeros. Donate the cache to
+    update it in place.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        mixed_RTHC, *updated = _local((), q_RTHC, k_RTKC, v_RTKC, *cache, start_R, slot_R)
+        return mixed_RTHC, (updated[0], updated[1])
+    kept = spec(cache[0].shape, CACHE_AXES, mesh, "serve")
+    slots, heads = kept[0] or (), kept[1]
+    rows = kept[0] if slot_R is None else None  # the rows of a prefill are on every device
+    new, row = PartitionSpec(rows, None, heads, None), PartitionSpec(rows)
+    mixed_RTHC, *updated = jax.shard_map(
+        partial(_local, slots),
+        in_specs=(new, new, new, kept, kept, row, None if slot_R is None else row),
+        out_specs=(new, kept, kept),
+        check_vma=False,
+    )(q_RTHC, k_RTKC, v_RTKC, *cache, start_R, slot_R)
+    return mixed_RTHC, (updated[0], updated[1])
+
+
+def copy_positions(cache_BKSC: jax.Array, source_R, target_R, first, size: int, stop_R) -> jax.Array:
+    """The cache (keys or values of a layer) with `size` positions from `first` on copied from slots to others, for the
+    rows whose `stop` lies beyond `first`. All are read before any is written; targets >= B go nowhere.
+    """
+    _, K, _, C = cache_BKSC.shape
+    read = lambda slot: jax.lax.dynamic_slice(cache_BKSC, (slot, 0, first, 0), (1, K, size, C))[0]
+    piece_RKTC = jax.vmap(read)(source_R)
+    target_R = jnp.where(first < stop_R, target_R, cache_BKSC.shape[0])
+    first_R = jnp.broadcast_to(first, target_R.shape)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _write(cache_BKSC, piece_RKTC, *_here((), target_R, first_R, cache_BKSC), first_R)
+    kept = spec(cache_BKSC.shape, CACHE_AXES, mesh, "serve")
+
+    def local(cache_BKSC, piece_RKTC, target_R, first_R):
+        return _write(cache_BKSC, piece_RKTC, *_here(kept[0] or (), target_R, first_R, cache_BKSC), first_R)
+
+    rows, whole = PartitionSpec(None, kept[1]), PartitionSpec()
+    put = jax.shard_map(local, in_specs=(kept, rows, whole, whole), out_specs=kept, check_vma=False)
+    return put(cache_BKSC, piece_RKTC, target_R, first_R)
+
+
+def _here(slot_axes: tuple[str, ...], slot_R, start_R, cache_BKSC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(numbers of the slots among this device's, any for a row that is not here; whether a row is here)."""
+    B, _, S, _ = cache_BKSC.shape
+    slot_R = slot_R - (jax.lax.axis_index(slot_axes) * B if slot_axes else 0)
+    return jnp.clip(slot_R, 0, B - 1), (slot_R >= 0) & (slot_R < B) & (start_R < S)
+
+
+def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values_BKSC, start_R, slot_R):
+    """`write_and_attend` on one device, whose slots are a part of all by the mesh's `slot_axes`."""
+    (R, T, H, C), (B, K, S, _) = q_RTHC.shape, keys_BKSC.shape
+    q_RKGTC = (q_RTHC * C**-0.5).reshape(R, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    k_RKTC, v_RKTC = (x.transpose(0, 2, 1, 3) for x in (k_RTKC, v_RTKC))
+    is_decoding = slot_R is None
+    if is_decoding:
+        is_here_R, slot_R = start_R < S, jnp.arange(B)
+        put = jax.vmap(lambda old_KSC, new_KTC, at: old_KSC.at[:, at].set(new_KTC[:, 0], mode="drop"))
+        keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC, start_R), put(values_BKSC, v_RKTC, start_R)
+        attend = partial(jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_BLOCK), default=attend_all_slots)
+    else:
+        slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
+        put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
+        keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC), put(values_BKSC, v_RKTC)
+        attend = partial(
+            jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_PREFILL_BLOCK), default=partial(_by_row, BLOCK)
+        )
+    length_RT = jnp.where(is_here_R[:, None], start_R[:, None] + 1 + jnp.arange(T), 0)
+    mixed_RKGTC = attend(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT)
+    mixed_RTHC = mixed_RKGTC.transpose(0, 3, 1, 2, 4).reshape(R, T, H, C).astype(q_RTHC.dtype)
+    if slot_axes and not is_decoding:
+        mixed_RTHC = jax.lax.psum(mixed_RTHC, slot_axes)  # zeros but on the device that has the slot
+    return mixed_RTHC, keys_BKSC, values_BKSC
+
+
+def _write(old_BKSC: jax.Array, new_RKTC: jax.Array, slot_R, is_here_R, start_R) -> jax.Array:
+    """The cache with the rows written, one window of positions after the other. A window that would pass the end begins
+    early; what it has before the row's start, and all of it for a row that is not here, is written as it was.
+    """
+    (K, T, C), S = new_RKTC.shape[1:], old_BKSC.shape[2]
+    W = min(T, S)
+
+    def one(r: jax.Array, cache_BKSC: jax.Array) -> jax.Array:
+        first = jnp.clip(start_R[r], 0, S - W)
+        index_W = first + jnp.arange(W)
+        at = (slot_R[r], 0, first, 0)
+        padded = jnp.pad(new_RKTC[r], [(0, 0), (W, 0), (0, 0)])
+        new_KWC = jax.lax.dynamic_slice_in_dim(padded, W + first - start_R[r], W, axis=1)
+        kept_KWC = jax.lax.dynamic_slice(cache_BKSC, at, (1, K, W, C))[0]
+        is_new_W = is_here_R[r] & (index_W >= start_R[r])
+        return jax.lax.dynamic_update_slice(cache_BKSC, jnp.where(is_new_W[:, None], new_KWC, kept_KWC)[None], at)
+
+    return jax.lax.fori_loop(0, len(slot_R), one, old_BKSC)
+
+
+def _by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
+    """Every row reads the blocks of its own slot up to its own length -> mixed_RKGTC, float32."""
+    (R, K, _, _, C), S = q_RKGTC.shape, keys_BKSC.shape[2]
+    block = min(block, S)
+
+    def row(r: jax.Array, mixed_RKGTC: jax.Array) -> jax.Array:
+        q_1KGTC, length_1T = (jax.lax.dynamic_slice_in_dim(x, r, 1) for x in (q_RKGTC, length_RT))
+
+        def read(x_BKSC: jax.Array, first: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(x_BKSC, (slot_R[r], 0, first, 0), (1, K, block, C))
+
+        mixed_1KGTC = _blocks(q_1KGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_1T, block, S)
+        return jax.lax.dynamic_update_slice_in_dim(mixed_RKGTC, mixed_1KGTC, r, axis=0)
+
+    return jax.lax.fori_loop(0, R, row, jnp.zeros(q_RKGTC.shape, jnp.float32))
+
+
+def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+    """Row b reads slot b; all read as many blocks as the longest has -> mixed_BKGTC, float32."""
+    S = keys_BKSC.shape[2]
+    block = min(BLOCK, S)
+    read = lambda x_BKSC, first: jax.lax.dynamic_slice_in_dim(x_BKSC, first, block, axis=2)
+    return _blocks(q_BKGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_BT, block, S)
+
+
+def _blocks(q_RKGTC, keys_from, values_from, length_RT, block: int, S: int) -> jax.Array:
+    """Softmax over the first `length_RT` of S keys, read as `keys_from(first)`, [R, K, block, C]."""
+    R, K, G, T, C = q_RKGTC.shape
+    q_RKQC = q_RKGTC.reshape(R, K, G * T, C)  # each kv head is one plain matrix product
+    shape = (R, K, G, T)
+    nothing = _Partial(jnp.zeros((*shape, C), jnp.float32), jnp.zeros(shape, jnp.float32), jnp.full(shape, _MIN))
+
+    def add(n: jax.Array, before: _Partial) -> _Partial:
+        first = jnp.minimum(n * block, S - block)  # the last block may begin early: what it repeats is hidden
+        index_S = first + jnp.arange(block)
+        visible_RTS = (index_S >= n * block) & (index_S < length_RT[..., None])
+        keys_RKSC, values_RKSC = keys_from(first), values_from(first)
+        scores = jnp.einsum("rkqc,rksc->rkqs", q_RKQC, keys_RKSC, preferred_element_type=jnp.float32)
+        scores_RKGTS = jnp.where(visible_RTS[:, None, None], scores.reshape(*shape, block), _MIN)
+        top_RKGT = jnp.maximum(before.top_RKGT, jnp.max(scores_RKGTS, axis=-1))
+        # A block that is hidden whole from a query that has seen nothing yet must not weigh exp(0) = 1.
+        weights_RKGTS = jnp.where(visible_RTS[:, None, None], jnp.exp(scores_RKGTS - top_RKGT[..., None]), 0.0)
+        weights = weights_RKGTS.astype(values_RKSC.dtype).reshape(R, K, G * T, block)
+        mixed = jnp.einsum("rkqs,rksc->rkqc", weights, values_RKSC, preferred_element_type=jnp.float32)
+        of_before = jnp.exp(before.top_RKGT - top_RKGT)
+        return _Partial(
+            before.mixed_RKGTC * of_before[..., None] + mixed.reshape(*shape, C),
+            before.total_RKGT * of_before + jnp.sum(weights_RKGTS, axis=-1),
+            top_RKGT,
+        )
+
+    softmax = jax.lax.fori_loop(0, -(-jnp.max(length_RT) // block), add, nothing)
+    total_RKGT = jnp.where(softmax.total_RKGT > 0, softmax.total_RKGT, 1.0)
+    return softmax.mixed_RKGTC / total_RKGT[..., None]

@@ -99,17 +99,3 @@ def test_no_square_of_scores_exists():
     gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attention.attend_causal(*qkv)), argnums=(0, 1, 2)))
     needed = gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     assert needed < 4 * T * T / 16
-
-
-def test_remat_that_keeps_what_is_named_does_not_attend_again():
-    """Products over a tile's scores: 2 in the forward pass, 5 in the backward, each for tiles below and on the
-    diagonal."""
-    q, k, v, _ = draw(70, 4, 2)
-
-    def products(policy):
-        attend = jax.checkpoint(lambda *qkv: tiled.attend_causal(*qkv, LARGEST), policy=policy)
-        text = str(jax.make_jaxpr(jax.grad(lambda *qkv: jnp.sum(attend(*qkv)), argnums=(0, 1, 2)))(q, k, v))
-        return text.count("dot_general")
-
-    kept = products(jax.checkpoint_policies.save_only_these_names(tiled.KEPT))
-    assert products(None) - kept == 2 * 2

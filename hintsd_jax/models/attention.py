@@ -14,18 +14,18 @@ bit of its result; the softmax is float32.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.models import splash, tiled
+from hintsd_jax.models import cudnn, splash, tiled
 
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
 KEY_BLOCK = 1024  # keys of a cache that are read at once
 # Queries, and keys, whose scores exist at once in a row that attends to itself: 32 heads x 512 x 512 are 34 MB. On CPU
 # a tile's scores stay in the cache of a core: forward and backward, 64 took 0.6 to 0.9 of the time of 128.
-TILE, _CPU_TILE = 512, 64
+_TILE, _CPU_TILE = 512, 64
 
 
 class Branches(NamedTuple):
@@ -134,15 +134,17 @@ def attend_cached(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, last_
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Attention within one row: query t attends to keys 0..t. Differentiable. In tiles (`tiled`), but on TPU long rows
-    go through a kernel (`splash`).
+    """Attention within one row: query t attends to keys 0..t. Differentiable. In tiles (`tiled`), but long rows go
+    through a kernel on TPU (`splash`) and, in 16 bits, on GPU (`cudnn`).
     """
-    forms = {
+    forms: dict[str, Any] = {
         "cpu": partial(tiled.attend_causal, largest=_CPU_TILE),
-        "default": partial(tiled.attend_causal, largest=TILE),
+        "default": partial(tiled.attend_causal, largest=_TILE),
     }
     if splash.fits(q_BTHC, k_BTKC):
         forms["tpu"] = splash.attend_causal
+    if cudnn.fits(q_BTHC, k_BTKC):
+        forms["cuda"] = cudnn.attend_causal
     return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, **forms)
 
 

@@ -19,9 +19,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-KEPT = "attended"  # the name under which remat may keep what the backward pass needs of each query
 _MIN = jnp.finfo(jnp.float32).min
 
 _scores = partial(jnp.einsum, "bkrc,bksc->bkrs", preferred_element_type=jnp.float32)
@@ -60,8 +58,8 @@ def _forward(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, largest: i
         return None, ((mixed_BKRC / total_BKR[..., None]).astype(q_BKRC.dtype), top_BKR + jnp.log(total_BKR))
 
     _, (mixed_NBKRC, lse_NBKR) = jax.lax.scan(of_queries, None, (jnp.arange(q_NBKRC.shape[0]), q_NBKRC))
-    mixed_BTHC = checkpoint_name(_row(mixed_NBKRC, Q, T), KEPT)
-    return mixed_BTHC, (q_BTHC, k_BTKC, v_BTKC, mixed_BTHC, checkpoint_name(lse_NBKR, KEPT))
+    mixed_BTHC = _row(mixed_NBKRC, Q, T)
+    return mixed_BTHC, (q_BTHC, k_BTKC, v_BTKC, mixed_BTHC, lse_NBKR)
 
 
 def _backward(largest: int, kept, pull_BTHC: jax.Array):

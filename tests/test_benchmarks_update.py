@@ -1,11 +1,13 @@
-"""The benchmarks of the update at their smallest, so that they go on running: `branches` and a section of `gpu`."""
+"""The benchmarks of the update at their smallest, so that they go on running: `branches`, `causal_attention` and a
+section of `gpu`.
+"""
 
 import json
 
 import jax
 import numpy as np
 
-from benchmarks import branches, gpu_sections
+from benchmarks import branches, causal_attention, gpu_sections
 from benchmarks.gpu import MARK
 from benchmarks.gpu_measuring import Sizes
 from hintsd_jax.models import decoder
@@ -27,6 +29,18 @@ def test_one_pass_and_one_for_each_target_have_one_gradient():
     assert measured["tokens"]["branches"] < measured["tokens"]["separate"]
     assert measured["loss"] < 1e-5 and measured["gradient"] < 1e-4
     assert all(seconds > 0 for seconds in measured["seconds"].values())
+
+
+def test_every_form_of_attention_is_measured(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "attention"
+    options = {"--shape": "1,40,2,1,8", "--tiles": "8,64", "--rounds": "1", "--out": str(out)}
+    monkeypatch.setattr("sys.argv", ["causal_attention", *(part for pair in options.items() for part in pair)])
+    causal_attention.main()
+    rows = json.loads(out.with_suffix(".json").read_text())["shapes"]["1,40,2,1,8"]
+    assert [row["form"] for row in rows] == ["whole square", "attend_causal", "tiles of 8", "tiles of 64"]
+    assert all(row["ms"] > 0 and row["apart"] < 1e-5 for row in rows)
+    table = out.with_suffix(".md").read_text()
+    assert all(row["form"] in table for row in rows) and len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_the_update_section_of_gpu_measures_every_row(tmp_path, capsys):

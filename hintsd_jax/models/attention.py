@@ -13,16 +13,19 @@ bit of its result; the softmax is float32.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.models import splash
+from hintsd_jax.models import cudnn, splash, tiled
 
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
 KEY_BLOCK = 1024  # keys of a trunk that are read at once
-_QUERY_CHUNK = 128  # queries whose scores exist at once in long rows: 128 x 24,576 keys x 32 heads are 0.4 GB
+# Queries, and keys, whose scores exist at once in a row that attends to itself: 32 heads x 512 x 512 are 34 MB. On CPU
+# a tile's scores stay in the cache of a core: forward and backward, 64 took 0.6 to 0.9 of the time of 128.
+_TILE, _CPU_TILE = 512, 64
 
 
 class Branches(NamedTuple):
@@ -125,46 +128,18 @@ def _finish(softmax: _Partial, dtype) -> jax.Array:
 
 
 def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Attention within one row: query t attends to keys 0..t. Differentiable. On TPU long rows go through a kernel
-    (`splash`).
+    """Attention within one row: query t attends to keys 0..t. Differentiable. In tiles (`tiled`), but long rows go
+    through a kernel on TPU (`splash`) and, in 16 bits, on GPU (`cudnn`).
     """
-    if not splash.fits(q_BTHC, k_BTKC):
-        return _causal(q_BTHC, k_BTKC, v_BTKC)
-    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, tpu=splash.attend_causal, default=_causal)
-
-
-def _causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Blocks of queries read only the keys up to their own end, so that half of the T x T square is never computed: on
-    CPU 0.5 of the time of the whole square at T = 512. At most 8 blocks, because they are unrolled into the program,
-    and none below 256 queries, where they save no time but double that of compiling. The queries of a long block go in
-    chunks under remat.
-    """
-    T = q_BTHC.shape[1]
-    size = max(256, -(-T // 8))
-    blocks = []
-    for start in range(0, T, size):
-        stop = min(start + size, T)
-        blocks.append(_causal_block(q_BTHC[:, start:stop], k_BTKC[:, :stop], v_BTKC[:, :stop], start))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _causal_block(q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, first: int) -> jax.Array:
-    """The queries of positions first, first + 1, ... over keys 0, 1, ..."""
-    B, T, H, C = q_BTHC.shape
-    index_S = jnp.arange(k_BSKC.shape[1])
-    if T <= 4 * _QUERY_CHUNK:
-        return attend(q_BTHC, k_BSKC, v_BSKC, (index_S <= first + jnp.arange(T)[:, None])[None])
-    chunks = -(-T // _QUERY_CHUNK)
-    q_BTHC = jnp.pad(q_BTHC, [(0, 0), (0, chunks * _QUERY_CHUNK - T), (0, 0), (0, 0)])
-    q_NBTHC = q_BTHC.reshape(B, chunks, _QUERY_CHUNK, H, C).swapaxes(0, 1)
-
-    @jax.checkpoint  # the scores of a chunk are made again in the backward pass, not kept for all chunks
-    def one(n, q):
-        position_T = first + n * _QUERY_CHUNK + jnp.arange(_QUERY_CHUNK)
-        return attend(q, k_BSKC, v_BSKC, (index_S <= position_T[:, None])[None])
-
-    mixed_NBTHC = jax.lax.map(lambda args: one(*args), (jnp.arange(chunks), q_NBTHC))
-    return mixed_NBTHC.swapaxes(0, 1).reshape(B, -1, H, C)[:, :T]
+    forms: dict[str, Any] = {
+        "cpu": partial(tiled.attend_causal, largest=_CPU_TILE),
+        "default": partial(tiled.attend_causal, largest=_TILE),
+    }
+    if splash.fits(q_BTHC, k_BTKC):
+        forms["tpu"] = splash.attend_causal
+    if cudnn.fits(q_BTHC, k_BTKC):
+        forms["cuda"] = cudnn.attend_causal
+    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, **forms)
 
 
 def attend_past(

@@ -9,6 +9,7 @@ nothing of meshes, so it is called under `shard_map`, with rows and heads split 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -27,6 +28,11 @@ def fits(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
     _, T, _, C = q_BTHC.shape
     if T < 2 * _KEY_BLOCK or T % _KEY_BLOCK or C % _VECTOR_WIDTH:
         return False
+    return are_split_alike(q_BTHC, k_BTKC)
+
+
+def are_split_alike(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
+    """Whether every device has the kv heads of its query heads on the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or _spec(q_BTHC, mesh, "act_heads")[2] == _spec(k_BTKC, mesh, "act_kv_heads")[2]
 
@@ -43,12 +49,17 @@ def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, *, in
         one_row = _kernel(q.shape[1], q.shape[2], min(_QUERY_BLOCK, q.shape[2]), min(_KEY_BLOCK, q.shape[2]), interpret)
         return cast(jax.Array, jax.vmap(one_row)(q, k, v)).swapaxes(1, 2)
 
+    return on_each_device(local, q_BTHC, k_BTKC, v_BTKC)
+
+
+def on_each_device(attend: Callable[..., jax.Array], q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array):
+    """`attend` of each device's own rows and heads, for a kernel that knows nothing of meshes (`are_split_alike`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return local(q_BTHC, k_BTKC, v_BTKC)
+        return attend(q_BTHC, k_BTKC, v_BTKC)
     q_spec, kv_spec = _spec(q_BTHC, mesh, "act_heads"), _spec(k_BTKC, mesh, "act_kv_heads")
     # check_vma: a kernel does not say along which axes its output varies
-    split = jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False)
+    split = jax.shard_map(attend, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False)
     return split(q_BTHC, k_BTKC, v_BTKC)
 
 

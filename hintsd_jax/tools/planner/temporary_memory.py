@@ -10,9 +10,9 @@ S: keys that are attended to at once, 1024 of a cache or trunk of more than 2048
 update       (inputs + max(layer, teacher, reference, loss) + gathered + gradients) x gaps
   inputs     N B T D c: of the layers, for the backward pass (where policy.remat is off all that a layer makes, N times)
   layer      B T c (f F + h H C + d D) + scores: one layer computed again, and its gradients
-  scores     of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens
-             (chunks of queries under remat), H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a
-             multiple of 1024, from 2048 on)
+  scores     of attention, those that exist at once, some bytes each: H x 128 x T in a row of more than 4096 tokens,
+             H x 9/16 T^2 in a shorter one, none where TPU's kernel takes the row (T a multiple of 1024, from 2048 on).
+             More than is needed since rows are attended to in tiles (`models.tiled`): the compilers are to be asked
   teacher    B (T + M) c (f' F + h' H C + d' D) + B H M max(M, S) s: no gradient, but the branches' scores against
              themselves exist all at once; of a batch that no teacher reads (M = 0) nothing
   reference  where a part of the loss needs one, B T c (f' F + h' H C + d' D) and the scores of a row: no gradient
@@ -54,8 +54,8 @@ from hintsd_jax.tools.planner.programs import (
 # more than rough.
 ERROR = {"gpu": {"prefill": 0.05, "decode": 0.05, "update": 0.10}, "tpu": {"update": 0.31}}
 
-LONG = 4096  # tokens of a row up to which `attention.attend_causal` has all scores at once
-_CHUNK = 128  # queries that have scores at once in longer ones
+LONG = 4096  # tokens of a row up to which all its scores are counted
+_CHUNK = 128  # queries whose scores are counted in longer ones
 
 
 class _Widths(NamedTuple):

@@ -1,0 +1,101 @@
+"""Attention in tiles against NumPy's whole square in float64: values and gradients, at seams, odd sizes and any groups;
+what a later token may change; what memory it takes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hintsd_jax.models import attention, tiled
+
+LARGEST = 16
+
+
+def draw(T, heads, kv_heads, C=8, batch=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(batch, T, n, C)).astype(np.float32) for n in (heads, kv_heads, kv_heads, heads)]
+
+
+def oracle(q, k, v, pull):
+    """Mixed values, and the gradients of their product with `pull`; head h reads kv head h // G."""
+    q, k, v, pull = map(np.float64, (q, k, v, pull))
+    T, (H, K), C = q.shape[1], (q.shape[2], k.shape[2]), q.shape[3]
+    wide_k, wide_v = (np.repeat(x, H // K, axis=2) for x in (k, v))
+    scores = np.where(np.tri(T, dtype=bool), np.einsum("bthc,bshc->bhts", q, wide_k) / np.sqrt(C), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    of_weights = np.einsum("bthc,bshc->bhts", pull, wide_v)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(axis=-1, keepdims=True)) / np.sqrt(C)
+    grouped = lambda x: x.reshape(*x.shape[:2], K, H // K, C).sum(axis=3)
+    return (
+        np.einsum("bhts,bshc->bthc", weights, wide_v),
+        np.einsum("bhts,bshc->bthc", of_scores, wide_k),
+        grouped(np.einsum("bhts,bthc->bshc", of_scores, q)),
+        grouped(np.einsum("bhts,bthc->bshc", weights, pull)),
+    )
+
+
+def run(q, k, v, pull, largest=LARGEST):
+    @jax.jit
+    def both(q, k, v, pull):
+        mixed, back = jax.vjp(lambda *qkv: tiled.attend_causal(*qkv, largest), q, k, v)
+        return mixed, *back(pull)
+
+    return both(q, k, v, pull)
+
+
+@pytest.mark.parametrize("T", [1, 7, LARGEST, LARGEST + 1, 2 * LARGEST, 5 * LARGEST - 3])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (3, 1)])
+def test_values_and_gradients_are_those_of_the_whole_square(T, heads, kv_heads):
+    inputs = draw(T, heads, kv_heads)
+    for got, expected in zip(run(*inputs), oracle(*inputs), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("largest", [8, 24, 512])
+def test_the_size_of_a_tile_changes_nothing_but_rounding(largest):
+    inputs = draw(70, 4, 2)
+    for got, expected in zip(run(*inputs, largest=largest), oracle(*inputs), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+def test_scores_far_from_zero_are_safe():
+    """exp of these scores is infinite in float32, and that of their opposites zero."""
+    q, k, v, pull = draw(50, 2, 1)
+    for scale in (60.0, -60.0):
+        expected = oracle(scale * q, k, v, pull)
+        for got, wanted in zip(run(scale * q, k, v, pull), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-3 * max(1.0, np.abs(wanted).max()))
+
+
+def test_bfloat16_is_as_close_as_its_own_rounding():
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in draw(90, 4, 2)]
+    expected = oracle(*(np.asarray(x, np.float32) for x in inputs))
+    for got, wanted in zip(run(*inputs), expected, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(got, np.float32), wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_what_comes_later_changes_no_bit():
+    q, k, v, _ = draw(80, 4, 2)
+    cut = 3 * LARGEST + 5
+    attend = jax.jit(lambda *qkv: tiled.attend_causal(*qkv, LARGEST))
+    other = [np.concatenate([x[:, :cut], np.full_like(x[:, cut:], 1e3)], axis=1) for x in (q, k, v)]
+    np.testing.assert_array_equal(attend(q, k, v)[:, :cut], attend(*other)[:, :cut])
+
+
+def test_a_row_is_bit_equal_beside_another():
+    q, k, v, pull = draw(70, 4, 2)
+    alone = run(*(np.stack([x[0], np.zeros_like(x[0])]) for x in (q, k, v, pull)))
+    for both, one in zip(run(q, k, v, pull), alone, strict=True):
+        np.testing.assert_array_equal(both[0], one[0])
+
+
+def test_no_square_of_scores_exists():
+    """Forward and backward keep to a few copies of queries, keys and values; one head's square alone is 64 MiB."""
+    T = 4096
+    shapes = [jax.ShapeDtypeStruct((1, T, n, 8), jnp.float32) for n in (2, 1, 1)]
+    gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attention.attend_causal(*qkv)), argnums=(0, 1, 2)))
+    needed = gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 4 * T * T / 16

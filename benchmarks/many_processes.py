@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import REPO, markdown_table
+from benchmarks.resume import state_arrays
 from hintsd_jax.envs.base import Action, Start, StepResult
 from hintsd_jax.envs.desk.env import Desk
 
@@ -95,15 +96,7 @@ def first_state(workdir: Path, part: str) -> list[np.ndarray]:
     """A part of the state after the first update: "params", what was trained; "opt_state", Adam's moments, which are
     the gradient and its square then.
     """
-    import jax
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        folder = workdir / "checkpoints" / "1" / "state"
-        kinds = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
-        )
-        return jax.tree.leaves(reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))[part])
+    return [array for name, array in state_arrays(workdir, 1).items() if name.startswith(f"['{part}']")]
 
 
 def relative(one: Any, other: Any) -> float:

@@ -216,12 +216,21 @@ def differences(killed: Path, whole: Path, step: int) -> list[str]:
 
 def state_bytes(path: Path, step: int) -> dict[str, tuple]:
     """Every array of a checkpoint by its path in the state: dtype, shape and bytes."""
+    arrays = state_arrays(path, step)
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+
+def state_arrays(path: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path in the state, on whatever devices it was."""
     import jax
     import orbax.checkpoint as ocp
 
-    state = ocp.StandardCheckpointer().restore(path / "checkpoints" / str(step) / "state")
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+    folder = path / "checkpoints" / str(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def compile_cache() -> dict[str, str]:

@@ -41,9 +41,11 @@ with socket.socket() as s:
     print(s.getsockname()[1])'
 
 PIDS=()
+TOLD=0 # how many of them a signal that reached the script has been passed on to
 
 pass_on() { # a signal that reached the script goes to every process
     STOPPED="$1"
+    TOLD=${#PIDS[@]}
     for pid in "${PIDS[@]}"; do kill -s TERM "$pid" 2>/dev/null || true; done
 }
 trap 'pass_on INT' INT
@@ -105,6 +107,9 @@ all_processes() { # starts them, waits for all; the exit status is that of `toge
         fi
     done
     ((DRY_RUN)) && return 0
+    if [[ -n "$STOPPED" ]]; then # while they were started: to those that were not there yet
+        for pid in "${PIDS[@]:TOLD}"; do kill -s TERM "$pid" 2>/dev/null || true; done
+    fi
     while alive; do
         sleep 0.2 || true
         if some_failed; then

@@ -137,14 +137,9 @@ def test_prefill_and_decoding_equal_the_full_forward(hidden):
     """The engine's passes: two chunks of the prompt, the second against the first, then token by token."""
     params = lora.attach(BASE, ADAPTER)
     extend, decode_step = (jit(function, static_argnums=1) for function in (decoder.extend, decoder.decode_step))
-    rows = tuple(
-        np.zeros((CONFIG.num_layers, B, S, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32) for _ in range(2)
-    )
+    cache = decoder.init_cache(CONFIG, B, S)
     for start in (0, 6):
-        new = extend(params, CONFIG, TOKENS[:, start : start + 6], np.full(B, start), rows)
-        for row, part in zip(rows, new, strict=True):
-            row[:, :, start : start + 6] = part
-    cache = list(zip(*rows, strict=True))
+        cache = extend(params, CONFIG, TOKENS[:, start : start + 6], np.full(B, start), np.arange(B), cache)
     for t in range(12, T):
         step, cache = decode_step(params, CONFIG, TOKENS[:, t], np.full(B, t), cache)
         np.testing.assert_allclose(step, hidden[:, t], atol=1e-5)
@@ -240,8 +235,8 @@ def test_every_axis_has_a_rule():
         ADAPTER,
         axes,
     )
-    assert axes["layers"]["attention"]["out"]["a"] == jax.P("layers", "heads", "rank")
-    assert axes["layers"]["attention"]["query"]["b"] == jax.P("layers", "rank", "heads")
+    assert axes["layers"]["attention"]["out"]["a"] == jax.P("layers", "adapter_split", "rank")
+    assert axes["layers"]["attention"]["query"]["b"] == jax.P("layers", "rank", "adapter_split")
 
 
 @pytest.mark.parametrize(

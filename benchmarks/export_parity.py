@@ -43,6 +43,7 @@ from hintsd_jax.export import export
 from hintsd_jax.models import decoder, lora
 from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.runs.workdir import Workdir, versions
+from hintsd_jax.storage import AnyPath
 from hintsd_jax.training.state import create
 
 FIXTURES = REPO / "tests" / "fixtures"
@@ -104,7 +105,7 @@ def our_logits(policy, frozen: Any, adapter: Any, tokens: np.ndarray) -> np.ndar
     return np.asarray(decoder.project(params, policy, hidden))
 
 
-def adapter_gaps(ours: dict[str, np.ndarray], source: Path, exported: dict[str, Path], tokens: np.ndarray) -> dict:
+def adapter_gaps(ours: dict[str, np.ndarray], source: Path, exported: dict[str, AnyPath], tokens: np.ndarray) -> dict:
     """Largest differences of logits between ours and those of what was exported; one model in memory at a time."""
     load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     adapted = lambda name: PeftModel.from_pretrained(load(source), exported[name])

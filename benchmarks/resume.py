@@ -203,7 +203,7 @@ def differences(killed: Path, whole: Path, step: int) -> list[str]:
 
     def counters(path: Path) -> dict:
         record = json.loads((path / "checkpoints" / str(step) / "extra" / "metadata").read_text())
-        return {key: value for key, value in record.items() if key not in ("seconds", "sha256")}
+        return {key: value for key, value in record.items() if key not in ("seconds", "sha256", "rows")}
 
     parts = {
         "metrics": rows,

@@ -3,6 +3,7 @@
 Needs requirements-parity.txt; nothing else imports it.
 """
 
+# pyright: reportMissingImports=false, reportCallIssue=false
 from __future__ import annotations
 
 import os

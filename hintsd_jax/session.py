@@ -100,7 +100,8 @@ class Session:
         Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
         Privacy.of(env_class, config.env.name, config.env.record_texts).check_training(config.tasks.train_split)
         kv_heads = read_config(config.policy.location).num_kv_heads
-        mesh = make_mesh(**build.mesh_sizes(config, kv_heads, jax.device_count(), processes.count()))
+        sizes = build.mesh_sizes(config, kv_heads, jax.device_count(), processes.count())
+        mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
         own_mesh = serving_mesh(mesh, kv_heads)
         if config.rollout.slots % own_mesh.shape["data"]:
             raise UserError(

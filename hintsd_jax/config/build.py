@@ -89,7 +89,7 @@ def _defaults_here(config: Config) -> dict[str, Any]:
 
 
 def mesh_sizes(config: Config, kv_heads: int, devices: int, processes: int = 1) -> dict[str, int]:
-    """The sizes of the mesh's axes over all devices, as `make_mesh` takes them, with what is 0 chosen.
+    """The sizes of data, fsdp and tensor over all devices, as `make_mesh` takes them, with what is 0 chosen.
 
     A batch has a row for each of data x fsdp, and a training step no more rows than episodes: more devices than that
     would compute padding, so `tensor` takes them, as long as it divides the kv heads and the devices of a process.

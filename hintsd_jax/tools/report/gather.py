@@ -12,11 +12,11 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError, reason
 from hintsd_jax.jsonl import read_jsonl
+from hintsd_jax.storage import AnyPath
 from hintsd_jax.tools.report import records, results
 from hintsd_jax.tools.report.reading import Run, count_lines
 
@@ -72,7 +72,7 @@ def gather(runs: Sequence[Run], most: int) -> Content:
 
 
 @contextlib.contextmanager
-def written_by_a_run(file: Path) -> Iterator[None]:
+def written_by_a_run(file: AnyPath) -> Iterator[None]:
     """What comes out of a file with something else in it becomes a UserError with its path."""
     try:
         yield

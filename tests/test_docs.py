@@ -110,7 +110,7 @@ def refused(words: list[str], complete: bool) -> str:
         case ["make", target]:
             return "" if target in TARGETS else "no such target"
         case ["pip", "install", what]:
-            extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
+            extra = re.fullmatch(r"(?:\.|hintsd-jax)(?:\[(\w+)\])?", what)
             return "" if extra and (extra[1] is None or extra[1] in EXTRAS) else "no such extra"
         case ["python", "-m", "hintsd_jax" | "hintsd_jax.main", *arguments] | ["hintsd-jax", *arguments]:
             if arguments[:1] == ["report"]:

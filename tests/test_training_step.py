@@ -171,7 +171,8 @@ def host(tree):
 
 def assert_same_update(actual, expected, rtol=1e-5):
     """Of two accumulators: sums within rtol of each, gradients within rtol of the largest entry of each array, or of a
-    hundredth of the largest of all: queries and keys of a lone token have a gradient of 0, and attention its rounding.
+    tenth of the largest of all: in the gradients of queries and keys terms as large as that cancel, of a lone token to
+    0, and 1e-6 of them are eight roundings of float32.
     """
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected.grads))
     for name in expected.sums:
@@ -179,7 +180,7 @@ def assert_same_update(actual, expected, rtol=1e-5):
 
     def close(path, a, b):
         a, b = np.array(a), np.array(b)
-        assert np.abs(a - b).max() <= rtol * max(np.abs(b).max(), largest / 100), jax.tree_util.keystr(path)
+        assert np.abs(a - b).max() <= rtol * max(np.abs(b).max(), largest / 10), jax.tree_util.keystr(path)
 
     jax.tree_util.tree_map_with_path(close, actual.grads, expected.grads)
 

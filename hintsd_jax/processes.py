@@ -16,6 +16,7 @@ With one process nothing of this happens: `gather` gives back what it gets.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -139,7 +140,7 @@ def joined(settings: DistributedSection, same: str = "") -> Iterator[None]:
         _meetings.meet("the end", may_stop=False)
         raise
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if re.match(r"[A-Z_]{5,}: ", str(error)):  # a status of XLA's, whatever class jax gives it
             _meetings.outwait()
         _meetings.part(error)
         raise
@@ -301,13 +302,15 @@ class _Meetings:
         """After an error of the devices, which may only say that another process is gone ("connection reset by peer"):
         if one is, the watching thread names it meanwhile and ends this process, so that the run can be continued.
         """
-        self._ended.wait(self._silence_s + 5 * SIGN_S)
+        self._ended.wait(self._silence_s + 5 * SIGN_S + PARTING_S)
 
     def part(self, error: BaseException) -> None:
         """Says to the others why this process ends; process 0, at which they read, waits until they have."""
         self._ended.set()
         told = error if isinstance(error, UserError) else of_the_machine(error) if _of_machine(error) else None
         why = str(told) if told else "".join(traceback.format_exception_only(error)).strip()
+        # Once the error is told: at its end the interpreter would wait for processes that are gone.
+        atexit.register(interruption.leave, 2 if told else 1)
         with contextlib.suppress(Exception):  # the others see its silence
             self._parted(why, 2 if told else 1)
             if leads():

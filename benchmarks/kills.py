@@ -15,7 +15,6 @@ With several processes a signal goes to one of them or to all; the others must e
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -28,8 +27,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.pages import REPO, markdown_table
-from benchmarks.resume import SMALL, compile_cache, differences, newest, verdict
+from benchmarks.pages import REPO
+from benchmarks.resume import SMALL, arguments_parser, compile_cache, differences, newest, verdict, write_page
 from hintsd_jax.runs.interruption import GO_ON
 from hintsd_jax.runs.metrics import read_metrics
 
@@ -167,21 +166,12 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/desk_smoke.py")
+    parser = arguments_parser(__doc__, "kills")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--keep-whole", action="store_true", help="compare with the uninterrupted run that is there")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/kills"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.md"))
-    parser.add_argument("overrides", nargs="*", help="further overrides, such as optim.steps=40")
     arguments = parser.parse_args()
-    arguments.workdir, began = arguments.workdir.absolute(), time.monotonic()
-    lines = []
-    for row in kills(arguments):
-        lines.append(row)
-        print(*row, sep="  ", flush=True)
     header = [
         "",
         "killed by",
@@ -192,15 +182,9 @@ def main() -> None:
         "half a checkpoint left",
         "equal",
     ]
-    table = markdown_table(header, lines, left=(1, 2, 3, 6, 7))
-    versions = json.loads((arguments.workdir / "killed" / "config.json").read_text())["versions"][-1]
     who = "one process" if arguments.processes == 1 else f"{arguments.processes} processes"
-    text = f"# One run of {who}, killed {arguments.kills} times at random moments\n\n{time.strftime('%Y-%m-%d')},"
-    text += f" {time.monotonic() - began:.0f} s, seed {arguments.seed}."
-    text += f" `{arguments.config}` {' '.join(overrides(arguments))}\n\n"
-    text += f"{table}\n\nVersions: {json.dumps(versions)}\n"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(text)
+    title = f"One run of {who}, killed {arguments.kills} times at random moments, seed {arguments.seed}"
+    write_page(arguments, title, kills(arguments), header, (1, 2, 3, 6, 7), overrides(arguments))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -292,26 +292,42 @@ def verdict(wrong: list[str]) -> str:
     return f"**no**: {', '.join(wrong)}" if wrong else "yes"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_parser(about: str | None, name: str) -> argparse.ArgumentParser:
+    """What this and `benchmarks.kills` both take."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/desk_smoke.py")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/resume"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/resume.md"))
+    parser.add_argument("--workdir", type=lambda path: Path(path).absolute(), default=Path(f"runs/{name}").absolute())
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.md"))
     parser.add_argument("overrides", nargs="*", help="further overrides, such as optim.steps=40")
-    arguments = parser.parse_args()
-    arguments.workdir, began = arguments.workdir.absolute(), time.monotonic()
-    lines = []
-    for row in chain(arguments):
+    return parser
+
+
+def write_page(
+    arguments: argparse.Namespace,
+    title: str,
+    rows: Iterable[list[str]],
+    header: Sequence[str],
+    left: Sequence[int],
+    settings: Sequence[str],
+) -> None:
+    """Prints the rows as they come, then writes them as a page."""
+    began, lines = time.monotonic(), []
+    for row in rows:
         lines.append(row)
         print(*row, sep="  ", flush=True)
-    table = markdown_table(["killed", "in step", "newest checkpoint then", "equal so far"], lines, left=(0, 3))
     versions = json.loads((arguments.workdir / "killed" / "config.json").read_text())["versions"][-1]
-    command = f"`{arguments.config}` {' '.join((*SMALL, *arguments.overrides))}"
-    text = f"# One run, killed {len(MOMENTS)} times\n\n{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
-    text += f" {command}\n\n"
-    text += f"{table}\n\nVersions: {json.dumps(versions)}\n"
+    when = f"{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    command = f"`{arguments.config}` {' '.join(settings)}"
+    table = markdown_table(header, lines, left=left)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(text)
+    arguments.out.write_text(f"# {title}\n\n{when} {command}\n\n{table}\n\nVersions: {json.dumps(versions)}\n")
+
+
+def main() -> None:
+    arguments = arguments_parser(__doc__, "resume").parse_args()
+    header = ["killed", "in step", "newest checkpoint then", "equal so far"]
+    settings = [*SMALL, *arguments.overrides]
+    write_page(arguments, f"One run, killed {len(MOMENTS)} times", chain(arguments), header, (0, 3), settings)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ _HOW_TO_JOIN = (
     "set distributed.coordinator = host:port of process 0, distributed.processes to their number, and"
     " distributed.process to that of each, from 0 on; or distributed.coordinator = none for one process"
 )
+_TABLE_GONE = "process 0 of {}, at which all others meet, has ended or cannot be reached ({})"
 GOES_ON = "start all processes with the same command again: the run continues from its last checkpoint"
 
 
@@ -249,6 +250,12 @@ class _Meetings:
 
     def _watch(self) -> None:
         """Shows that this process lives, and looks at the others until the end; runs in a thread."""
+        try:
+            self._look_after_each_other()
+        except Exception as error:  # as a rule of the store; a thread that just ended would let this process seem dead
+            self._leave(f"{_TABLE_GONE.format(count(), reason(error))}; {GOES_ON}", interruption.GO_ON)
+
+    def _look_after_each_other(self) -> None:
         seen: dict[int, tuple[str, float]] = {number: ("", time.monotonic()) for number in range(count())}
         sign = 0
         while not self._ended.wait(SIGN_S):
@@ -277,7 +284,7 @@ class _Meetings:
         if not self._ended.is_set():
             print(f"error: {' '.join(why.split())}", file=sys.stderr, flush=True)
         if leads():  # the store is here
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(RuntimeError, ValueError):  # of a store that is gone: nobody is left to read it
                 self._parted(why, status)
                 self._wait_for_others()
         sys.stdout.flush()
@@ -290,12 +297,8 @@ class _Meetings:
         host, _, port = self._table_at.rpartition(":")
         with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
             return
-        print(
-            f"error: process 0 of {count()}, at which all others meet ({self._table_at}), has ended or cannot be"
-            f" reached; {GOES_ON}",
-            file=sys.stderr,
-            flush=True,
-        )
+        why = _TABLE_GONE.format(count(), self._table_at)
+        print(f"error: {why}; {GOES_ON}", file=sys.stderr, flush=True)
         os._exit(interruption.GO_ON)
 
     def outwait(self) -> None:
@@ -311,7 +314,7 @@ class _Meetings:
         why = str(told) if told else "".join(traceback.format_exception_only(error)).strip()
         # Once the error is told: at its end the interpreter would wait for processes that are gone.
         atexit.register(interruption.leave, 2 if told else 1)
-        with contextlib.suppress(Exception):  # the others see its silence
+        with contextlib.suppress(RuntimeError, ValueError):  # of a store that is gone: the others see its silence
             self._parted(why, 2 if told else 1)
             if leads():
                 self._wait_for_others()

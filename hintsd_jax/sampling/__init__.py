@@ -2,7 +2,8 @@
 
 """The sampling engine: weights and prompt tokens in, sampled tokens out. Usable without the trainer."""
 
-from hintsd_jax.sampling.engine import Engine, EngineConfig, SamplingStats
+from hintsd_jax.sampling.engine import Engine
 from hintsd_jax.sampling.jobs import Job, Rewrite, Sampling
+from hintsd_jax.sampling.settings import EngineConfig, SamplingStats
 
 __all__ = ["Engine", "EngineConfig", "Job", "Rewrite", "Sampling", "SamplingStats"]

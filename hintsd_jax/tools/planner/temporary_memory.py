@@ -20,7 +20,8 @@ update       (inputs + max(layer, teacher, reference, loss) + gathered + gradien
   gathered   with `fsdp` above 1: one layer's weights twice, and the vocabulary's table
   gradients  where all weights are trained: in float32, on TPU before and after they are summed over devices, and the
              table's whole
-prefill      the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores L x max(L, S)
+prefill      the rows' caches as arrays of N R S K C, for keys and values, what is new of them, and scores
+             L x max(L, S); more than is needed since it writes in place (`models.cached_attention`)
 decode       logits B V and scores B H S in float32, four times; but on TPU, the cache of one layer, which is copied to
              another layout
 

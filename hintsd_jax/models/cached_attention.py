@@ -8,9 +8,10 @@ matrix that a product reads as it lies, and a stretch of positions of one slot i
 rows of T tokens are served at once: one token of every slot (decoding, R = B), or some chunks of prompts (prefill).
 H query heads in G = H / K groups.
 
-A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU every
-row reads its own blocks, so a step costs the sum of what is in the slots. On accelerators a decoding step reads larger
-blocks of all slots, up to the longest row, because there a short loop over rows costs more than the keys that it saves.
+A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU a
+decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
+slots. On accelerators it reads larger blocks of all slots, up to the longest row, because there a short loop costs more
+than the keys that it saves. Rows of a prefill read their own blocks everywhere.
 
 Invariants: a query attends to the positions up to its own, in its own slot; a block beyond them is not read or changes
 no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
@@ -35,10 +36,13 @@ _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden mus
 # Keys that are read at once. CPU: the block stays in its nearest memory (16 slots x 4,700 positions: 128 was as good as
 # any of 64 to 512). Accelerators: a block must be worth a round of the loop.
 _CPU_BLOCK, _CPU_PREFILL_BLOCK, BLOCK = 128, 256, 1024
+_CPU_BLOCKS = 16  # of decoding, that one round of its loop reads: a round costs what some thousand keys cost
 
 
 class _Partial(NamedTuple):
-    """A softmax over some of the keys: exp(score - top) summed with the values, and alone; float32."""
+    """A softmax over some of the keys: exp(score - top) summed with the values, and alone; float32. T is left out where
+    it is 1.
+    """
 
     mixed_RKGTC: jax.Array
     total_RKGT: jax.Array
@@ -116,7 +120,7 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
         is_here_R, slot_R = start_R < S, jnp.arange(B)
         put = jax.vmap(lambda old_KSC, new_KTC, at: old_KSC.at[:, at].set(new_KTC[:, 0], mode="drop"))
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC, start_R), put(values_BKSC, v_RKTC, start_R)
-        attend = partial(jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_BLOCK), default=attend_all_slots)
+        attend = partial(jax.lax.platform_dependent, cpu=_listed_blocks, default=attend_all_slots)
     else:
         slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
         put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
@@ -167,6 +171,60 @@ def _by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> j
         return jax.lax.dynamic_update_slice_in_dim(mixed_RKGTC, mixed_1KGTC, r, axis=0)
 
     return jax.lax.fori_loop(0, R, row, jnp.zeros(q_RKGTC.shape, jnp.float32))
+
+
+def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+    """Row b reads slot b, T = 1; W listed blocks hold those of all rows, `_CPU_BLOCKS` of which are read at once ->
+    mixed_BKGTC, float32.
+
+    A row's blocks are merged in their order, whatever is read beside them: no neighbour changes a bit of it.
+    """
+    (B, K, G, _, C), S = q_BKGTC.shape, keys_BKSC.shape[2]
+    block, most = min(_CPU_BLOCK, S), B * -(-S // _CPU_BLOCK)
+    N = min(_CPU_BLOCKS, most)
+    q_BKGC, length_B, W = q_BKGTC[:, :, :, 0], length_BT[:, 0], -(-most // N) * N
+    blocks_B = -(-length_B // block)
+    stop_B = jnp.cumsum(blocks_B)
+    row_W = jnp.sum(jnp.arange(W)[:, None] >= stop_B, axis=1, dtype=jnp.int32)  # B: no block
+    row_or_last_W = jnp.minimum(row_W, B - 1)
+    first_W = (jnp.arange(W) - (stop_B - blocks_B)[row_or_last_W]) * block
+    rounds = -(-stop_B[-1] // N)
+    of_round = lambda x_W, n: jax.lax.dynamic_slice_in_dim(x_W, n * N, N)
+
+    def score(n: jax.Array, scored: tuple[_Partial, jax.Array]) -> tuple[_Partial, jax.Array]:
+        parts_W, top_BKG = scored
+        row_N, first_N = of_round(row_or_last_W, n), of_round(first_W, n)
+        start_N = jnp.minimum(first_N, S - block)  # the last block may begin early: what it repeats is hidden
+
+        def read(x_BKSC: jax.Array) -> jax.Array:
+            one = lambda row, start: jax.lax.dynamic_slice(x_BKSC, (row, 0, start, 0), (1, K, block, C))[0]
+            return jax.vmap(one)(row_N, start_N)
+
+        keys_NKSC, values_NKSC = read(keys_BKSC), read(values_BKSC)
+        index_NS = start_N[:, None] + jnp.arange(block)
+        visible_NS = (index_NS >= first_N[:, None]) & (index_NS < length_B[row_N][:, None])
+        scores = jnp.einsum("nkgc,nksc->nkgs", q_BKGC[row_N], keys_NKSC, preferred_element_type=jnp.float32)
+        scores_NKGS = jnp.where(visible_NS[:, None, None], scores, _MIN)
+        top_NKG = jnp.max(scores_NKGS, axis=-1)
+        weights_NKGS = jnp.exp(scores_NKGS - top_NKG[..., None])  # a listed block has a key that is seen
+        mixed_NKGC = jnp.einsum(
+            "nkgs,nksc->nkgc", weights_NKGS.astype(values_NKSC.dtype), values_NKSC, preferred_element_type=jnp.float32
+        )
+        put = lambda old_W, new_N: jax.lax.dynamic_update_slice_in_dim(old_W, new_N, n * N, axis=0)
+        parts_W = jax.tree.map(put, parts_W, _Partial(mixed_NKGC, jnp.sum(weights_NKGS, axis=-1), top_NKG))
+        return parts_W, top_BKG.at[of_round(row_W, n)].max(top_NKG, mode="drop")
+
+    def merge(n: jax.Array, merged: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        mixed_N, total_N, top_N = (of_round(x_W, n) for x_W in parts_W)
+        weight_NKG = jnp.exp(top_N - top_BKG[of_round(row_or_last_W, n)])
+        add = lambda sum_B, new_N: sum_B.at[of_round(row_W, n)].add(new_N, mode="drop")
+        return add(merged[0], mixed_N * weight_NKG[..., None]), add(merged[1], total_N * weight_NKG)
+
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    parts_W = _Partial(zeros(W, K, G, C), zeros(W, K, G), zeros(W, K, G))
+    parts_W, top_BKG = jax.lax.fori_loop(0, rounds, score, (parts_W, jnp.full((B, K, G), _MIN)))
+    mixed_BKGC, total_BKG = jax.lax.fori_loop(0, rounds, merge, (zeros(B, K, G, C), zeros(B, K, G)))
+    return (mixed_BKGC / jnp.where(total_BKG > 0, total_BKG, 1.0)[..., None])[:, :, :, None]
 
 
 def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:

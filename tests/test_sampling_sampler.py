@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.models.sampling_distribution import SamplingDistribution, lowest_kept
+from hintsd_jax.sampling import sampler
 from hintsd_jax.sampling.sampler import sample
 
 V = 12
@@ -94,3 +95,32 @@ def test_a_row_does_not_feel_its_neighbours_filters():
     np.testing.assert_array_equal(plain[1::2], mixed[1::2])
     np.testing.assert_array_equal(plain_logprobs[1::2], mixed_logprobs[1::2])
     assert (plain[::2] != mixed[::2]).any()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 129, 1024, 4999, 40_960])
+def test_wherever_a_token_stands_it_comes_as_often_as_it_should(vocabulary):
+    """First, last and some between, among tokens that cannot come at all."""
+    rng = np.random.default_rng(vocabulary)
+    tokens = np.unique([0, vocabulary - 1, *rng.integers(0, vocabulary, 6)])
+    logits_V = np.full(vocabulary, -1e9, np.float32)
+    logits_V[tokens] = rng.normal(size=len(tokens))
+    n = 2000
+    tokens_B, logprobs_B = draw(jnp.asarray(logits_V), n=n, seed=vocabulary)
+    expected = np.exp(logits_V[tokens].astype(np.float64))
+    expected /= expected.sum()
+    assert set(tokens_B.tolist()) <= set(tokens.tolist())
+    counts = np.array([(tokens_B == token).sum() for token in tokens])
+    chi2 = np.sum((counts - n * expected) ** 2 / (n * expected))
+    assert chi2 < 26.0  # 99.9 % quantile at 8 degrees of freedom; there are at most 7
+    np.testing.assert_allclose(logprobs_B, np.log(expected)[np.searchsorted(tokens, tokens_B)], atol=2e-5)
+    logits_V[tokens] = 3.0  # the first of those that are alike, as argmax has it
+    assert set(draw(jnp.asarray(logits_V), n=3, temperature=0.0)[0].tolist()) == {tokens[0]}
+
+
+def test_no_draw_is_lost_to_rounding():
+    """Random numbers next to 0 and 1, parts without any mass first and last."""
+    mass_BN = jnp.array([[0.0, 0.1, 0.2, 0.0, 0.7, 0.0], [0.0, 0.0, 1e-30, 0.0, 0.0, 0.0], [1e-8] * 3 + [0.0] * 3])
+    left_BNC, top_B = jnp.log(mass_BN)[..., None], jnp.zeros(3)
+    for uniform in (0.0, 2.0**-23, 0.5, 1 - 2.0**-23):
+        chosen_B = sampler._drawn(left_BNC, top_B, jnp.full(3, uniform))
+        assert (jnp.take_along_axis(mass_BN, chosen_B[:, None], axis=1) > 0).all()

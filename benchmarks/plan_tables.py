@@ -129,7 +129,8 @@ def calibrate(only: str) -> Iterator[dict]:
             print(f"no compiler for {case.devices}: left out", flush=True)
             continue
         policy = described_policy(config, Path(config.policy.path), platform=target.platform)
-        candidates = programs(config, policy, target.mesh(**target.sizes(config, policy)))
+        mesh = target.mesh(**target.sizes(config, policy))
+        candidates = programs(config, policy, mesh, platform=target.platform)
         program = next(program for program in candidates if program.name.startswith(case.program))
         began = time.perf_counter()
         temp = temporary_bytes(topologies.compiled(program.lower(), target.compiler_options))

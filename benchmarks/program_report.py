@@ -127,12 +127,13 @@ def _callees(line: str) -> list[str]:
     return _CALLED.findall(line) + many
 
 
-def layout_copies(text: str, at_least: int) -> Counter[Operation]:
-    """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program.
+def layout_copies(text: str, at_least: int, others: Collection[str] = ()) -> Counter[Operation]:
+    """Copies in another layout, and transpositions, that yield arrays of so many bytes, anywhere in the program; and
+    `others`, such as "slice".
 
     Asynchronous copies are not among them: they fetch an array as it is into on-chip memory.
     """
-    copies = _count(text, ("copy", "transpose"), inside_loops=False)
+    copies = _count(text, ("copy", "transpose", *others), inside_loops=False)
     return Counter({operation: number for operation, number in copies.items() if operation.size >= at_least})
 
 

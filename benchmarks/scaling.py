@@ -77,7 +77,7 @@ def cases(smallest: bool) -> dict[str, dict[int, tuple[str, int, list[int]]]]:
 
 
 def measure(policy: PolicyConfig, rounds: int, smallest: bool) -> list[dict]:
-    weights = decoder.unstacked(decoder.init_params(policy, jax.random.key(0)))
+    weights = decoder.by_layer(decoder.init_params(policy, jax.random.key(0)))
     results = []
     for name, by_size in cases(smallest).items():
         calls: dict[int, Callable[[], float]] = {}

@@ -171,8 +171,8 @@ def test_a_decoding_loop_updates_its_cache_in_place():
     assert memory.temp_size_in_bytes < cache[0][0].nbytes
 
 
-def test_unstacked_weights_are_the_same_and_no_program_copies_them(params):
-    """XLA's CPU compiler copies slices of stacked weights; the loop with unstacked ones has no room for a layer's."""
+def test_weights_by_layer_are_the_same_and_no_program_copies_them(params):
+    """XLA's CPU compiler copies slices of stacked weights; the loop with those apart has no room for one of a layer."""
     from hintsd_jax.models import lora
     from hintsd_jax.models.config import LoraConfig
 
@@ -180,11 +180,11 @@ def test_unstacked_weights_are_the_same_and_no_program_copies_them(params):
     adapter = jax.tree.map(lambda leaf: leaf + 0.1, lora.init_adapter(config, jax.random.key(1)))
     served, cache = lora.attach(params, adapter), decoder.init_cache(config, B, S)
     tokens, at = random_tokens(10, B), np.array([0, 3, 5, S])
-    same, other = (decode_step(one, config, tokens, at, cache)[0] for one in (served, decoder.unstacked(served)))
+    same, other = (decode_step(one, config, tokens, at, cache)[0] for one in (served, decoder.by_layer(served)))
     np.testing.assert_allclose(same, other, atol=1e-6)
 
     config = dataclasses.replace(CONFIG, d_model=256, d_ff=1024)
-    shapes = jax.eval_shape(lambda key: decoder.unstacked(decoder.init_params(config, key)), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: decoder.by_layer(decoder.init_params(config, key)), jax.random.key(0))
     memory = decode_step.lower(shapes, config, tokens, at, cache).compile().memory_analysis()
     if memory is None:
         pytest.skip("this backend reports no memory analysis")

@@ -149,7 +149,7 @@ def test_prefill_and_decoding_equal_the_full_forward(hidden):
 def mask(key_BT2, name="query"):
     """What dropout leaves of ones at a module: its adapter is the identity and its kernel zero."""
     config = with_lora(rank=24, alpha=24.0, targets=("q_proj", "up_proj"))
-    module = Linear(config, 24, ("embed", "mlp"), name=name)
+    module = Linear(config, "train", 24, ("embed", "mlp"), name=name)
     variables = {"params": {"kernel": jnp.zeros((24, 24))}, "lora": {"a": jnp.eye(24), "b": jnp.eye(24)}}
     return module.apply(variables, jnp.ones((*key_BT2.shape[:2], 24)), dropout_masks(config, key_BT2, 0))
 

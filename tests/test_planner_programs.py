@@ -25,6 +25,7 @@ from hintsd_jax.tools.planner.programs import programs as all_programs
 
 SHAPE = Path(__file__).parents[1] / "assets" / "shapes" / "qwen3-4b.json"
 MESHES = {"v5e:2x4": {"data": 1, "fsdp": 8, "tensor": 1}, "v5p:2x2x1": {"data": 1, "fsdp": 4, "tensor": 1}}
+FEWER = {"v5e:2x2": {"data": 1, "fsdp": 4, "tensor": 1}}  # a device has two of the kv heads
 KINDS = ("prefill", "copy", "decode", "update", "apply")
 # All weights of a 4B policy cannot be trained on eight v5e at 24,576 tokens: 9 GiB of state and 16 of temporaries a
 # chip have 15.75.
@@ -45,7 +46,7 @@ def programs(topology: str, rank: int, layers: int | None = None) -> tuple[dict[
     """By name."""
     config = build.build(bfcl_qwen3_4b.get_config()).replaced({"lora.rank": rank})
     policy = described_policy(config, SHAPE, layers)
-    mesh = topologies.tpu_mesh(topology, **MESHES[topology])
+    mesh = topologies.tpu_mesh(topology, **(MESHES | FEWER)[topology])
     size = Bytes(
         2 * policy.d_model * policy.num_kv_heads * policy.head_dim // mesh.size, 2 * policy.d_model * policy.d_ff
     )
@@ -62,10 +63,25 @@ def check_decode(program: Program, report: program_report.Report, size: Bytes) -
 
 
 @pytest.mark.libtpu
-def test_decoding_holds_and_gathers_no_weight_twice():
-    by_name, size = programs("v5e:2x4", 32, layers=2)
+@pytest.mark.parametrize("topology", ["v5e:2x4", *FEWER])
+def test_decoding_holds_and_gathers_no_weight_twice(topology):
+    by_name, size = programs(topology, 32, layers=2)
     program = by_name["decode 8 slots x 24576"]
     check_decode(program, program_report.report(program), size)
+
+
+@pytest.mark.skipif(not topologies.can_compile_for_gpus(), reason="jax's CUDA plugin is not installed")
+def test_decoding_on_a_gpu_copies_neither_weights_nor_keys():
+    config = build.build(bfcl_qwen3_4b.get_config())
+    policy, mesh = described_policy(config, SHAPE, 2, platform="gpu"), topologies.gpu_mesh("h100", 1, 2**36)
+    (program,) = (one for one in all_programs(config, policy, mesh, platform="gpu") if one.kind == "decode")
+    compiled = topologies.compiled(program.lower(), topologies.GPU_OPTIONS)
+    # A weight out of a stack, two of them side by side, a block of keys: each written before it is read.
+    moved = ("slice", "dynamic-slice", "concatenate")
+    assert not program_report.layout_copies(compiled.as_text(), at_least=2**21, others=moved)
+    memory = topologies.memory_of(compiled)
+    assert memory.temp_size_in_bytes < 0.01 * program.weight_bytes
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 2**20  # the cache is updated in place
 
 
 @pytest.mark.libtpu

@@ -41,12 +41,13 @@ def pointers(tree):
 def test_on_one_device_and_in_one_dtype_nothing_is_copied(mesh):
     base, adapter = weights(mesh)
     for params in (base, lora.attach(base, adapter)):
-        assert pointers(ServingLayout(POLICY, mesh)(params)) == pointers(params)
+        assert pointers(ServingLayout(POLICY, mesh, by_layer=False)(params)) == pointers(params)
 
 
 def test_kernels_are_served_in_the_compute_dtype_and_norms_in_theirs(mesh):
     base, adapter = weights(mesh)
-    served = ServingLayout(dataclasses.replace(POLICY, compute_dtype="bfloat16"), mesh)(lora.attach(base, adapter))
+    layout = ServingLayout(dataclasses.replace(POLICY, compute_dtype="bfloat16"), mesh, by_layer=False)
+    served = layout(lora.attach(base, adapter))
     for path, leaf in jax.tree_util.tree_flatten_with_path(served)[0]:
         assert leaf.dtype == (jnp.float32 if path[-1].key == "scale" else jnp.bfloat16), path
     kernel = lambda params: params["layers"]["mlp"]["up"]["kernel"]
@@ -54,7 +55,7 @@ def test_kernels_are_served_in_the_compute_dtype_and_norms_in_theirs(mesh):
 
 
 def test_frozen_weights_are_laid_out_once_and_trained_ones_every_time(mesh):
-    layout = ServingLayout(dataclasses.replace(POLICY, compute_dtype="bfloat16"), mesh)
+    layout = ServingLayout(dataclasses.replace(POLICY, compute_dtype="bfloat16"), mesh, by_layer=False)
     base, adapter = weights(mesh)
     first = layout(lora.attach(base, adapter))
     changed = jax.tree.map(lambda leaf: leaf + 1.0, adapter)
@@ -65,3 +66,18 @@ def test_frozen_weights_are_laid_out_once_and_trained_ones_every_time(mesh):
     trained, again = layout(base | {}), layout(jax.tree.map(lambda leaf: leaf * 2.0, base))
     assert pointers(trained["layers"]) != pointers(again["layers"])
     np.testing.assert_array_equal(again["lm_head"]["kernel"], (base["lm_head"]["kernel"] * 2.0).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_that_stand_apart_are_the_stacked_ones_and_what_is_not_of_a_layer_stays(mesh, dtype):
+    policy = dataclasses.replace(POLICY, compute_dtype=dtype)
+    params = lora.attach(*weights(mesh))
+    stacked, apart = (ServingLayout(policy, mesh, by_layer)(params) for by_layer in (False, True))
+    for n in range(POLICY.num_layers):
+        for one, other in ((stacked, apart), (stacked["lora"], apart["lora"])):
+            same = lambda a, b, n=n: np.testing.assert_array_equal(a[n], b)
+            jax.tree.map(same, one["layers"], other["layers"][n])
+    kept = lambda served: {name: tree for name, tree in served.items() if name not in ("layers", "lora")}
+    jax.tree.map(np.testing.assert_array_equal, kept(stacked), kept(apart))
+    if dtype == "float32":
+        assert pointers(kept(apart)) == pointers(kept(params))

@@ -10,8 +10,9 @@ H query heads in G = H / K groups.
 
 A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU a
 decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
-slots. On accelerators it reads larger blocks of all slots, up to the longest row, because there a short loop costs more
-than the keys that it saves. Rows of a prefill read their own blocks everywhere.
+slots. On accelerators it does so by a library's kernel (`decode_kernels`); where none takes the shapes it reads larger
+blocks of all slots, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of a
+prefill read their own blocks everywhere.
 
 Invariants: a query attends to the positions up to its own, in its own slot; a block beyond them is not read or changes
 no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
@@ -21,12 +22,13 @@ slots and heads, and decoding crosses no devices.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from hintsd_jax.models import decode_kernels
 from hintsd_jax.models.sharding import spec
 
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, K, S, C]
@@ -118,9 +120,11 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
     is_decoding = slot_R is None
     if is_decoding:
         is_here_R, slot_R = start_R < S, jnp.arange(B)
-        put = jax.vmap(lambda old_KSC, new_KTC, at: old_KSC.at[:, at].set(new_KTC[:, 0], mode="drop"))
-        keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC, start_R), put(values_BKSC, v_RKTC, start_R)
-        attend = partial(jax.lax.platform_dependent, cpu=_listed_blocks, default=attend_all_slots)
+        put = lambda old_BKSC, new_BKTC: old_BKSC.at[slot_R[:, None], jnp.arange(K), start_R[:, None]].set(
+            new_BKTC[:, :, 0], mode="drop"
+        )
+        keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC), put(values_BKSC, v_RKTC)
+        attend = attend_slots
     else:
         slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
         put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
@@ -225,6 +229,16 @@ def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Ar
     parts_W, top_BKG = jax.lax.fori_loop(0, rounds, score, (parts_W, jnp.full((B, K, G), _MIN)))
     mixed_BKGC, total_BKG = jax.lax.fori_loop(0, rounds, merge, (zeros(B, K, G, C), zeros(B, K, G)))
     return (mixed_BKGC / jnp.where(total_BKG > 0, total_BKG, 1.0)[..., None])[:, :, :, None]
+
+
+def attend_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+    """Row b, one token, reads slot b in the form that the platform has for these shapes -> mixed_BKGTC, float32."""
+    forms: dict[str, Any] = {"cpu": _listed_blocks, "default": attend_all_slots}
+    if decode_kernels.fits_tpu(q_BKGTC, keys_BKSC):
+        forms["tpu"] = decode_kernels.attend_tpu
+    if decode_kernels.fits_gpu(q_BKGTC, keys_BKSC):
+        forms["cuda"] = decode_kernels.attend_gpu
+    return jax.lax.platform_dependent(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, **forms)
 
 
 def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:

@@ -62,6 +62,15 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
+def _one_by_one(role: str, y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The product `y`, and its input for the next product: in serving it is there only after `y` is.
+
+    Two products with one input may be computed at once, and XLA's GPU compiler then writes their weights one behind the
+    other first, in every step: 30 MiB a layer of Qwen3-4B's queries, keys and values.
+    """
+    return jax.lax.optimization_barrier((y, x)) if role == "serve" else (y, x)
+
+
 class Linear(nn.Module):
     """A projection x W (+ bias), and the low-rank adapter of its name where there is one.
 
@@ -70,6 +79,7 @@ class Linear(nn.Module):
     """
 
     config: PolicyConfig
+    role: str
     features: int
     axes: tuple[str, str]
     bias: bool = False
@@ -91,6 +101,7 @@ class Linear(nn.Module):
             y = (y + bias).astype(cfg.compute_dtype)
         if cfg.lora is not None and self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(cfg.compute_dtype) for name in "ab")
+            y, x = _one_by_one(self.role, y, x)
             if self.name in masks:
                 x = jnp.where(masks[self.name], x / (1.0 - cfg.lora.dropout), 0).astype(x.dtype)
             y += cfg.lora.scale * (x @ a @ b)
@@ -134,11 +145,11 @@ class Attention(nn.Module):
         cfg = self.config
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
-            x = Linear(cfg, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, masks)
-            if cache is not None:
-                # Else the compiler splits W into heads instead of the few tokens: TPU then keeps a second, transposed
-                # copy of it.
-                x = jax.lax.optimization_barrier(x)
+            nonlocal x_BTD
+            x = Linear(cfg, self.role, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, masks)
+            # The barrier has another use: else the compiler splits W into heads instead of the few tokens, and TPU
+            # keeps a second, transposed copy of it.
+            x, x_BTD = _one_by_one(self.role, x, x_BTD)
             x = x.reshape(*x.shape[:2], number, cfg.head_dim)
             return constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
 
@@ -157,7 +168,7 @@ class Attention(nn.Module):
         else:
             # Causal by index, not by position: rows are contiguous and padded on the right only.
             mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC)
-        out = Linear(cfg, cfg.d_model, ("heads", "embed"), residual=True, name="out")
+        out = Linear(cfg, self.role, cfg.d_model, ("heads", "embed"), residual=True, name="out")
         return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), masks), cache
 
 
@@ -170,10 +181,11 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, masks: DropoutMasks) -> jax.Array:
         cfg = self.config
-        gate_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, masks)
-        up_BTF = Linear(cfg, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, masks)
+        gate_BTF = Linear(cfg, self.role, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, masks)
+        gate_BTF, x_BTD = _one_by_one(self.role, gate_BTF, x_BTD)
+        up_BTF = Linear(cfg, self.role, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, masks)
         hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, self.role, "batch", "length", "act_mlp")
-        return Linear(cfg, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, masks)
+        return Linear(cfg, self.role, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, masks)
 
 
 class Block(nn.Module):

@@ -123,12 +123,7 @@ class Engine:
           UserError: a prompt leaves no room for a single sampled token.
         """
         with self._on_mesh_with_cache():
-            return self._run(self._served(params), deque(jobs))
-
-    def _served(self, params: decoder.Params) -> decoder.Params:
-        """In serving's layout; on CPU layer by layer, where that is worth a second copy."""
-        laid = self._layout(params)
-        return decoder.unstacked(laid) if self.mesh.devices.flat[0].platform == "cpu" else laid
+            return self._run(self._layout(params), deque(jobs))
 
     @contextlib.contextmanager
     def _on_mesh_with_cache(self) -> Iterator[None]:
@@ -151,7 +146,7 @@ class Engine:
         """
         config = self.config
         with self._on_mesh_with_cache():
-            params = self._served(params)
+            params = self._layout(params)
             for bucket in config.prefill_buckets:
                 self._prefill_bucket(params, bucket, [], SamplingStats())
                 tick()

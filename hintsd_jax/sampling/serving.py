@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Weights as training lays them out flow in, weights as serving needs them flow out: split over all devices, in the
-compute dtype.
+compute dtype, and where the compiler would copy slices of stacked ones, layer by layer.
 
 A decoding step reads every weight once, so it needs them in the dtype that it computes in, and never gathered.
 Invariant: where the parts on this process's devices and the dtype are what they were, the arrays that come out have the
-memory of those that went in, and are no copies.
+memory of those that went in, and are no copies, but for those of layers that stand by themselves.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,13 +22,22 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import AXES, serving_mesh, shardings
 
 
+def is_by_layer(platform: str) -> bool:
+    """Whether layers are served apart there: see `decoder.by_layer`."""
+    return platform in ("cpu", "gpu")
+
+
 class ServingLayout:
-    """`layout(params)` -> the same weights for the engine. Weights under an adapter never change: their copy, if one is
-    needed, is kept.
+    """`layout(params)` -> the same weights for the engine. Weights under an adapter never change: their copy in another
+    dtype or other parts, if one is needed, is kept. What is apart by layer is made anew each time: an update is where
+    memory is short.
+
+    by_layer: whether layers stand apart, by default as `is_by_layer` has it.
     """
 
-    def __init__(self, policy: PolicyConfig, mesh: Mesh):
+    def __init__(self, policy: PolicyConfig, mesh: Mesh, by_layer: bool | None = None):
         self._policy, self._mesh = policy, mesh
+        self._by_layer = is_by_layer(mesh.devices.flat[0].platform) if by_layer is None else by_layer
         self._axes = decoder.logical_axes(policy) | ({"lora": lora.logical_axes(policy)} if policy.lora else {})
         # id of an array -> the array (so that no other gets this id) and its copy
         self._frozen: dict[int, tuple[jax.Array, jax.Array]] = {}
@@ -47,7 +57,12 @@ class ServingLayout:
                 self._frozen[id(leaf)] = (leaf, laid)
             return laid
 
-        return jax.tree_util.tree_map_with_path(lay, params, layout)
+        if not self._by_layer:
+            return jax.tree_util.tree_map_with_path(lay, params, layout)
+        # One after the other: a stacked copy is gone before the next one is made.
+        later = jax.tree_util.tree_map_with_path(lambda *leaf: partial(lay, *leaf), params, layout)
+        apart = decoder.by_layer(later, lambda one: decoder.unstacked(one()))
+        return jax.tree.map(lambda one: one() if isinstance(one, partial) else one, apart)
 
 
 def _put(leaf: jax.Array, sharding: NamedSharding, kv_heads: int) -> jax.Array:

@@ -55,13 +55,14 @@ def ask(config: Config, policy: PolicyConfig, devices: Devices) -> list[Answer]:
       UserError: there is no compiler for these devices, or the folder to keep answers in cannot be written.
     """
     mesh = devices.mesh(**devices.sizes(config, policy))
-    return [_answer(config, program, mesh, devices) for program in deciding_programs(config, policy, mesh)]
+    chosen = deciding_programs(config, policy, mesh, devices.platform)
+    return [_answer(config, program, mesh, devices) for program in chosen]
 
 
-def deciding_programs(config: Config, policy: PolicyConfig, mesh: Mesh) -> list[Program]:
+def deciding_programs(config: Config, policy: PolicyConfig, mesh: Mesh, platform: str = "tpu") -> list[Program]:
     """The largest prefill, decode, and the update at its two largest lengths, the largest first."""
     by_kind: dict[str, list[Program]] = {}
-    for program in programs(config, policy, mesh):
+    for program in programs(config, policy, mesh, platform=platform):
         by_kind.setdefault(program.kind, []).append(program)
     longest = {program.length: program for program in by_kind["update"]}  # of each length the last pair: the largest
     lengths = sorted(longest, reverse=True)[:2]

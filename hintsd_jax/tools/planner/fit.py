@@ -113,7 +113,7 @@ class Planner:
             mesh,
             serving,
             devices,
-            tuple(resident_arrays(config, policy, mesh, serving)),
+            tuple(resident_arrays(config, policy, mesh, serving, platform)),
             prefill=round(scale("prefill") * temporary_memory.prefill(*of_rollout)),
             decode=round(scale("decode") * temporary_memory.decode(*of_rollout)),
             update=round(max(updates)),

@@ -28,6 +28,7 @@ from hintsd_jax.models.cached_attention import CACHE_AXES
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import FROZEN, serving_mesh, shardings, spec
 from hintsd_jax.sampling import programs as sampling
+from hintsd_jax.sampling.serving import is_by_layer
 from hintsd_jax.storage import AnyPath
 from hintsd_jax.training import train_step
 from hintsd_jax.training.batching import blank_batch
@@ -55,17 +56,23 @@ def described_policy(config: Config, file: AnyPath, layers: int | None = None, p
     return dataclasses.replace(policy, num_layers=layers or policy.num_layers)
 
 
-def programs(config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,)) -> Iterator[Program]:
+def programs(
+    config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...] = (0,), platform: str = "tpu"
+) -> Iterator[Program]:
     """The engine's programs on one process's part of the mesh (rollout, analysis and evaluation are the same three on
     other weights), then those of the update.
     """
-    yield from _engine_programs(config, policy, serving_mesh(mesh, policy.num_kv_heads), stop_ids)
+    yield from _engine_programs(config, policy, serving_mesh(mesh, policy.num_kv_heads), stop_ids, platform)
     yield from _update_programs(config, policy, mesh)
 
 
-def _engine_programs(config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...]) -> Iterator[Program]:
+def _engine_programs(
+    config: Config, policy: PolicyConfig, mesh: Mesh, stop_ids: tuple[int, ...], platform: str
+) -> Iterator[Program]:
     engine, under = build.engine_config(config), partial(_under, mesh)
     served, cache = abstract_weights(policy, mesh, "serve"), abstract_cache(config, policy, mesh)
+    if is_by_layer(platform):
+        served = decoder.by_layer(served, _unstacked)
     whole = partial(_array, mesh=mesh, names=None)
     B, A = engine.slots, engine.max_tokens
     ids, size = lambda rows: whole((rows,), "int32"), bytes_on_one_device(served)
@@ -124,6 +131,13 @@ def _laid_out(policy: PolicyConfig, mesh: Mesh | AbstractMesh, role: str) -> Any
         )
 
     return jax.tree_util.tree_map_with_path(lay, weights, layout)
+
+
+def _unstacked(leaf: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
+    """`decoder.unstacked` of a laid out shape."""
+    sharding: Any = leaf.sharding
+    where = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=where)] * leaf.shape[0]
 
 
 @functools.cache

@@ -7,8 +7,8 @@ These rows are exact. Shapes, dtypes and layouts are those of the run (`programs
 - rollout: decoding and analysis. All that training carries, the cache of all slots, and the served copy of the weights.
 - update: the same, and the gradients. Of the served copy only that of frozen weights stays (`sampling.serving`).
 
-Invariant: a served copy counts only where dtype or layout differ from training's; elsewhere the arrays are the same
-ones.
+Invariant: a served copy counts only where dtype or layout differ from training's, or where layers are served apart
+(on GPU and CPU, `decoder.by_layer`); elsewhere the arrays are the same ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.sampling.serving import is_by_layer
 from hintsd_jax.tools.planner.programs import abstract_cache, abstract_weights, bytes_on_one_device
 from hintsd_jax.training.state import OptimConfig, abstract
 
@@ -38,9 +39,12 @@ class Resident(NamedTuple):
     note: str
 
 
-def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh, serving: AbstractMesh) -> list[Resident]:
+def resident_arrays(
+    config: Config, policy: PolicyConfig, mesh: AbstractMesh, serving: AbstractMesh, platform: str
+) -> list[Resident]:
     """The rows, those of 0 bytes included. serving: the mesh of one process that rolls out."""
     weights = _weight_bytes(policy, mesh, serving, build.optimizer_config(config))
+    apart = weights.apart if is_by_layer(platform) else 0
     engine, dtype = build.engine_config(config), policy.compute_dtype
     cache = bytes_on_one_device(abstract_cache(config, policy, serving))
     cache_note = f"{engine.slots} x {engine.context:,}, {dtype}, {cache / engine.slots / 2**30:.2f} a slot"
@@ -54,20 +58,28 @@ def resident_arrays(config: Config, policy: PolicyConfig, mesh: AbstractMesh, se
         in_both("EMA", weights.trained, "float32, the teacher"),
         in_both("optimizer", weights.moments, "float32, two moments"),
         in_both("initial weights", initial, "to analyse with (hindsight.analyser) or stay near (grpo.reference_kl)"),
-        Resident("served copy", weights.served, weights.served_frozen, f"{dtype}, in serving's layout"),
+        Resident(
+            "served copy",
+            weights.served + apart,
+            weights.served_frozen,
+            f"{dtype}, in serving's layout" + ", layers apart" * bool(apart),
+        ),
         Resident("KV slots", cache, 0 if engine.free_cache else cache, cache_note),
         Resident("gradients", 0, weights.trained, "float32, summed over batches"),
     ]
 
 
 class _WeightBytes(NamedTuple):
-    """On one device. served: all that serving has a copy of its own of; served_frozen: what never changes of that."""
+    """On one device. served: all that serving has a copy of its own of; served_frozen: what never changes of that.
+    apart: what more it has where layers are served apart; only a copy of what is trained needs not to stay beside it.
+    """
 
     frozen: int
     trained: int
     moments: int
     served: int
     served_frozen: int
+    apart: int
 
 
 @functools.cache
@@ -78,12 +90,16 @@ def _weight_bytes(policy: PolicyConfig, mesh: AbstractMesh, serving: AbstractMes
     )
     served = copied(train, serve)
     frozen, trained = (train, train.pop("lora")) if policy.lora else ({}, train)
+    layers = {"layers": serve["layers"], "lora": serve["lora"]["layers"]} if policy.lora else serve["layers"]
+    copies = serve["lora"] if policy.lora else serve
+    of_trained = copied({"layers": trained["layers"]}, {"layers": copies["layers"]})
     return _WeightBytes(
         frozen=bytes_on_one_device(frozen),
         trained=bytes_on_one_device(trained),
         moments=bytes_on_one_device(abstract(trained, optim).opt_state),
         served=served,
         served_frozen=copied(frozen, {name: serve[name] for name in frozen}),
+        apart=bytes_on_one_device(layers) - of_trained,
     )
 
 

@@ -1,0 +1,97 @@
+"""The libraries' decoding kernels, run as Python on this CPU, against NumPy in float64: ragged lengths, idle slots,
+grouped queries, parts that do and do not divide; which shapes go to them; and what the compilers make of them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from hintsd_jax.models import cached_attention, decode_kernels
+
+C = 128
+
+
+def draw(slots, kv_heads, group, positions, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+    q_BKGTC = normal(slots, kv_heads, group, 1, C) * C**-0.5
+    return q_BKGTC, normal(slots, kv_heads, positions, C), normal(slots, kv_heads, positions, C)
+
+
+def oracle(q_BKGTC, keys_BKSC, values_BKSC, length_B):
+    q, keys, values = (np.asarray(x, np.float64) for x in (q_BKGTC, keys_BKSC, values_BKSC))
+    mixed = np.zeros_like(q)
+    for b, k, g in np.ndindex(*q.shape[:3]):
+        n = length_B[b]
+        if n:
+            scores = keys[b, k, :n] @ q[b, k, g, 0]
+            weights = np.exp(scores - scores.max())
+            mixed[b, k, g, 0] = weights @ values[b, k, :n] / weights.sum()
+    return mixed
+
+
+def on_tpu(*arrays):
+    with pltpu.force_tpu_interpret_mode():
+        return jax.jit(lambda *arrays: decode_kernels.attend_tpu(*arrays))(*arrays)
+
+
+def on_gpu(*arrays):
+    return jax.jit(lambda *arrays: decode_kernels.attend_gpu(*arrays, interpret=True))(*arrays)
+
+
+def length_BT(lengths):
+    return jnp.asarray(lengths, jnp.int32)[:, None]
+
+
+@pytest.mark.parametrize("attend", [on_tpu, on_gpu])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "positions", "lengths"),
+    [
+        (2, 3, 256, (1, 128, 0, 256)),
+        (1, 8, 128, (0, 127)),
+    ],
+)
+def test_a_kernel_is_attention_to_each_slots_own_keys(attend, kv_heads, group, positions, lengths, monkeypatch):
+    monkeypatch.setattr(decode_kernels, "PAGES", (128,))
+    q, keys, values = draw(len(lengths), kv_heads, group, positions)
+    slots = jnp.arange(len(lengths))
+    mixed = attend(q, keys, values, slots, length_BT(lengths))
+    assert mixed.dtype == jnp.float32
+    np.testing.assert_allclose(mixed, oracle(q, keys, values, lengths), atol=1e-2)
+    plain = cached_attention.attend_all_slots(q, keys, values, slots, length_BT(lengths))
+    np.testing.assert_allclose(mixed, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("attend", [on_tpu, on_gpu])
+def test_neighbours_slots_and_what_lies_beyond_change_no_bit(attend):
+    """Invariant 4: of slot 0, whatever the others have, wherever it is, and whatever an earlier owner left."""
+    q, keys, values = draw(3, 1, 4, 256)
+    slots = jnp.arange(3)
+    alone = attend(q, keys, values, slots, length_BT((70, 0, 0)))
+    beside = attend(q, keys, values, slots, length_BT((70, 256, 3)))
+    np.testing.assert_array_equal(alone[0], beside[0])
+    turn = partial(jnp.roll, shift=1, axis=0)
+    moved = attend(turn(q), turn(keys), turn(values), slots, length_BT((3, 70, 256)))
+    np.testing.assert_array_equal(alone[0], moved[1])
+    dirty = attend(q, keys.at[0, :, 70:].set(1e4), values.at[0, :, 70:].set(1e4), slots, length_BT((70, 0, 0)))
+    np.testing.assert_array_equal(alone[0], dirty[0])
+
+
+@pytest.mark.parametrize(
+    ("positions", "dims", "dtype", "tpu", "gpu"),
+    [
+        (24576, 128, "bfloat16", True, True),
+        (24576, 64, "bfloat16", False, True),  # a TPU's lanes are 128 wide
+        (24576, 128, "float32", False, False),
+        (24576, 80, "bfloat16", False, False),
+        (24576 + 64, 128, "bfloat16", False, True),
+        (1000, 128, "bfloat16", False, False),
+    ],
+)
+def test_only_shapes_that_they_take_go_to_the_kernels(positions, dims, dtype, tpu, gpu):
+    q, keys = (jax.ShapeDtypeStruct((8, 8, n, dims), dtype) for n in (4, positions))
+    assert (decode_kernels.fits_tpu(q, keys), decode_kernels.fits_gpu(q, keys)) == (tpu, gpu)

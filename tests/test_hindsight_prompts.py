@@ -59,6 +59,17 @@ def test_compact_requests_end_with_what_is_asked():
     assert request["content"] == trajectory + compact.ADVISE + compact.GIVEN + "#2"
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_questions_about_steps_of_an_episode_differ_at_their_end_only(name):
+    """So that all before it is read once."""
+    one, other = (SETS[name].step_feedback(make_episode(), PLAIN, step, LONG) for step in (1, 3))
+    assert one[:-1] == other[:-1]
+    texts = [messages[-1]["content"] for messages in (one, other)]
+    common = next(n for n, (a, b) in enumerate(zip(*texts)) if a != b)
+    assert texts[0][common] == "1" and texts[1][common] == "3"
+    assert all(text.index("bye") < common for text in texts)
+
+
 def test_a_released_review_shows_everything_that_the_method_shows():
     system, user = SETS["released"].review(make_episode(), PLAIN, 3, LONG)
     assert (system["role"], user["role"]) == ("system", "user")

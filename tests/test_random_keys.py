@@ -1,9 +1,13 @@
 """Keys of draws: the same for ever, and another one for everything else that is drawn."""
 
 import itertools
+import zlib
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.random_keys import job_key, subkey
 
@@ -21,6 +25,18 @@ def test_a_key_is_what_it_has_always_been(parts, expected):
     """A run that was started before is continued with the same draws."""
     key = job_key(*parts)
     assert key.tolist() == expected and key.dtype == np.uint32
+
+
+WORDS = st.integers(0, 2**32 - 1)
+
+
+@given(WORDS, WORDS, st.text(max_size=8), WORDS)
+@settings(max_examples=60, deadline=None)
+def test_a_key_is_folded_as_jax_does(seed, step, name, index):
+    key = jax.random.key(seed)
+    for part in (step, zlib.crc32(name.encode()), index):
+        key = jax.random.fold_in(key, part)
+    assert job_key(seed, step, name, index).tolist() == jax.random.key_data(key).tolist()
 
 
 def test_a_subkey_is_what_it_has_always_been():

@@ -15,6 +15,7 @@ from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.guard import OWN
 from hintsd_jax.rollout.tool_messages import documentation
 from tests.helpers import (
     AUSTERE_TEMPLATE,
@@ -283,6 +284,17 @@ def test_prompt_start_is_where_the_generation_prompt_begins(tokenizer):
         assert tokenizer.decode(piece.ids[piece.prompt_start :]) == "<|im_start|>assistant\n"
         assert piece.ids[piece.prompt_start - 1] != piece.ids[piece.prompt_start]
     assert chat.delta([tool("1")]).ids[0] == tokenizer.encode("\n")[0]  # closes the turn that the stop token ended
+
+
+def test_a_delta_that_came_before_is_not_taken_for_another(tokenizer):
+    """Deltas are kept; the same words by somebody else, in the trainer's own message, after a cut action are others."""
+    said = "Say <think> x"
+    asked = [([tool(said)], False), ([user(said)], False), ([user(said) | {OWN: OWN}], False), ([user(said)], True)]
+    asked += [([tool(said)] * 2, False), ([], False)]
+    chat, fresh = ChatFormat(tokenizer), [ChatFormat(tokenizer).delta(*each) for each in asked]
+    assert len(set(fresh)) == len(asked)
+    for order in (asked, asked[::-1], asked):
+        assert {repr(each): chat.delta(*each) for each in order} == {repr(e): d for e, d in zip(asked, fresh)}
 
 
 def test_feedback_is_one_more_user_message(tokenizer):

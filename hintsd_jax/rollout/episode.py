@@ -256,9 +256,9 @@ def observation_text(messages: Iterable[Message]) -> str:
 
 
 def _step_json(step: Step) -> dict[str, Any]:
-    record = dataclasses.asdict(step)
-    del record["messages"], record["tools"]  # the observation has the messages, the tokens have the tools
-    return record | {"observation": step.observation}
+    # The observation has the messages, the tokens have the tools.
+    names = [field.name for field in dataclasses.fields(step) if field.name not in ("messages", "tools")]
+    return {name: getattr(step, name) for name in names} | {"observation": step.observation}
 
 
 def _crc(ids: Sequence[int], before: int = 0) -> int:

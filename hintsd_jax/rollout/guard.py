@@ -20,7 +20,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from hintsd_jax.envs.tool_calls import CLOSE, OPEN, THINK_CLOSE, THINK_OPEN
@@ -108,7 +108,12 @@ class Guard:
     def _stand_in(self) -> str:
         return next((each for each in _STAND_INS if not self._begins(each)), "")
 
-    def _begins(self, letter: str) -> bool:
+    @cached_property
+    def _begins(self) -> Callable[[str], bool]:
+        """Whether a guarded string can begin with a character; worked out once for each."""
+        return cache(self._can_begin)
+
+    def _can_begin(self, letter: str) -> bool:
         if letter in self._firsts:
             return True
         return not letter.isascii() and any(each in self._firsts for each in self._normalised(letter))

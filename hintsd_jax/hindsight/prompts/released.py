@@ -60,9 +60,10 @@ class Released:
     def step_feedback(self, episode: Episode, benchmark: Benchmark, step: int, max_chars: int) -> list[Message]:
         number = checked_step(episode, step)
         role = f"{_role(benchmark)} One step is given: write feedback on it. {_FEEDBACK_RULE} {_JSON_ONLY}"
-        request = f"How should step {number} of this attempt have gone?"
+        request = "How should one step of this attempt have gone? Its number stands below the attempt."
         form = ONE_FORM.replace("a whole number", str(number))
-        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\n{form}")
+        # The number last: questions about an episode's other steps have all before it in common, which is read once.
+        return _asked(role, f"{request}\n\n{_attempt(episode, benchmark, max_chars)}\nThe step: {number}. {form}")
 
     def judge(self, step: Step) -> Mapping[str, list[Message]]:
         """Two questions, as OpenClaw-RL has two judges: whether the step was good, and what would have helped."""

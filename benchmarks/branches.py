@@ -46,9 +46,11 @@ def example(rng: np.random.Generator, number: int, length: int, vocabulary: int)
 
 def layouts(examples: list[Example], length: int) -> dict[str, Batches]:
     """The examples with a shared trunk ("branches"), and one for each target ("separate")."""
-    shared = BatchShapes((length,), (TARGETS * (FEEDBACK + ACTION),), (TARGETS * ACTION,), batch_size=EPISODES)
+    shared = BatchShapes(
+        (length,), (TARGETS * (FEEDBACK + ACTION),), (TARGETS * ACTION,), batch_size=EPISODES, packed=False
+    )
     lengths = tuple(length * (9 + n) // 12 for n in range(1, TARGETS + 1))
-    alone = BatchShapes(lengths, (length + FEEDBACK,), (ACTION,), batch_size=EPISODES, trunk=False)
+    alone = BatchShapes(lengths, (length + FEEDBACK,), (ACTION,), batch_size=EPISODES, trunk=False, packed=False)
     separate = [one for example in examples for one in example.separated()]
     return {"branches": make_batches(examples, shared, LOSS), "separate": make_batches(separate, alone, LOSS)}
 

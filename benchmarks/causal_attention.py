@@ -32,7 +32,7 @@ MIB = 2**20
 
 def forms(tiles: tuple[int, ...], length: int) -> dict[str, Callable[..., jax.Array]]:
     whole = lambda q, k, v: attention.attend(q, k, v, jnp.tri(length, dtype=bool)[None])
-    sized = {f"tiles of {tile}": partial(tiled.attend_causal, largest=tile) for tile in tiles}
+    sized = {f"tiles of {tile}": partial(tiled.attend_causal, first_BT=None, largest=tile) for tile in tiles}
     return {"whole square": whole, "attend_causal": attention.attend_causal, **sized}
 
 

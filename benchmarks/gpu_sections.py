@@ -253,7 +253,7 @@ class RunSection(Section):
                     if not math.isfinite(float(accumulator.sums["loss"])):
                         raise ValueError(f"the loss is {float(accumulator.sums['loss'])}")
                     size = branch_tokens // TARGETS
-                    prefixes = dict.fromkeys(np.asarray(batches[sizes].prefix_length_BM)[0].tolist())
+                    prefixes = dict.fromkeys(np.asarray(batches[sizes].prefix_stop_BM)[0].tolist())
                     passes = work.update(policy, length, [(int(n), size) for n in prefixes], action_tokens)
                     rate = passes / ms / 1e9
                     values = {"tokens/s": (2 * length + branch_tokens) * 1e3 / ms, "TFLOP/s": rate}

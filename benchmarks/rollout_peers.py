@@ -15,32 +15,14 @@ import torch
 import transformers
 
 from benchmarks.rollout import Case
+from hintsd_jax.models.config import PolicyConfig
 
 
 class Peer:
     """params: our weights as NumPy arrays."""
 
     def __init__(self, case: Case, params: dict[str, Any]):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        policy, self.case = case.policy, case
-        config = transformers.Qwen3Config(
-            vocab_size=policy.vocab_size,
-            hidden_size=policy.d_model,
-            intermediate_size=policy.d_ff,
-            num_hidden_layers=policy.num_layers,
-            num_attention_heads=policy.num_heads,
-            num_key_value_heads=policy.num_kv_heads,
-            head_dim=policy.head_dim,
-            rms_norm_eps=policy.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": policy.rope_theta},
-            max_position_embeddings=policy.max_positions,
-            tie_word_embeddings=policy.tie_embeddings,
-            attn_implementation="sdpa",
-        )
-        self.model = transformers.Qwen3ForCausalLM(config).eval()
-        _, unexpected = self.model.load_state_dict(_named(params, policy.num_layers), strict=False)
-        if unexpected:
-            raise ValueError(f"the peer has no {unexpected}")
+        self.case, self.model = case, qwen3(case.policy, params).eval()
         prompts, observations = case.texts()
         self.prompts, self.observations = torch.tensor(prompts), torch.tensor(observations)
 
@@ -74,6 +56,30 @@ class Peer:
                 tokens.append(self.observations[:, turn])
                 new = torch.cat([new, self.observations[:, turn]], 1)
         return torch.cat(tokens, 1)
+
+
+def qwen3(policy: PolicyConfig, params: dict[str, Any]) -> transformers.Qwen3ForCausalLM:
+    """Our weights (NumPy) in transformers' model, with every core for PyTorch."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    config = transformers.Qwen3Config(
+        vocab_size=policy.vocab_size,
+        hidden_size=policy.d_model,
+        intermediate_size=policy.d_ff,
+        num_hidden_layers=policy.num_layers,
+        num_attention_heads=policy.num_heads,
+        num_key_value_heads=policy.num_kv_heads,
+        head_dim=policy.head_dim,
+        rms_norm_eps=policy.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": policy.rope_theta},
+        max_position_embeddings=policy.max_positions,
+        tie_word_embeddings=policy.tie_embeddings,
+        attn_implementation="sdpa",
+    )
+    model = transformers.Qwen3ForCausalLM(config)
+    _, unexpected = model.load_state_dict(_named(params, policy.num_layers), strict=False)
+    if unexpected:
+        raise ValueError(f"the peer has no {unexpected}")
+    return model
 
 
 def _named(params: dict[str, Any], layers: int) -> dict[str, torch.Tensor]:

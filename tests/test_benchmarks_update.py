@@ -1,5 +1,5 @@
-"""The benchmarks of the update at their smallest, so that they go on running: `branches`, `causal_attention` and a
-section of `gpu`.
+"""The benchmarks of the update at their smallest, so that they go on running: `update` (without PyTorch), `branches`,
+`causal_attention` and a section of `gpu`.
 """
 
 import json
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks import branches, causal_attention, gpu_sections
+from benchmarks import update as update_benchmark
 from benchmarks.gpu import MARK
 from benchmarks.gpu_measuring import Sizes
 from hintsd_jax.models import decoder
@@ -29,6 +30,13 @@ def test_one_pass_and_one_for_each_target_have_one_gradient():
     assert measured["tokens"]["branches"] < measured["tokens"]["separate"]
     assert measured["loss"] < 1e-5 and measured["gradient"] < 1e-4
     assert all(seconds > 0 for seconds in measured["seconds"].values())
+
+
+def test_an_update_is_timed_and_its_memory_taken(tmp_path):
+    update_benchmark.main(["--only=smallest", "--without-peers", "--rounds=1", f"--out={tmp_path / 'update'}"])
+    (result,) = json.loads((tmp_path / "update.json").read_text())["results"]
+    assert result["losses"]["ours"] > 0 and result["seconds"]["ours"] > 0 and 0 < result["gib"]["ours"] < 4
+    assert "| smallest" in (tmp_path / "update.md").read_text()
 
 
 def test_every_form_of_attention_is_measured(tmp_path, monkeypatch, capsys):

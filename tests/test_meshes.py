@@ -68,7 +68,7 @@ def play(folder):
             branches.append(Branch(step, start, stop, start - 2, ids(5), logprobs, {"divergence": 1.0}))
         return Example(n, ids(40), tuple(branches), key=(n, 7)).with_branches(branches)
 
-    shapes = BatchShapes((40,), (24,), (8,), batch_size=8)
+    shapes = BatchShapes((72,), (48,), (16,), batch_size=8)  # two examples in a row, and rows without any
     batches = make_batches([example(n) for n in range(8)], shapes, loss).batches
     draw = lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
     base = jax.tree.map(draw, jax.eval_shape(lambda key: decoder.init_params(policy, key), jax.random.key(0)))

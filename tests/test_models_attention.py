@@ -1,7 +1,5 @@
 """The two ways to look, against a NumPy loop, across block and chunk boundaries."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,18 +39,20 @@ def test_branches_see_their_prefix_of_the_trunk_and_themselves(trunk):
     M = 12
     q, k, v = draw(2, trunk + M, trunk + M)
     branch_id_BM = np.array([[0] * 5 + [1] * 4 + [2] * 2 + [-1], [0] * 12])
-    prefix_length_BM = np.where(
+    stop_BM = np.where(
         branch_id_BM < 0, 0, np.array([[trunk // 2], [trunk]]) - np.maximum(branch_id_BM, 0) * (trunk // 9)
     )
-    out = jax.jit(attention.attend_branches)(
-        q, k, v, Branches(jnp.asarray(prefix_length_BM), jnp.asarray(branch_id_BM))
-    )
+    # two sequences in the trunk of the second row; the branches of the first leave the only one
+    begins = 2 * trunk // 3
+    start_BM = np.where(stop_BM > begins, begins, 0)
+    first_BP = np.stack([np.zeros(trunk, int), np.where(np.arange(trunk) < begins, 0, begins)])
+    ranges = Branches(*(jnp.asarray(x) for x in (start_BM, stop_BM, branch_id_BM)))
+    out = jax.jit(attention.attend_branches)(q, k, v, ranges, jnp.asarray(first_BP))
     own = (branch_id_BM[:, :, None] == branch_id_BM[:, None]) & np.tri(M, dtype=bool)
-    seen_BMS = np.concatenate(
-        [np.broadcast_to(np.arange(trunk) < prefix_length_BM[..., None], (2, M, trunk)), own], axis=2
-    )
+    past = (np.arange(trunk) >= start_BM[..., None]) & (np.arange(trunk) < stop_BM[..., None])
+    seen_BMS = np.concatenate([past, own], axis=2)
     expected = oracle(q[:, trunk:], k, v, seen_BMS)
     np.testing.assert_allclose(out[:, trunk:], expected, atol=2e-6)
     if trunk:
-        causal = partial(jax.jit(attention.attend_causal))(q[:, :trunk], k[:, :trunk], v[:, :trunk])
+        causal = jax.jit(attention.attend_causal)(q[:, :trunk], k[:, :trunk], v[:, :trunk], jnp.asarray(first_BP))
         np.testing.assert_allclose(out[:, :trunk], causal, atol=1e-6)

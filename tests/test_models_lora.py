@@ -36,7 +36,7 @@ ADAPTER = jax.tree.map(
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 B, T, S = 4, 16, 20
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (B, T), dtype=np.int32)
-KEYS = np.random.default_rng(1).integers(0, 2**32, (B, 2), dtype=np.uint32)
+KEYS = np.random.default_rng(1).integers(0, 2**32, (B, 1, 2), dtype=np.uint32)
 POSITIONS = np.arange(T)[None]
 forward = jit(decoder.forward, static_argnums=1)
 init_adapter = jit(lora.init_adapter, static_argnums=0)

@@ -29,6 +29,14 @@ def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch):
         run(partial(splash.attend_causal, interpret=True)),
         expected,
     )
+    # two sequences, of 100 and 150 tokens, and padding
+    first_BT = np.where(np.arange(256) < 250, np.where(np.arange(256) < 100, 0, 100), np.arange(256))[None]
+    within_BTS = seen_BTS & (np.arange(256) >= first_BT[..., None])
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4),
+        run(lambda *qkv: splash.attend_causal(*qkv, jnp.asarray(first_BT, jnp.int32), interpret=True)),
+        run(lambda *qkv: attention.attend(*qkv, within_BTS)),
+    )
     everything = run(lambda *qkv: attention.attend(*qkv, np.ones_like(seen_BTS)))
     assert np.abs(everything[1][1] - expected[1][1]).max() > 0.1  # the comparison would notice another mask
 

@@ -1,11 +1,15 @@
 """Attention in tiles against NumPy's whole square in float64: values and gradients, at seams, odd sizes and any groups;
-what a later token may change; what memory it takes.
+several sequences in a row; what a later token may change; what memory it takes.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hintsd_jax.models import attention, tiled
 
@@ -36,13 +40,45 @@ def oracle(q, k, v, pull):
     )
 
 
-def run(q, k, v, pull, largest=LARGEST):
-    @jax.jit
-    def both(q, k, v, pull):
-        mixed, back = jax.vjp(lambda *qkv: tiled.attend_causal(*qkv, largest), q, k, v)
-        return mixed, *back(pull)
+@partial(jax.jit, static_argnames="largest")
+def run(q, k, v, pull, first_BT=None, largest=LARGEST):
+    mixed, back = jax.vjp(lambda *qkv: tiled.attend_causal(*qkv, first_BT, largest), q, k, v)
+    return mixed, *back(pull)
 
-    return both(q, k, v, pull)
+
+def firsts(lengths, T):
+    """Where the sequences of these lengths begin, for each token; padding is its own."""
+    starts = [sum(lengths[:n]) for n in range(len(lengths))]
+    return np.array(
+        [start for start, n in zip(starts, lengths, strict=True) for _ in range(n)] + [*range(sum(lengths), T)]
+    )
+
+
+@given(st.lists(st.lists(st.integers(1, 40), max_size=6), min_size=2, max_size=2), st.integers(0, 99))
+@settings(max_examples=12, deadline=None)
+def test_sequences_in_a_row_are_sequences_alone(rows, seed):
+    """Values and gradients of each by the oracle of it alone; padding has those of a token alone."""
+    T = 91
+    rows = [[n for k, n in enumerate(row) if sum(row[: k + 1]) <= T] for row in rows]
+    inputs, first_BT = draw(T, 4, 2, seed=seed), np.stack([firsts(row, T) for row in rows])
+    got = run(*inputs, jnp.asarray(first_BT, jnp.int32))
+    for b, first_T in enumerate(first_BT):
+        for first in np.unique(first_T):
+            own = slice(int(first), int(np.flatnonzero(first_T == first)[-1]) + 1)
+            for part, expected in zip(got, oracle(*(x[b : b + 1, own] for x in inputs)), strict=True):
+                np.testing.assert_allclose(part[b, own], expected[0], atol=5e-6)
+
+
+def test_other_sequences_of_a_row_change_no_bit():
+    """Nor does another row, though what is skipped depends on both."""
+    q, k, v, pull = draw(90, 4, 2)
+    own, packed = slice(20, 61), np.stack([firsts([20, 41, 29], 90), firsts([90], 90)])
+    changed = [np.array(x) for x in (q, k, v, pull)]
+    for x in changed:
+        x[0, :20], x[0, 61:], x[1] = 1e3, -1e3, 7.0
+    apart = np.stack([packed[0], firsts([50, 40], 90)])
+    for x, y in zip(run(q, k, v, pull, packed), run(*changed, apart), strict=True):
+        np.testing.assert_array_equal(x[0, own], y[0, own])
 
 
 @pytest.mark.parametrize("T", [1, 7, LARGEST, LARGEST + 1, 2 * LARGEST, 5 * LARGEST - 3])
@@ -80,7 +116,7 @@ def test_bfloat16_is_as_close_as_its_own_rounding():
 def test_what_comes_later_changes_no_bit():
     q, k, v, _ = draw(80, 4, 2)
     cut = 3 * LARGEST + 5
-    attend = jax.jit(lambda *qkv: tiled.attend_causal(*qkv, LARGEST))
+    attend = jax.jit(lambda *qkv: tiled.attend_causal(*qkv, None, LARGEST))
     other = [np.concatenate([x[:, :cut], np.full_like(x[:, cut:], 1e3)], axis=1) for x in (q, k, v)]
     np.testing.assert_array_equal(attend(q, k, v)[:, :cut], attend(*other)[:, :cut])
 

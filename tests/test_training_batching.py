@@ -34,6 +34,7 @@ BY_EPISODE = Loss((Divergence(coefficient=2.0), PolicyGradient(coefficient=0.5, 
 MICRO_STEPS = 4  # of two episodes each; one has none of the at most six
 SHAPES = BatchShapes((16, 36), (14, 30), (3, 5), batch_size=3)
 ALONE = BatchShapes((16, 36), (40, 52), (3, 5), batch_size=3, trunk=False)
+UNPACKED = dataclasses.replace(SHAPES, packed=False)
 WEIGHTS = {"divergence": 1.0}
 
 
@@ -125,16 +126,19 @@ def tokens_of(batch):
     ids = lambda array: tuple(int(i) for i in array)
     for b, a in zip(*np.nonzero(batch.mask_BA), strict=True):
         at, m, teacher = batch.student_at_BA[b, a], batch.teacher_at_BA[b, a], None
+        first = int(batch.first_BT[b, at]) if batch.first_BT.size else 0
         if batch.scored_BA[b, a]:
             own = [i for i in range(m + 1) if batch.branch_id_BM[b, i] == batch.branch_id_BM[b, m]]
-            prefix_length = batch.prefix_length_BM[b, m]
+            start, stop = batch.prefix_start_BM[b, m], batch.prefix_stop_BM[b, m]
             # a branch goes on where it left the trunk, and all its tokens agree on where that was
-            assert ids(batch.position_BM[b, own]) == tuple(range(prefix_length, prefix_length + len(own)))
-            assert set(ids(batch.prefix_length_BM[b, own])) == {prefix_length}
-            teacher = ids(batch.trunk_BP[b, :prefix_length]) + ids(batch.branch_BM[b, own])
+            assert ids(batch.position_BM[b, own]) == tuple(range(stop - start, stop - start + len(own)))
+            assert set(ids(batch.prefix_start_BM[b, own])) == {start} <= {first}
+            assert set(ids(batch.prefix_stop_BM[b, own])) == {stop}
+            teacher = ids(batch.trunk_BP[b, start:stop]) + ids(batch.branch_BM[b, own])
         values = (batch.sampler_logprob_BA[b, a], float(batch.advantage_BA[b, a]), tuple(batch.weight_BAP[b, a]))
-        student = ids(batch.student_BT[b, : at + 1])
-        yield (int(batch.dropout_key_B2[b, 0]), student, teacher, int(batch.actions_BA[b, a]), *values)
+        student, key = ids(batch.student_BT[b, first : at + 1]), batch.dropout_key_BT2[b, first : at + 1]
+        assert len({tuple(one) for one in key.tolist()}) == 1  # of all that is read
+        yield (int(key[0, 0]), student, teacher, int(batch.actions_BA[b, a]), *values)
 
 
 def shape(batch):
@@ -147,15 +151,17 @@ def shape(batch):
     st.integers(1, 4),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.sampled_from([BOTH, BY_EPISODE]),
     st.sampled_from([0, MICRO_STEPS]),
     st.sampled_from([FakeChat(), RewritingChat()]),
 )
 @settings(max_examples=80, deadline=None)
 def test_batches_say_of_every_target_what_the_episodes_say(
-    chosen, rng: random.Random, rows, alone, apart, loss, micro, chat
+    chosen, rng: random.Random, rows, alone, apart, packed, loss, micro, chat
 ):
-    shapes = dataclasses.replace(ALONE if alone else SHAPES, batch_size=rows, parts=2, unscored=apart)
+    options = {"batch_size": rows, "parts": 2, "unscored": apart, "packed": packed}
+    shapes = dataclasses.replace(ALONE if alone else SHAPES, **options)
     given_examples = make_examples(chosen, chat)
     if alone:
         given_examples = [part for example in given_examples for part in example.separated()]
@@ -206,6 +212,12 @@ def test_batches_say_of_every_target_what_the_episodes_say(
         # a row ends with its last target
         ends = np.where(batch.mask_BA, batch.student_at_BA + 2, 0).max(axis=1)
         np.testing.assert_array_equal(np.count_nonzero(batch.student_BT, axis=1), ends)
+        index_T = np.arange(batch.student_BT.shape[1])
+        if packed:  # padding is nobody's; examples follow each other
+            np.testing.assert_array_equal((batch.first_BT == index_T)[batch.student_BT == 0], True)
+            assert np.all(np.diff(batch.first_BT, axis=1) >= 0) and np.all(batch.first_BT <= index_T)
+        else:
+            assert batch.first_BT.shape == (rows, 0)
         student, teacher = student + batch.student_BT.size, teacher + batch.trunk_BP.size + batch.branch_BM.size
         real += sum(np.count_nonzero(read) for read in (batch.student_BT, batch.trunk_BP, batch.branch_BM))
         for array, empty in zip(batch, blanks[shape(batch)], strict=True):
@@ -250,7 +262,7 @@ def test_a_row_ends_with_its_last_kept_target():
 @pytest.mark.parametrize("context, size", [(10, 1), (1, 2)], ids=["branches full", "actions full"])
 def test_an_example_whose_branches_exceed_the_largest_bucket_becomes_several(context, size):
     branches = [(start, size, context) for start in (3, 8, 13, 18, 23)]
-    result = make_batches([plain_example(36, branches, key=(3, 4), micro_step=1)], SHAPES, DISTIL)
+    result = make_batches([plain_example(36, branches, key=(3, 4), micro_step=1)], UNPACKED, DISTIL)
     assert not any(result.dropped.values())
     rows = [Batch(*row) for batch in result.batches for row in zip(*batch, strict=True)]
     rows = [row for row in rows if row.mask_BA.any()]
@@ -258,7 +270,7 @@ def test_an_example_whose_branches_exceed_the_largest_bucket_becomes_several(con
     assert numbers == [[0], [0, 1], [0, 1]]  # the shorter ones are sorted to the front
     ends = sorted(int(np.count_nonzero(row.student_BT)) for row in rows)
     assert ends == [8 + size, 18 + size, 23 + size]  # each cut after its own last target
-    assert all(tuple(row.dropout_key_B2) == (3, 4) for row in rows)
+    assert all(tuple(key) == (3, 4) for row in rows for key in row.dropout_key_BT2[row.student_BT > 0])
 
 
 def test_a_longer_action_or_feedback_takes_the_larger_pair():
@@ -271,11 +283,37 @@ def test_a_longer_action_or_feedback_takes_the_larger_pair():
     assert shapes(14, 3, 11) == [(36, 14, 3)]
 
 
+def test_examples_share_the_rows_that_leave_the_least_padding():
+    """By hand: 4 of 12 tokens and 3 of 5 fill two rows of 36 to 63 of 72; one by one they take seven rows."""
+    given_examples = [
+        dataclasses.replace(plain_example(size, [(size - 1, 1, 1)]), episode=n)
+        for n, size in enumerate((12, 5, 12, 5, 12, 5, 12))
+    ]
+    shapes = BatchShapes((16, 36), (30,), (8,), batch_size=1)
+    together = make_batches(given_examples, shapes, DISTIL)
+    assert [shape(batch)[1] for batch in together.batches] == [36, 36]
+    ends = [np.count_nonzero(batch.student_BT) for batch in together.batches]
+    assert sorted(ends) == [27, 36]
+    alone = make_batches(given_examples, dataclasses.replace(shapes, packed=False), DISTIL)
+    assert [shape(batch)[1] for batch in alone.batches] == [16] * 7
+    assert together.padding_tokens < alone.padding_tokens
+    # branches that do not fit beside each other keep examples apart
+    few = dataclasses.replace(shapes, branch_buckets=(5,), action_buckets=(2,))
+    assert all(len(np.unique(batch.branch_id_BM)) <= 3 for batch in make_batches(given_examples, few, DISTIL).batches)
+
+
+def test_rows_that_are_not_full_stay_short():
+    """With room for three batches' rows side by side, longer rows would be padding."""
+    given_examples = [dataclasses.replace(plain_example(12, [(9, 1, 1)]), episode=n) for n in range(3)]
+    shapes = BatchShapes((16, 36), (30,), (8,), batch_size=3)
+    assert [shape(batch)[:2] for batch in make_batches(given_examples, shapes, DISTIL).batches] == [(3, 16)]
+
+
 def test_weights_are_one_or_make_micro_steps_equal():
     given_examples = [plain_example(9, [(3, size, 1)], micro_step=micro) for size, micro in ((1, 0), (5, 0), (2, 1))]
 
     def weights(**options):  # by length of the action
-        batches = make_batches(given_examples, SHAPES, DISTIL, **options).batches
+        batches = make_batches(given_examples, UNPACKED, DISTIL, **options).batches
         rows = [row for b in batches for row in zip(b.mask_BA, b.weight_BAP[..., 0], strict=True)]
         return {int(mask.sum()): set(weight[mask].tolist()) for mask, weight in rows if mask.any()}
 

@@ -42,7 +42,7 @@ OPTIM = OptimConfig(lr=1e-2, schedule="constant", total_steps=10, ema_decay=0.9,
 MESH = make_mesh(devices=jax.devices()[:1])
 # Nearly every test's batches have one of these shapes: a compilation costs far more than running it.
 SHAPES = BatchShapes((32,), (24,), (8,), batch_size=6, parts=2)
-ALONE = BatchShapes((32,), (40,), (4,), batch_size=6, parts=2, trunk=False)
+ALONE = BatchShapes((32,), (40,), (4,), batch_size=6, parts=2, trunk=False, packed=False)
 
 
 def make_branch(rng, step, start, stop, prefix_length, context):
@@ -267,6 +267,25 @@ def test_trunk_and_branches_equal_one_example_per_target(examples, micro_steps):
     assert_same_update(gather(apart, state), expected)
 
 
+def test_packed_rows_are_one_row_for_each_example():
+    """Losses and gradients, and the masks of an adapter's dropout with them: another key, place or neighbour would be
+    another loss.
+    """
+    frozen, state = make_params(), make_adapter_state()
+    examples = [one for one in make_examples(9, seed=4) if all(branch.context for branch in one.branches)]
+    packed, alone = (
+        batches_of(examples, shapes=dataclasses.replace(SHAPES, packed=packed), loss=DISTIL) for packed in (True, False)
+    )
+    rows = [sum(int(batch.mask_BA.any(axis=1).sum()) for batch in batches) for batches in (packed, alone)]
+    assert rows[0] < rows[1] == len(examples)
+    got, expected = (gather(batches, state, DISTIL, frozen, ADAPTED) for batches in (packed, alone))
+    assert_same_update(got, expected, rtol=2e-6)
+    for batch in packed:
+        batch.dropout_key_BT2[...] += 1
+    moved = gather(packed, state, DISTIL, frozen, ADAPTED)
+    assert abs(moved.sums["loss"] / expected.sums["loss"] - 1) > 1e-3
+
+
 def test_openclaw_rl_is_the_same_in_batches_without_a_teacher():
     loss = Loss((PolicyGradient(teacher_advantage=1.0),), 12)
     examples = separated(make_examples())
@@ -332,7 +351,8 @@ def test_padding_adds_nothing():
     for tokens_BT in (loose.student_BT, loose.trunk_BP):
         tokens_BT[np.arange(32) >= ends[:, None]] = 17
     nothing, out = loose.branch_id_BM < 0, ~loose.mask_BA
-    loose.branch_BM[nothing], loose.position_BM[nothing], loose.prefix_length_BM[nothing] = 17, 3, 30
+    loose.branch_BM[nothing], loose.position_BM[nothing] = 17, 3
+    loose.prefix_start_BM[nothing], loose.prefix_stop_BM[nothing] = 2, 30
     loose.actions_BA[out], loose.sampler_logprob_BA[out] = 13, -9.0
     loose.student_at_BA[out], loose.teacher_at_BA[out] = 31, 23
     loose.weight_BAP[out], loose.advantage_BA[out], loose.scored_BA[out] = 2.0, -1.0, True
@@ -403,7 +423,7 @@ def spoiled(name, value):
     """The batches of the first examples with one number of one array spoiled, in a place that counts."""
     (batch,) = batches_of(make_examples())
     array = getattr(batch, name).copy()
-    array[tuple(np.argwhere(batch.mask_BA)[0])] = value
+    array[tuple(np.argwhere(batch.mask_BA)[-1])] = value
     return [batch._replace(**{name: array})]
 
 
@@ -551,7 +571,7 @@ def test_one_compilation_per_bucket_whatever_the_examples(caplog):
         caplog.clear()
         shapes_met = set()
         for seed in range(5):
-            batches = batches_of(make_examples(7 + seed, seed), shapes=shapes, loss=SFT)
+            batches = batches_of(make_examples(7 + seed if seed else 1, seed), shapes=shapes, loss=SFT)
             shapes_met |= {(batch.student_BT.shape, batch.actions_BA.shape) for batch in batches}
             state, _ = step(state, batches, SFT)
     assert len(shapes_met) == len(shapes.all()) == 2 and int(state.step) == 5

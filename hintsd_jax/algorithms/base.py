@@ -21,6 +21,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import Analyser
 from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.models.attention import rows_may_be_packed
 from hintsd_jax.models.sampling_distribution import SamplingDistribution
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.training.batching import BatchShapes
@@ -109,6 +110,7 @@ class Algorithm:
             parts=len(self.loss.parts),
             trunk=teacher and batch.layout == "branches" and not at_start,
             unscored=self.loss.trains_unscored_tokens,
+            packed=rows_may_be_packed(),
         )
 
     def examples(self, experience: Experience) -> tuple[list[Example], Counter[str]]:

@@ -7,6 +7,9 @@ branch (in `attend_branches`, the teacher); a cache has a module of its own (`ca
 of keys at a time, and stretches are merged by log-sum-exp as in flash attention (arXiv:2205.14135), so that no T x T
 array of all heads exists.
 
+A row holds one sequence, or several one behind the other: then `first_BT`, int32, is the index at which the sequence of
+each token begins.
+
 Invariants: a query attends to the keys that its mask names, nothing else; a stretch that is hidden from it changes no
 bit of its result; the softmax is float32.
 """
@@ -31,11 +34,12 @@ _TILE, _CPU_TILE = 512, 64
 class Branches(NamedTuple):
     """Which keys the tokens of branches may attend to; M tokens in a row, some branches one behind the other.
 
-    prefix_length_BM: int32, how many of the trunk's first keys. branch_id_BM: int32, the branch a token belongs to (-1:
-    padding); it also attends to the earlier tokens of its own branch, and to itself.
+    prefix_start_BM, prefix_stop_BM: int32, those of the trunk's keys that lie in [start, stop). branch_id_BM: int32,
+    the branch a token belongs to (-1: padding); it also attends to the earlier tokens of its own branch, and to itself.
     """
 
-    prefix_length_BM: jax.Array
+    prefix_start_BM: jax.Array
+    prefix_stop_BM: jax.Array
     branch_id_BM: jax.Array
 
 
@@ -102,34 +106,40 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
     return _Partial(mixed, a.total_BKGT * of_a + b.total_BKGT * of_b, top)
 
 
-def _attend_prefix(q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, length_BT: jax.Array) -> _Partial:
-    """Queries that attend to the first `length_BT` keys. Keys beyond the longest prefix are not even read. Not
-    differentiable in reverse (the number of blocks is a value).
+def _attend_prefix(
+    q_BKGTC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, start_BT: jax.Array, stop_BT: jax.Array
+) -> _Partial:
+    """Queries that attend to the keys [start, stop). Blocks of keys before and beyond those of all are not even read.
+    Not differentiable in reverse (the number of blocks is a value).
     """
     S, shape = k_BSKC.shape[1], q_BKGTC.shape
     nothing = _Partial(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MIN))
-    longest = jnp.max(length_BT)
+    within = lambda index_S: (index_S >= start_BT[..., None]) & (index_S < stop_BT[..., None])
+    first, last = jnp.min(jnp.where(start_BT < stop_BT, start_BT, S)), jnp.max(stop_BT)
     if S <= 2 * KEY_BLOCK:
-        whole = lambda: _partial(q_BKGTC, k_BSKC, v_BSKC, jnp.arange(S) < length_BT[..., None])
-        return jax.lax.cond(longest > 0, whole, lambda: nothing)
+        whole = lambda: _partial(q_BKGTC, k_BSKC, v_BSKC, within(jnp.arange(S)))
+        return jax.lax.cond(first < last, whole, lambda: nothing)
 
     def add(n: jax.Array, total: _Partial) -> _Partial:
         start = jnp.minimum(n * KEY_BLOCK, S - KEY_BLOCK)  # the last block may begin early: what it repeats is hidden
         index_S = start + jnp.arange(KEY_BLOCK)
-        visible_BTS = (index_S >= n * KEY_BLOCK) & (index_S < length_BT[..., None])
+        visible_BTS = (index_S >= n * KEY_BLOCK) & within(index_S)
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, KEY_BLOCK, axis=1) for x in (k_BSKC, v_BSKC))
         return _merge(total, _partial(q_BKGTC, k, v, visible_BTS))
 
-    return jax.lax.fori_loop(0, -(-longest // KEY_BLOCK), add, nothing)
+    return jax.lax.fori_loop(first // KEY_BLOCK, -(-last // KEY_BLOCK), add, nothing)
 
 
 def _finish(softmax: _Partial, dtype) -> jax.Array:
     return _ungrouped(softmax.mixed_BKGTC / softmax.total_BKGT[..., None], dtype)
 
 
-def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """Attention within one row: query t attends to keys 0..t. Differentiable. In tiles (`tiled`), but long rows go
-    through a kernel on TPU (`splash`) and, in 16 bits, on GPU (`cudnn`).
+def attend_causal(
+    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, first_BT: jax.Array | None = None
+) -> jax.Array:
+    """Attention within a row: query t attends to keys first..t, by default to 0..t. Differentiable. In tiles (`tiled`),
+    but long rows go through a kernel on TPU (`splash`) and, in 16 bits and with one sequence in a row, on GPU
+    (`cudnn`).
     """
     forms: dict[str, Any] = {
         "cpu": partial(tiled.attend_causal, largest=_CPU_TILE),
@@ -137,9 +147,16 @@ def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> ja
     }
     if splash.fits(q_BTHC, k_BTKC):
         forms["tpu"] = splash.attend_causal
-    if cudnn.fits(q_BTHC, k_BTKC):
+    if first_BT is None and cudnn.fits(q_BTHC, k_BTKC):
         forms["cuda"] = cudnn.attend_causal
-    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, **forms)
+    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, **forms)
+
+
+def rows_may_be_packed() -> bool:
+    """Whether several sequences in a row cost no more than alone. Not on GPU: what jax makes public of cuDNN's kernel
+    knows no sequences within a row, and tiles take three times as long as it.
+    """
+    return jax.default_backend() != "gpu"
 
 
 def attend_past(
@@ -150,24 +167,27 @@ def attend_past(
     past_v_BSKC: jax.Array,
     branches: Branches,
 ) -> jax.Array:
-    """Branches after past keys: a token attends to a prefix of the S past keys, and to its own branch up to itself.
+    """Branches after past keys: a token attends to a range of the S past keys, and to its own branch up to itself.
     Not differentiable in reverse.
     """
     q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
     own = _partial(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
     if past_k_BSKC.shape[1]:
-        own = _merge(_attend_prefix(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_length_BM), own)
+        prefix = _attend_prefix(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_start_BM, branches.prefix_stop_BM)
+        own = _merge(prefix, own)
     return _finish(own, q_BMHC.dtype)
 
 
-def attend_branches(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches) -> jax.Array:
-    """A trunk of P tokens and M branch tokens in one row of T = P + M. The trunk is causal; branches attend to prefixes
-    of it. Not differentiable in reverse.
+def attend_branches(
+    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches, first_BP: jax.Array | None = None
+) -> jax.Array:
+    """A trunk of P tokens and M branch tokens in one row of T = P + M. The trunk is causal (see `attend_causal`);
+    branches attend to ranges of it. Not differentiable in reverse.
     """
-    P = q_BTHC.shape[1] - branches.prefix_length_BM.shape[1]
+    P = q_BTHC.shape[1] - branches.branch_id_BM.shape[1]
     q, k, v = q_BTHC[:, P:], k_BTKC[:, P:], v_BTKC[:, P:]
     mixed_BMHC = attend_past(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
     if P == 0:
         return mixed_BMHC
-    return jnp.concatenate([attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P]), mixed_BMHC], axis=1)
+    return jnp.concatenate([attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P], first_BP), mixed_BMHC], axis=1)

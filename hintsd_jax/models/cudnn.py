@@ -40,7 +40,7 @@ def _gpu_is_here() -> bool:
         return False
 
 
-def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array) -> jax.Array:
-    """As `attention.attend_causal`, for shapes that `fits`."""
+def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, _: None) -> jax.Array:
+    """As `attention.attend_causal`, for shapes that `fits`, one sequence in a row."""
     attend = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     return splash.on_each_device(attend, q_BTHC, k_BTKC, v_BTKC)

@@ -95,21 +95,23 @@ def forward(
     config: PolicyConfig,
     tokens_BT: jax.Array,
     positions_BT: jax.Array | None = None,
-    dropout_B2: jax.Array | None = None,
+    dropout_BT2: jax.Array | None = None,
+    first_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Causal pass over whole rows -> final-normed hidden_BTD, differentiable.
 
-    tokens int [B, T]; positions int [B, T] or [1, T], by default 0..T-1. Padding may stand on the right only: a token
-    attends to those before it in its row, so none that counts ever attends to padding and no mask is needed.
-    `dropout_B2`, uint32, are raw keys of the rows' adapter dropout; the mask of a token follows from its row's key, its
-    position and the module. None: no dropout.
+    tokens int [B, T]; positions int [B, T] or [1, T], by default counted from 0 in every sequence. first_BT, int32: the
+    index at which a token's sequence begins, where a row holds several; None: each row is one. Padding may stand on the
+    right only: a token attends to those before it in its sequence, so none that counts ever attends to padding and no
+    mask is needed. `dropout_BT2`, uint32, are raw keys of the sequences' adapter dropout, the same for all tokens of
+    one; the mask of a token follows from that key, its position and the module. None: no dropout.
     """
     if positions_BT is None:
-        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None] - (0 if first_BT is None else first_BT)
     key_BT2 = None
-    if dropout_B2 is not None and config.lora is not None and config.lora.dropout > 0:
-        key_BT2 = fold_in(dropout_B2[:, None], jnp.broadcast_to(positions_BT, tokens_BT.shape))
-    shared = SharedInputs(rope.rotation(positions_BT, config), dropout_key_BT2=key_BT2)
+    if dropout_BT2 is not None and config.lora is not None and config.lora.dropout > 0:
+        key_BT2 = fold_in(dropout_BT2, jnp.broadcast_to(positions_BT, tokens_BT.shape))
+    shared = SharedInputs(rope.rotation(positions_BT, config), first_BT=first_BT, dropout_key_BT2=key_BT2)
     return _hidden(params, config, tokens_BT, positions_BT, shared)
 
 
@@ -120,17 +122,19 @@ def forward_branches(
     branch_BM: jax.Array,
     positions_BM: jax.Array,
     branches: Branches,
+    first_BP: jax.Array | None = None,
 ) -> jax.Array:
     """One pass over trunks and the branches that leave them -> final-normed hidden_BMD of the branch tokens. Not
     differentiable.
 
-    trunk int [B, P], positions 0..P-1; P may be 0. branch int [B, M]: the branches of a row one behind the other, at
-    `positions_BM`; `branches` says what they attend to. A token's hidden state is that of a row of its own: the trunk's
-    prefix, then its branch.
+    trunk int [B, P], one sequence or several (`first_BP`), see `forward`; P may be 0. branch int [B, M]: the branches
+    of a row one behind the other, at `positions_BM`; `branches` says what they attend to. A token's hidden state is
+    that of a row of its own: the range of the trunk, then its branch.
     """
     P = trunk_BP.shape[1]
-    positions_BT = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), trunk_BP.shape), positions_BM], axis=1)
-    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches)
+    positions_BP = jnp.broadcast_to(jnp.arange(P), trunk_BP.shape) - (0 if first_BP is None else first_BP)
+    positions_BT = jnp.concatenate([positions_BP, positions_BM], axis=1)
+    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches, first_BT=first_BP)
     tokens_BT = jnp.concatenate([trunk_BP, branch_BM], axis=1)
     return _hidden(params, config, tokens_BT, positions_BT, shared)[:, P:]
 

@@ -33,13 +33,15 @@ class SharedInputs(NamedTuple):
     """What all layers of one pass share. Rows are causal where neither a cache nor `branches` says otherwise.
 
     rotation: rotary angles. start_B, slot_B: where rows stand in the cache, see `cached_attention`. branches: what the
-    last M tokens of a row attend to among the others. dropout_key_BT2: raw keys (uint32) of each token's dropout.
+    last M tokens of a row attend to among the others. first_BT: where the sequences of a row begin, see `attention`; of
+    its trunk where there are branches. dropout_key_BT2: raw keys (uint32) of each token's dropout.
     """
 
     rotation: rope.Rotation
     start_B: jax.Array | None = None
     slot_B: jax.Array | None = None
     branches: Branches | None = None
+    first_BT: jax.Array | None = None
     dropout_key_BT2: jax.Array | None = None
 
 
@@ -164,10 +166,10 @@ class Attention(nn.Module):
             mixed_BTHC, cache = write_and_attend(q_BTHC, k_BTKC, v_BTKC, cache, shared.start_B, shared.slot_B)
             mixed_BTHC = constrain(mixed_BTHC, self.role, "batch", "length", "act_heads", "act_head_dim")
         elif shared.branches is not None:
-            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, shared.branches)
+            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, shared.branches, shared.first_BT)
         else:
-            # Causal by index, not by position: rows are contiguous and padded on the right only.
-            mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC)
+            # Causal by index, not by position: sequences are contiguous and padded on the right only.
+            mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC, shared.first_BT)
         out = Linear(cfg, self.role, cfg.d_model, ("heads", "embed"), residual=True, name="out")
         return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), masks), cache
 

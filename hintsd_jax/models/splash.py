@@ -41,26 +41,37 @@ def _spec(x_BTHC: jax.Array, mesh, heads: str):
     return spec(x_BTHC.shape, ("batch", "length", heads, "act_head_dim"), mesh, "train")
 
 
-def attend_causal(q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, *, interpret: bool = False) -> jax.Array:
+def attend_causal(
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    first_BT: jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
     """As `attention.attend_causal`, for shapes that `fits`. `interpret`: run as Python on any backend, slowly."""
 
-    def local(q_BTHC, k_BTKC, v_BTKC):
+    def local(q_BTHC, k_BTKC, v_BTKC, *first_BT):
         q, k, v = (x.swapaxes(1, 2) for x in (q_BTHC * q_BTHC.shape[-1] ** -0.5, k_BTKC, v_BTKC))
         one_row = _kernel(q.shape[1], q.shape[2], min(_QUERY_BLOCK, q.shape[2]), min(_KEY_BLOCK, q.shape[2]), interpret)
-        return cast(jax.Array, jax.vmap(one_row)(q, k, v)).swapaxes(1, 2)
+        sequences = [kernel.SegmentIds(first, first) for first in first_BT]  # where it begins names a sequence
+        return cast(jax.Array, jax.vmap(one_row)(q, k, v, *sequences)).swapaxes(1, 2)
 
-    return on_each_device(local, q_BTHC, k_BTKC, v_BTKC)
+    return on_each_device(local, q_BTHC, k_BTKC, v_BTKC, *(() if first_BT is None else (first_BT,)))
 
 
-def on_each_device(attend: Callable[..., jax.Array], q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array):
+def on_each_device(
+    attend: Callable[..., jax.Array], q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, *more_BT: jax.Array
+):
     """`attend` of each device's own rows and heads, for a kernel that knows nothing of meshes (`are_split_alike`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return attend(q_BTHC, k_BTKC, v_BTKC)
+        return attend(q_BTHC, k_BTKC, v_BTKC, *more_BT)
     q_spec, kv_spec = _spec(q_BTHC, mesh, "act_heads"), _spec(k_BTKC, mesh, "act_kv_heads")
+    specs = (q_spec, kv_spec, kv_spec, *(spec(x.shape, ("batch", "length"), mesh, "train") for x in more_BT))
     # check_vma: a kernel does not say along which axes its output varies
-    split = jax.shard_map(attend, in_specs=(q_spec, kv_spec, kv_spec), out_specs=q_spec, check_vma=False)
-    return split(q_BTHC, k_BTKC, v_BTKC)
+    split = jax.shard_map(attend, in_specs=specs, out_specs=q_spec, check_vma=False)
+    return split(q_BTHC, k_BTKC, v_BTKC, *more_BT)
 
 
 def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: bool):

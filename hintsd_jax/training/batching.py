@@ -2,7 +2,8 @@
 
 """Examples in, batches of a few fixed shapes out.
 
-Examples that no teacher reads go into batches of their own where the loss knows such ones (`BatchShapes.unscored`):
+Several short examples stand in one row, one behind the other (`packing`). Examples that no teacher reads go into
+batches of their own where the loss knows such ones (`BatchShapes.unscored`):
 without trunk and branches, so that no teacher pass is paid for them.
 
 Invariants: the batches do not depend on the order of the examples; the shapes of `BatchShapes.all` and no others occur;
@@ -20,6 +21,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.training.examples import Branch, Example, reading_groups
 from hintsd_jax.training.loss_parts import LossPart
 from hintsd_jax.training.losses import Loss
+from hintsd_jax.training.packing import BatchShapes, packed
 
 DROP_REASONS = ("action_too_long", "student_too_long", "teacher_too_long")
 
@@ -28,23 +30,26 @@ Array = Any  # NumPy where batches are made; jax where they are read
 
 
 class Batch(NamedTuple):
-    """A micro-batch (a pytree of NumPy arrays): B examples, padded on the right with 0.
+    """A micro-batch (a pytree of NumPy arrays): B rows, each of some examples, padded on the right with 0.
 
-    student_BT: int32, the examples' tokens. dropout_key_B2: uint32. student_at_BA: int32, for each action token the
-    index in T whose hidden state predicts it. trunk_BP: int32, the prefix that teacher branches share: the same tokens,
-    or P = 0 where none is shared. branch_BM: int32, the branches one behind the other, M = 0 where no teacher reads;
-    position_BM: their positions;
-    prefix_length_BM, branch_id_BM: see `models.attention.Branches`. teacher_at_BA: int32, as student_at_BA, in M.
-    The rest: see `losses.Spans`; its last letter counts the parts of the loss.
+    student_BT: int32, the examples' tokens, one example behind the other. first_BT: int32, the index in T at which a
+    token's example begins (of padding, its own); [B, 0] where no row holds two. dropout_key_BT2: uint32, of the token's
+    example. student_at_BA: int32, for each action token the index in T whose hidden state predicts it. trunk_BP: int32,
+    what teacher branches share: the same tokens, or P = 0 where none is shared. branch_BM: int32, the branches one
+    behind the other, M = 0 where no teacher reads; position_BM: their positions; prefix_start_BM, prefix_stop_BM,
+    branch_id_BM: see `models.attention.Branches`. teacher_at_BA: int32, as student_at_BA, in M. The rest: see
+    `losses.Spans`; its last letter counts the parts of the loss.
     """
 
     student_BT: Array
-    dropout_key_B2: Array
+    first_BT: Array
+    dropout_key_BT2: Array
     student_at_BA: Array
     trunk_BP: Array
     branch_BM: Array
     position_BM: Array
-    prefix_length_BM: Array
+    prefix_start_BM: Array
+    prefix_stop_BM: Array
     branch_id_BM: Array
     teacher_at_BA: Array
     actions_BA: Array
@@ -55,55 +60,20 @@ class Batch(NamedTuple):
     advantage_BA: Array
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchShapes:
-    """The shapes of batches. An example takes the first length that holds its tokens, and the first pair of branch and
-    action tokens that holds its branches: `branch_buckets[i]` goes with `action_buckets[i]`, so that the programs are
-    lengths x pairs.
-
-    batch_size: B. parts: of the loss. trunk: whether branches share a trunk (P = T) or stand alone (P = 0). Without a
-    teacher: no trunk, and branch buckets of 0. unscored: examples that no teacher reads have batches of their own, with
-    neither; their pairs are (0, `action_buckets[i]`), numbered behind the others.
-    """
-
-    length_buckets: tuple[int, ...]
-    branch_buckets: tuple[int, ...]
-    action_buckets: tuple[int, ...]
-    batch_size: int
-    parts: int = 1
-    trunk: bool = True
-    unscored: bool = False
-
-    def all(self) -> list[tuple[int, int]]:
-        """Every (length, number of the pair) by length, the largest pair last."""
-        scored = range(len(self.branch_buckets))
-        unscored = [self.unscored_pair(pair) for pair in scored] if self.unscored else []
-        return [(length, pair) for length in self.length_buckets for pair in (*unscored, *scored)]
-
-    def unscored_pair(self, pair: int) -> int:
-        """The number of the pair with the same action tokens and no branch tokens."""
-        return pair + len(self.branch_buckets)
-
-    def tokens(self, length: int, pair: int) -> tuple[int, int, int]:
-        """(P, M, A) of a shape: tokens of trunk, branches and actions."""
-        scored = pair < len(self.branch_buckets)
-        number = pair if scored else pair - len(self.branch_buckets)
-        trunk = length if self.trunk and scored else 0
-        return trunk, self.branch_buckets[number] if scored else 0, self.action_buckets[number]
-
-
 def blank_batch(shapes: BatchShapes, length: int, pair: int) -> Batch:
     """A batch of padding only. It contributes nothing: for filling, and for compiling a shape before it is needed."""
     B, (P, M, A) = shapes.batch_size, shapes.tokens(length, pair)
     ids = lambda *shape: np.zeros(shape, np.int32)
     return Batch(
         student_BT=ids(B, length),
-        dropout_key_B2=np.zeros((B, 2), np.uint32),
+        first_BT=np.tile(np.arange(length if shapes.packed else 0, dtype=np.int32), (B, 1)),
+        dropout_key_BT2=np.zeros((B, length, 2), np.uint32),
         student_at_BA=ids(B, A),
         trunk_BP=ids(B, P),
         branch_BM=ids(B, M),
         position_BM=ids(B, M),
-        prefix_length_BM=ids(B, M),
+        prefix_start_BM=ids(B, M),
+        prefix_stop_BM=ids(B, M),
         branch_id_BM=np.full((B, M), -1, np.int32),
         teacher_at_BA=ids(B, A),
         actions_BA=ids(B, A),
@@ -144,9 +114,9 @@ class Batches(NamedTuple):
 def make_batches(examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *, micro_steps: int = 0) -> Batches:
     """Sorts examples into batches of a few fixed shapes.
 
-    Examples are sorted by size and cut into batches, and a batch takes the buckets of its largest example: at most one
-    batch (of each kind, see `BatchShapes.unscored`) is not full. An example whose branches together exceed the largest
-    branch bucket becomes several.
+    Examples are packed into rows, rows sorted by size and cut into batches, and a batch takes the buckets of its
+    largest row: at most one batch (of each kind, see `BatchShapes.unscored`) is not full. An example whose branches
+    together exceed the largest branch bucket becomes several.
 
     The update divides the summed loss once, by all action tokens. Weights are scaled here so that this gives, for each
     part of the loss, its coefficient x its mean over its own tokens, or over the episodes' means (`LossPart.mean`).
@@ -167,15 +137,16 @@ def make_batches(examples: Sequence[Example], shapes: BatchShapes, loss: Loss, *
         fitting += _fit(example, shapes, dropped)
     scale = _scales(fitting, loss, micro_steps)
     batches, spans, real = [], [], 0
-    for members, length, pair in _grouped(fitting, shapes):
+    for rows, length, pair in packed(fitting, shapes):
         batch = blank_batch(shapes, length, pair)
-        for b, example in enumerate(members):
-            for branch, span in zip(example.branches, _write(batch, b, example, scale[_group(example)]), strict=True):
-                spans.append(
-                    SpanLocation(example.episode, branch.step, len(batches), b, *span, scored=bool(branch.context))
-                )
-            passes = 2 if batch.trunk_BP.shape[1] else 1
-            real += len(example.tokens) * passes + sum(branch.branch_tokens for branch in example.branches)
+        for b, row in enumerate(rows):
+            end = _End()
+            for example in row:
+                for branch, span in _write(batch, b, end, example, scale[_group(example)]):
+                    where = (example.episode, branch.step, len(batches), b, *span)
+                    spans.append(SpanLocation(*where, scored=bool(branch.context)))
+                passes = 2 if batch.trunk_BP.shape[1] else 1
+                real += len(example.tokens) * passes + sum(branch.branch_tokens for branch in example.branches)
         batches.append(batch)
     student = sum(batch.student_BT.size for batch in batches)
     teacher = sum(batch.trunk_BP.size + batch.branch_BM.size for batch in batches)
@@ -228,19 +199,6 @@ def _group(example: Example) -> tuple[int, int]:
     return example.micro_step, example.episode
 
 
-def _grouped(examples: Sequence[Example], shapes: BatchShapes) -> Iterator[tuple[list[Example], int, int]]:
-    """The examples of each batch, its length and its pair."""
-    unscored = [shapes.unscored and not any(branch.context for branch in example.branches) for example in examples]
-    for kind in (False, True):
-        alike = [example for example, own in zip(examples, unscored, strict=True) if own is kind]
-        alike.sort(key=lambda example: (_pair(example.branches, shapes), len(example.tokens)))  # stable
-        for start in range(0, len(alike), shapes.batch_size):
-            members = alike[start : start + shapes.batch_size]
-            length = max(_bucket(len(example.tokens), shapes.length_buckets) for example in members)
-            pair = max(_pair(example.branches, shapes) for example in members)
-            yield members, length, shapes.unscored_pair(pair) if kind else pair
-
-
 def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list[Example]:
     """Examples that fit the buckets, in the order of their steps; branches that fit none are counted in `dropped`."""
     parts: list[list[Branch]] = []
@@ -253,7 +211,7 @@ def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list
             too_long = (
                 branch.action_tokens > shapes.action_buckets[-1],
                 branch.stop > shapes.length_buckets[-1],
-                len(kept) < group.index(branch) or not _holds(shapes, [*kept, branch]),
+                len(kept) < group.index(branch) or not shapes.holds([*kept, branch]),
             )
             if any(too_long):
                 dropped[DROP_REASONS[too_long.index(True)]] += 1
@@ -261,53 +219,52 @@ def _fit(example: Example, shapes: BatchShapes, dropped: dict[str, int]) -> list
                 kept.append(branch)
         if not kept:
             continue
-        if parts and _holds(shapes, [*parts[-1], *kept]):
+        if parts and shapes.holds([*parts[-1], *kept]):
             parts[-1] += kept
         else:
             parts.append(kept)
     return [example.with_branches(part) for part in parts]
 
 
-def _pair(branches: Sequence[Branch], shapes: BatchShapes) -> int:
-    """The number of the first branch and action bucket that hold these branches; past the last where none does."""
-    actions = sum(branch.action_tokens for branch in branches)
-    read = sum(branch.branch_tokens for branch in branches)
-    pairs = enumerate(zip(shapes.branch_buckets, shapes.action_buckets, strict=True))
-    return next((n for n, (M, A) in pairs if read <= M and actions <= A), len(shapes.branch_buckets))
+@dataclasses.dataclass
+class _End:
+    """Where a row ends so far: in T, M and A, and how many branches it holds."""
+
+    t: int = 0
+    m: int = 0
+    a: int = 0
+    branches: int = 0
 
 
-def _holds(shapes: BatchShapes, branches: Sequence[Branch]) -> bool:
-    return _pair(branches, shapes) < len(shapes.branch_buckets)
-
-
-def _bucket(size: int, buckets: Sequence[int]) -> int:
-    return next(bucket for bucket in buckets if size <= bucket)
-
-
-def _write(batch: Batch, b: int, example: Example, scale: Mapping[str, float]) -> list[tuple[int, int]]:
-    """Writes an example, the weights of each part times its `scale`; where its actions stand now, in A."""
-    batch.student_BT[b, : len(example.tokens)] = example.tokens
-    if batch.trunk_BP.shape[1]:
-        batch.trunk_BP[b, : len(example.tokens)] = example.tokens
-    batch.dropout_key_B2[b] = example.key
-    m = a = first = 0
-    number, spans = -1, []
+def _write(
+    batch: Batch, b: int, end: _End, example: Example, scale: Mapping[str, float]
+) -> Iterator[tuple[Branch, tuple[int, int]]]:
+    """Writes an example at the end of a row, the weights of each part times its `scale`; its branches, and where their
+    actions stand now, in A.
+    """
+    first = end.t
+    end.t += len(example.tokens)
+    own = slice(first, end.t)
+    batch.student_BT[b, own], batch.dropout_key_BT2[b, own] = example.tokens, example.key
+    for whole, value in ((batch.trunk_BP, example.tokens), (batch.first_BT, first)):
+        if whole.shape[1]:
+            whole[b, own] = value
+    begin = end.m
     for branch in example.branches:
         action = example.tokens[branch.start : branch.stop]
         if not branch.continues:
-            number, first = number + 1, m
-        read = slice(m, m + branch.branch_tokens)
-        span = slice(a, a + branch.action_tokens)
+            begin, end.branches = end.m, end.branches + 1
+        read, span = slice(end.m, end.m + branch.branch_tokens), slice(end.a, end.a + branch.action_tokens)
         if branch.context:
             batch.branch_BM[b, read] = branch.context + action
-            batch.position_BM[b, read] = branch.prefix_length + np.arange(m - first, read.stop - first)
-            batch.prefix_length_BM[b, read], batch.branch_id_BM[b, read] = branch.prefix_length, number
-            batch.teacher_at_BA[b, span] = m + len(branch.context) - 1 + np.arange(branch.action_tokens)
+            batch.position_BM[b, read] = branch.prefix_length + np.arange(read.start - begin, read.stop - begin)
+            batch.prefix_start_BM[b, read], batch.prefix_stop_BM[b, read] = first, first + branch.prefix_length
+            batch.branch_id_BM[b, read] = end.branches - 1
+            batch.teacher_at_BA[b, span] = read.start + len(branch.context) - 1 + np.arange(branch.action_tokens)
             batch.scored_BA[b, span] = True
-        batch.student_at_BA[b, span] = np.arange(branch.start - 1, branch.stop - 1)
+        batch.student_at_BA[b, span] = first + np.arange(branch.start - 1, branch.stop - 1)
         batch.actions_BA[b, span], batch.sampler_logprob_BA[b, span] = action, branch.logprobs
         batch.mask_BA[b, span], batch.advantage_BA[b, span] = True, branch.advantage
         batch.weight_BAP[b, span] = [branch.weights.get(name, 0.0) * value for name, value in scale.items()]
-        spans.append((span.start, span.stop))
-        m, a = read.stop, span.stop
-    return spans
+        end.m, end.a = read.stop, span.stop
+        yield branch, (span.start, span.stop)

@@ -76,18 +76,22 @@ def batch_losses(
         project = functools.partial(decoder.project_split, decoder.split_head(weights, policy), policy)
         return Side(_at(hidden_BTD, at_BA), project)
 
-    dropout_B2 = None if loss.uses_ratio else batch.dropout_key_B2
-    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_B2=dropout_B2)
+    first_BT = batch.first_BT if batch.first_BT.shape[1] else None
+    dropout_BT2 = None if loss.uses_ratio else batch.dropout_key_BT2
+    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_BT2=dropout_BT2, first_BT=first_BT)
     sides = {"student": side(params, hidden_BTD, batch.student_at_BA)}
     if loss.needs_teacher and batch.branch_BM.shape[1]:
-        teacher, branches = jax.lax.stop_gradient(teacher), Branches(batch.prefix_length_BM, batch.branch_id_BM)
-        read = (batch.trunk_BP, batch.branch_BM, batch.position_BM, branches)
+        teacher = jax.lax.stop_gradient(teacher)
+        branches = Branches(batch.prefix_start_BM, batch.prefix_stop_BM, batch.branch_id_BM)
+        first_BP = first_BT if batch.trunk_BP.shape[1] else None
+        read = (batch.trunk_BP, batch.branch_BM, batch.position_BM, branches, first_BP)
         sides["teacher"] = side(teacher, decoder.forward_branches(teacher, policy, *read), batch.teacher_at_BA)
     if loss.needs_reference:
         if reference is None:
             raise ValueError("this loss compares the student with what was trained from: give the reference")
         start: Any = jax.lax.stop_gradient(reference)
-        sides["reference"] = side(start, decoder.forward(start, policy, batch.student_BT), batch.student_at_BA)
+        hidden_BTD = decoder.forward(start, policy, batch.student_BT, first_BT=first_BT)
+        sides["reference"] = side(start, hidden_BTD, batch.student_at_BA)
     spans = Spans(*(getattr(batch, name) for name in Spans._fields))
     return span_losses(sides.pop("student"), spans, loss=loss, **sides)
 

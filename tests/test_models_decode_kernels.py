@@ -93,5 +93,5 @@ def test_neighbours_slots_and_what_lies_beyond_change_no_bit(attend):
     ],
 )
 def test_only_shapes_that_they_take_go_to_the_kernels(positions, dims, dtype, tpu, gpu):
-    q, keys = (jax.ShapeDtypeStruct((8, 8, n, dims), dtype) for n in (4, positions))
+    q, keys = (jnp.empty((1, 1, n, dims), dtype) for n in (4, positions))
     assert (decode_kernels.fits_tpu(q, keys), decode_kernels.fits_gpu(q, keys)) == (tpu, gpu)

@@ -19,7 +19,7 @@ from benchmarks.gpu_measuring import GIB, Section, compiled, emit, guarded, medi
 from hintsd_jax.models import attention, cached_attention
 from hintsd_jax.tools.planner.compiler import temporary_bytes
 
-OURS = "models.attention"
+OURS, PLATFORM = "models.attention", "models.cached_attention"
 
 
 def calls(program: jax.stages.Compiled) -> str:
@@ -69,8 +69,9 @@ def _with_gradient(attend):
 
 
 def _measure_cached(section: Section) -> None:
-    """One query of every slot against its cache, in one layer."""
+    """One query of every slot against its cache, in one layer: as decoding does it, and the plain form."""
     policy, sizes = section.policy, section.sizes
+    fills = (sizes.context // 24, sizes.context - 8)
     shapes = [(1, policy.num_heads), (sizes.context, policy.num_kv_heads), (sizes.context, policy.num_kv_heads)]
     q, k, v = (
         jax.random.normal(key, (sizes.slots, *shape, policy.head_dim), policy.compute_dtype)
@@ -85,19 +86,21 @@ def _measure_cached(section: Section) -> None:
 
         return call
 
-    def of_ours(q_BTHC, k_BKSC, v_BKSC, last_B1):
+    def of_ours(attend, q_BTHC, k_BKSC, v_BKSC, last_B1):
         q_BKGTC = q_BTHC.reshape(len(q_BTHC), policy.num_kv_heads, -1, 1, policy.head_dim) * policy.head_dim**-0.5
-        mixed_BKGTC = cached_attention.attend_all_slots(q_BKGTC, k_BKSC, v_BKSC, None, last_B1 + 1)
+        mixed_BKGTC = attend(q_BKGTC, k_BKSC, v_BKSC, jnp.arange(len(q_BTHC)), last_B1 + 1)
         return mixed_BKGTC.reshape(q_BTHC.shape).astype(q_BTHC.dtype)
 
     ours: list[Any] = []
     by_heads = tuple(jnp.swapaxes(x, 1, 2) for x in (k, v))  # as our cache is kept
-    for name, attend in {OURS: of_ours, "xla": of_jax("xla"), "cudnn": of_jax("cudnn")}.items():
+    plain, ours_now = (partial(of_ours, getattr(cached_attention, f"attend_{kind}")) for kind in ("all_slots", "slots"))
+    attends = {OURS: plain, PLATFORM: ours_now, "xla": of_jax("xla"), "cudnn": of_jax("cudnn")}
+    for name, attend in attends.items():
         with guarded(f"cached, {name}"):
             last = lambda fill: jnp.full((sizes.slots, 1), fill - 1, jnp.int32)
-            keys_values = by_heads if name == OURS else (k, v)
-            program, seconds = compiled(jax.jit(attend).lower(q, *keys_values, last(sizes.fills[0])))
-            for n, fill in enumerate(sizes.fills):
+            keys_values = by_heads if name in (OURS, PLATFORM) else (k, v)
+            program, seconds = compiled(jax.jit(attend).lower(q, *keys_values, last(fills[0])))
+            for n, fill in enumerate(fills):
                 arguments = (q, *keys_values, last(fill))
                 ms, out = median_ms(partial(program, *arguments), inner=20), program(*arguments)
                 rate = 2 * 2 * sizes.slots * fill * policy.num_kv_heads * policy.head_dim / ms / 1e6

@@ -27,24 +27,23 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Tokens, as in the config. fills: of each slot when it decodes. prefills: (bucket, tokens before it). updates:
-    (length, branch tokens, action tokens). lengths: rows of attention alone. decoded: tokens of one timed call.
+    """Tokens, as in the config. decodes: (slots, context, tokens in each slot), the last one of `slots` and `context`,
+    which all other sections have. prefills: (bucket, tokens before it). updates: (length, branch tokens, action
+    tokens). lengths: rows of attention alone. decoded: tokens of one timed call.
     """
 
     slots: int = 8
     context: int = 24_576
-    fills: tuple[int, ...] = (1000, 8000, 24_000)
-    many: tuple[int, int, tuple[int, ...]] = (32, 4096, (1000, 3800))
-    prefills: tuple[tuple[int, int], ...] = ((1024, 0), (1024, 8000), (256, 0), (256, 8000), (4096, 0))
-    updates: tuple[tuple[int, int, int], ...] = (
-        (8192, 768, 256),
-        (24_576, 3072, 1536),
-        (4096, 768, 256),
-        (8192, 3072, 1536),
+    decodes: tuple[tuple[int, int, tuple[int, ...]], ...] = (
+        (16, 8704, (1000, 8000)),
+        (64, 2560, (2000,)),
+        (8, 24_576, (24_000,)),
     )
-    lengths: tuple[int, ...] = (4096, 8192, 24_576)
+    prefills: tuple[tuple[int, int], ...] = ((1024, 0), (1024, 8000), (256, 0), (256, 8000))
+    updates: tuple[tuple[int, int, int], ...] = ((4096, 768, 256), (8192, 3072, 1536))
+    lengths: tuple[int, ...] = (4096, 8192)
     actions: int = 1024
-    decoded: int = 64
+    decoded: int = 256
     square: int = 8192
     copied: int = 2 * GIB
 
@@ -52,8 +51,7 @@ class Sizes:
 SMALL = Sizes(
     slots=2,
     context=96,
-    fills=(16, 64),
-    many=(3, 64, (32,)),
+    decodes=((3, 64, (32,)), (2, 96, (16, 64))),
     prefills=((16, 0), (16, 24)),
     updates=((64, 48, 16), (96, 48, 16)),
     lengths=(64, 96),

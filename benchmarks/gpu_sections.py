@@ -86,8 +86,14 @@ class RunSection(Section):
         adapter = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
         self.state = state.create(random_like(adapter, "float32", 1), self.optim)
         self.served = ServingLayout(policy, self.mesh)(lora.attach(self.frozen, self.state.params))
-        shape = (slots, context, policy.num_kv_heads, policy.head_dim)
-        fill = jax.jit(lambda key: jax.random.normal(key, shape, policy.compute_dtype))
+        self.fill_cache(slots, context)
+
+    def fill_cache(self, slots: int, context: int) -> None:
+        """Another cache in place of the one that was there."""
+        self.cache: decoder.Cache = []
+        policy = self.policy
+        (layer, _), *_ = jax.eval_shape(partial(decoder.init_cache, policy, slots, context))
+        fill = jax.jit(lambda key: jax.random.normal(key, layer.shape, layer.dtype))
         keys = jax.random.split(jax.random.key(2), 2 * policy.num_layers)
         self.cache = [(fill(keys[2 * n]), fill(keys[2 * n + 1])) for n in range(policy.num_layers)]
 
@@ -132,7 +138,7 @@ class RunSection(Section):
 
     # serving
 
-    def decode_state(self, slots: int, fill: int) -> programs.DecodeState:
+    def decode_state(self, slots: int, context: int, fill: int) -> programs.DecodeState:
         """All slots sample as many tokens as a timed call has, at the settings of a rollout."""
         A, ids = self.sizes.actions, lambda *shape: self.rng.integers(1, self.policy.vocab_size, shape).astype(np.int32)
         full = lambda value, dtype: np.full(slots, value, dtype)
@@ -146,28 +152,28 @@ class RunSection(Section):
             "key_B2": self.rng.integers(1, 2**31, (slots, 2)).astype(np.uint32),
             "temperature_B": full(0.6, np.float32),
         }
-        return programs.idle_state(slots, self.sizes.context, A)._replace(**arrays)
+        return programs.idle_state(slots, context, A)._replace(**arrays)
 
     def measure_decode(self) -> None:
-        self._measure_decode(self.sizes.slots, self.sizes.context, self.sizes.fills)
+        self.hold(*self.sizes.decodes[0][:2])
+        for slots, context, fills in self.sizes.decodes:
+            with guarded(f"decode, {slots} slots x {context:,}"):
+                self._measure_decode(slots, context, fills)
         with guarded("plan while rolling out"):
             plan = self.plan()
             parts = f"decode {plan.decode / GIB:.2f}, prefill {plan.prefill / GIB:.2f}"
             emit("memory while rolling out", note=note(memory(), f"plan {plan.total('rollout') / GIB:.2f}: {parts}"))
 
-    def measure_many(self) -> None:
-        self._measure_decode(*self.sizes.many)
-
     def _measure_decode(self, slots: int, context: int, fills: tuple[int, ...]) -> None:
-        self.hold(slots, context)
+        self.fill_cache(slots, context)
         with jax.set_mesh(self.mesh):
-            first = self.decode_state(slots, fills[0])
+            first = self.decode_state(slots, context, fills[0])
             program, seconds = compiled(
                 programs.decode.lower(self.served, self.policy, (), self.cache, first, np.int32(slots))
             )
             for fill in fills:
                 with guarded(f"decode at {fill:,}"):
-                    decode_state = self.decode_state(slots, fill)
+                    decode_state = self.decode_state(slots, context, fill)
 
                     def call(decode_state=decode_state):
                         self.cache, _, steps = program(self.served, self.cache, decode_state, np.int32(slots))

@@ -1,4 +1,6 @@
 import argparse
+import dataclasses
+import json
 import re
 from functools import partial
 
@@ -6,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_sections
 from benchmarks import gpu_work as work
+from benchmarks.gpu_measuring import SMALL, Sizes
+from benchmarks.pages import REPO
 from hintsd_jax.models import attention, decoder
 from hintsd_jax.models.config import PolicyConfig
 
@@ -66,6 +70,29 @@ def test_an_update_is_its_passes():
     teacher = passes(trunk + stream, work.causal(trunk) + 2 * work.causal(16, 80), actions)
     student = 3 * passes(trunk, work.causal(trunk), actions) + work.mixing(POLICY, work.causal(trunk))
     assert work.update(POLICY, trunk, [(80, 16), (80, 16)], actions) == student + teacher
+
+
+SMALLEST = dataclasses.replace(SMALL, decodes=((2, 96, (16, 64)),), updates=((64, 48, 16),), lengths=(64,))
+
+
+@pytest.mark.parametrize("section", [name for name in gpu.SECTIONS if name != "precision"])
+def test_a_section_runs_in_small_on_any_machine(section, capsys):
+    """All but `precision`, which plays 64 episodes on the CPU in any case."""
+    run = gpu_sections.RunSection(REPO / "assets" / "desk-policy" / "config.json", {"copy": 1.0}, SMALLEST)
+    getattr(run, f"measure_{section}")()
+    printed = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line.removeprefix(gpu.MARK)) for line in printed if line.startswith(gpu.MARK)]
+    assert rows and all(row["ms"] > 0 for row in rows if "ms" in row)
+    failed = [row["what"] for row in rows if "error" in row]
+    assert all("cudnn" in what for what in failed), failed  # it needs a GPU
+
+
+def test_what_is_decoded_is_near_the_end_of_a_slot_and_in_the_targets():
+    """16 slots of 8,000 and 64 of 2,000 tokens, a timed call of 256; the last is what the other sections hold."""
+    sizes = Sizes()
+    assert {(slots, fill) for slots, _, fills in sizes.decodes for fill in fills} >= {(16, 8000), (64, 2000)}
+    assert all(max(fills) + sizes.decoded <= context for _, context, fills in sizes.decodes) and sizes.decoded >= 256
+    assert sizes.decodes[-1][:2] == (sizes.slots, sizes.context)
 
 
 def test_a_section_that_fails_is_a_row_that_says_why(tmp_path):

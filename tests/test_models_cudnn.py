@@ -31,14 +31,14 @@ def test_only_shapes_that_it_takes_go_to_the_kernel(monkeypatch, shape, kv_heads
     q, k, _ = heads(shape, kv_heads, dtype)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, tensor), AXES)):
         assert not cudnn.fits(q, k)  # no GPU here
-        monkeypatch.setattr(cudnn, "_gpu_is_here", lambda: True)
+        monkeypatch.setattr(cudnn, "gpu_is_here", lambda: True)
         assert cudnn.fits(q, k) == fits
 
 
 def test_a_program_for_a_gpu_calls_the_kernel_and_one_for_a_cpu_does_not(monkeypatch):
     """Lowered, with a GPU made up: forward and backward kernel, both causal; all else goes on as it was."""
     stablehlo = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
-    monkeypatch.setattr(cudnn, "_gpu_is_here", lambda: True)
+    monkeypatch.setattr(cudnn, "gpu_is_here", lambda: True)
     monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(stablehlo, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)

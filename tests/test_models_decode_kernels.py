@@ -93,5 +93,13 @@ def test_neighbours_slots_and_what_lies_beyond_change_no_bit(attend):
     ],
 )
 def test_only_shapes_that_they_take_go_to_the_kernels(positions, dims, dtype, tpu, gpu):
-    q, keys = (jax.ShapeDtypeStruct((8, 8, n, dims), dtype) for n in (4, positions))
+    q, keys = (jnp.empty((1, 1, n, dims), dtype) for n in (4, positions))
     assert (decode_kernels.fits_tpu(q, keys), decode_kernels.fits_gpu(q, keys)) == (tpu, gpu)
+
+
+def test_a_gpu_too_old_for_the_kernel_has_the_plain_form(monkeypatch):
+    q, keys = (jnp.empty((1, 1, n, C), "bfloat16") for n in (4, 256))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for is_new in (False, True):
+        monkeypatch.setattr(decode_kernels.cudnn, "gpu_is_here", lambda is_new=is_new: is_new)
+        assert decode_kernels.fits_gpu(q, keys) == is_new

@@ -12,17 +12,19 @@ from hintsd_jax.models import attention, splash
 from hintsd_jax.models.sharding import AXES
 
 
-def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch):
-    monkeypatch.setattr(splash, "_QUERY_BLOCK", 128)
-    monkeypatch.setattr(splash, "_KEY_BLOCK", 128)
+@pytest.mark.parametrize(("T", "query_block", "key_block"), [(256, 128, 128), (384, 256, 256), (384, 128, 512)])
+def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch, T, query_block, key_block):
+    """Also where a block is cut because it does not divide the row."""
+    monkeypatch.setattr(splash, "_QUERY_BLOCK", query_block)
+    monkeypatch.setattr(splash, "_KEY_BLOCK", key_block)
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(1, 256, heads, 128)).astype(np.float32) for heads in (2, 1, 1))
+    q, k, v = (rng.normal(size=(1, T, heads, 128)).astype(np.float32) for heads in (2, 1, 1))
     pick = rng.normal(size=q.shape).astype(np.float32)
 
     def run(attend):
         return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv) * pick), argnums=(0, 1, 2)))(q, k, v)
 
-    seen_BTS = np.tri(256, dtype=bool)[None]
+    seen_BTS = np.tri(T, dtype=bool)[None]
     expected = run(lambda *qkv: attention.attend(*qkv, seen_BTS))
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4),
@@ -46,7 +48,8 @@ def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch):
     [
         ((1, 4096, 32, 128), 8, 8, True),
         ((1, 24576, 32, 128), 8, 1, True),
-        ((1, 1024, 32, 128), 8, 1, False),  # short rows: nothing to gain
+        ((1, 768, 32, 128), 8, 1, True),
+        ((1, 512, 32, 128), 8, 1, False),  # short rows: nothing to gain
         ((1, 4100, 32, 128), 8, 1, False),
         ((1, 4096, 32, 64), 8, 1, False),  # lanes are 128 wide
         ((1, 4096, 32, 128), 2, 8, False),  # a device would hold query heads without their keys

@@ -78,7 +78,7 @@ def test_decoding_on_a_gpu_copies_neither_weights_nor_keys():
     compiled = topologies.compiled(program.lower(), topologies.GPU_OPTIONS)
     # A weight out of a stack, two of them side by side, a block of keys: each written before it is read.
     moved = ("slice", "dynamic-slice", "concatenate")
-    assert not program_report.layout_copies(compiled.as_text(), at_least=2**21, others=moved)
+    assert not program_report.layout_copies(compiled.as_text() or "", at_least=2**21, others=moved)
     memory = topologies.memory_of(compiled)
     assert memory.temp_size_in_bytes < 0.01 * program.weight_bytes
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 2**20  # the cache is updated in place

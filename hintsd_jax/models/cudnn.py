@@ -27,10 +27,11 @@ def fits(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
     _, T, _, C = q_BTHC.shape
     if q_BTHC.dtype not in (jnp.bfloat16, jnp.float16) or T <= _SHORTEST or C > 128 or C % 8:
         return False
-    return _gpu_is_here() and splash.are_split_alike(q_BTHC, k_BTKC)
+    return gpu_is_here() and splash.are_split_alike(q_BTHC, k_BTKC)
 
 
-def _gpu_is_here() -> bool:
+def gpu_is_here() -> bool:
+    """Whether there is an NVIDIA GPU of at least Ampere's kind."""
     if jax.default_backend() != "gpu":
         return False
     capability = getattr(jax.local_devices()[0], "compute_capability", None)  # AMD's devices have none of this form

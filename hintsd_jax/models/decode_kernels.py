@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu import decode_attention
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
+from hintsd_jax.models import cudnn
+
 # Positions of a page on TPU, all of which come into the chip at once (keys and values twice: 1 MiB of 1,024 x 128), and
 # positions of a part that one block of threads reads on GPU; the largest that divides a slot is taken.
 PAGES, PARTS = (1024, 512, 256, 128), (512, 256, 128, 64)
@@ -30,7 +32,11 @@ def fits_tpu(q_BKGTC: jax.Array, keys_BKSC: jax.Array) -> bool:
 
 
 def fits_gpu(q_BKGTC: jax.Array, keys_BKSC: jax.Array) -> bool:
-    """Whether the GPU kernel takes these shapes: 16 bits, because its products of float32 would be TF32."""
+    """Whether the GPU kernel takes these shapes: 16 bits, because its products of float32 would be TF32. Programs for
+    GPUs that are not here are made for such as can run it.
+    """
+    if jax.default_backend() == "gpu" and not cudnn.gpu_is_here():
+        return False
     is_short = keys_BKSC.dtype in (jnp.bfloat16, jnp.float16)
     return is_short and q_BKGTC.shape[-1] in (32, 64, 128, 256) and _largest(PARTS, keys_BKSC) > 0
 

@@ -19,14 +19,15 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from hintsd_jax.models.sharding import spec
 
 _VECTOR_WIDTH = 128  # of a TPU's registers; head_dim and T must be multiples of it
-# On-chip tiles; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB).
+# On-chip tiles at most; with two backward kernels they need 0.2 GB at T = 24,576 (fused: 4.5 GB).
 _QUERY_BLOCK, _KEY_BLOCK = 512, 1024
+_SHORTEST = 512  # rows up to here are one tile of plain JAX
 
 
 def fits(q_BTHC: jax.Array, k_BTKC: jax.Array) -> bool:
     """Whether the kernel takes these shapes on the current mesh: long rows, query and kv heads split alike."""
     _, T, _, C = q_BTHC.shape
-    if T < 2 * _KEY_BLOCK or T % _KEY_BLOCK or C % _VECTOR_WIDTH:
+    if T <= _SHORTEST or T % _VECTOR_WIDTH or C % _VECTOR_WIDTH:
         return False
     return are_split_alike(q_BTHC, k_BTKC)
 
@@ -75,7 +76,8 @@ def on_each_device(
 
 
 def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: bool):
-    half = max(_VECTOR_WIDTH, key_block // 2)
+    query_block, key_block = _divisor(T, query_block), _divisor(T, key_block)
+    half = _divisor(key_block, max(_VECTOR_WIDTH, key_block // 2))
     blocks = kernel.BlockSizes(
         block_q=query_block, block_kv=key_block, block_kv_compute=half,
         block_q_dkv=query_block, block_kv_dkv=key_block, block_kv_dkv_compute=half,
@@ -83,3 +85,9 @@ def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: boo
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * heads)
     return kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
+
+
+def _divisor(size: int, most: int) -> int:
+    """The largest part of `size` of at most `most` that is whole registers wide, as `size` is."""
+    widest = most // _VECTOR_WIDTH * _VECTOR_WIDTH
+    return next(part for part in range(widest, 0, -_VECTOR_WIDTH) if size % part == 0)

@@ -137,8 +137,8 @@ class Planner:
         """
         at = lambda context: self.changed(plan, context_settings(plan.config, context))
         first, last = shortest_context(plan.config) // CONTEXT_STEP, plan.policy.max_positions // CONTEXT_STEP
-        # Up to LONG tokens all scores of a row exist at once, so that there a shorter row may take more than a longer
-        # one; beyond, never.
+        # Up to LONG tokens of a trunk branches attend to all of it at once, so that there a shorter row may take more
+        # than a longer one; beyond, never.
         low = max(first, temporary_memory.LONG // CONTEXT_STEP + 1)
         if low <= last and at(low * CONTEXT_STEP).fits:
             while low < last:

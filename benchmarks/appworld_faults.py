@@ -196,7 +196,7 @@ class Stage:
             step=0,
             call_timeout_s=60.0,
             resets_ahead=AHEAD,
-            tick=tick,
+            over=lambda place, episode: tick(),
         )
 
     def left(self) -> tuple[int, int, int, int]:

@@ -20,7 +20,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +92,8 @@ def cases_of(environment: str, chat: ChatFormat, count: int, seed: int) -> list[
 def remembering(ask: Asker, chat: ChatFormat, seen: list[tuple[int, int, bool]]) -> Asker:
     """The same asker; what each question and answer took is appended to `seen`."""
 
-    def asked(questions: Sequence[Question]) -> Answers:
+    def asked(questions: Iterable[Question]) -> Answers:
+        questions = list(questions)
         answers = ask(questions)
         for question, text, cut in zip(questions, answers.texts, answers.cut, strict=True):
             tokens = len(chat.prompt(question.messages, tags_stand=True).ids), len(chat.encode(text or ""))

@@ -8,7 +8,7 @@ Training and evaluation share it. Everything is loaded and checked here, before 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.endpoint import Endpoint
+from hintsd_jax.hindsight.looking_back import LookingBack
 from hintsd_jax.hindsight.prompts import Benchmark
 from hintsd_jax.hindsight.questions import Answers, Asker, Question, policy_asker
 from hintsd_jax.models import lora
@@ -40,6 +41,7 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import run_episodes
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_process import host_for
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.played import EnvFailure, Rollouts
 from hintsd_jax.runs import interruption
 from hintsd_jax.runs.journal import Journal
@@ -198,11 +200,13 @@ class Session:
         step: int,
         greedy: bool = False,
         journal: Journal | None = None,
+        over: Callable[[int, Episode | None], object] = lambda place, episode: None,
     ) -> Rollouts:
         """`rollouts` episodes of every task with these weights, those that other processes have played too; see
         `rollout.collector.run_episodes`.
 
-        journal: keeps what the outside world answers; None where nothing is resumed.
+        journal: keeps what the outside world answers; None where nothing is resumed. over: as in `run_episodes`, of
+        those that this process plays.
 
         Raises:
           UserError: not a single prompt fits the context; or, as long as none was ever played, environments failed so
@@ -211,6 +215,11 @@ class Session:
         env = self.config.env
         numbers = processes.share(len(tasks) * rollouts)
         self.watch.began("episodes", len(numbers))
+
+        def one_is_over(place: int, episode: Episode | None) -> None:
+            self.watch.tick()
+            over(place, episode)
+
         own = run_episodes(
             self.engine,
             params,
@@ -226,7 +235,7 @@ class Session:
             resets_ahead=env.resets_ahead,
             journal=journal,
             phase="greedy" if greedy else "sampled",
-            tick=self.watch.tick,
+            over=one_is_over,
             failed=self.watch.failed,
         )
         played = Rollouts.together(processes.gather(own, "rollouts"))
@@ -274,10 +283,25 @@ class Session:
             hindsight.max_trajectory_chars,
         )
 
-    def _ask(self, ask: Asker, questions: Sequence[Question]) -> Answers:
+    def looking_back(self, analyser: Analyser) -> LookingBack:
+        """Around the rollouts that the algorithm looks back on with `analyser`: beside them where an endpoint answers,
+        after them where the policy does, which the engine serves with one set of weights at a time.
+        """
+        analyse = lambda episodes: self.algorithm.analyse(episodes, analyser)
+        return LookingBack(analyse, self._asks_beside, partial(self.watch.began, "answers", 0))
+
+    @property
+    def _asks_beside(self) -> bool:
+        """Processes know of each other's episodes only when all of them are over."""
+        return self.endpoint is not None and processes.count() == 1
+
+    def _ask(self, ask: Asker, questions: Iterable[Question]) -> Answers:
         """The answers, each asked for by one process; all questions to an endpoint by the first, which keeps its
         limits.
         """
+        if self._asks_beside:
+            return ask(questions)
+        questions = list(questions)
         own = processes.share(len(questions))
         if self.endpoint:
             own = range(len(questions) if processes.leads() else 0)

@@ -65,15 +65,23 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         for step in range(recorder.completed_steps, config.optim.steps):
             journal = recorder.begin_step(step + 1)
             with recorder.timer("step"):
-                # -- roll out with the newest weights
-                with recorder.timer("rollout"):
-                    chosen = step_tasks(tasks, config.seed, step, config.tasks.tasks_per_step)
-                    params = session.weights(state.params)
-                    rollouts = session.play(params, chosen, config.tasks.rollouts, step=step, journal=journal)
-                # -- look back: which steps broke the failed ones, and how they should have gone
-                with recorder.timer("analysis"):
-                    analyser = session.analyser(analysing_weights(config, state, initial), step, journal)
-                    hindsight = algorithm.analyse(rollouts.episodes, analyser)
+                analyser = session.analyser(analysing_weights(config, state, initial), step, journal)
+                with session.looking_back(analyser) as looking_back:
+                    # -- roll out with the newest weights
+                    with recorder.timer("rollout"):
+                        chosen = step_tasks(tasks, config.seed, step, config.tasks.tasks_per_step)
+                        params = session.weights(state.params)
+                        rollouts = session.play(
+                            params,
+                            chosen,
+                            config.tasks.rollouts,
+                            step=step,
+                            journal=journal,
+                            over=looking_back.over,
+                        )
+                    # -- look back: which steps broke the failed ones, and how they should have gone
+                    with recorder.timer("analysis"):
+                        hindsight = looking_back.hindsight(rollouts.episodes)
                 # -- distil exactly those action spans, then move the teacher
                 with recorder.timer("update"):
                     experience = Experience(

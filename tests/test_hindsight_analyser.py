@@ -31,6 +31,7 @@ class Script:
         self.answers, self.asked, self.names, self.complete = list(answers), [], [], []
 
     def __call__(self, questions):
+        questions = list(questions)
         for question in questions:
             self.asked.append(question.messages[-1]["content"])
             self.names.append(question.name)

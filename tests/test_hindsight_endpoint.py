@@ -424,7 +424,7 @@ def test_after_an_end_nobody_goes_on_asking():
 
 def test_names_are_unique():
     question = questions("a")[0]
-    with pytest.raises(ValueError, match="same name"):
+    with pytest.raises(ValueError, match="two questions have the name 'task/0'"):
         Endpoint(CONFIG, SAMPLING).ask([question, question], None)
 
 

@@ -188,13 +188,16 @@ class Hostile(Echo):
 def test_what_an_environments_failure_took_is_no_episode(engine, params):
     """Invariant 8: it is counted, with its traceback, and neither scored nor trained on."""
     tasks = [{"id": mode, "mode": mode} for mode in ("reset", "step", "hang", "report", "fine")]
-    greedy, ticks = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6)), []
-    played = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=0.5, tick=lambda: ticks.append(1))
+    greedy, over = RolloutConfig(4, 200, Sampling(1.0, 1.0, 0, 6)), {}
+    tell = lambda place, episode: over.update({place: episode})
+    played = play(engine, params, Hostile, tasks, 2, greedy, call_timeout_s=0.5, over=tell)
+    told = [over[place] for place in range(10)]
+    assert [id(episode) for episode in told if episode is not None] == [id(episode) for episode in played.episodes]
     assert [(e.task_id, e.ended) for e in played.episodes] == [
         (id, "terminated") for id in ("report", "fine") for _ in "12"
     ]
     assert (
-        played.dropped == {"env_error": 4, "env_timeout": 2} and played.begun == 10 == len(ticks) and played.failed == 6
+        played.dropped == {"env_error": 4, "env_timeout": 2} and played.begun == 10 == len(over) and played.failed == 6
     )
     assert [(e.task_id, e.ended) for e in played.lost] == [("step", "env_error")] * 2 + [("hang", "env_timeout")] * 2
     assert all(e.report is None and "nothing to tell" in e.detail for e in played.episodes if e.task_id == "report")

@@ -14,6 +14,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.metrics import compile_count
 from hintsd_jax.sampling import Engine, EngineConfig, Rewrite, Sampling, programs
+from hintsd_jax.sampling.slots import Slot
 
 POLICY = PolicyConfig(
     vocab_size=40, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48,
@@ -230,6 +231,56 @@ def test_what_prompts_begin_with_in_common_is_prefilled_once(params):
     # Chunks of 16 and of 4. Of 39, 39, 39 and 54 tokens: all, what lies behind the 32 of the first, nothing, 22.
     stats = engine().run(params, [Dialogue(prompt, key=n) for n, prompt in enumerate(prompts[:4])])
     assert stats.prefill_tokens == 39 + 7 + 0 + 22 and stats.copied_tokens == 32 + 39 + 32
+
+
+def test_what_jobs_read_that_have_gone_the_same_way_is_prefilled_once(params):
+    """Greedy rollouts of a task, until the world answers one of them otherwise."""
+    prompt, answer, more = [7, 8, 9, 3, 4], [3, 4, 5, 6, 7, 8, 9], [11, 12, 13]
+    make = lambda: [
+        *(Dialogue(prompt, [answer, more], key=n, sampling=GREEDY) for n in range(3)),
+        Dialogue(prompt, [[3, 4, 6, 6, 7, 8, 9], more], key=3, sampling=GREEDY),
+    ]
+    group = make()
+    stats = engine().run(params, group)
+    for job, same in zip(group, make(), strict=True):
+        alone = ran(params, same)
+        assert (job.tokens, job.logprobs) == (alone.tokens, alone.logprobs)  # exactly
+    # The prompt but its last token, twice an answer with a span's last token and without its own, and both of the last.
+    tokens = len(prompt) - 1 + 2 * len(answer) + 2 * len(more)
+    assert stats.prefill_tokens == tokens and stats.copied_tokens == 3 * (len(prompt) - 1) + 2 * len(answer) + 2 * 3
+    # The same tokens that came in another way, whose keys and values may differ by rounding, are not the same.
+    one = Slot(cached=[7, 8, 9, 3], way=[("prefilled", 4)])
+    others = [Slot(cached=[7, 8, 9, 3], way=way) for way in ([("prefilled", 16)], [("prefilled", 4), ("kept", 4)])]
+    others.append(Slot(cached=[7, 8, 9, 4], way=one.way))
+    assert one.is_like(one) and not any(one.is_like(other) or other.is_like(one) for other in others)
+
+
+def ran(params, job):
+    engine().run(params, [job])
+    return job
+
+
+def test_crowds_with_doubles_that_are_answered_and_rewritten_are_bit_equal_to_each_job_alone(params):
+    """A few different jobs, many times each: what they read is copied, whatever was rewritten before."""
+    kinds = 6
+
+    def dialogue(n):
+        rng = np.random.default_rng(n % 3)  # the same beginning, for some with another key
+        prompt = rng.integers(1, 40, 11).tolist()
+        answers = [rng.integers(1, 40, size).tolist() for size in (5, 9, 2, 17)]
+        answers[1:1] = [(drop_some(3 + n % 2, 4), 8)] * (n % 3 == 1)
+        return Dialogue(prompt, answers, key=n // 3, sampling=Sampling(0.5, 1.0, 0, 6))
+
+    alone = [ran(params, dialogue(n)) for n in range(kinds)]
+    rng, copied = np.random.default_rng(0), []
+    for changes in ({}, {"refill_fraction": 1.0}, {"overlap_env": True}):
+        numbers = rng.permutation([n for n in range(kinds) for _ in range(3)]).tolist()
+        jobs = [dialogue(n) for n in numbers]
+        copied.append(engine(**changes).run(params, jobs).copied_tokens)
+        for job, n in zip(jobs, numbers, strict=True):
+            same = alone[n]
+            assert (job.tokens, job.logprobs, job.contexts) == (same.tokens, same.logprobs, same.contexts)  # exactly
+    assert min(copied) > 0
 
 
 def test_prompts_in_any_order_are_never_mixed_up(params):

@@ -10,7 +10,7 @@ weight each part of the loss acts on it).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from jax.sharding import AbstractMesh, Mesh
@@ -75,7 +75,9 @@ class Algorithm:
         raise NotImplementedError(f"algorithm {type(self).__name__} must give loss_parts")
 
     def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
-        """Looks back on the episodes that need it; by default on none."""
+        """Looks back on the episodes that need it; by default on none. Where somebody else answers, episodes are still
+        being played meanwhile: going through them waits for each, all else for all (`looking_back.Arriving`).
+        """
         return Hindsight()
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
@@ -86,9 +88,9 @@ class Algorithm:
         """Whether a limit ended the episode and the config has such ones left out (`rollout.mask_cut_episodes`)."""
         return self.config.rollout.mask_cut_episodes and not episode.terminated
 
-    def failures(self, episodes: Sequence[Episode]) -> list[Episode]:
+    def failures(self, episodes: Iterable[Episode]) -> Iterator[Episode]:
         """Those that failed and are to be learnt from."""
-        return [episode for episode in episodes if not episode.success and not self.is_masked(episode)]
+        return (episode for episode in episodes if not episode.success and not self.is_masked(episode))
 
     def describe_targets(self) -> str:
         """What is trained on, for the result's table; "" where no analyser is asked."""

@@ -50,7 +50,7 @@ class OpenClawRL(Algorithm):
         return (self.policy_gradient(teacher_advantage=1.0),)
 
     def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
-        return analyser.judge_steps([episode for episode in episodes if not self.is_masked(episode)])
+        return analyser.judge_steps(episode for episode in episodes if not self.is_masked(episode))
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         analysis, weights = experience.analysis(episode), {"policy_gradient": 1.0}

@@ -54,7 +54,7 @@ class SDPO(Algorithm):
 
     def analyse(self, episodes: Sequence[Episode], analyser: Analyser) -> Hindsight:
         failures = self.failures(episodes)
-        return analyser.review([episode for episode in failures if not successful_siblings(episodes, episode)])
+        return analyser.review(episode for episode in failures if not successful_siblings(episodes, episode))
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
         siblings, targets = experience.successful_siblings(episode), experience.analysis(episode).targets

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -41,17 +41,17 @@ def privileged(select: str, analyser: str) -> bool:
 class Analyser(Protocol):
     """Who looks back. Algorithms choose the episodes and which of the two is asked."""
 
-    def review(self, episodes: Sequence[Episode]) -> Hindsight:
+    def review(self, episodes: Iterable[Episode]) -> Hindsight:
         """About whole episodes: which steps broke each, or how the selected steps should have gone."""
         ...
 
-    def judge_steps(self, episodes: Sequence[Episode]) -> Hindsight:
+    def judge_steps(self, episodes: Iterable[Episode]) -> Hindsight:
         """About every step of every episode, from that step and its observation alone."""
         ...
 
 
 class ModelAnalyser:
-    """Asks a language model.
+    """Asks a language model. Episodes may still be to come: a question is made as soon as its episode is there.
 
     Args:
       ask: who answers.
@@ -76,23 +76,26 @@ class ModelAnalyser:
         self._ask, self._prompts, self._benchmark, self._key_of = ask, prompts, benchmark, key_of
         self._selector, self._max_targets, self._max_chars = selectors.find(select), max_targets, max_trajectory_chars
 
-    def review(self, episodes: Sequence[Episode]) -> Hindsight:
+    def review(self, episodes: Iterable[Episode]) -> Hindsight:
         hindsight = Hindsight()
-        asked: list[_Asked] = []
         kept: list[Episode] = []
-        for episode in episodes:
-            if not episode.steps:
-                hindsight.dropped["no_steps"] += 1
-                continue
-            key = self._key_of(episode)
-            steps = [None] if self._selector is None else self._selector(episode, key, self._max_targets)
-            if not steps:
-                hindsight.dropped["nothing_named" if _has_faults(episode) else "no_report"] += 1
-            for step in steps:
-                complete = partial(_is_review, steps=len(episode.steps), only_step=step)
-                asked.append(_Asked(len(kept), step, "", self._messages(episode, step), _key(key, step), complete))
-            kept += [episode] if steps else []
-        for n, answers in self._answers(hindsight, kept, asked).items():
+
+        def asked() -> Iterator[_Asked]:
+            for episode in episodes:
+                if not episode.steps:
+                    hindsight.dropped["no_steps"] += 1
+                    continue
+                key = self._key_of(episode)
+                steps = [None] if self._selector is None else self._selector(episode, key, self._max_targets)
+                if not steps:
+                    hindsight.dropped["nothing_named" if _has_faults(episode) else "no_report"] += 1
+                    continue
+                kept.append(episode)
+                for step in steps:
+                    complete = partial(_is_review, steps=len(episode.steps), only_step=step)
+                    yield _Asked(len(kept) - 1, step, "", self._messages(episode, step), _key(key, step), complete)
+
+        for n, answers in self._answers(hindsight, kept, asked()).items():
             steps = len(kept[n].steps)
             parsed = [
                 (answer.text, parse_failures(answer.text, steps, self._max_targets, answer.step, answer.cut))
@@ -101,22 +104,26 @@ class ModelAnalyser:
             _add(hindsight, kept[n], parsed)
         return hindsight
 
-    def judge_steps(self, episodes: Sequence[Episode]) -> Hindsight:
+    def judge_steps(self, episodes: Iterable[Episode]) -> Hindsight:
         """A step's verdict is 1, -1, or 0 where no answer could be read; its hint, if there is one, is a target."""
         hindsight = Hindsight()
-        asked: list[_Asked] = []
-        for n, episode in enumerate(episodes):
-            if not episode.steps:
-                hindsight.dropped["no_steps"] += 1
-                continue
-            for number, step in enumerate(episode.steps, 1):
-                key = _key(self._key_of(episode), number)
-                for place, (name, messages) in enumerate(self._prompts.judge(step).items()):
-                    key_of_question = subkey(key, place) if place else key
-                    complete = partial(self._is_judgement, name)
-                    asked.append(_Asked(n, number, name, messages, key_of_question, complete))
-        for n, answers in self._answers(hindsight, episodes, asked).items():
-            self._add_judgements(hindsight, episodes[n], answers)
+        kept: list[Episode] = []
+
+        def asked() -> Iterator[_Asked]:
+            for episode in episodes:
+                if not episode.steps:
+                    hindsight.dropped["no_steps"] += 1
+                    continue
+                kept.append(episode)
+                for number, step in enumerate(episode.steps, 1):
+                    key = _key(self._key_of(episode), number)
+                    for place, (name, messages) in enumerate(self._prompts.judge(step).items()):
+                        key_of_question = subkey(key, place) if place else key
+                        complete = partial(self._is_judgement, name)
+                        yield _Asked(len(kept) - 1, number, name, messages, key_of_question, complete)
+
+        for n, answers in self._answers(hindsight, kept, asked()).items():
+            self._add_judgements(hindsight, kept[n], answers)
         hindsight.dropped = +hindsight.dropped
         return hindsight
 
@@ -129,10 +136,17 @@ class ModelAnalyser:
         return self._prompts.read_judgement(question, text).problem is None
 
     def _answers(
-        self, hindsight: Hindsight, episodes: Sequence[Episode], asked: Sequence[_Asked]
+        self, hindsight: Hindsight, episodes: Sequence[Episode], to_ask: Iterable[_Asked]
     ) -> Mapping[int, list[_Answer]]:
-        """What was answered, by the episode's number, ascending."""
-        replies = self._ask([each.question(number, episodes[each.episode]) for number, each in enumerate(asked)])
+        """What was answered, by the episode's number, ascending. episodes: they grow with what is asked."""
+        asked: list[_Asked] = []
+
+        def questions() -> Iterator[Question]:
+            for number, each in enumerate(to_ask):
+                asked.append(each)
+                yield each.question(number, episodes[each.episode])
+
+        replies = self._ask(questions())
         hindsight.questions, hindsight.generated_tokens = len(asked), replies.tokens
         hindsight.dropped.update(replies.dropped)
         answers: dict[int, list[_Answer]] = {}
@@ -168,7 +182,7 @@ class EnvironmentAnalyser:
     def __init__(self, key_of: KeyOf, select: str, max_targets: int):
         self._key_of, self._selector, self._max_targets = key_of, selectors.find(select), max_targets
 
-    def review(self, episodes: Sequence[Episode]) -> Hindsight:
+    def review(self, episodes: Iterable[Episode]) -> Hindsight:
         hindsight = Hindsight()
         for episode in episodes:
             if episode.report is None or not _has_faults(episode):
@@ -186,7 +200,7 @@ class EnvironmentAnalyser:
             _add(hindsight, episode, [(episode.report.summary, Parsed(targets[:limit], None, dropped))])
         return hindsight
 
-    def judge_steps(self, episodes: Sequence[Episode]) -> Hindsight:
+    def judge_steps(self, episodes: Iterable[Episode]) -> Hindsight:
         raise ValueError("the environment's report judges whole episodes: algorithms refuse it for single steps")
 
 

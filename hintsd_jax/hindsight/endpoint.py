@@ -22,7 +22,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hintsd_jax.config.schema import EndpointSection
 from hintsd_jax.errors import UserError
@@ -78,17 +78,16 @@ class Endpoint:
         self.used: dict[str, int] = {"calls": 0, "tokens": 0, "failures_in_a_row": 0, "answers": 0}
         self._server = ChatServer(config, sampling)
 
-    def ask(self, questions: Sequence[Question], journal: Journal | None) -> Answers:
-        """The answers, in order; `journal` is the step's.
+    def ask(self, questions: Iterable[Question], journal: Journal | None) -> Answers:
+        """The answers, in order; `journal` is the step's. Questions may still be to come: each goes out when it is
+        there and its turn has come.
 
         Raises:
           UserError: the server refuses everything (HTTP 401, 403, 404, a redirect, a certificate, the form of the
             request), or `max_failures` was reached.
           ValueError: two questions have one name.
         """
-        if len({question.name for question in questions}) < len(questions):
-            raise ValueError("two questions have the same name")
-        answers = Answers([], Counter())
+        answers, names = Answers([], Counter()), set[str]()
         window: collections.deque[_Pending] = collections.deque()  # pending and not settled, in order
         arrivals: queue.SimpleQueue = queue.SimpleQueue()
         stop = threading.Event()
@@ -110,6 +109,9 @@ class Endpoint:
 
         try:
             for question in questions:
+                if question.name in names:
+                    raise ValueError(f"two questions have the name {question.name!r}")
+                names.add(question.name)
                 while len(window) >= self.config.concurrency or (
                     window and self._calls_left(window) <= self.config.retries
                 ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Answers:
         return whole
 
 
-Asker = Callable[[Sequence[Question]], Answers]
+Asker = Callable[[Iterable[Question]], Answers]  # some of the questions may still be to come
 
 
 class _Generation:
@@ -106,8 +106,8 @@ def policy_asker(
             return sampling
         return dataclasses.replace(sampling, is_complete=lambda ids: is_complete(chat.decode(ids)))
 
-    def ask(questions: Sequence[Question]) -> Answers:
-        jobs: dict[int, _Generation] = {}
+    def ask(questions: Iterable[Question]) -> Answers:
+        questions, jobs = list(questions), dict[int, _Generation]()
         for n, question in enumerate(questions):
             prompt = chat.prompt(question.messages, tags_stand=True).ids
             if len(prompt) + sampling.max_tokens <= context:

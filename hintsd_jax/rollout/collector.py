@@ -160,14 +160,14 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """What the episodes that are played together have in common. prompts: by group, what was tokenised already. tick,
+    """What the episodes that are played together have in common. prompts: by group, what was tokenised already. over,
     failed: see `run_episodes`.
     """
 
     pool: EnvPool
     chat: ChatFormat
     config: RolloutConfig
-    tick: Callable[[], object]
+    over: Callable[[int, Episode | None], object]
     failed: Callable[[Sequence[EnvFailure]], object]
     prompts: dict[int, tuple[Start, Delta]] = dataclasses.field(default_factory=dict)
 
@@ -183,6 +183,7 @@ class NewRollout(Rollout):
     """An episode that begins with its slot in the engine: there its environment is reset.
 
     Args:
+      place: of the episode among those that are played.
       task: what is played.
       episode: as yet only what it is called.
       journal_key: see `EnvPool.reset`.
@@ -192,10 +193,12 @@ class NewRollout(Rollout):
       prompt_length: tokens of its prompt, once they are known.
     """
 
-    def __init__(self, task: Mapping[str, Any], episode: Episode, journal_key: Key, stage: _Stage, key: np.ndarray):
+    def __init__(
+        self, place: int, task: Mapping[str, Any], episode: Episode, journal_key: Key, stage: _Stage, key: np.ndarray
+    ):
         super().__init__(episode, -1, stage.pool, stage.chat, stage.config, key)
         self.dropped, self.prompt_length = "", 0
-        self._task, self._journal_key, self._stage = task, journal_key, stage
+        self._place, self._task, self._journal_key, self._stage = place, task, journal_key, stage
         self._reset: Call[Start] | None = None
 
     def begin(self, slot: int) -> None:
@@ -211,8 +214,15 @@ class NewRollout(Rollout):
             start, self._reset = self._reset.result(), None
             answer = self._begun(start)
         if answer is None:
-            self._stage.tick()
+            self._stage.over(self._place, self.episode if self.was_played else None)
         return answer
+
+    @property
+    def was_played(self) -> bool:
+        """Of one that is over: whether neither a failure of its environment nor its prompt kept it from being
+        played.
+        """
+        return not self.dropped and not self.episode.ended.startswith("env_")
 
     def _failed(self, call: str, failure: CallFailure) -> None:
         super()._failed(call, failure)
@@ -262,7 +272,7 @@ def run_episodes(
     resets_ahead: int = 0,
     journal: CallJournal | None = None,
     phase: str = "",
-    tick: Callable[[], object] = lambda: None,
+    over: Callable[[int, Episode | None], object] = lambda place, episode: None,
     failed: Callable[[Sequence[EnvFailure]], object] = lambda failures: None,
 ) -> Rollouts:
     """Plays `rollouts` episodes of every task, or those of them with the given `numbers`.
@@ -277,13 +287,13 @@ def run_episodes(
       resets_ahead: episodes whose environment is reset before a slot is free for them.
       journal: keeps the calls that timed out or died, under `(phase, task id, number of the episode, call)`. One
         journal must not see a phase twice.
-      tick: called whenever an episode is over. failed: called with calls of environments that failed, as soon as that
-        is known.
+      over: called whenever an episode is over, with its place in their order, from 0 on, and the episode; None where
+        it could not be played. failed: called with calls of environments that failed, as soon as that is known.
     """
     jobs: list[NewRollout] = []
     names = _occurrences([task["id"] for task in tasks])
     with EnvPool(host, engine.config.slots, call_timeout_s, journal, resets_ahead) as pool:
-        stage = _Stage(pool, chat, config, tick, failed)
+        stage = _Stage(pool, chat, config, over, failed)
         for number in range(len(tasks) * rollouts) if numbers is None else numbers:
             group, rollout = divmod(number, rollouts)
             name, occurrence = names[group]
@@ -291,7 +301,7 @@ def run_episodes(
             key = job_key(seed, step, name, rollout, occurrence)
             called = (phase, name, number)
             pool.announce(tasks[group], called)
-            jobs.append(NewRollout(tasks[group], episode, called, stage, key))
+            jobs.append(NewRollout(len(jobs), tasks[group], episode, called, stage, key))
         stats = engine.run(params, jobs)
         closing = [EnvFailure("", 0, "close", **dataclasses.asdict(failure)) for failure in pool.close()]
     if closing:

@@ -16,11 +16,13 @@ whole text; the caller compares it with that of `neutral` contents, which have n
 begin with, so that neither a normalizer nor a template that joins contents can make one.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from hintsd_jax.envs.tool_calls import CLOSE, OPEN, THINK_CLOSE, THINK_OPEN
@@ -71,7 +73,7 @@ class Guard:
         stand.
         """
         if not tags_stand:
-            return "".join(self._stand_in if self._begins(letter) else letter for letter in text)
+            return text.translate(self._neutral)
         pieces, end = [], 0
         for tag in self._tag_pattern.finditer(text):
             pieces += [self.neutral(text[end : tag.start()], False), tag.group()]
@@ -109,11 +111,10 @@ class Guard:
         return next((each for each in _STAND_INS if not self._begins(each)), "")
 
     @cached_property
-    def _begins(self) -> Callable[[str], bool]:
-        """Whether a guarded string can begin with a character; worked out once for each."""
-        return cache(self._can_begin)
+    def _neutral(self) -> _Letters:
+        return _Letters(lambda letter: self._stand_in if self._begins(letter) else letter)
 
-    def _can_begin(self, letter: str) -> bool:
+    def _begins(self, letter: str) -> bool:
         if letter in self._firsts:
             return True
         return not letter.isascii() and any(each in self._firsts for each in self._normalised(letter))
@@ -122,6 +123,18 @@ class Guard:
         normalizer = self._tokenizer.backend_tokenizer.normalizer
         made = unicodedata.normalize("NFKC", letter) + ("" if normalizer is None else normalizer.normalize_str(letter))
         return "".join(each for each in made if not each.isspace() and each != "▁")
+
+
+class _Letters(dict[int, str]):
+    """What stands in place of each character, by its number, for `str.translate`; worked out once for each."""
+
+    def __init__(self, of: Callable[[str], str]):
+        super().__init__()
+        self._of = of
+
+    def __missing__(self, number: int) -> str:
+        made = self[number] = self._of(chr(number))
+        return made
 
 
 def plain_tool(value: Any, plain: Plain) -> Any:

@@ -4,8 +4,9 @@
 
 A fixed batch of slots, one per running job. A slot's cache lives as long as its job: what comes back from an
 environment prefills only its own tokens. Where a job's context is rewritten instead, what the old and the new one begin
-with in common stays. What the prompts of jobs begin with in common is prefilled once (`placement`). When a job ends,
-its slot takes the next one, which begins only then: no more jobs are under way than there are slots.
+with in common stays. What the prompts of jobs begin with in common is prefilled once (`placement`), and so is what jobs
+read at the same time that have come to it in the same way. When a job ends, its slot takes the next one, which begins
+only then: no more jobs are under way than there are slots.
 
 Invariant: what a job samples depends on the weights, its prompt, its keys and what it was answered, never on its slot,
 its neighbours or the clock. Every row is prefilled in chunks that follow from its own length, and shares whole ones
@@ -15,13 +16,11 @@ only; keys are folded from (job, position), and the schedule counts stopped slot
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,54 +33,14 @@ from hintsd_jax.models.sharding import make_mesh
 from hintsd_jax.sampling import programs
 from hintsd_jax.sampling.jobs import Job, Rewrite
 from hintsd_jax.sampling.placement import place
-from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.serving import ServingLayout
 from hintsd_jax.sampling.settings import EngineConfig, SamplingStats
+from hintsd_jax.sampling.slots import Chunk, Copy, Slot
 
 CHECK_EVERY = 32  # tokens, after which a job is asked whether what it has is complete
 
 
-@dataclasses.dataclass
-class _Slot:
-    """arrived: the prompt of the job, until it is placed in the cache. prompt: all but its last token are in the cache
-    or about to be; kept after the job has ended, until the next one's prompt is placed, for others to copy. uncached:
-    known tokens that are not in the cache yet. sizes: of the chunks of all of them but the last; None: as
-    `EngineConfig.chunk_sizes` has it. cached: the tokens in the cache, from position 0 on. pending: the last known
-    token when the generation began. limit: the most tokens of the generation. began: whether the job has had its
-    prompt. waiting: for what the job answers: begun or submitted, not collected.
-    """
-
-    job: Job | None = None
-    arrived: tuple[int, ...] = ()
-    prompt: tuple[int, ...] = ()
-    uncached: Sequence[int] = ()
-    sizes: tuple[int, ...] | None = None
-    cached: list[int] = dataclasses.field(default_factory=list)
-    pending: int = 0
-    limit: int = 0
-    began: bool = False
-    waiting: bool = False
-
-    def rewrite(self, tokens: Sequence[int]) -> None:
-        """Keeps of the cache what `tokens` begin with; the rest is uncached, at least the last token, which is to be
-        pending.
-        """
-        common = common_prefix_length(self.cached, tokens[:-1])
-        del self.cached[common:]
-        self.uncached = tokens[common:]
-        if common < len(self.prompt) - 1:
-            self.prompt = ()  # the slot no longer has it for others to copy
-
-
 _wave = operator.attrgetter("wave")
-
-
-class _Chunk(NamedTuple):
-    """Tokens that one row of a prefill writes into a slot, from position `start` on."""
-
-    slot: int
-    start: int
-    tokens: Sequence[int]
 
 
 class Engine:
@@ -157,7 +116,7 @@ class Engine:
 
     def _run(self, params: decoder.Params, queue: deque[Job]) -> SamplingStats:
         stats = SamplingStats()
-        slots = [_Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
+        slots = [Slot() for _ in range(self.config.slots)]  # the caches of another run belong to other weights
         state = programs.idle_state(self.config.slots, self.config.context, self.config.max_tokens)
         while True:
             self._between()
@@ -174,7 +133,7 @@ class Engine:
             if not self.config.overlap_env:
                 self._collect(slots, state)
 
-    def _collect(self, slots: list[_Slot], state: programs.DecodeState) -> None:
+    def _collect(self, slots: list[Slot], state: programs.DecodeState) -> None:
         """Fetches answers in slot order. Called at a decode boundary, so timing cannot change anything but the time."""
         for index, slot in enumerate(slots):
             if slot.job is None or not slot.waiting:
@@ -192,7 +151,7 @@ class Engine:
             else:
                 slot.uncached = [int(state.pending_B[index]), *answer]
 
-    def _fill(self, slots: list[_Slot], state: programs.DecodeState, queue: deque[Job]) -> None:
+    def _fill(self, slots: list[Slot], state: programs.DecodeState, queue: deque[Job]) -> None:
         """Gives free slots the next jobs, which begin."""
         for index, slot in enumerate(slots):
             if slot.job is not None or not queue:
@@ -206,20 +165,20 @@ class Engine:
                 slot.arrived = self._checked(prompt, job, "prompt")
 
     def _place(
-        self, params: decoder.Params, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats
+        self, params: decoder.Params, slots: list[Slot], state: programs.DecodeState, stats: SamplingStats
     ) -> None:
         """Gives the prompts that have arrived a place in the cache; what another slot has of them is copied from it."""
         placements = place([slot.prompt for slot in slots], [slot.arrived for slot in slots], self.config.chunk_sizes)
         for index, _, shared, sizes, _ in placements:
             slot, prompt = slots[index], slots[index].arrived
             cached, uncached = list(prompt[:shared]), prompt[shared:]
-            slots[index] = _Slot(slot.job, (), prompt, uncached, sizes, cached, began=True)
+            all_sizes = self.config.chunk_sizes(len(prompt) - 1)
+            way = [("prefilled", size) for size in all_sizes[: len(all_sizes) - len(sizes)]]
+            slots[index] = Slot(slot.job, (), prompt, uncached, sizes, cached, way, began=True)
         waves = [list(group) for _, group in itertools.groupby(sorted(placements, key=_wave), key=_wave)]
         # A row that is copied from must still be whole: old rows are copied before any prefill, new ones after it.
         for number, placed in enumerate(waves, 1):
-            copies = [(one.source, one.slot, one.shared) for one in placed if one.source not in (None, one.slot)]
-            self._copy(copies)
-            stats.copied_tokens += sum(length for _, _, length in copies)
+            self._copy([Copy(s.source, s.slot, 0, s.shared) for s in placed if s.source not in (None, s.slot)], stats)
             if number < len(waves):  # the last ones are prefilled with all else
                 self._prefill(params, slots, state, stats, [one.slot for one in placed])
 
@@ -239,52 +198,62 @@ class Engine:
         state.top_p_B[index] = job.sampling.top_p
         state.top_k_B[index] = job.sampling.top_k
 
-    def _copy(self, copies: list[tuple[int, int, int]]) -> None:
-        """Copies (source, target, positions) as if one after the other: a row that one call writes it may not read."""
-        part: list[tuple[int, int, int]] = []
-        for source, target, length in copies:
-            read, written = {one[0] for one in part}, {one[1] for one in part}
-            if len(part) == self.config.prefill_rows or source in written or target in read:
+    def _copy(self, copies: Sequence[Copy], stats: SamplingStats) -> None:
+        """Copies as if one after the other: a row that one call writes it may not read."""
+        part: list[Copy] = []
+        for copy in copies:
+            read, written = {one.source for one in part}, {one.target for one in part}
+            if len(part) == self.config.prefill_rows or copy.source in written or copy.target in read:
                 self._copy_part(part)
                 part = []
-            part.append((source, target, length))
+            part.append(copy)
+            stats.copied_tokens += copy.stop - copy.start
         if part:
             self._copy_part(part)
 
-    def _copy_part(self, part: list[tuple[int, int, int]]) -> None:
-        copies_R3 = np.array([(0, self.config.slots, 0)] * self.config.prefill_rows, np.int32)
-        copies_R3[: len(part)] = np.array(part, np.int32).reshape(-1, 3)
-        self._cache = programs.copy_slots(self._cache, *copies_R3.T)
+    def _copy_part(self, part: list[Copy]) -> None:
+        copies_R4 = np.array([(0, self.config.slots, 0, 0)] * self.config.prefill_rows, np.int32)
+        copies_R4[: len(part)] = np.array(part, np.int32).reshape(-1, 4)
+        self._cache = programs.copy_slots(self._cache, *copies_R4.T)
 
     def _prefill(
         self,
         params: decoder.Params,
-        slots: list[_Slot],
+        slots: list[Slot],
         state: programs.DecodeState,
         stats: SamplingStats,
         chosen: Iterable[int],
     ) -> None:
         """Writes the uncached tokens of the chosen slots but the last, which becomes pending, and starts their next
-        generations.
+        generations. Of those that come to the same tokens in the same way, one is prefilled and the others copy it:
+        rollouts of a task often begin alike.
         """
-        chunks: dict[int, list[_Chunk]] = {bucket: [] for bucket in reversed(self.config.prefill_buckets)}
+        chunks: dict[int, list[Chunk]] = {bucket: [] for bucket in reversed(self.config.prefill_buckets)}
+        readers: dict[tuple[int, ...], list[int]] = {}  # tokens -> the slots in which they are prefilled
+        copies: list[Copy] = []
         for index in chosen:
             slot = slots[index]
             if slot.job is None or not slot.uncached:
                 continue
-            tokens, pending = slot.uncached[:-1], slot.uncached[-1]
-            offset = 0
-            for size in self.config.chunk_sizes(len(tokens)) if slot.sizes is None else slot.sizes:
-                chunks[size].append(_Chunk(index, len(slot.cached) + offset, tokens[offset : offset + size]))
-                offset += size
+            tokens, pending = tuple(slot.uncached[:-1]), slot.uncached[-1]
+            sizes, start = self.config.chunk_sizes(len(tokens)) if slot.sizes is None else slot.sizes, len(slot.cached)
             slot.cached.extend(tokens)
+            slot.way += [("prefilled", size) for size in sizes]
             slot.uncached, slot.sizes = (), None
+            source = next((n for n in readers.get(tokens, ()) if slots[n].is_like(slot)), None)
+            if source is None:
+                readers.setdefault(tokens, []).append(index)
+                for offset, size in zip(itertools.accumulate(sizes, initial=0), sizes):
+                    chunks[size].append(Chunk(index, start + offset, tokens[offset : offset + size]))
+            elif tokens:
+                copies.append(Copy(source, index, start, len(slot.cached)))
             self._start(state, index, slot, slot.job, pending)
         for bucket, of_bucket in chunks.items():  # longest first: a row's later chunks attend to its earlier ones
             if of_bucket:
                 self._prefill_bucket(params, bucket, of_bucket, stats)
+        self._copy(copies, stats)
 
-    def _prefill_bucket(self, params: decoder.Params, bucket: int, chunks: list[_Chunk], stats: SamplingStats) -> None:
+    def _prefill_bucket(self, params: decoder.Params, bucket: int, chunks: list[Chunk], stats: SamplingStats) -> None:
         """Prefills chunks of at most `bucket` tokens, some rows at once; without any chunk, one empty call."""
         R = self.config.rows(bucket)
         for first in range(0, max(len(chunks), 1), R):
@@ -296,7 +265,7 @@ class Engine:
                 stats.prefill_tokens += len(chunk.tokens)
             self._cache = programs.prefill(params, self.policy, self._cache, tokens_RL, start_R, slots_R)
 
-    def _start(self, state: programs.DecodeState, index: int, slot: _Slot, job: Job, pending: int) -> None:
+    def _start(self, state: programs.DecodeState, index: int, slot: Slot, job: Job, pending: int) -> None:
         room = min(job.context, self.config.context) - 1 - len(slot.cached)  # after the pending token
         slot.pending, slot.limit = pending, min(job.sampling.max_tokens, self.config.max_tokens, room)
         state.pending_B[index], state.position_B[index] = pending, len(slot.cached)
@@ -313,7 +282,7 @@ class Engine:
         stats.decode_steps += int(steps)
         return programs.DecodeState(*(np.array(x) for x in state))
 
-    def _submit(self, slots: list[_Slot], state: programs.DecodeState, stats: SamplingStats) -> None:
+    def _submit(self, slots: list[Slot], state: programs.DecodeState, stats: SamplingStats) -> None:
         for index, slot in enumerate(slots):
             if slot.job is None or slot.waiting or state.active_B[index]:
                 continue
@@ -326,6 +295,7 @@ class Engine:
                     state.limit_B[index], state.active_B[index] = min(slot.limit, count + CHECK_EVERY), True
                     continue
             slot.cached += [slot.pending, *ids[:-1]]
+            slot.way.append(("sampled", count))
             slot.waiting = True
             stats.sampled_tokens += count
             slot.job.submit(ids, [float(x) for x in state.logprobs_BA[index, :count]], stopped)

@@ -23,7 +23,7 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import constrain
 from hintsd_jax.sampling.sampler import sample
 
-COPY_BLOCK = 256  # positions of a slot that are copied at once
+COPY_BLOCK = 64  # positions of a slot that are copied at once: an observation is short
 Array = Any  # NumPy on the host between decode calls, where the engine writes into it; jax's inside the program
 
 
@@ -77,19 +77,21 @@ def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
 
 
 @partial(jax.jit, donate_argnums=0)
-def copy_slots(cache, source_R, target_R, length_R):
-    """Copies the first `length` positions of slots to others, block by block; targets >= B go nowhere. No slot that is
-    read may be written in the same call.
+def copy_slots(cache, source_R, target_R, start_R, stop_R):
+    """Copies the positions start..stop-1 of slots to others, in whole blocks: what stands before them there must be the
+    same in both. Targets >= B go nowhere. No slot that is read may be written in the same call.
     """
     S = cache[0][0].shape[2]
     block = min(COPY_BLOCK, S)
 
     def one_block(n, cache):
         first = jnp.minimum(n * block, S - block)
-        copy = lambda x: cached_attention.copy_positions(x, source_R, target_R, first, block, length_R)
+        to_R = jnp.where(first + block > start_R, stop_R, 0)
+        copy = lambda x: cached_attention.copy_positions(x, source_R, target_R, first, block, to_R)
         return jax.tree.map(copy, cache)
 
-    return jax.lax.fori_loop(0, -(-jnp.max(length_R) // block), one_block, cache)
+    begin = jnp.min(jnp.where(stop_R > start_R, start_R, S)) // block
+    return jax.lax.fori_loop(begin, -(-jnp.max(stop_R) // block), one_block, cache)
 
 
 @partial(jax.jit, static_argnums=(1, 2), donate_argnums=(3,))

@@ -46,7 +46,7 @@ class EngineConfig:
 
 @dataclasses.dataclass
 class SamplingStats:
-    """What a run cost. copied_tokens: prompt tokens whose keys and values came from another slot, without a prefill."""
+    """What a run cost. copied_tokens: known tokens whose keys and values came from another slot, without a prefill."""
 
     sampled_tokens: int = 0
     prefill_tokens: int = 0

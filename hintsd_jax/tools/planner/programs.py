@@ -81,7 +81,7 @@ def _engine_programs(
         lower = partial(sampling.prefill.lower, served, policy, cache, whole((R, L), "int32"), ids(R), ids(R))
         yield Program("prefill", f"prefill {R} x {L}", under(lower), size)
     copied = ids(engine.prefill_rows)
-    yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, copied, copied, copied)))
+    yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, copied, copied, copied, copied)))
     state = jax.tree.map(lambda x: whole(x.shape, x.dtype), sampling.idle_state(B, engine.context, A))
     lower = partial(sampling.decode.lower, served, policy, stop_ids, cache, state, whole((), "int32"))
     yield Program("decode", f"decode {B} slots x {engine.context}", under(lower), size)

@@ -135,3 +135,19 @@ def test_no_square_of_scores_exists():
     gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attention.attend_causal(*qkv)), argnums=(0, 1, 2)))
     needed = gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     assert needed < 4 * T * T / 16
+
+
+def test_remat_does_not_attend_again_to_what_it_keeps():
+    """2 products over a tile's scores in the forward pass, 5 in the backward, each for tiles below and on the
+    diagonal; the gradient is the same to the bit.
+    """
+    q, k, v, _ = draw(70, 4, 2)
+
+    def gradient(keep):
+        attend = jax.checkpoint(lambda *qkv: tiled.attend_causal(*qkv, None, LARGEST, keep), policy=tiled.keeping)
+        return jax.grad(lambda *qkv: jnp.sum(jnp.sin(attend(*qkv))), argnums=(0, 1, 2))
+
+    products = [str(jax.make_jaxpr(gradient(keep))(q, k, v)).count("dot_general") for keep in (False, True)]
+    assert products[0] - products[1] == 2 * 2
+    again, kept = (jax.jit(gradient(keep))(q, k, v) for keep in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, again, kept)

@@ -142,7 +142,7 @@ def attend_causal(
     (`cudnn`).
     """
     forms: dict[str, Any] = {
-        "cpu": partial(tiled.attend_causal, largest=_CPU_TILE),
+        "cpu": partial(tiled.attend_causal, largest=_CPU_TILE, keep=True),
         "default": partial(tiled.attend_causal, largest=_TILE),
     }
     if splash.fits(q_BTHC, k_BTKC):

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.models import rope
+from hintsd_jax.models import rope, tiled
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.cached_attention import CACHE_AXES, KeysValues
 from hintsd_jax.models.config import PolicyConfig
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         cfg = self.config
         x_BTD = Embed(cfg, "train", name="embed")(tokens_BT)
         layers = nn.scan(
-            nn.remat(Block, prevent_cse=False) if cfg.remat else Block,
+            nn.remat(Block, prevent_cse=False, policy=tiled.keeping) if cfg.remat else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] - flax's type lacks tuples

@@ -31,7 +31,7 @@ def get_config():
     config.rollout.max_steps = 16
     config.rollout.max_action_tokens = 32
     config.rollout.prefill_buckets = (9, 16, 64)  # what the office answers takes 9, 15 to 17, 19 or 22 tokens
-    config.rollout.prefill_rows = 8
+    config.rollout.prefill_rows = 6
     config.rollout.overlap_env = False  # an office answers in microseconds
 
     config.hindsight.prompts = "compact"  # the only ones that the embedded policy was brought up with

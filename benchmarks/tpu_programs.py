@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a TPU that is here is not needed, and not taken
@@ -53,7 +54,8 @@ def compile_all(arguments: argparse.Namespace) -> Iterator[dict]:
             for program in programs(config, policy, topologies.tpu_mesh(topology, **sizes)):
                 key = dict(zip(KEY, (topology, mesh, adapter, policy.num_layers, program.name), strict=True))
                 if tuple(key.values()) not in done and any(part in program.name for part in arguments.only or ("",)):
-                    yield {**key, "held": program.weight_bytes, **compile_one(program), "versions": versions()}
+                    about = {"versions": versions(), "date": time.strftime("%Y-%m-%d")}
+                    yield {**key, "held": program.weight_bytes, **compile_one(program), **about}
 
 
 def compile_one(program: Program) -> dict:
@@ -111,19 +113,26 @@ def trained(adapter: str) -> str:
 
 
 def program_tables(results: list[dict]) -> str:
-    head = ["program", "arguments", "temp", "total", "of HBM", "GFLOP, loops once", "compiled in", "notes"]
+    head = ["program", "arguments", "temp", "total", "of HBM", "GFLOP, loops once", "compiled in", "on", "notes"]
     parts = []
     for (topology, mesh, adapter), rows_of_case in cases(results).items():
         lines = []
         for row in sorted(rows_of_case, key=lambda row: order(row["program"])):
             if "refused" in row:
-                lines.append([row["program"], "", "", "", "**does not fit**", "", "", row["refused"].splitlines()[0]])
+                lines.append(
+                    [row["program"], "", "", "", "**does not fit**", "", "", date(row), row["refused"].splitlines()[0]]
+                )
                 continue
             sizes = [gib(row[name]) for name in ("arguments", "temp", "total")]
-            cost = [f"{row['flops'] / 1e9:,.0f}", f"{row['seconds']:.0f} s"]
+            cost = [f"{row['flops'] / 1e9:,.0f}", f"{row['seconds']:.0f} s", date(row)]
             lines.append([row["program"], *sizes, share(row["total"], topology), *cost, looped(row)])
-        parts.append(f"### {topology}, mesh {mesh}, {trained(adapter)}\n\n{markdown_table(head, lines, left=(0, 7))}")
+        parts.append(f"### {topology}, mesh {mesh}, {trained(adapter)}\n\n{markdown_table(head, lines, left=(0, 8))}")
     return "\n\n".join(parts)
+
+
+def date(row: dict) -> str:
+    """When it was compiled; results before 2026-11-27 do not say so."""
+    return row.get("date", "before")
 
 
 def order(program: str) -> tuple:

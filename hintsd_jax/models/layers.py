@@ -24,6 +24,7 @@ from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.cached_attention import KeysValues, write_and_attend
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.families import LORA_TARGETS
+from hintsd_jax.models.product import product
 from hintsd_jax.models.sharding import constrain
 
 DropoutMasks = dict[str, jax.Array]  # module -> which of its adapter's inputs stay, bool [B, T, in]; {}: all
@@ -97,7 +98,7 @@ class Linear(nn.Module):
         # A bias is added before the product is rounded, as in transformers: logits in bfloat16 are then 1 to 20 %
         # closer to float32.
         product_dtype = jnp.float32 if self.bias else cfg.compute_dtype
-        y = jnp.matmul(x, kernel.astype(cfg.compute_dtype), preferred_element_type=product_dtype)
+        y: Any = product(x, kernel.astype(cfg.compute_dtype), product_dtype)
         if self.bias:
             bias = _param(self, "bias", nn.initializers.zeros_init(), self.axes[1:], (self.features,))
             y = (y + bias).astype(cfg.compute_dtype)

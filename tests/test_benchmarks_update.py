@@ -1,5 +1,5 @@
 """The benchmarks of the update at their smallest, so that they go on running: `update` (without PyTorch), `branches`,
-`causal_attention` and a section of `gpu`.
+`causal_attention`.
 """
 
 import json
@@ -7,10 +7,8 @@ import json
 import jax
 import numpy as np
 
-from benchmarks import branches, causal_attention, gpu_sections
+from benchmarks import branches, causal_attention
 from benchmarks import update as update_benchmark
-from benchmarks.gpu import MARK
-from benchmarks.gpu_measuring import Sizes
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh
@@ -49,18 +47,3 @@ def test_every_form_of_attention_is_measured(tmp_path, monkeypatch, capsys):
     assert all(row["ms"] > 0 and row["apart"] < 1e-5 for row in rows)
     table = out.with_suffix(".md").read_text()
     assert all(row["form"] in table for row in rows) and len(capsys.readouterr().out.splitlines()) == 4
-
-
-def test_the_update_section_of_gpu_measures_every_row(tmp_path, capsys):
-    shape = tmp_path / "config.json"
-    shape.write_text(json.dumps(POLICY.to_hf()))
-    sizes = Sizes(slots=2, context=96, fills=(16,), prefills=((16, 0),), updates=((64, 48, 16),), actions=32)
-    gpu_sections.RunSection(shape, {"bfloat16": 1.0}, sizes).measure_update()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(MARK)]
-    rows = [json.loads(line.removeprefix(MARK)) for line in lines]
-    assert [row["what"] for row in rows] == [
-        "update of 1 x 64 + 48",
-        "apply, and a copy of the state",
-        "memory while updating",
-    ]
-    assert not any("error" in row for row in rows) and rows[0]["ms"] > 0

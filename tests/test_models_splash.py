@@ -32,8 +32,9 @@ def test_the_kernel_is_causal_attention_of_grouped_queries(monkeypatch, T, query
         expected,
     )
     # two sequences, of 100 and 150 tokens, and padding
-    first_BT = np.where(np.arange(256) < 250, np.where(np.arange(256) < 100, 0, 100), np.arange(256))[None]
-    within_BTS = seen_BTS & (np.arange(256) >= first_BT[..., None])
+    at_T = np.arange(T)
+    first_BT = np.where(at_T < 250, np.where(at_T < 100, 0, 100), at_T)[None]
+    within_BTS = seen_BTS & (at_T >= first_BT[..., None])
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4),
         run(lambda *qkv: splash.attend_causal(*qkv, jnp.asarray(first_BT, jnp.int32), interpret=True)),

@@ -129,7 +129,7 @@ def test_a_task_that_comes_twice_in_a_step_is_played_twice(engine, params):
 
 def test_a_cut_action_goes_to_the_environment_and_the_episode_goes_on(engine, params):
     """The whole stream reads as one forward pass, also behind actions without a stop token."""
-    episodes, *_ = play(engine, params, tasks=[{"id": "long", "turns": 99}], rollouts=6)
+    episodes, *_ = play(engine, params, tasks=[{"id": "long", "turns": 99}], rollouts=12)
     cut = [(e, number) for e in episodes for number, step in enumerate(e.steps[:-1]) if step.cut]
     assert len(cut) > 3
     for episode, number in cut:
@@ -140,7 +140,7 @@ def test_a_cut_action_goes_to_the_environment_and_the_episode_goes_on(engine, pa
         # closed by the template's stop token, which was not sampled
         assert episode.tokens[step.stop] == CHAT.stop_ids[0] and step.stop < following.prompt_start
         assert step.observation == f"ok {len(step.text)}"
-    tokens_BT = np.zeros((6, CONFIG.context), np.int32)
+    tokens_BT = np.zeros((len(episodes), CONFIG.context), np.int32)
     for row, episode in enumerate(episodes):
         tokens_BT[row, : len(episode.tokens)] = episode.tokens
     hidden = decoder.forward(params, POLICY, tokens_BT)

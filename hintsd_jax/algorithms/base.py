@@ -96,8 +96,12 @@ class Algorithm:
         """What is trained on, for the result's table; "" where no analyser is asked."""
         return ""
 
-    def batch_shapes(self, mesh: Mesh | AbstractMesh) -> BatchShapes:
-        """The shapes of the update's batches: so many examples for each part of the mesh that a batch is split over."""
+    def batch_shapes(self, mesh: Mesh | AbstractMesh, platform: str = "") -> BatchShapes:
+        """The shapes of the update's batches: so many rows for each part of the mesh that a batch is split over.
+        platform: of the devices, by default that of the mesh's.
+        """
+        if not platform:  # an abstract mesh has no devices: where they matter the platform is given
+            platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
         batch, hindsight, teacher = self.config.batch, self.config.hindsight, self.loss.needs_teacher
         in_place = hindsight.feedback_position == "target"
         at_start = hindsight.feedback_position == "start"  # then there is no trunk that it could share with the student
@@ -112,7 +116,7 @@ class Algorithm:
             parts=len(self.loss.parts),
             trunk=teacher and batch.layout == "branches" and not at_start,
             unscored=self.loss.trains_unscored_tokens,
-            packed=rows_may_be_packed(),
+            packed=rows_may_be_packed(platform),
         )
 
     def examples(self, experience: Experience) -> tuple[list[Example], Counter[str]]:

@@ -152,11 +152,11 @@ def attend_causal(
     return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, **forms)
 
 
-def rows_may_be_packed() -> bool:
-    """Whether several sequences in a row cost no more than alone. Not on GPU: what jax makes public of cuDNN's kernel
+def rows_may_be_packed(platform: str) -> bool:
+    """Whether several sequences in a row cost no more than alone. Not on "gpu": what jax makes public of cuDNN's kernel
     knows no sequences within a row, and tiles take three times as long as it.
     """
-    return jax.default_backend() != "gpu"
+    return platform != "gpu"
 
 
 def attend_past(

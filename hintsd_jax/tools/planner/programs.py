@@ -63,7 +63,7 @@ def programs(
     other weights), then those of the update.
     """
     yield from _engine_programs(config, policy, serving_mesh(mesh, policy.num_kv_heads), stop_ids, platform)
-    yield from _update_programs(config, policy, mesh)
+    yield from _update_programs(config, policy, mesh, platform)
 
 
 def _engine_programs(
@@ -87,9 +87,9 @@ def _engine_programs(
     yield Program("decode", f"decode {B} slots x {engine.context}", under(lower), size)
 
 
-def _update_programs(config: Config, policy: PolicyConfig, mesh: Mesh) -> Iterator[Program]:
+def _update_programs(config: Config, policy: PolicyConfig, mesh: Mesh, platform: str) -> Iterator[Program]:
     algorithm, optim, under = build.algorithm(config), build.optimizer_config(config), partial(_under, mesh)
-    shapes, loss = algorithm.batch_shapes(mesh), algorithm.loss
+    shapes, loss = algorithm.batch_shapes(mesh, platform), algorithm.loss
     weights = abstract_weights(policy, mesh, "train")
     frozen, trained = (weights, weights.pop("lora")) if policy.lora else (None, weights)
     state = abstract(trained, optim)

@@ -12,7 +12,7 @@ CODE   := hintsd_jax configs tests benchmarks docs
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -23,6 +23,7 @@ help:
 	@echo "make pages        write the generated pages of docs/ again"
 	@echo "make bfcl         install the BFCL tasks and tools"
 	@echo "make appworld     AppWorld's engine in an environment of its own, and an invented world under .cache/appworld-root"
+	@echo "make textworld    install TextWorld"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again"
@@ -44,7 +45,10 @@ bfcl: $(VENV)/.installed-bfcl
 # AppWorld's engine, and an invented world for appworld_smoke and the tests. The benchmark's own data: docs/appworld.md.
 appworld: $(APPWORLD_ROOT)/data/version.txt
 
-test: lint $(VENV)/.installed-bfcl $(LIBTPU)/.installed
+# TextWorld's generator and interpreter.
+textworld: $(VENV)/.installed-textworld
+
+test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
@@ -103,6 +107,11 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-bench.txt $(VENV)/.ins
 $(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
 	@echo "installing requirements-bfcl.txt"
 	@$(PIP) --no-deps -r requirements-bfcl.txt
+	@touch $@
+
+$(VENV)/.installed-textworld: requirements-textworld.txt $(VENV)/.installed
+	@echo "installing requirements-textworld.txt"
+	@$(PIP) -r requirements-textworld.txt
 	@touch $@
 
 # The engine's own step unpacks the apps; what it unpacks beside the package stays under .cache too.

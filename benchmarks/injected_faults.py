@@ -78,7 +78,17 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
         right = lambda task: script.ground_truth(task, root).actions
         faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, root)
         return Scripts(script.FAULTS, right, faulty, lambda task, episode, step: task["category"] or "unknown", {})
-    raise UserError(f"no scripts of faults for environment {environment!r}: desk, bfcl and appworld have them")
+    if environment == "textworld":
+        from hintsd_jax.envs.textworld import script
+
+        if not options.get("limit"):
+            raise UserError("scripts that do not win go on to the game's limit: give env.options.limit")
+        right = lambda task: script.ground_truth(task).actions
+        length = lambda task, episode, step: f"quest of {task['quest_length']}"
+        return Scripts(script.FAULTS, right, script.with_fault, length, {})
+    raise UserError(
+        f"no scripts of faults for environment {environment!r}: desk, bfcl, appworld and textworld have them"
+    )
 
 
 def calls_in(text: str, style: str) -> tuple[ToolCall, ...]:

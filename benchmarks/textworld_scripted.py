@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,16 +21,15 @@ from benchmarks.pages import RESULTS, markdown_table
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.textworld import TextWorld, quests
 from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
 
 MARGIN = 4  # commands that a game goes on for beyond its shortest solution
 
 
-def score_of_the_package(task: Mapping, commands: tuple[str, ...]) -> float:
+def score_of_the_package(task: Mapping, commands: Sequence[str]) -> float:
     """What the package's own play of a game ends with, as a share of its highest score."""
-    import textworld
-
-    infos = textworld.EnvInfos(score=True, max_score=True)
-    game = textworld.start(quests.game_file(task), request_infos=infos)
+    infos = quests.package().EnvInfos(score=True, max_score=True)
+    game = quests.package().start(quests.game_file(task), request_infos=infos)
     state = game.reset()
     for command in commands:
         state, _, done = game.step(command)
@@ -38,6 +37,11 @@ def score_of_the_package(task: Mapping, commands: tuple[str, ...]) -> float:
             break
     game.close()
     return state["score"] / state["max_score"]
+
+
+def _first_fault(episode: Episode) -> int:
+    """The first step that the environment reports; 0 for none."""
+    return episode.report.faults[0].step if episode.report and episode.report.faults else 0
 
 
 def measure(chat: ChatFormat, data_dir: str, length: int, count: int) -> dict:
@@ -51,7 +55,7 @@ def measure(chat: ChatFormat, data_dir: str, length: int, count: int) -> dict:
         won += episode.success
         equal += episode.reward == score_of_the_package(task, right[task["id"]][0])
     cases, counts = inject(chat, make_env, tasks, scripts, seed=0)
-    found = Counter(case.fault for case in cases if case.episode.report.faults[0].step == case.step)
+    found = Counter(case.fault for case in cases if _first_fault(case.episode) == case.step)
     faults = {kind: {**count, "first reported": found[kind]} for kind, count in counts.items()}
     return {"quest_length": length, "quests": count, "won": won, "scores equal": equal, "faults": faults}
 

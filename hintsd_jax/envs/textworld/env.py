@@ -42,7 +42,8 @@ class TextWorld:
 
     def __init__(self, **options: Any):
         read(quests.Options, "textworld", options)
-        self._env = self._state = None
+        self._env: Any = None
+        self._state: Any = None
 
     @classmethod
     def version(cls) -> str:
@@ -53,8 +54,6 @@ class TextWorld:
         return quests.tasks(split, data_dir, read(quests.Options, "textworld", options))
 
     def reset(self, task: Mapping[str, Any]) -> Start:
-        import textworld  # takes a second; the trainer itself never plays
-
         wanted = {
             "admissible_commands",
             "policy_commands",
@@ -65,9 +64,9 @@ class TextWorld:
             "score",
             "max_score",
         }
-        infos = textworld.EnvInfos(**dict.fromkeys(wanted, True))
+        infos = quests.package().EnvInfos(**dict.fromkeys(wanted, True))
         warnings.filterwarnings("ignore", message="Game .* is not fully supported")  # the package asks no more of it
-        self._env = textworld.start(quests.game_file(task), request_infos=infos)
+        self._env = quests.package().start(quests.game_file(task), request_infos=infos)
         self._state, self._faults, self._steps = self._env.reset(), [], 0
         self._lists, self._limit = bool(task["list_commands"]), task["limit"] or sys.maxsize
         system = SYSTEM.format(examples="go north, open chest, take key from chest, put key on table")

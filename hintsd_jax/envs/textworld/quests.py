@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import tempfile
@@ -68,6 +69,11 @@ def package_version() -> str:
         raise UserError(MISSING) from None
 
 
+def package() -> Any:
+    """The package `textworld`. It takes a second to import, and only who plays needs it: never the trainer itself."""
+    return importlib.import_module("textworld")
+
+
 def tasks(split: str, data_dir: str, options: Options) -> list[dict[str, Any]]:
     """The tasks of a split.
 
@@ -103,16 +109,14 @@ def _make(made_from: Mapping[str, int], path: Path) -> None:
     """Makes a game that its own walkthrough wins: of 100 quests of 4 commands 1 had two things whose names the
     interpreter takes for each other, such as a chest and an old chest; it is made anew from another seed.
     """
-    import textworld  # takes a second; the trainer itself never plays
-
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_ATTEMPTS):
-        options = textworld.GameOptions()
+        options = package().GameOptions()
         options.nb_rooms, options.nb_objects = made_from["rooms"], made_from["objects"]
         options.quest_length, options.seeds = made_from["quest_length"], made_from["seed"] + attempt * _FAR
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             options.path = os.path.join(folder, path.name)
-            _, game = textworld.make(options)
+            _, game = package().make(options)
             if _wins(options.path, game.walkthrough):
                 for suffix in (".json", ".z8"):
                     os.replace(Path(options.path).with_suffix(suffix), path.with_suffix(suffix))
@@ -121,9 +125,7 @@ def _make(made_from: Mapping[str, int], path: Path) -> None:
 
 
 def _wins(path: str, commands: Sequence[str]) -> bool:
-    import textworld
-
-    env = textworld.start(path, request_infos=textworld.EnvInfos(won=True))
+    env = package().start(path, request_infos=package().EnvInfos(won=True))
     try:
         state = env.reset()
         for command in commands:

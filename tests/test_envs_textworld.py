@@ -66,12 +66,50 @@ def test_what_the_player_reads(task):
     without.close()
 
 
-@pytest.mark.parametrize("text", ["", " \n ", "look\ninventory", "look\r\nlook"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n ",
+        "look\ninventory",
+        "look\r\nlook",
+        "look\rlook",
+        "look. {0}. {1}",
+        "{0} then {1}",
+        "{0}; {1}",
+        "{0} THEN {1}",
+    ],
+)
 def test_more_or_less_than_one_command_is_not_played(task, text):
-    _, (result,), report = play(task, [text])
+    _, (result,), report = play(task, [text.format(*quests.walkthrough(task))])
     assert result.messages[0]["content"].startswith(env.NOT_ONE) and result.reward == 0.0
     right = quests.walkthrough(task)[0]
     assert [(fault.step, right in fault.feedback) for fault in report.faults] == [(1, True)]
+
+
+PROGRAM = [
+    "quit",
+    "restart",
+    "RESTORE",
+    "save",
+    "script",
+    "undo",
+    "verify",
+    "tw-print state",
+    "purloin key",
+    "yes",
+    "tree",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [*PROGRAM, "look\0", "look \u00f6", "look \U0001f600", "look\x0blook", "look " + "x" * 300]
+)
+def test_what_is_about_the_program_or_cannot_be_read_does_not_reach_it(task, text):
+    """The episode goes on as if nothing had been said: a NUL would have ended the process, a restart the account."""
+    _, results, report = play(task, [text, *quests.walkthrough(task)])
+    assert results[0].messages[0]["content"].startswith(env.NOT_KNOWN.partition("{")[0])
+    assert results[-1].reward == 1.0 and results[-1].terminated and report.faults == ()
 
 
 def test_a_detour_is_a_fault_and_the_way_back_is_none(task):

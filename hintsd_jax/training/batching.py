@@ -3,8 +3,8 @@
 """Examples in, batches of a few fixed shapes out.
 
 Several short examples stand in one row, one behind the other (`packing`). Examples that no teacher reads go into
-batches of their own where the loss knows such ones (`BatchShapes.unscored`):
-without trunk and branches, so that no teacher pass is paid for them.
+batches of their own where the loss knows such ones (`BatchShapes.unscored`): without trunk and branches, so that no
+teacher pass is paid for them.
 
 Invariants: the batches do not depend on the order of the examples; the shapes of `BatchShapes.all` and no others occur;
 what does not fit is dropped whole and counted, never cut.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,10 @@ SYSTEM = (
     " command alone, on one line, without quotes, explanations or a second command; the game answers what happened."
 )
 NOT_ONE = "The game takes one command at a time: write a single command on one line and nothing else."
+NOT_KNOWN = "The game knows no such command. Its verbs: {verbs}."
+# The interpreter takes "." and "then" for the end of a command and goes on with the next one.
+_SEVERAL = re.compile(r"[\r\n.;]|\bthen\b", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9 ,'-]{1,200}")  # others it cannot read; a NUL ends its process
 _PROMPT = re.compile(r"\n>[^\n]*\Z")  # the interpreter's prompt and status line
 _END = re.compile(r"\s*\*\*\* The End \*\*\*.*\Z", re.DOTALL)  # and what it offers then
 
@@ -54,18 +57,8 @@ class TextWorld:
         return quests.tasks(split, data_dir, read(quests.Options, "textworld", options))
 
     def reset(self, task: Mapping[str, Any]) -> Start:
-        wanted = {
-            "admissible_commands",
-            "policy_commands",
-            "objective",
-            "description",
-            "won",
-            "lost",
-            "score",
-            "max_score",
-        }
-        infos = quests.package().EnvInfos(**dict.fromkeys(wanted, True))
-        warnings.filterwarnings("ignore", message="Game .* is not fully supported")  # the package asks no more of it
+        wanted = "admissible_commands policy_commands verbs objective description won lost score max_score"
+        infos = quests.package().EnvInfos(**dict.fromkeys(wanted.split(), True))
         self._env = quests.package().start(quests.game_file(task), request_infos=infos)
         self._state, self._faults, self._steps = self._env.reset(), [], 0
         self._lists, self._limit = bool(task["list_commands"]), task["limit"] or sys.maxsize
@@ -76,9 +69,9 @@ class TextWorld:
     def step(self, action: Action) -> StepResult:
         self._steps += 1
         command, before = action.text.strip(), self._state.policy_commands
-        if not command or "\n" in command:
+        if refusal := self._refusal(command):
             self._note(before, before)
-            return self._result(NOT_ONE)
+            return self._result(refusal)
         self._state, _, _ = self._env.step(command)
         self._note(before, self._state.policy_commands)
         return self._result(_END.sub("", _PROMPT.sub("", self._state.feedback)).strip())
@@ -91,6 +84,16 @@ class TextWorld:
     def close(self) -> None:
         if self._env is not None:
             self._env.close()
+
+    def _refusal(self, command: str) -> str:
+        """Why this is no command for the interpreter: it also knows some that are about the program, to quit, restart,
+        save or debug it, with which the package's account of the quest would no longer be true. "": it is one.
+        """
+        if not command or _SEVERAL.search(command):
+            return NOT_ONE
+        if not _PLAIN.fullmatch(command) or command.split()[0].lower() not in self._state.verbs:
+            return NOT_KNOWN.format(verbs=", ".join(self._state.verbs))
+        return ""
 
     def _note(self, before: Sequence[str], after: Sequence[str]) -> None:
         """A step after which the way is no shorter is a fault."""

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,8 +55,8 @@ class Options:
             "objects": (1, 50),
             "size": (1, _MOST),
             "seed": (0, _SEEDS),
+            "limit": (0, 10_000),
         }
-        ranges["limit"] = (0, 10_000)
         for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"textworld: env.options.{name} = {getattr(self, name)}: give {least} to {most}")
@@ -71,6 +72,9 @@ def package_version() -> str:
 
 def package() -> Any:
     """The package `textworld`. It takes a second to import, and only who plays needs it: never the trainer itself."""
+    warnings.filterwarnings(
+        "ignore", message="Game .* is not fully supported"
+    )  # scores and moves are the package's own
     return importlib.import_module("textworld")
 
 

@@ -12,22 +12,19 @@ medians, the claim is their ratio.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.pages import RESULTS, markdown_table
+from benchmarks import cases
+from benchmarks.pages import markdown_table
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.runs.workdir import versions
 from hintsd_jax.sampling import Engine, EngineConfig, Sampling
 
 _REST = {"rope_theta": 1e4, "norm_eps": 1e-6, "tie_embeddings": True, "max_positions": 32768, "remat": False}
@@ -145,19 +142,8 @@ def table(results: list[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[case.name for case in CASES], help="default all")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--without-peers", action="store_true", help="ours alone: needs no PyTorch")
-    parser.add_argument("--out", type=Path, default=RESULTS / "rollout", help="with .json and .md")
-    chosen = parser.parse_args(arguments)
-    results = []
-    for case in CASES:
-        if case.name in (chosen.only or [case.name]):
-            results.append(measure(case, chosen.rounds, not chosen.without_peers))
-            print(json.dumps(results[-1]), flush=True)
-    chosen.out.with_suffix(".json").write_text(json.dumps({"results": results, "versions": versions()}, indent=1))
-    chosen.out.with_suffix(".md").write_text(f"{table(results)}\n")
+    parser = cases.parser(__doc__ or "", "rollout", [case.name for case in CASES], rounds=5)
+    cases.measure_all(parser.parse_args(arguments), CASES, measure, table)
 
 
 if __name__ == "__main__":

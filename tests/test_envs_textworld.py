@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import textworld_scripted
+from benchmarks import textworld_lessons, textworld_scripted
+from hintsd_jax.config import build, files
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.protocol import checked
 from hintsd_jax.envs.textworld import TextWorld, env, quests, script
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.parse import parse_failures
 from hintsd_jax.rollout.chat import ChatFormat
 from tests.helpers import make_tokenizer
 
@@ -179,3 +181,19 @@ def test_scripts_need_an_end(task):
         script.with_fault(task | {"limit": 0}, "dropped_command", 0)
     with pytest.raises(ValueError, match="dropped_command"):
         script.sites(task, "dropped_call")
+
+
+def test_lessons_are_reviews_and_hints_that_the_words_decide(folder):
+    config = build.build(files.load("textworld")).replaced({"env.data_dir": folder})
+    rows = textworld_lessons.lessons(config, ChatFormat(make_tokenizer(), history="keep"), quests=4, seed=1)
+    assert rows and rows == textworld_lessons.lessons(config, ChatFormat(make_tokenizer(), history="keep"), 4, 1)
+    reviews = [row for row in rows if row[-1]["content"].startswith("{")]
+    hinted = [row for row in rows if row not in reviews]
+    assert len(reviews) == len(hinted) >= 2
+    for row in reviews:
+        found = parse_failures(row[-1]["content"], 5, 3)
+        assert found.targets and not found.dropped and not found.problem
+    for row in hinted:
+        assert f'The command here is "{row[-1]["content"]}".' in row[-2]["content"]
+        assert all(message["weight"] == 0 for message in row[:-1] if message["role"] == "assistant")
+        assert row[-1]["content"] in row[-3]["content"]  # a command that the game has listed

@@ -25,6 +25,11 @@ from benchmarks.pages import markdown_table
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 # Compared beside the first arm against each.
 PAIRS = (("hint_sd_single", "random"), ("all", "openclaw_rl"), ("hint_sd+grpo", "grpo"))
+INTERVALS = (
+    "Intervals, 95 %: bootstrap over seeds and tasks, both as drawn from many; differences are paired by seed and task,"
+    " over the seeds that both arms have. **(tasks)**: there are fewer than 3 such seeds, so the interval is over tasks"
+    " alone and says nothing about other seeds."
+)
 MEASURES = {"Avg@{k}": "avg", "Best@{k}": "best", "greedy": "greedy"}
 
 Arms = Mapping[str, Mapping[int, Mapping]]  # arm -> seed -> run
@@ -135,8 +140,7 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
         "# Algorithms side by side",
         f"{max(run['date'] for run in done)}. {shared}. The same starting policy, tasks and sampling keys for every"
         f" arm, `{first}` against each.",
-        f"## Success on {tasks} held-out tasks x {k} rollouts, %\n\nIntervals: bootstrap over tasks of the mean over"
-        f" seeds and rollouts; differences are paired task by task.{starts_agree(arms)}",
+        f"## Success on {tasks} held-out tasks x {k} rollouts, %\n\n{INTERVALS}{starts_agree(arms)}",
     ]
     for name, measure in MEASURES.items():
         if measure != "greedy" or all(run["after"]["greedy"] for run in done):

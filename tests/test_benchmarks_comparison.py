@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks import compare_algorithms, comparison, comparison_tables
 from benchmarks.comparison import Curve, retimed
-from hintsd_jax.statistics import interval
+from hintsd_jax.statistics import DIFFERENCE, crossed_interval, interval
 
 LABELS = {"hint_sd": "**HINT-SD**", "openclaw_rl": "OpenClaw", "environment": "PRIVILEGED: report"}
 
@@ -81,12 +81,20 @@ def test_estimates_are_paired_by_task_and_seed():
     )
     assert found.mean == pytest.approx(expected_SN.mean()) and found.seeds == pytest.approx(expected_SN.mean(axis=1))
     assert (found.low, found.high) == interval(expected_SN.mean(axis=0)) and found.low < found.mean < found.high
+    assert not found.over_seeds and found.text().endswith("] (tasks)")  # two seeds say nothing about seeds
+    worse[0] = summary("openclaw_rl", 0, 0.1)
+    wider = comparison.contrast(better, worse, "avg")
+    assert wider.over_seeds and wider.text().endswith("]") and len(wider.seeds) == 3
+    values_SN = [
+        comparison.success(better[s], "after", "avg") - comparison.success(worse[s], "after", "avg") for s in (0, 1, 2)
+    ]
+    assert (wider.low, wider.high) == crossed_interval(np.array(values_SN), span=DIFFERENCE)
     assert comparison.contrast(better, {9: worse[3]}, "avg") is None
     change = comparison.change(better, "greedy")
     gained = [run["after"]["greedy"].count("1") - run["before"]["greedy"].count("1") for run in better.values()]
     assert change.mean == pytest.approx(np.mean(gained) / 50)
-    # a pair of the same runs differs by nothing, with certainty
-    assert comparison.contrast(better, better, "best").text("+") == "+0.0 [+0.0, +0.0]"
+    # a pair of the same runs differs by nothing, which 50 tasks do not prove for all
+    assert comparison.contrast(better, better, "best").text("+") == "+0.0 [-7.1, +7.1]"
 
 
 def test_the_first_updates_do_not_count_as_step_times():

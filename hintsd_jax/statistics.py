@@ -48,12 +48,12 @@ def interval(
 
 
 def crossed_interval(values_SN: np.ndarray, level: float = 0.95, span: Span | None = SHARE) -> tuple[float, float]:
-    """The interval of the mean where seeds and tasks are both drawn from many: what to expect of a new seed on new tasks.
+    """The interval of the mean where seeds and tasks are both drawn from many: what to expect of new ones.
 
     Each resample draws seeds and, independently, tasks (Owen 2007, "The pigeonhole bootstrap", Annals of Applied
-    Statistics 1). Resampled means of few seeds lie too close together, so their part is widened by sqrt(S / (S - 1)) and
-    from the normal to Student's t with S - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279). It errs on the wide
-    side: noise of single runs is counted up to three times.
+    Statistics 1). Resampled means of few seeds lie too close together, so their part is widened by sqrt(S / (S - 1))
+    and from the normal to Student's t with S - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279). It errs on the
+    wide side: noise that is of one seed on one task is counted up to three times.
 
     Args:
       values_SN: one number for each seed and task, S >= 3, such as the difference of two arms.

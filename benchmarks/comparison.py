@@ -134,7 +134,7 @@ def change(seeds: Mapping[int, Mapping], measure: str) -> Estimate:
 
 
 def contrast(better: Mapping[int, Mapping], worse: Mapping[int, Mapping], measure: str) -> Estimate | None:
-    """One arm minus another after training, paired by seed and task, over the seeds that both have; None without any."""
+    """One arm minus another after training, paired by seed and task, over the seeds of both; None without one."""
     common = [seed for seed in better if seed in worse]
     if not common:
         return None

@@ -46,6 +46,7 @@ ARMS = {
     "sdpo": ("SDPO", ["algorithm=sdpo"]),
     "grpo": ("GRPO", ["algorithm=grpo"]),
     "rejection_sampling": ("rejection sampling: its own successes", ["algorithm=rejection_sampling"]),
+    "sft": ("SFT: another policy's dialogues (sft.path)", ["algorithm=sft"]),
     "hint_sd+grpo": ("HINT-SD + GRPO", ["algorithm=hint_sd+grpo"]),
     "random": ("a random step, 1 target", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=1"]),
     "random3": ("random steps, 3 targets", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=3"]),
@@ -140,7 +141,7 @@ def gather(workdir: Path, collected: Sequence[dict]) -> dict[Run, dict]:
 def parser(description: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--config", default="desk", help="the name of a shipped config, or a file")
-    options.add_argument("--arms", default=",".join(ARMS), help="some of %(default)s")
+    options.add_argument("--arms", default="", help=f"some of {','.join(ARMS)}; all, but sft only with sft.path=FILE")
     options.add_argument("--seeds", default="0,1,2", help="those that are reported; fewer than 3 say nothing of seeds")
     options.add_argument("--once", default="lr0", help="arms to run with the first seed only")
     options.add_argument("--search-lr", default="", help="factors of optim.lr that each arm tries, such as 0.3,1,3")
@@ -174,7 +175,9 @@ def numbers(text: str, kind: type, option: str) -> list:
 def carry_out(arguments: argparse.Namespace) -> Found:
     """Runs what is left to run, unless it is only to be read, and gathers what is there."""
     workdir, once = arguments.workdir.absolute(), arguments.once.split(",")
-    arms, seeds = arguments.arms.split(","), numbers(arguments.seeds, int, "--seeds")
+    seeds = numbers(arguments.seeds, int, "--seeds")
+    has_dialogues = "sft.path" in shared_settings(arguments) or arguments.read
+    arms = arguments.arms.split(",") if arguments.arms else [arm for arm in ARMS if arm != "sft" or has_dialogues]
     if unknown := set(arms) - set(ARMS):
         raise SystemExit(f"error: --arms: {', '.join(sorted(unknown))} is unknown: choose some of {', '.join(ARMS)}")
     factors = numbers(arguments.search_lr, float, "--search-lr")

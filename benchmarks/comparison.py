@@ -22,7 +22,7 @@ from hintsd_jax.statistics import DIFFERENCE, MIN_SEEDS, SHARE, Span, crossed_in
 WARM = 2  # updates at the start whose time is not counted
 TIMES = tuple(f"time/{part}" for part in ("rollout", "analysis", "update", "step", "compile"))
 # Names in summaries of earlier versions.
-_ARMS = {"dense": "openclaw_rl", "sft": "rejection_sampling", "sharpen": "self_training"}
+_ARMS = {"dense": "openclaw_rl", "sharpen": "self_training"}
 _METRICS = {
     "distill/student_tokens": "train/student_tokens",
     "distill/teacher_tokens": "train/teacher_tokens",

@@ -4,7 +4,8 @@ decided them: the schema, the config file, its `algorithm_defaults`, the algorit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import AbstractMesh
 
@@ -13,7 +14,7 @@ from hintsd_jax import algorithms
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.config import flags
 from hintsd_jax.config.build import build
-from hintsd_jax.config.edge import flatten
+from hintsd_jax.config.edge import flatten, plain
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.sharding import AXES
@@ -28,7 +29,7 @@ _PARTS = {
 }
 _NOT_SHOWN = ("algorithm",)  # the arm's overrides say it
 
-Setting = dict[str, object]
+Setting = dict[str, Any]
 
 
 def config_of(config: str, overrides: Mapping[str, str]) -> Config:
@@ -60,8 +61,8 @@ def settings_of(config: str, overrides: Mapping[str, str]) -> dict[str, Setting]
     values["loss"] = " + ".join(part.name for part in algorithm.loss.parts)
     values["batch shapes"] = f"{'/'.join(map(str, shapes.length_buckets))}, teacher+actions {'/'.join(branches)}"
     edge = _edge(config, overrides)
-    by_file = flatten(edge.algorithm_defaults.to_dict().get(run.algorithm, {}))
-    decided = {key for key in by_file if flatten(edge.to_dict()).get(key) is None}
+    by_file, given = flatten(edge["algorithm_defaults"].get(run.algorithm, {})), flatten(edge)
+    decided = {key for key in by_file if given.get(key) is None}
     return {
         key: {"value": value}
         | ({"own": chosen.defaults[key]} if key in decided and chosen.defaults[key] != value else {})
@@ -69,8 +70,10 @@ def settings_of(config: str, overrides: Mapping[str, str]) -> dict[str, Setting]
     }
 
 
-def _edge(config: str, overrides: Mapping[str, str]):
-    return flags.parse([f"--config={config}", *(f"--config.{key}={value}" for key, value in overrides.items())]).config
+def _edge(config: str, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The config before anything is decided."""
+    words = [f"--config={config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
+    return plain(flags.parse(words).config or {})
 
 
 def _unused(algorithm: Algorithm) -> tuple[str, ...]:
@@ -96,12 +99,9 @@ def table(arms: Mapping[str, Mapping[int, Mapping]], labels: Mapping[str, str]) 
     return markdown_table(["arm", *(f"`{key}`" for key in differ)], rows)
 
 
-def _shown(setting: Mapping | None) -> str:
+def _shown(setting: Mapping[str, Any] | None) -> str:
     if setting is None:
         return ""
-    text = (
-        " ".join(map(str, setting["value"]))
-        if isinstance(setting["value"], Sequence | tuple) and not isinstance(setting["value"], str)
-        else str(setting["value"])
-    )
+    value = setting["value"]
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"{text} (config; the algorithm's own: {setting['own']})" if "own" in setting else text

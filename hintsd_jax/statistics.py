@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Intervals: one value for each task or episode in, or one for each seed and task; the two ends of a bootstrap interval
-out. R resamples, S seeds, N tasks.
+out.
 
-A resample draws as many tasks (or episodes) as there are, with replacement; `crossed_interval` draws seeds, too. The
-random numbers are fixed: the same values always have the same interval. Values that are all the same have no spread to
-resample, and are no proof of certainty: their interval is exact (`without_spread`).
+R resamples, S seeds, N tasks. A resample draws as many tasks (or episodes) as there are, with replacement;
+`crossed_interval` draws seeds, too. The random numbers are fixed: the same values always have the same interval. Values
+that are all the same have no spread to resample, and are no proof of certainty: their interval is exact
+(`without_spread`).
 """
 
 from __future__ import annotations

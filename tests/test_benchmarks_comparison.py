@@ -400,7 +400,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path, option, me
 @pytest.mark.parametrize("config", ["desk", "textworld", "bfcl_smoke"])
 def test_every_arm_is_a_config_of_every_environment(config):
     arms = {
-        arm: comparison_settings.settings_of(config, dict(override.split("=", 1) for override in overrides))
+        arm: comparison_settings.settings_of(config, {"sft.path": "x.jsonl"} | dict(o.split("=", 1) for o in overrides))
         for arm, (_, overrides) in compare_algorithms.ARMS.items()
     }
     assert arms["sdpo"]["optim.ema_decay"] == {"value": 0.95}

@@ -47,12 +47,12 @@ def location(cases: Sequence[Case], named: Sequence[Sequence[Target]]) -> dict:
     return {
         "episodes": len(cases),
         "answered": sum(distance is not None for distance in distances),
-        "targets": ratio([len(targets) for targets in named]),
+        "targets": ratio([len(targets) for targets in named], span=None),
         "precision": ratio(hits, [len(targets) for targets in named]),
         "recall": ratio(hits),
         "within_1": ratio([distance is not None and distance <= 1 for distance in distances]),
-        "distance": ratio([distance for distance in distances if distance is not None]),
-        "steps": ratio([len(case.episode.steps) for case in cases]),
+        "distance": ratio([distance for distance in distances if distance is not None], span=None),
+        "steps": ratio([len(case.episode.steps) for case in cases], span=None),
     }
 
 

@@ -1,20 +1,23 @@
-"""Algorithms side by side on Desk: every arm and seed from the same policy, on the same tasks, with the same number of
-rollouts.
+"""Algorithms side by side: every arm and seed from the same policy, on the same tasks, with as many rollouts.
 
-  python -m benchmarks.compare_algorithms --jobs=7 --cores-per-job=2
-      run every arm with every seed, then tables and figures
-  python -m benchmarks.compare_algorithms --jobs=7 --cores-per-job=2 --minutes=8
+  python -m benchmarks.compare_algorithms --search-lr=0.3,1,3 --jobs=7 --cores-per-job=2
+      look for the learning rate of each arm, run every arm with every seed, then tables and figures
+  python -m benchmarks.compare_algorithms --search-lr=0.3,1,3 --jobs=7 --cores-per-job=2 --minutes=8
       the same in slices: call it until it says that all are done
-  python -m benchmarks.compare_algorithms --read
+  python -m benchmarks.compare_algorithms --search-lr=0.3,1,3 --read
       run nothing: tables and figures of what is there
   python -m benchmarks.compare_algorithms --read --collected=benchmarks/results/compare_methods.json
       the same from the kept results alone
+  python -m benchmarks.compare_algorithms --config=textworld eval.tasks=20
+      with any config, shipped or a file
 
-An arm is the config plus a few overrides (`ARMS`). Each run is a process of its own in WORKDIR/<arm>-<seed>: one that
-is finished is read, not run again, and one that was cut continues, because the trainer resumes. A run leaves a small
-`summary.json` there; tables and figures need nothing else, so that only summaries (or the file of --collect) have to
-travel between machines. With --cores-per-job every process has cores of its own, so that step times of arms that run at
-the same time can be compared. Figures need requirements-bench.txt.
+An arm is the config plus a few overrides (`ARMS`). With --search-lr each arm first gets the same small search: factors
+of the config's `optim.lr`, seeds that are not reported (--search-seeds), chosen by the eval split; the test tasks are
+not played in it. Each run is a process of its own in WORKDIR/<arm>-<seed> or WORKDIR/search/: one that is finished is
+read, not run again, and one that was cut continues. A run leaves a small `summary.json` there; tables and figures need
+nothing else, so that only summaries (or the file of --collect) have to travel between machines. With --cores-per-job
+every process has cores of its own, so that step times of arms that run at the same time can be compared. Figures need
+requirements-bench.txt.
 
 Exit status: 0 when all asked for is finished, 1 when a run failed (it is tried again by the next call), 75 when runs
 are left to do.
@@ -23,23 +26,17 @@ are left to do.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import json
-import os
-import platform
-import queue
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks import comparison_tables
-from benchmarks.comparison import encode, read_summaries, retimed
-from benchmarks.pages import REPO, RESULTS
-from hintsd_jax.runs.metrics import read_metrics
+from benchmarks import comparison_search, comparison_tables
+from benchmarks.comparison import read_summaries, retimed
+from benchmarks.comparison_runs import Run, run_all, worth, write_summary
+from benchmarks.comparison_search import Choice
+from benchmarks.comparison_settings import config_of, settings_of
+from benchmarks.pages import RESULTS
 
 # name: (label, overrides). The first is what the others are compared with.
 ARMS = {
@@ -49,6 +46,7 @@ ARMS = {
     "sdpo": ("SDPO", ["algorithm=sdpo"]),
     "grpo": ("GRPO", ["algorithm=grpo"]),
     "rejection_sampling": ("rejection sampling: its own successes", ["algorithm=rejection_sampling"]),
+    "sft": ("SFT: another policy's dialogues (sft.path)", ["algorithm=sft"]),
     "hint_sd+grpo": ("HINT-SD + GRPO", ["algorithm=hint_sd+grpo"]),
     "random": ("a random step, 1 target", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=1"]),
     "random3": ("random steps, 3 targets", ["algorithm=hint_sd", "hindsight.select=random", "hindsight.max_targets=3"]),
@@ -61,105 +59,27 @@ ARMS = {
     "self_training": ("self-training: its own unselected samples", ["algorithm=self_training"]),
     "lr0": ("learning rate 0, 3 updates", ["algorithm=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
 }
-KEPT = [
-    "time/",
-    "memory/",
-    "rollout/success",
-    "rollout/tokens",
-    "rollout/episodes",
-    "hindsight/questions",
-    "hindsight/failed_episodes",
-    "hindsight/tokens",
-    "hindsight/targets",
-    "hindsight/precision",
-    "hindsight/recall",
-    "train/student_tokens",
-    "train/teacher_tokens",
-    "eval/avg@",
-    "eval/best@",
-]
-START_S = 45  # with less time left no run is begun: it would not get through its start
+LABELS = {arm: label for arm, (label, _) in ARMS.items()}
 
 
-class Runner:
-    """Runs one (arm, seed) at a time in each thread, on that thread's own cores, until `stop` is set."""
-
-    def __init__(self, arguments: argparse.Namespace):
-        self.arguments, self.stop = arguments, threading.Event()
-        self.deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
-        cores, per_job = sorted(os.sched_getaffinity(0)), arguments.cores_per_job
-        if arguments.jobs * per_job > len(cores):
-            raise SystemExit(
-                f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here:"
-                " lower one of them"
-            )
-        self._cores = queue.SimpleQueue()
-        for job in range(arguments.jobs):
-            self._cores.put(cores[job * per_job : (job + 1) * per_job])
-        self.machine = {"cpu": cpu_model(), "cores": len(cores), "jobs": arguments.jobs, "cores_per_job": per_job}
-
-    def pin(self) -> None:
-        """Gives the calling thread its cores; processes that it starts inherit them. XLA makes as many threads as it
-        may use cores.
-        """
-        cores = self._cores.get()
-        if cores:
-            os.sched_setaffinity(0, cores)
-
-    def run(self, arm: str, seed: int) -> None:
-        """Runs or continues one run and writes its summary; nothing where it is finished."""
-        folder = self.arguments.workdir / f"{arm}-{seed}"
-        if (folder / "held_out.json").exists():
-            write_summary(folder)
-            return
-        if self.stop.is_set() or self.deadline - time.monotonic() < START_S:
-            return
-        facts = facts_of(self.arguments, arm, seed)
-        merged = facts["settings"] | dict(override.split("=", 1) for override in ARMS[arm][1]) | {"seed": str(seed)}
-        command = [
-            sys.executable,
-            "-m",
-            "hintsd_jax",
-            "train",
-            f"--config={self.arguments.config}",
-            f"--workdir={folder}",
-        ]
-        command += [f"--config.{key}={value}" for key, value in merged.items()]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_summary(folder, facts | {"status": "unfinished"}, self.machine)
-        began, per_job = time.monotonic(), self.arguments.cores_per_job
-        environment = {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax")} | os.environ
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
-        if per_job:
-            environment |= {
-                "NPROC": str(per_job),
-                "OMP_NUM_THREADS": str(per_job),
-                "OPENBLAS_NUM_THREADS": str(per_job),
-            }
-        if per_job == 1:
-            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-        with open(folder / "log.txt", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=REPO)
-            while process.poll() is None and not self.stop.wait(0.5) and time.monotonic() < self.deadline:
-                pass
-            cut = process.poll() is None
-            if cut:
-                process.terminate()
-        status = process.wait()
-        problem = (
-            {}
-            if cut or status == 0
-            else {"status": "failed", "problem": last_line(folder / "log.txt") or f"exit status {status}"}
-        )
-        summary = write_summary(folder, problem, seconds=time.monotonic() - began)
-        outcome = f"{summary['status']}, {time.monotonic() - began:.0f} s {summary.get('problem', '')}".rstrip()
-        print(f"{arm} seed {seed}: {outcome}", flush=True)
-
-
-def facts_of(arguments: argparse.Namespace, arm: str, seed: int) -> dict:
-    """What a run is: its config, the overrides that all arms share ("settings"), and the arm's own, which win over
-    them.
+class Found(NamedTuple):
+    """runs: the summaries of what is reported. searched, choices: those of the search, and what it says, by arm. left,
+    failed: of all that is wanted, runs that are not finished, and failed ones among them.
     """
+
+    runs: list[dict]
+    searched: list[dict]
+    choices: Mapping[str, Choice]
+    left: int
+    failed: int
+
+    @property
+    def status(self) -> int:
+        return 1 if self.failed else 75 if self.left else 0
+
+
+def shared_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """The overrides that all arms share."""
     settings = {"checkpoint.every": "2"}  # a cut costs at most two updates
     if arguments.steps:
         settings["optim.steps"] = str(arguments.steps)
@@ -168,176 +88,171 @@ def facts_of(arguments: argparse.Namespace, arm: str, seed: int) -> dict:
         if not equals:
             raise SystemExit(f"error: {override!r} is no override: write key=value, such as eval.tasks=100")
         settings[key] = value
-    return {"arm": arm, "seed": seed, "config": arguments.config, "settings": settings, "overrides": ARMS[arm][1]}
+    return settings
 
 
-def refuse_others(arguments: argparse.Namespace, wanted: Sequence[tuple[str, int]], collected: Sequence[dict]) -> None:
+def is_searched(arm: str) -> bool:
+    """Not the arms that are made by their learning rate."""
+    return not any(override.startswith("optim.lr=") for override in ARMS[arm][1])
+
+
+def facts_of(arguments: argparse.Namespace, run: Run, choices: Mapping[str, Choice]) -> dict:
+    """What a run is: its config, the overrides that all arms share ("settings"), the arm's own, which win over them,
+    and what comes of all that ("resolved").
+    """
+    settings, overrides = shared_settings(arguments), list(ARMS[run.arm][1])
+    lr = config_of(arguments.config, settings).optim.lr
+    facts = {"arm": run.arm, "seed": run.seed, "config": arguments.config, "settings": settings}
+    if run.factor is not None:
+        facts["factor"] = run.factor
+        overrides += [f"optim.lr={run.factor * lr:.6g}", "eval.test_tasks=0"]
+    elif run.arm in choices:
+        overrides.append(f"optim.lr={choices[run.arm].factor * lr:.6g}")
+    all_overrides = settings | dict(override.split("=", 1) for override in overrides)
+    return facts | {"overrides": overrides, "resolved": settings_of(arguments.config, all_overrides)}
+
+
+def refuse_others(planned: Mapping[Run, Mapping], there: Mapping[Run, Mapping]) -> None:
     """Raises SystemExit where a run that is there already was asked for with other settings."""
-    paths = [arguments.workdir / f"{arm}-{seed}" / "summary.json" for arm, seed in wanted]
-    there = [*collected, *(json.loads(path.read_text()) for path in paths if path.exists())]
-    for run in there:
-        if (run["arm"], run["seed"]) in wanted and run["status"] != "failed":
-            for key, now in facts_of(arguments, run["arm"], run["seed"]).items():
-                if run[key] != now:
-                    where = f"{run['arm']}-{run['seed']} was run with other {key} ({run[key]}, now {now})"
+    for run, facts in planned.items():
+        kept = there.get(run)
+        if kept is not None and kept["status"] != "failed":
+            for key, now in facts.items():
+                if kept.get(key, now) != now:  # earlier versions kept less
+                    where = f"{run.folder} was run with other {key} ({kept[key]}, now {now})"
                     raise SystemExit(f"error: {where}: give the same, or another --workdir")
 
 
-def write_summary(folder: Path, facts: dict | None = None, machine: dict | None = None, seconds: float = 0.0) -> dict:
-    """Brings `summary.json` up to what the run's folder holds now, and returns it.
-
-    Args:
-      folder: of the run.
-      facts: what is known of it now; without them those of the last time stand.
-      machine: where it runs from now on.
-      seconds: of its process, added to those before.
-    """
-    path = folder / "summary.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    new = old | (facts or {})
-    if new.get("status") != "failed":
-        new.pop("problem", None)
-    if machine:
-        new["machines"] = old.get("machines", []) + ([machine] if machine not in old.get("machines", []) else [])
-    new["seconds"] = round(old.get("seconds", 0.0) + seconds, 1)
-    if (folder / "config.json").exists():
-        new["versions"] = json.loads((folder / "config.json").read_text())["versions"][-1]
-    rows = read_metrics(folder / "metrics.jsonl")
-    keys = sorted({key for row in rows for key in row if key == "step" or key.startswith(tuple(KEPT))})
-    if rows or "rows" not in new:  # a summary that was brought here alone keeps its rows
-        new["rows"] = {key: [short(row.get(key)) for row in rows] for key in keys}
-    if (folder / "held_out.json").exists():
-        held_out = json.loads((folder / "held_out.json").read_text())
-        new |= {"status": "finished", "date": old.get("date", time.strftime("%Y-%m-%d"))}
-        new |= {when: encode(held_out[when]) for when in ("before", "after")}
-    if new != old:
-        partial = path.with_name(".summary.json.partial")
-        partial.write_text(json.dumps(new) + "\n")
-        os.replace(partial, path)
-    return new
-
-
-def short(value: float | None) -> float | None:
-    """Five significant digits: enough for tables and figures."""
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [line.strip() for line in path.read_text(errors="replace").replace("\r", "\n").splitlines()]
-    return next((line[:300] for line in reversed(lines) if line), "")
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor() or "unknown",
-    )
-
-
-def gather(workdir: Path, collected: Sequence[dict]) -> list[dict]:
+def gather(workdir: Path, collected: Sequence[dict]) -> dict[Run, dict]:
     """The summaries of a workdir and the collected ones, one a run: where there are several, a finished one, then the
-    one furthest on.
+    one furthest on. In the order of the arms.
     """
-    summaries = [*collected, *(write_summary(path.parent) for path in sorted(workdir.glob("*/summary.json")))]
-    best: dict[tuple[str, int], dict] = {}
-    for summary in summaries:
-        key = (summary["arm"], summary["seed"])
-        if key not in best or worth(summary) > worth(best[key]):
-            best[key] = summary
+    paths = [*sorted(workdir.glob("*/summary.json")), *sorted(workdir.glob("search/*/summary.json"))]
+    best: dict[Run, dict] = {}
+    for summary in [*collected, *(write_summary(path.parent) for path in paths)]:
+        run = Run.of(summary)
+        if run not in best or worth(summary) > worth(best[run]):
+            best[run] = summary
     order = list(ARMS)
-    return [
-        best[key]
-        for key in sorted(best, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), *key))
-    ]
+    place = lambda run: (order.index(run.arm) if run.arm in order else len(order), run.arm, run.seed, run.factor or 0.0)
+    return {run: best[run] for run in sorted(best, key=place)}
 
 
-def worth(summary: dict) -> tuple[bool, int]:
-    return summary["status"] == "finished", len(summary["rows"].get("step", ()))
-
-
-def run_all(arguments: argparse.Namespace, wanted: Sequence[tuple[str, int]]) -> None:
-    runner = Runner(arguments)
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *unused: runner.stop.set())  # no process is left behind
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs, initializer=runner.pin) as pool:
-        for future in [pool.submit(runner.run, arm, seed) for arm, seed in wanted]:
-            future.result()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/desk.py")
-    parser.add_argument("--arms", default=",".join(ARMS), help="some of %(default)s")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--once", default="lr0", help="arms to run with the first seed only")
-    parser.add_argument("--steps", type=int, default=0, help="training steps; 0: as the config says")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
-    parser.add_argument(
-        "--cores-per-job", type=int, default=0, help="cores of its own for each process; 0: all share all"
-    )
-    parser.add_argument(
+def parser(description: str | None) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--config", default="desk", help="the name of a shipped config, or a file")
+    options.add_argument("--arms", default="", help=f"some of {','.join(ARMS)}; all, but sft only with sft.path=FILE")
+    options.add_argument("--seeds", default="0,1,2", help="those that are reported; fewer than 3 say nothing of seeds")
+    options.add_argument("--once", default="lr0", help="arms to run with the first seed only")
+    options.add_argument("--search-lr", default="", help="factors of optim.lr that each arm tries, such as 0.3,1,3")
+    options.add_argument("--search-seeds", default="1000", help="seeds of the search; none of them may be reported")
+    options.add_argument("--steps", type=int, default=0, help="training steps; 0: as the config says")
+    options.add_argument("--jobs", type=int, default=1, help="processes at the same time")
+    options.add_argument("--cores-per-job", type=int, default=0, help="cores of each process; 0: all share all")
+    options.add_argument(
         "--minutes",
         type=float,
         default=0.0,
         help="cut what still runs after so long; the same command continues it; 0: no limit",
     )
-    parser.add_argument("--read", action="store_true", help="run nothing")
-    parser.add_argument("--collect", type=Path, help="also write the summaries into this one file")
-    parser.add_argument(
+    options.add_argument("--read", action="store_true", help="run nothing")
+    options.add_argument("--collect", type=Path, help="also write the summaries into this one file")
+    options.add_argument(
         "--collected", default="", help="files of --collect, separated by commas: what is finished there is not run"
     )
-    parser.add_argument(
+    options.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
+    return options
+
+
+def numbers(text: str, kind: type, option: str) -> list:
+    """The numbers of an option, separated by commas. Raises SystemExit where it has others."""
+    try:
+        return [kind(part) for part in filter(None, text.split(","))]
+    except ValueError as error:
+        raise SystemExit(f"error: {option}={text}: give numbers separated by commas") from error
+
+
+def carry_out(arguments: argparse.Namespace) -> Found:
+    """Runs what is left to run, unless it is only to be read, and gathers what is there."""
+    workdir, once = arguments.workdir.absolute(), arguments.once.split(",")
+    seeds = numbers(arguments.seeds, int, "--seeds")
+    has_dialogues = "sft.path" in shared_settings(arguments) or arguments.read
+    arms = arguments.arms.split(",") if arguments.arms else [arm for arm in ARMS if arm != "sft" or has_dialogues]
+    if unknown := set(arms) - set(ARMS):
+        raise SystemExit(f"error: --arms: {', '.join(sorted(unknown))} is unknown: choose some of {', '.join(ARMS)}")
+    factors = numbers(arguments.search_lr, float, "--search-lr")
+    search_seeds = numbers(arguments.search_seeds, int, "--search-seeds") if factors else []
+    if both := sorted(set(seeds) & set(search_seeds)):
+        raise SystemExit(f"error: seed {both[0]} is reported and searched with: choose others for --search-seeds")
+    if any(factor <= 0 for factor in factors) or len(set(factors)) < len(factors):
+        raise SystemExit(f"error: --search-lr={arguments.search_lr}: give different factors above 0")
+    wanted = [Run(arm, seed) for seed in seeds for arm in arms if seed == seeds[0] or arm not in once]
+    searched = [
+        Run(arm, seed, factor) for seed in search_seeds for arm in filter(is_searched, arms) for factor in factors
+    ]
+    collected = read_summaries(arguments.collected)
+    there = gather(workdir, collected)
+
+    def carry_on(runs: Sequence[Run], choices: Mapping[str, Choice]) -> dict[Run, dict]:
+        if arguments.read:
+            return there
+        planned = {run: facts_of(arguments, run, choices) for run in runs}
+        refuse_others(planned, there)
+        run_all(arguments, workdir, [planned[run] for run in runs if there.get(run, {}).get("status") != "finished"])
+        return gather(workdir, collected)
+
+    if searched:
+        there = carry_on(searched, {})
+    choices = comparison_search.choose([there[run] for run in searched if run in there], factors, search_seeds)
+    there = carry_on([run for run in wanted if run.arm in choices or not (searched and is_searched(run.arm))], choices)
+    status = [there[run]["status"] if run in there else "" for run in (*searched, *wanted)]
+    of = lambda runs: [there[run] for run in there if run in set(runs)]
+    return Found(of(wanted), of(searched), choices, len(status) - status.count("finished"), status.count("failed"))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--workdir", type=Path, default=Path("runs/compare_algorithms"))
+    options.add_argument(
         "--clean-times",
         default="",
         help="a file of --collect, of short runs that had the machine to themselves: see `comparison.retimed`",
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compare_algorithms"))
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / "compare_algorithms",
-        help="tables and figures; without a suffix",
+    options.add_argument(
+        "--out", type=Path, default=RESULTS / "compare_algorithms", help="tables and figures; without a suffix"
     )
-    parser.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
-    arguments = parser.parse_intermixed_args()
-    arguments.workdir = arguments.workdir.absolute()
-    arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
-    if unknown := set(arms) - set(ARMS):
-        raise SystemExit(f"error: --arms: {', '.join(sorted(unknown))} is unknown: choose some of {', '.join(ARMS)}")
-    wanted = [(arm, seed) for seed in seeds for arm in arms if seed == seeds[0] or arm not in arguments.once.split(",")]
-    collected = read_summaries(arguments.collected)
-    if not arguments.read:
-        elsewhere = {(run["arm"], run["seed"]) for run in collected if run["status"] == "finished"}
-        refuse_others(arguments, wanted, collected)
-        run_all(arguments, [run for run in wanted if run not in elsewhere])
-    runs = [run for run in gather(arguments.workdir, collected) if (run["arm"], run["seed"]) in wanted]
-    if not runs:
+    arguments = options.parse_intermixed_args()
+    found = carry_out(arguments)
+    if not found.runs and not found.searched:
         raise SystemExit(
             f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files"
         )
     if arguments.collect:
         arguments.collect.parent.mkdir(parents=True, exist_ok=True)
-        arguments.collect.write_text(comparison_tables.to_json(runs))
-    left = len(wanted) - sum(run["status"] == "finished" for run in runs)
-    failed = sum(run["status"] == "failed" for run in runs)
-    print(f"{len(wanted) - left} of {len(wanted)} runs are finished, {failed} failed", flush=True)
-    if any(run["status"] == "finished" for run in runs):
-        labels = {arm: label for arm, (label, _) in ARMS.items()}
-        clean = read_summaries(arguments.clean_times)
-        shown = retimed(runs, clean) if clean else runs
-        text = comparison_tables.page(shown, labels, clean)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.with_suffix(".md").write_text(text)
-        arguments.out.with_suffix(".json").write_text(comparison_tables.to_json(shown))
-        print(text)
-        draw(shown, labels, arguments.out)
-    sys.exit(1 if failed else 75 if left else 0)
+        arguments.collect.write_text(comparison_tables.to_json([*found.runs, *found.searched]))
+    print(f"{found.left} runs are left, {found.failed} of them failed", flush=True)
+    if any(run["status"] == "finished" for run in found.runs):
+        write(arguments, found)
+    sys.exit(found.status)
 
 
-def draw(runs: Sequence[dict], labels: dict[str, str], out: Path) -> None:
+def write(arguments: argparse.Namespace, found: Found) -> None:
+    """The page, the results as one file, and the figures."""
+    clean = read_summaries(arguments.clean_times)
+    shown = retimed(found.runs, clean) if clean else found.runs
+    search = ""
+    if found.choices:
+        lr = config_of(arguments.config, shared_settings(arguments)).optim.lr
+        search = comparison_search.table(found.choices, LABELS, lr, sorted({run["seed"] for run in found.searched}))
+    text = comparison_tables.page(shown, LABELS, clean, search)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".md").write_text(text)
+    arguments.out.with_suffix(".json").write_text(comparison_tables.to_json([*shown, *found.searched]))
+    print(text)
+    draw(shown, LABELS, arguments.out)
+
+
+def draw(runs: Sequence[dict], labels: Mapping[str, str], out: Path) -> None:
     try:
         from benchmarks import comparison_figures
     except ModuleNotFoundError as error:

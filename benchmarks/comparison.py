@@ -1,4 +1,5 @@
-"""Summaries of runs in, numbers out: success with its intervals, differences that are paired by task, curves, times.
+"""Summaries of runs in, numbers out: success with its intervals, differences that are paired by seed and task, curves,
+times.
 
 A summary is what `compare_algorithms.write_summary` leaves: `arm`, `seed`, `status`, `before` and `after` (encoded
 held-out success), `rows` (metrics by key, one value a row), and where it ran. Dimension letters: S seeds, N tasks, K
@@ -16,12 +17,12 @@ import numpy as np
 
 from hintsd_jax.config.edge import RENAMED, RENAMED_VALUES
 from hintsd_jax.errors import UserError
-from hintsd_jax.statistics import interval
+from hintsd_jax.statistics import DIFFERENCE, MIN_SEEDS, SHARE, Span, crossed_interval, interval
 
 WARM = 2  # updates at the start whose time is not counted
 TIMES = tuple(f"time/{part}" for part in ("rollout", "analysis", "update", "step", "compile"))
 # Names in summaries of earlier versions.
-_ARMS = {"dense": "openclaw_rl", "sft": "rejection_sampling", "sharpen": "self_training"}
+_ARMS = {"dense": "openclaw_rl", "sharpen": "self_training"}
 _METRICS = {
     "distill/student_tokens": "train/student_tokens",
     "distill/teacher_tokens": "train/teacher_tokens",
@@ -83,22 +84,29 @@ def success(run: Mapping, when: str, measure: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and tasks, the ends of its 95 % interval (bootstrap over tasks), and each seed's own mean."""
+    """A mean over seeds and tasks, the ends of its 95 % interval, and each seed's own mean. over_seeds: the interval is
+    over seeds and tasks; with fewer than 3 seeds it is over tasks alone, and says nothing about other seeds.
+    """
 
     mean: float
     low: float
     high: float
     seeds: tuple[float, ...]
+    over_seeds: bool
 
     @classmethod
-    def of(cls, values_SN: np.ndarray) -> Estimate:
-        low, high = interval(values_SN.mean(axis=0))
-        return cls(float(values_SN.mean()), low, high, tuple(values_SN.mean(axis=1).tolist()))
+    def of(cls, values_SN: np.ndarray, span: Span = SHARE) -> Estimate:
+        over_seeds = len(values_SN) >= MIN_SEEDS
+        if over_seeds:
+            low, high = crossed_interval(values_SN, span=span)
+        else:
+            low, high = interval(values_SN.mean(axis=0), span=span)
+        return cls(float(values_SN.mean()), low, high, tuple(values_SN.mean(axis=1).tolist()), over_seeds)
 
     def text(self, sign: str = "") -> str:
-        """In points: mean [low, high]."""
+        """In points: mean [low, high], marked where it is over tasks alone."""
         mean, low, high = (f"{100 * value:{sign}.1f}" for value in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]"
+        return f"{mean} [{low}, {high}]{'' if self.over_seeds else ' (tasks)'}"
 
     @property
     def seeds_text(self) -> str:
@@ -119,20 +127,19 @@ def level(seeds: Mapping[int, Mapping], when: str, measure: str) -> Estimate:
 
 
 def change(seeds: Mapping[int, Mapping], measure: str) -> Estimate:
-    """After minus before, task by task."""
-    return Estimate.of(
-        np.array([success(run, "after", measure) - success(run, "before", measure) for run in seeds.values()])
-    )
+    """After minus before, paired by seed and task."""
+    runs = seeds.values()
+    values = [success(run, "after", measure) - success(run, "before", measure) for run in runs]
+    return Estimate.of(np.array(values), DIFFERENCE)
 
 
 def contrast(better: Mapping[int, Mapping], worse: Mapping[int, Mapping], measure: str) -> Estimate | None:
-    """One arm minus another after training, task by task, over the seeds that both have; None without one."""
+    """One arm minus another after training, paired by seed and task, over the seeds of both; None without one."""
     common = [seed for seed in better if seed in worse]
     if not common:
         return None
-    return Estimate.of(
-        np.array([success(better[seed], "after", measure) - success(worse[seed], "after", measure) for seed in common])
-    )
+    values = [success(better[seed], "after", measure) - success(worse[seed], "after", measure) for seed in common]
+    return Estimate.of(np.array(values), DIFFERENCE)
 
 
 def column(run: Mapping, key: str) -> np.ndarray:

@@ -45,6 +45,7 @@ COLOURS = {
     "sdpo": ("#009e73", "-"),
     "grpo": ("#cc79a7", "-"),
     "rejection_sampling": ("#56b4e9", "-"),
+    "sft": ("#56b4e9", "--"),
     "random": ("#e69f00", "-"),
     "hint_sd+grpo": ("#7a3b00", "-"),
     "hint_sd_single": ("#d55e00", "--"),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from benchmarks import comparison_settings
 from benchmarks.comparison import (
     WARM,
     Curve,
@@ -25,6 +26,16 @@ from benchmarks.pages import markdown_table
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 # Compared beside the first arm against each.
 PAIRS = (("hint_sd_single", "random"), ("all", "openclaw_rl"), ("hint_sd+grpo", "grpo"))
+INTERVALS = (
+    "Intervals, 95 %: bootstrap over seeds and tasks, both as drawn from many; differences are paired by seed and task,"
+    " over the seeds that both arms have. **(tasks)**: there are fewer than 3 such seeds, so the interval is over tasks"
+    " alone and says nothing about other seeds."
+)
+NO_SEARCH = "Learning rates were not searched for (--search-lr): each arm has the config's, found for none or for one."
+SETTINGS = (
+    "Settings in which the arms differ, as they were in force, whoever decided them. *config*: the config file's"
+    " `algorithm_defaults` have put this in place of what the algorithm has by itself."
+)
 MEASURES = {"Avg@{k}": "avg", "Best@{k}": "best", "greedy": "greedy"}
 
 Arms = Mapping[str, Mapping[int, Mapping]]  # arm -> seed -> run
@@ -114,8 +125,11 @@ def time_table(arms: Arms, labels: Mapping) -> str:
     return markdown_table(header, rows)
 
 
-def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Mapping] = ()) -> str:
-    """The whole Markdown page; `clean`: the runs that the times come from, where they are others (`retimed`).
+def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Mapping] = (), search: str = "") -> str:
+    """The whole Markdown page.
+
+    clean: the runs that the times come from, where they are others (`retimed`). search: what it says of the search for
+    learning rates, "" where there was none.
 
     Raises:
       SystemExit: runs that cannot be compared: of different configs, settings or held-out tasks.
@@ -132,11 +146,10 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
     }
     shared = " ".join([f"`{done[0]['config']}`", *(f"{key}={value}" for key, value in settings.items())])
     parts = [
-        "# Algorithms side by side",
+        f"# Algorithms side by side: {done[0]['config']}",
         f"{max(run['date'] for run in done)}. {shared}. The same starting policy, tasks and sampling keys for every"
         f" arm, `{first}` against each.",
-        f"## Success on {tasks} held-out tasks x {k} rollouts, %\n\nIntervals: bootstrap over tasks of the mean over"
-        f" seeds and rollouts; differences are paired task by task.{starts_agree(arms)}",
+        f"## Success on {tasks} held-out tasks x {k} rollouts, {seeds_of(arms)}, %\n\n{INTERVALS}{starts_agree(arms)}",
     ]
     for name, measure in MEASURES.items():
         if measure != "greedy" or all(run["after"]["greedy"] for run in done):
@@ -152,12 +165,20 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
         f" `{first}` when the one of the two ends that takes less time.",
         time_table(arms, labels),
         "## Hindsight\n\nFailed rollouts, questions to the analyser and targets of a training step; precision and"
-        " recall against the steps that broke the episode, which Desk knows.",
+        " recall against the steps that broke the episode, where the environment knows them.",
         target_table(arms, labels),
+        f"## What each arm is\n\n{search or NO_SEARCH}",
+        *([f"{SETTINGS}\n\n{settings}"] if (settings := comparison_settings.table(arms, labels)) else []),
         "Overrides of each arm:\n\n" + "\n".join(overrides),
         f"Versions: {'; '.join(sorted({json.dumps(run['versions']) for run in done}))}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def seeds_of(arms: Arms) -> str:
+    """How many seeds the arms have, in words."""
+    counts = sorted({len(seeds) for seeds in arms.values()})
+    return f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
 def check_same(runs: Sequence[Mapping]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.sampling import Sampling
 from hintsd_jax.sampling.prefix import common_prefix_length
 from hintsd_jax.sampling.scoring import span_logprobs
+from hintsd_jax.statistics import DIFFERENCE
 
 CONTEXTS = ("none", "start", "other", "step")
 GROUPS = {
@@ -152,11 +153,14 @@ def summary(readings: Sequence[Reading]) -> dict:
     return {
         "episodes": len(readings),
         "acts": {context: ratio(values) for context, values in acts.items()},
-        "acts_gain": {context: ratio(acts["step"] - acts[context]) for context in CONTEXTS[:-1]},
+        "acts_gain": {context: ratio(acts["step"] - acts[context], span=DIFFERENCE) for context in CONTEXTS[:-1]},
         "probability": {name: ratio(values) for name, values in whole.items()},
-        "gain": {context: ratio(whole["right step"] - whole[f"right {context}"]) for context in CONTEXTS[:-1]},
+        "gain": {
+            context: ratio(whole["right step"] - whole[f"right {context}"], span=DIFFERENCE)
+            for context in CONTEXTS[:-1]
+        },
         "token_probability": {name: ratio(np.exp(values)) for name, values in token.items()},
-        "logprob": {name: ratio(values) for name, values in token.items()},
+        "logprob": {name: ratio(values, span=None) for name, values in token.items()},
         "right_likelier": {context: ratio(values) for context, values in likelier.items()},
         "decision": {context: ratio(values) for context, values in decision.items()},
     }

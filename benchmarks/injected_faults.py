@@ -81,11 +81,14 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
     if environment == "textworld":
         from hintsd_jax.envs.textworld import script
 
-        if not options.get("limit"):
-            raise UserError("scripts that do not win go on to the game's limit: give env.options.limit")
+        def faulty(task: Mapping, kind: str, seed: int) -> Script | None:
+            if not task["limit"]:
+                raise UserError("scripts that do not win go on to the game's limit: give env.options.limit")
+            return script.with_fault(task, kind, seed)
+
         right = lambda task: script.ground_truth(task).actions
         length = lambda task, episode, step: f"quest of {task['quest_length']}"
-        return Scripts(script.FAULTS, right, script.with_fault, length, {})
+        return Scripts(script.FAULTS, right, faulty, length, {})
     raise UserError(
         f"no scripts of faults for environment {environment!r}: desk, bfcl, appworld and textworld have them"
     )

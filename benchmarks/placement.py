@@ -35,6 +35,7 @@ from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.replay import Continuation, continue_episodes
+from hintsd_jax.statistics import DIFFERENCE
 
 PAGE = REPO / "docs/attribution.md"
 BATCH = 512  # continuations at once; each has an environment in a thread of its own
@@ -145,7 +146,7 @@ def _rates(pairs: Sequence[Pair], success: Mapping[str, Sequence[Sequence[bool]]
         by_episode.setdefault(id(pairs[n][0]), []).append(n)
     mean = lambda arm, numbers: sum(sum(success[arm][n]) / len(success[arm][n]) for n in numbers) / len(numbers)
     rates = {arm: [mean(arm, numbers) for numbers in by_episode.values()] for arm in ARMS}
-    gain = lambda arm, base: ratio([a - b for a, b in zip(rates[arm], rates[base], strict=True)])
+    gain = lambda arm, base: ratio([a - b for a, b in zip(rates[arm], rates[base], strict=True)], span=DIFFERENCE)
     return {
         "episodes": len(by_episode),
         "targets": len(members),

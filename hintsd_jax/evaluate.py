@@ -188,7 +188,7 @@ def held_out(
     keep: Callable[[Scores, Rollouts], None] | None = None,
 ) -> HeldOut:
     """Avg@k, Best@k and, if configured, greedy success on the first `count` tasks of a split, with intervals over
-    tasks. keep: gets the sampled episodes with their scores.
+    tasks alone: of one run, whose seed nobody has varied. keep: gets the sampled episodes with their scores.
     """
     config, tasks = session.config, session.tasks(split, count)
     sampled, played = score(session, params, tasks, config.eval.rollouts, journal=journal)
@@ -272,7 +272,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
             print(f"  {name:20} {value:.4g}")
     by_part = success_results({}, result.metrics, split, config.eval.rollouts)
     if len({line.name for line in by_part}) > 3:  # more than Avg@k, Best@k and greedy success of the split
-        print("success, %, with 95 % intervals over tasks:")
+        print("success, %, with 95 % intervals over tasks (of this one run: other seeds differ by more):")
         for line in by_part:
             print(f"  {line.name:40} {line.cells()[2]}")
     if text := not_played(result.metrics, split):

@@ -57,7 +57,7 @@ class Counters:
     episodes, lost_episodes: begun so far, and taken by environments' failures. empty_updates: that had nothing to train
     on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in a row. before: the
     held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint: what these two
-    remember. rows: the digest of metrics.jsonl.
+    remember. rows: the digest of metrics.jsonl; dialogues: that of the file that an offline algorithm learns from.
     """
 
     step: int = 0
@@ -73,6 +73,7 @@ class Counters:
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
     endpoint: dict[str, int] = dataclasses.field(default_factory=dict)
     rows: str = ""
+    dialogues: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,11 @@ class Recorder:
                 " continues from an earlier one"
             )
         self._counters = Counters(**counters)
+        if self._counters.dialogues != self._digest_of_dialogues:
+            raise UserError(
+                f"sft.path {self._config.sft.path} holds other dialogues than those that the run began with: give these"
+                " again, or another --workdir"
+            )
         self._say_new_schedule()
         self._writer = self._opened_writer(self._resume_step, self._counters.rows)
         self._began = time.monotonic() - self._counters.seconds
@@ -299,7 +305,7 @@ class Recorder:
         if count := sum(not math.isfinite(value) for value in logprobs):
             row["rollout/nonfinite_logprobs"] = count  # null in the records
         row |= records.hindsight_metrics(episodes, outcome.hindsight, self._session.algorithm)
-        row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without)
+        row |= records.update_metrics(outcome.metrics, outcome.batches, outcome.without, outcome.rollouts)
         row |= outcome.evaluated
         alarms = self._alarms.check(row)
         row |= {f"alarm/{alarm.name}": 1 for alarm in alarms} | self._endpoint_metrics()
@@ -328,7 +334,7 @@ class Recorder:
         counters.nonfinite_updates = counters.nonfinite_updates + 1 if row["train/nonfinite"] else 0
         counters.step, counters.seconds = step, time.monotonic() - self._began
         counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens
-        counters.alarms = self._alarms.state
+        counters.alarms, counters.dialogues = self._alarms.state, self._digest_of_dialogues
         counters.endpoint = dict(self._session.endpoint.used) if self._session.endpoint else {}
 
     def _save(self, step: int, state: TrainState, row: Mapping[str, Any], *, due: bool, broken: bool) -> None:
@@ -337,6 +343,10 @@ class Recorder:
         due |= step == config.optim.steps or step % config.checkpoint.every == 0
         if due and not broken:
             self._checkpoints.save(step, state, dataclasses.asdict(self._counters), row)
+
+    @property
+    def _digest_of_dialogues(self) -> str:
+        return self._session.dialogues.digest if self._session.dialogues else ""
 
     def _endpoint_metrics(self) -> dict[str, int]:
         used = self._session.endpoint.used if self._session.endpoint else {}
@@ -375,10 +385,13 @@ def start_note(session: Session, shapes: BatchShapes) -> str:
         sizes = " x ".join(f"{name} {size}" for name, size in session.mesh.shape.items())
         each = f" of {processes.count()} processes" if processes.count() > 1 else ""
         kind = f"{devices.size} x {kind}{each} (mesh {sizes})"
+    what, source = "episodes", ""
+    if session.dialogues:
+        what, source = "dialogues", f" from {session.dialogues.describe(shapes.length_buckets[-1])}"
     return (
-        f"{config.policy.path} learns {config.env.name} by {config.algorithm} on {kind}: {config.optim.steps} steps of"
-        f" {config.tasks.tasks_per_step * config.tasks.rollouts} episodes. Compiling {program_count(session, shapes)}"
-        " programs first, once; hintsd-jax plan lists them"
+        f"{config.policy.path} learns {config.env.name} by {config.algorithm}{source} on {kind}: {config.optim.steps}"
+        f" steps of {config.tasks.tasks_per_step * config.tasks.rollouts} {what}. Compiling"
+        f" {program_count(session, shapes)} programs first, once; hintsd-jax plan lists them"
     )
 
 

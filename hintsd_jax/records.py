@@ -69,10 +69,15 @@ def hindsight_metrics(episodes: Sequence[Episode], hindsight: Hindsight, algorit
     }
 
 
-def update_metrics(metrics: Mapping[str, float], batches: Batches, without: Mapping[str, int]) -> dict[str, float]:
+def update_metrics(
+    metrics: Mapping[str, float], batches: Batches, without: Mapping[str, int], rollouts: Rollouts
+) -> dict[str, float]:
     """What the update reports, the tokens that student and teacher went through, and the share of padding among them;
-    actions that fit no batch and episodes `without` anything to learn from, by reason.
+    actions that fit no batch and episodes `without` anything to learn from, by reason. Where nothing was rolled out no
+    sampler is known that the update could be compared with.
     """
+    if not rollouts.begun:
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("logprob_mismatch")}
     processed = batches.student_tokens + batches.teacher_tokens
     dropped = sorted((Counter(batches.dropped) + Counter(without)).items())
     values = {

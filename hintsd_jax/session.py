@@ -39,6 +39,7 @@ from hintsd_jax.privacy import Privacy
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.collector import run_episodes
+from hintsd_jax.rollout.dialogues import Dialogues
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_process import host_for
 from hintsd_jax.rollout.episode import Episode
@@ -151,6 +152,11 @@ class Session:
         """Where environments live."""
         env = self.config.env
         return host_for(self.env_class, env.name, env.options, env.isolation, env.memory_gib)
+
+    @cached_property
+    def dialogues(self) -> Dialogues | None:
+        """What an offline algorithm learns from; None for all others. Raises UserError as `Dialogues.read`."""
+        return Dialogues.read(self.config.sft.path, self.chat) if self.algorithm.offline else None
 
     @property
     def chat_notes(self) -> list[str]:

@@ -23,6 +23,7 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.evaluate import held_out_test, validation
 from hintsd_jax.recorder import Recorder, StepOutcome, is_broken, program_count
+from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import interruption
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.session import Session, step_tasks
@@ -41,7 +42,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     """
     run_metrics.compile_count()  # counts from here on
     session = Session.open(config)
-    algorithm, shapes = session.algorithm, session.algorithm.batch_shapes(session.mesh)
+    algorithm, shapes, dialogues = session.algorithm, session.algorithm.batch_shapes(session.mesh), session.dialogues
     tasks = session.tasks(config.tasks.train_split)
     eval_tasks = session.tasks(config.tasks.eval_split, config.eval.tasks)
     loss_settings = {"policy": session.policy, "loss": algorithm.loss, "optim": build.optimizer_config(config)}
@@ -55,7 +56,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             state = compile_programs(session, state, take_update)
         if not recorder.continues:
             recorder.note(f"{len(tasks):,} training tasks; evaluating the starting policy")
-            for text in session.overlaps(tasks):
+            for text in [] if dialogues else session.overlaps(tasks):
                 recorder.note(text)
             params = session.weights(state.params)
             before = held_out_test(session, params, recorder.journal("before", 0))
@@ -67,30 +68,22 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             with recorder.timer("step"):
                 analyser = session.analyser(analysing_weights(config, state, initial), step, journal)
                 with session.looking_back(analyser) as looking_back:
-                    # -- roll out with the newest weights
+                    # -- roll out with the newest weights; offline, take what another policy has said
                     with recorder.timer("rollout"):
-                        chosen = step_tasks(tasks, config.seed, step, config.tasks.tasks_per_step)
-                        params = session.weights(state.params)
-                        rollouts = session.play(
-                            params,
-                            chosen,
-                            config.tasks.rollouts,
-                            step=step,
-                            journal=journal,
-                            over=looking_back.over,
-                        )
+                        groups, size = config.tasks.tasks_per_step, config.tasks.rollouts
+                        if dialogues:
+                            rollouts, episodes = Rollouts.none(), dialogues.of_step(config.seed, step, groups, size)
+                        else:
+                            chosen = step_tasks(tasks, config.seed, step, groups)
+                            params, over = session.weights(state.params), looking_back.over
+                            rollouts = session.play(params, chosen, size, step=step, journal=journal, over=over)
+                            episodes = rollouts.episodes
                     # -- look back: which steps broke the failed ones, and how they should have gone
                     with recorder.timer("analysis"):
                         hindsight = looking_back.hindsight(rollouts.episodes)
                 # -- distil exactly those action spans, then move the teacher
                 with recorder.timer("update"):
-                    experience = Experience(
-                        rollouts.episodes,
-                        hindsight,
-                        session.chat,
-                        seed=config.seed,
-                        step=step,
-                    )
+                    experience = Experience(episodes, hindsight, session.chat, seed=config.seed, step=step)
                     examples, without = algorithm.examples(experience)
                     micro_steps = config.tasks.tasks_per_step if config.loss.mean_of_micro_means else 0
                     batches = make_batches(examples, shapes, algorithm.loss, micro_steps=micro_steps)

@@ -40,5 +40,6 @@ def algorithm_config(name: str, overrides: dict[str, Any] | None = None) -> Conf
     """The default settings with an algorithm; for tests that load no policy."""
     config = base()
     config.policy.path, config.algorithm, config.tasks.rollouts, config.rollout.slots = "policy", name, 2, 4
+    config.sft.path = "dialogues.jsonl"
     config.update_from_flattened_dict(overrides or {})
     return build(config)

@@ -51,6 +51,7 @@ def test_what_the_algorithms_are():
         "sdpo": (weighed,),
         "grpo": (PolicyGradient(),),
         "rejection_sampling": (CrossEntropy(),),
+        "sft": (CrossEntropy(),),
         "self_training": (CrossEntropy(),),
     }
     algorithms = {name: algorithm(name) for name in ALGORITHMS}
@@ -60,7 +61,8 @@ def test_what_the_algorithms_are():
     ratios = {name for name, each in algorithms.items() if each.loss.uses_ratio}
     assert ratios == {"hint_sd+grpo", "openclaw_rl", "sdpo", "grpo"}
     asking = {name for name, each in algorithms.items() if each.uses_analyser}
-    assert asking == ALGORITHMS.keys() - {"grpo", "rejection_sampling", "self_training"}
+    assert asking == ALGORITHMS.keys() - {"grpo", "rejection_sampling", "self_training", "sft"}
+    assert {name for name, each in algorithms.items() if each.offline} == {"sft"}
     assert {name for name, each in algorithms.items() if each.describe_targets()} == asking
     sdpo, judged, single, plain = (
         algorithms[name].config for name in ("sdpo", "openclaw_rl", "hint_sd_single", "hint_sd")
@@ -162,7 +164,7 @@ class Asked:
         ("hint_sd+grpo", "review", [1, 2, 3]),
         ("sdpo", "review", [2, 3]),  # those without a successful sibling
         ("openclaw_rl", "judge_steps", [0, 1, 2, 3]),
-        *((name, None, []) for name in ("grpo", "rejection_sampling", "self_training")),
+        *((name, None, []) for name in ("grpo", "rejection_sampling", "self_training", "sft")),
     ],
 )
 def test_which_episodes_an_analyser_is_asked_about(name, call, numbers):
@@ -206,6 +208,7 @@ WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
         ("sdpo", {}, dataclasses.replace(WHOLE, trunk=False)),
         ("grpo", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),
         ("rejection_sampling", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),
+        ("sft", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),
         ("self_training", {}, dataclasses.replace(TARGETS, branch_buckets=(0, 0), trunk=False)),
         (
             "self_training",

@@ -160,6 +160,12 @@ def test_the_mean_over_episodes_in_numpy():
     np.testing.assert_allclose(np.sum(batch.weight_BAP[..., 0] * losses) / batch.mask_BA.sum(), expected, rtol=1e-5)
 
 
+def test_sft_trains_on_every_action_of_what_it_is_given():
+    examples, without, _ = examples_of("sft")
+    expected = [(n, step, False, SUPERVISED, 0.0) for n in range(4) for step in (1, 2, 3)]
+    assert actions(examples) == expected and not without
+
+
 def test_rejection_sampling_trains_on_successes_and_self_training_on_one_step_of_each():
     examples, without, _ = examples_of("rejection_sampling")
     assert actions(examples) == [(0, step, False, SUPERVISED, 0.0) for step in (1, 2, 3)] and not without

@@ -13,9 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import compare_algorithms, comparison, comparison_tables
+from benchmarks import (
+    compare_algorithms,
+    comparison,
+    comparison_runs,
+    comparison_search,
+    comparison_settings,
+    comparison_tables,
+)
 from benchmarks.comparison import Curve, retimed
-from hintsd_jax.statistics import interval
+from benchmarks.comparison_runs import Run
+from hintsd_jax.statistics import DIFFERENCE, crossed_interval, interval
 
 LABELS = {"hint_sd": "**HINT-SD**", "openclaw_rl": "OpenClaw", "environment": "PRIVILEGED: report"}
 
@@ -81,12 +89,20 @@ def test_estimates_are_paired_by_task_and_seed():
     )
     assert found.mean == pytest.approx(expected_SN.mean()) and found.seeds == pytest.approx(expected_SN.mean(axis=1))
     assert (found.low, found.high) == interval(expected_SN.mean(axis=0)) and found.low < found.mean < found.high
+    assert not found.over_seeds and found.text().endswith("] (tasks)")  # two seeds say nothing about seeds
+    worse[0] = summary("openclaw_rl", 0, 0.1)
+    wider = comparison.contrast(better, worse, "avg")
+    assert wider.over_seeds and wider.text().endswith("]") and len(wider.seeds) == 3
+    values_SN = [
+        comparison.success(better[s], "after", "avg") - comparison.success(worse[s], "after", "avg") for s in (0, 1, 2)
+    ]
+    assert (wider.low, wider.high) == crossed_interval(np.array(values_SN), span=DIFFERENCE)
     assert comparison.contrast(better, {9: worse[3]}, "avg") is None
     change = comparison.change(better, "greedy")
     gained = [run["after"]["greedy"].count("1") - run["before"]["greedy"].count("1") for run in better.values()]
     assert change.mean == pytest.approx(np.mean(gained) / 50)
-    # a pair of the same runs differs by nothing, with certainty
-    assert comparison.contrast(better, better, "best").text("+") == "+0.0 [+0.0, +0.0]"
+    # a pair of the same runs differs by nothing, which 50 tasks do not prove for all
+    assert comparison.contrast(better, better, "best").text("+") == "+0.0 [-7.1, +7.1]"
 
 
 def test_the_first_updates_do_not_count_as_step_times():
@@ -224,7 +240,7 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
     assert (
         status == 0
         and list(found) == [("hint_sd", 0), ("openclaw_rl", 0), ("grpo", 0)]
-        and "3 of 3 runs are finished" in capsys.readouterr().out
+        and "0 runs are left" in capsys.readouterr().out
     )
     assert found["hint_sd", 0]["rows"] == {"step": [0, 1], "eval/avg@4": [0.25, 0.58333], "time/step": [1.5, 1.5]}
     assert (
@@ -235,10 +251,13 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
 
 
 def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, capsys):
-    """A real process: the entry refuses the misspelt key at once."""
+    """A real process, which says why and ends."""
+    (tmp_path / "python").write_text("#!/bin/sh\necho step 1\necho 'error: no | luck' >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(comparison_runs.sys, "executable", f"{tmp_path}/python")
     out = tmp_path / "table"
     elsewhere = summary(
-        "openclaw_rl", 0, config="configs/desk.py", settings={"checkpoint.every": "2", "optim.lrr": "1"}
+        "openclaw_rl", 0, config="desk", settings={"checkpoint.every": "2", "eval.tasks": "7"}
     )  # not run again here
     (tmp_path / "far.json").write_text(comparison_tables.to_json([elsewhere]))
     options = [
@@ -247,26 +266,27 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
         f"--collected={tmp_path}/far.json",
         "--arms=hint_sd,openclaw_rl",
         "--seeds=0",
-        "optim.lrr=1",
+        "eval.tasks=7",
     ]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
     monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
     with pytest.raises(SystemExit) as exit:
         compare_algorithms.main()
-    assert exit.value.code == 1 and "1 of 2 runs are finished, 1 failed" in capsys.readouterr().out
+    assert exit.value.code == 1 and "1 runs are left, 1 of them failed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "runs/hint_sd-0/summary.json").read_text())
     assert (
         os.listdir(tmp_path / "runs") == ["hint_sd-0"]
-        and f"**failed**: {kept['problem']}" in out.with_suffix(".md").read_text()
+        and "**failed**: error: no / luck" in out.with_suffix(".md").read_text()
     )
     monkeypatch.setattr(sys, "argv", ["compare", *options, "optim.lr=0"])
     with pytest.raises(
         SystemExit, match=r"openclaw_rl-0 was run with other settings .*: give the same, or another --workdir"
     ):
         compare_algorithms.main()
-    assert kept["status"] == "failed" and kept["problem"].startswith(
-        "error: unknown config key optim.lrr: did you mean optim.lr?"
-    )
+    assert kept["status"] == "failed" and kept["problem"] == "error: no | luck"
+    monkeypatch.setattr(sys, "argv", ["compare", f"--workdir={tmp_path}/runs", "--arms=grpo", "optim.lrr=1"])
+    with pytest.raises(SystemExit, match=r"error: unknown config key optim.lrr: did you mean optim.lr\?"):
+        compare_algorithms.main()  # before anything is run
 
 
 def test_clean_times_take_the_place_of_disturbed_ones():
@@ -290,3 +310,99 @@ def test_clean_times_take_the_place_of_disturbed_ones():
     for others in ([clean | {"arm": "grpo"}], [clean, clean]):
         with pytest.raises(SystemExit, match="one run with clean times of openclaw_rl"):
             retimed([{"arm": "openclaw_rl", "rows": rows}], others)
+
+
+def searching(arm, seed, factor, last, config="desk", **more):
+    values = [0.1, 0.2, last]
+    rows = {"step": [0, 1, 2], "time/step": [None, 1.0, 1.0], "eval/avg@4": values}
+    return {"arm": arm, "seed": seed, "factor": factor, "status": "finished", "rows": rows, "config": config} | more
+
+
+def test_the_best_factor_is_chosen_on_the_mean_over_the_seeds_of_the_search():
+    grid = {0.3: (0.5, 0.7), 1.0: (0.9, 0.2), 3.0: (0.6, 0.6)}
+    runs = [searching("grpo", seed, f, values[seed]) for f, values in grid.items() for seed in (0, 1)]
+    runs += [searching("sdpo", 0, f, 0.5) for f in grid]  # its second seed is not through
+    runs.append(searching("sdpo", 1, 1.0, 0.9, status="unfinished"))
+    choices = comparison_search.choose(runs, [0.3, 1.0, 3.0], [0, 1])
+    assert list(choices) == ["grpo"] and choices["grpo"].factor in (0.3, 3.0) and choices["grpo"].at_edge
+    assert choices["grpo"].by_factor == {0.3: [0.5, 0.7], 1.0: [0.9, 0.2], 3.0: [0.6, 0.6]}
+    level = comparison_search.choose([searching("grpo", 0, f, 0.5) for f in grid], [0.3, 1.0, 3.0], [0])
+    assert level["grpo"].factor == 1.0 and not level["grpo"].at_edge  # the nearest to the config's
+    text = comparison_search.table(level, LABELS, 3e-4, [7])
+    assert "| **50.0** |" in text and "0.0003" in text and "seed 7 (not reported)" in text
+
+
+def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(tmp_path, monkeypatch, capsys):
+    """The processes are played here: each leaves what a run would."""
+    played = []
+
+    def play(arguments, workdir, wanted):
+        for facts in wanted:
+            run = Run.of(facts)
+            played.append((run, facts))
+            rate = 0.9 if run.factor == 3.0 else 0.5
+            found = summary(run.arm, run.seed) | facts | {"rows": searching(run.arm, 0, 0, rate)["rows"]}
+            found |= {"before": None, "after": None} if run.factor else {}
+            folder = workdir / run.folder
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(compare_algorithms, "run_all", play)
+    monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
+    options = [f"--workdir={tmp_path}/runs", f"--out={tmp_path}/table", "--arms=hint_sd,grpo,lr0", "--seeds=0,1"]
+    search = ["--search-lr=1,3", "--search-seeds=7"]
+    for calls in (1, 2):
+        monkeypatch.setattr(sys, "argv", ["compare", *options, *search])
+        with pytest.raises(SystemExit) as exit:
+            compare_algorithms.main()
+        assert exit.value.code == 0 and len(played) == 4 + 5, calls  # nothing is run twice
+    searched, reported = played[:4], played[4:]
+    assert {run for run, _ in searched} == {Run(arm, 7, f) for arm in ("hint_sd", "grpo") for f in (1.0, 3.0)}
+    assert all("eval.test_tasks=0" in facts["overrides"] for _, facts in searched)
+    rates = {run.arm: facts["resolved"]["optim.lr"]["value"] for run, facts in reported}
+    assert rates == {"hint_sd": pytest.approx(9e-4), "grpo": pytest.approx(9e-4), "lr0": 0.0}
+    text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
+    assert "| **HINT-SD**, up to 3 targets | 50.0 | **90.0** | 0.0009 | at its edge |" in text
+    assert "0.97 (config; the algorithm's own: 0.999)" in text and "# Algorithms side by side: desk" in text
+    kept = [Run.of(run) for run in json.loads((tmp_path / "table.json").read_text())["runs"]]
+    assert set(kept) == {run for run, _ in played}
+    (tmp_path / "elsewhere").mkdir()
+    options[0] = f"--workdir={tmp_path}/elsewhere"  # the kept results alone
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["compare", *options, *search, "--read", f"--collected={tmp_path}/table.json"],
+    )
+    with pytest.raises(SystemExit) as exit:
+        compare_algorithms.main()
+    assert exit.value.code == 0 and re.sub(" +", " ", (tmp_path / "table.md").read_text()) == text
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--search-seeds=1,5", "seed 1 is reported and searched with"),
+        ("--search-lr=1,x", "--search-lr=1,x: give numbers separated by commas"),
+        ("--search-lr=0,1", "--search-lr=0,1: give different factors above 0"),
+        ("--arms=hint", "--arms: hint is unknown"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path, option, message):
+    words = ["--search-lr=1", f"--workdir={tmp_path}", option]
+    options = compare_algorithms.parser("")
+    options.add_argument("--workdir")
+    arguments = options.parse_args(words)
+    arguments.workdir = tmp_path
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        compare_algorithms.carry_out(arguments)
+
+
+@pytest.mark.parametrize("config", ["desk", "textworld", "bfcl_smoke"])
+def test_every_arm_is_a_config_of_every_environment(config):
+    arms = {
+        arm: comparison_settings.settings_of(config, {"sft.path": "x.jsonl"} | dict(o.split("=", 1) for o in overrides))
+        for arm, (_, overrides) in compare_algorithms.ARMS.items()
+    }
+    assert arms["sdpo"]["optim.ema_decay"] == {"value": 0.95}
+    assert "optim.ema_decay" not in arms["grpo"] and "hindsight.select" not in arms["grpo"]
+    assert arms["grpo"]["loss"] == {"value": "policy_gradient"} and arms["all"]["hindsight.select"]["value"] == "all"

@@ -253,7 +253,7 @@ def test_derived_lengths_hold_whatever_a_rollout_and_its_answer_may_be(data):
     targets, name = data.draw(st.integers(1, 9)), data.draw(st.sampled_from(sorted(ALGORITHMS)))
     layout = data.draw(st.sampled_from(["branches", "separate"]))
     sizes = {"rollout.context": context, "rollout.max_action_tokens": action, "hindsight.max_tokens": answer}
-    more = {"hindsight.max_targets": targets, "algorithm": name, "batch.layout": layout}
+    more = {"hindsight.max_targets": targets, "algorithm": name, "batch.layout": layout, "sft.path": "dialogues.jsonl"}
     config = build(edge_config(OPEN | sizes | more | {"rollout.prefill_buckets": (64,)}))
     batch = config.batch
     assert batch.length_buckets[-1] == context and config.hindsight.context >= context + answer
@@ -441,6 +441,7 @@ def test_the_home_folder_stands_for_itself_in_every_path(monkeypatch):
         "check.script",
         "plan.cache_dir",
         "fork.path",
+        "sft.path",
     }
     values = edge.flatten(build(edge_config(dict.fromkeys(paths, "~/a b/~"))).to_dict())
     assert {values[name] for name in paths} == {"/home/ana/a b/~"}

@@ -6,11 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks.injected_faults import play_scripts
+from benchmarks.scripted_dialogues import dialogue
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.envs.desk.env import Desk
+from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.envs.desk.script import ground_truth
 from hintsd_jax.errors import UserError
+from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
-from tests.configs import tiny_config
+from tests.configs import POLICY, tiny_config
 
 OPTIMIZED = True  # as tests/test_train.py, whose compiled programs these are
 SMALL = {"eval.every": 0, "eval.test_tasks": 0, "optim.steps": 2}
@@ -110,3 +117,34 @@ def test_a_fork_begins_with_what_another_run_has_learnt(config, finished, tmp_pa
     assert [row["step"] for row in read_metrics(tmp_path / "new" / "metrics.jsonl")] == [0, 1]
     weights, new = part(finished, 1, "params"), part(tmp_path / "new", 1, "params")
     np.testing.assert_array_equal(new, weights)  # at a learning rate of 0
+
+
+def test_sft_learns_from_dialogues_alone_and_goes_on_as_if_never_stopped(config, tmp_path, capsys):
+    """Nothing is rolled out in training; the last step made again from the checkpoint before it is bit-equal; a file
+    that has changed in between is another run's.
+    """
+    tasks = [generate_task(0, index, 1, 0) for index in range(8)]
+    actions = {task["id"]: [ground_truth(task).actions] for task in tasks}
+    chat = ChatFormat(load_tokenizer(str(POLICY)), history="keep")
+    played = [dialogue(episode) for _, (episode,) in play_scripts(chat, Desk, tasks, actions)]
+    path = tmp_path / "dialogues.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in played))
+    learning = config(algorithm="sft", sft__path=str(path), optim__lr=1e-3, optim__steps=3)
+    train(learning, str(tmp_path / "run"))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for row in rows[1:]:
+        assert row["rollout/begun"] == row["rollout/tokens"] == row["hindsight/questions"] == 0
+        assert row["train/cross_entropy_tokens"] == row["train/tokens"] > 0 and "train/logprob_mismatch" not in row
+    assert rows[3]["train/cross_entropy"] < rows[1]["train/cross_entropy"]
+    count = sum(len(each) for (each,) in actions.values())
+    assert f"from 8 dialogues of {path}, {count} actions" in capsys.readouterr().err
+    again = shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "3")
+    (again / "held_out.json").unlink()
+    train(learning, str(again))
+    kept = [run / "checkpoints/3/extra/metadata" for run in (again, tmp_path / "run")]
+    sums = [json.loads(path.read_text())["arrays"] for path in kept]
+    assert sums[0] == sums[1] and "continuing from step 2 of 3" in capsys.readouterr().err
+    path.write_text(json.dumps(played[0]) + "\n")
+    with pytest.raises(UserError, match="holds other dialogues than those that the run began with"):
+        train(learning, str(again))

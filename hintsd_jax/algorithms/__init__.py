@@ -19,6 +19,7 @@ ALGORITHMS = {
     "sdpo": "hintsd_jax.algorithms.sdpo:SDPO",
     "grpo": "hintsd_jax.algorithms.grpo:GRPO",
     "rejection_sampling": "hintsd_jax.algorithms.rejection_sampling:RejectionSampling",
+    "sft": "hintsd_jax.algorithms.sft:SFT",
     "self_training": "hintsd_jax.algorithms.self_training:SelfTraining",
 }
 

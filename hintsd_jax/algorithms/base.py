@@ -45,13 +45,15 @@ class Algorithm:
 
     defaults: config keys that the algorithm decides unless the config says otherwise. uses_analyser: whether `analyse`
     asks anybody. trains_whole_episodes: whether examples hold all actions of an episode, which takes other shapes.
-    nothing_to_learn: the reason under which an episode without examples is counted; "" where that is no loss.
+    nothing_to_learn: the reason under which an episode without examples is counted; "" where that is no loss. offline:
+    whether it learns from dialogues of another policy (`sft.path`), and nothing is rolled out.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     uses_analyser: ClassVar[bool] = True
     trains_whole_episodes: ClassVar[bool] = False
     nothing_to_learn: ClassVar[str] = ""
+    offline: ClassVar[bool] = False
 
     def __init__(self, config: Config):
         self.config = config

@@ -2,7 +2,7 @@
 
 """Rejection sampling (RAFT, expert iteration): supervised learning on the policy's own successes, fresh in each step.
 
-Not the paper's SFT, which is offline and on a stronger model's trajectories.
+Not the paper's SFT, which is offline and on a stronger model's trajectories: `algorithms.sft`.
 """
 
 from __future__ import annotations

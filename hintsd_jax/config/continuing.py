@@ -83,7 +83,7 @@ GROUPS = {
         False,
         "what is learnt from what is played; to go on from here by another one, fork",
         (
-            *("algorithm", "algorithm_defaults", "hindsight.", "endpoint.model", "grpo."),
+            *("algorithm", "algorithm_defaults", "hindsight.", "endpoint.model", "grpo.", "sft."),
             *_of("loss", "divergence", "support", "top_k", "alpha", "importance_clip", "clip_low", "clip_high"),
             *_of("loss", "policy_gradient_weight", "mean_of_micro_means"),
             *_of("batch", "layout", "length_buckets", "branch_buckets", "action_buckets", "whole_episode_buckets"),

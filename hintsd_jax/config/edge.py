@@ -43,7 +43,6 @@ RENAMED = {
 # (key, value) of earlier versions -> the value now.
 RENAMED_VALUES = {
     ("algorithm", "dense"): "openclaw_rl",
-    ("algorithm", "sft"): "rejection_sampling",
     ("algorithm", "sharpen"): "self_training",
     ("hindsight.analyser", "policy_ema"): "ema_teacher",
     ("hindsight.analyser", "policy"): "student",

@@ -354,6 +354,19 @@ class GrpoSection(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class SftSection(Section):
+    """Of sft: what it learns from."""
+
+    path: str = key(
+        "",
+        'file of dialogues of another policy, JSON lines {"messages": [{"role": ..., "content": ...}, ...]}; every'
+        " message of the assistant is trained on",
+        path=True,
+        remote=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchSection(Section):
     """The shapes of the update's batches."""
 
@@ -565,6 +578,7 @@ class Config(Section):
     endpoint: EndpointSection = _section(EndpointSection)
     loss: LossSection = _section(LossSection)
     grpo: GrpoSection = _section(GrpoSection)
+    sft: SftSection = _section(SftSection)
     batch: BatchSection = _section(BatchSection)
     optim: OptimSection = _section(OptimSection)
     eval: EvalSection = _section(EvalSection)

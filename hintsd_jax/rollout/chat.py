@@ -222,6 +222,11 @@ class ChatFormat:
         ids = self._encode(text.removeprefix(self._template.thinking_prefix)) + self.stop_ids[:1]
         return ids[: 1 + next(n for n, token in enumerate(ids) if token in self.stop_ids)]
 
+    def is_plain_action(self, text: str) -> bool:
+        """Whether an action from outside holds no control token of the chat template, with which its message, or
+        another, would end or begin."""
+        return self._template.plain_action(text) == text
+
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself; of a letter that is spread over several, each shows a replacement
         character.

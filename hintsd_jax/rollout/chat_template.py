@@ -192,6 +192,10 @@ class Template:
         """The text as a user's or a tool's message has it."""
         return self._guard.plain(text, False)
 
+    def plain_action(self, text: str) -> str:
+        """The text as a message of the assistant has it, in which tags stand."""
+        return self._plain({"role": "assistant", "content": text}, 1, self._guard.plain)
+
     def _plain(self, message: Mapping[str, Any], place: int, plain: Plain) -> str:
         role, content, kept = message["role"], message["content"], ""
         if role == "assistant" and self.style == BARE and content.startswith(PYTHON_TAG):

@@ -52,6 +52,11 @@ class Rollouts(NamedTuple):
     lost: Sequence[Episode] = ()
 
     @classmethod
+    def none(cls) -> Rollouts:
+        """Nothing was to be played."""
+        return cls([], Counter(), SamplingStats())
+
+    @classmethod
     def together(cls, parts: Sequence[Rollouts]) -> Rollouts:
         """What several processes have played, in their order; they share the tasks out in this order."""
         stats, dropped, too_long = SamplingStats(), Counter(), {}

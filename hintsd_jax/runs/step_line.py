@@ -27,14 +27,15 @@ def describe(row: Row) -> str:
 
 def _parts(row: Row) -> Iterator[str]:
     if row.get("rollout/episodes") == 0:
-        yield "no episode was played"
+        if row.get("rollout/begun") != 0:  # an offline algorithm begins none
+            yield "no episode was played"
     elif (success := row.get("rollout/success")) is not None:
         yield f"success {100 * success:.1f} %"
     yield from _lost(row)
     yield from _hindsight(row)
     yield from _update(row)
     tokens, seconds = row.get("rollout/tokens"), row.get("time/step")
-    if tokens is not None and seconds:
+    if tokens is not None and seconds and row.get("rollout/begun") != 0:
         yield f"{tokens / seconds:,.0f} tokens/s"
 
 

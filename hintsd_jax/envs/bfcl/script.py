@@ -6,8 +6,8 @@ the ground truth with one fault at a known step.
 A user turn is its calls, then a text without a call that closes it. A fault is put into the script with one call a
 step: there, the step in which it happens is beyond doubt. It is the first action that differs from the ground truth's.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they are for
-measuring the loop, the scores and hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they
+measure the loop, the scores and hindsight, and as dialogues for `sft` stand for a policy that errs never.
 """
 
 import importlib

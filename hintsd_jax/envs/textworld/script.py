@@ -6,8 +6,9 @@ the walkthrough with one fault at a known step.
 After the fault all goes on as the walkthrough has it, so that what was left out is missing to the end; then the player
 looks around until the game's limit (`env.options.limit`) ends it.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they are for
-measuring hindsight, never for training.
+Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they
+measure hindsight, and as dialogues for `sft` stand for a policy that errs never; no rollout, teacher or analyser reads
+them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ function drawResults(runs) {
     make(
       "p.note",
       null,
-      "Success in %; bars and brackets are 95 % intervals over tasks, those of the change paired by task. Hollow: before. Filled: after.",
+      "Success in %; bars and brackets are 95 % intervals over tasks (of this one run: other seeds differ by more), those of the change paired by task. Hollow: before. Filled: after.",
     ),
   );
   return section;

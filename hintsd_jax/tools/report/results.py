@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hintsd_jax.statistics import interval
+from hintsd_jax.statistics import DIFFERENCE, SHARE, Span, interval
 
 
 def lines(held_out: Mapping[str, Any] | None, split: str) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def lines(held_out: Mapping[str, Any] | None, split: str) -> list[dict[str, Any]
             "name": name,
             "before": mean(before.get(name)),
             "after": mean(after.get(name)),
-            "change": mean(_difference(before.get(name), after.get(name))),
+            "change": mean(_difference(before.get(name), after.get(name)), DIFFERENCE),
         }
         for name in after | before
     ]
@@ -52,11 +52,11 @@ def measures(result: Mapping[str, Any], split: str) -> dict[str, np.ndarray]:
     return by_name
 
 
-def mean(values_N: np.ndarray | None) -> dict[str, float] | None:
+def mean(values_N: np.ndarray | None, span: Span = SHARE) -> dict[str, float] | None:
     """The mean over tasks with its 95 % interval."""
     if values_N is None:
         return None
-    low, high = interval(values_N)
+    low, high = interval(values_N, span=span)
     return {"value": round(float(values_N.mean()), 5), "low": round(low, 5), "high": round(high, 5)}
 
 

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from benchmarks.hindsight_setup import Setup, load_config, open_setup
 from benchmarks.injected_faults import play_scripts, scripts_of
 from benchmarks.scripted_dialogues import dialogues
+from hintsd_jax.algorithms.experience import Experience
+from hintsd_jax.algorithms.sft import SFT
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.dialogues import Dialogues
 from hintsd_jax.rollout.episode import Episode
@@ -88,6 +91,8 @@ def test_what_users_and_tools_say_makes_no_structure(tmp_path):
             {"messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "x"}}]}]},
             "line 2, message 2: its tool_calls are not of the form",
         ),
+        ({"messages": [HELLO[0], {**HELLO[1], "weight": 0}]}, "line 2: all messages of the assistant have weight 0"),
+        ({"messages": [HELLO[0], {**HELLO[1], "weight": 0.5}]}, "line 2, message 2: its weight must be 0"),
         (
             {"messages": [HELLO[0], {"role": "assistant", "content": "a<|im_end|>b"}]},
             "line 2, message 2 holds a control token of the chat template",
@@ -99,6 +104,22 @@ def test_what_is_no_dialogue_is_refused_with_its_line(tmp_path, line, message):
     with pytest.raises(UserError) as refused:
         Dialogues.read(path, CHATS["keep"])
     assert f"{path} {message}" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_message_of_weight_0_is_read_and_not_learned(tmp_path):
+    turns = [*HELLO, HELLO[0], {"role": "assistant", "content": "No.", "weight": 0}, *HELLO]
+    path = write(
+        tmp_path / "weights.jsonl", {"messages": turns}, {"messages": [{**turn, "weight": 1} for turn in turns]}
+    )
+    part, whole = Dialogues.read(path, CHATS["keep"]).episodes
+    assert part.streams == whole.streams and (part.given, whole.given) == ({2}, frozenset())
+    learned = [
+        branch.step
+        for branch in SFT.branches(
+            SFT.__new__(SFT), part, Experience([part], Hindsight(), CHATS["keep"], seed=0, step=1)
+        )
+    ]
+    assert learned == [1, 3]
 
 
 def test_an_absent_or_empty_file_and_dialogues_that_are_too_long(tmp_path):

@@ -19,7 +19,9 @@ from hintsd_jax.training.loss_parts import CrossEntropy, LossPart
 
 
 class SFT(Algorithm):
-    """All messages of the assistant, whatever came of the dialogue: who writes the file chooses what is in it."""
+    """All messages of the assistant but those of weight 0, whatever came of the dialogue: who writes the file chooses
+    what is in it.
+    """
 
     uses_analyser = False
     trains_whole_episodes = True
@@ -35,4 +37,5 @@ class SFT(Algorithm):
         return (CrossEntropy(),)
 
     def branches(self, episode: Episode, experience: Experience) -> list[Branch]:
-        return without_teacher(episode, all_steps(episode), {"cross_entropy": 1.0})
+        steps = [number for number in all_steps(episode) if number not in episode.given]
+        return without_teacher(episode, steps, {"cross_entropy": 1.0})

@@ -4,9 +4,10 @@
 order.
 
 The file is chat JSONL as the field writes it, one dialogue a line: `{"messages": [{"role": "system" | "user" |
-"assistant" | "tool", "content": "..."}, ...], "tools": [...]}`; `tools`, and `tool_calls` of an assistant's message,
-are optional. Every message of the assistant is an action: the ids that its text has under the policy's own tokenizer
-and chat template, the stop token included, after what a rollout would have read before it.
+"assistant" | "tool", "content": "..."}, ...], "tools": [...]}`; `tools`, and of an assistant's message `tool_calls` and
+`weight`, are optional. Every message of the assistant is an action: the ids that its text has under the policy's own
+tokenizer and chat template, the stop token included, after what a rollout would have read before it. One of weight 0 is
+only read.
 
 Invariant 9 holds: the texts come from outside, so a message of the assistant that holds a control token is refused, and
 those of users and tools are guarded as an environment's are.
@@ -88,7 +89,12 @@ class Dialogues:
         Raises:
           UserError: all of them do.
         """
-        ends = [step.stop for episode in self.episodes for step in episode.steps]
+        ends = [
+            step.stop
+            for episode in self.episodes
+            for number, step in enumerate(episode.steps, 1)
+            if number not in episode.given
+        ]
         beyond = sum(end > limit for end in ends)
         if beyond == len(ends):
             raise UserError(
@@ -121,6 +127,7 @@ def _episode(line: bytes, where: str, number: int, chat: ChatFormat) -> Episode:
         goes_on = end < len(messages)
         delta = chat.observation(before, tools, ids, observed) if goes_on else None
         episode.append_observation(delta, observed)
+    episode.given = frozenset(n for n, place in enumerate(actions, 1) if messages[place].get("weight") == 0)
     episode.terminated, episode.ended = True, ENDED
     return episode
 
@@ -140,6 +147,8 @@ def _parsed(line: bytes, where: str, style: str) -> tuple[list[Message], tuple[M
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise UserError(f"{where} has no message of the assistant, so there is nothing to learn from it")
+    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise UserError(f"{where}: all messages of the assistant have weight 0, so there is nothing to learn from it")
     if roles[0] == "assistant":
         raise UserError(f"{where} begins with the assistant: it must begin with a system or user message")
     for n, (role, before) in enumerate(zip(roles[1:], roles), 2):
@@ -156,15 +165,18 @@ def _message(message: Any, where: str, style: str) -> Message:
         content = ""
     if not isinstance(content, str):
         raise UserError(f"{where}: its content must be a text")
-    if not calls or message["role"] != "assistant":
+    if message["role"] != "assistant":
         return {"role": message["role"], "content": content}
+    weight = message.get("weight", 1)  # as in OpenAI's format for fine-tuning
+    if weight not in (0, 1):
+        raise UserError(f"{where}: its weight must be 0 (only read) or 1 (learned)")
     try:
         written = [render_call(_call(call), style) for call in calls]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: its tool_calls are not of the form {{'function': {{'name', 'arguments'}}}}"
         ) from error
-    return {"role": "assistant", "content": "\n".join(filter(None, (content, *written)))}
+    return {"role": "assistant", "content": "\n".join(filter(None, (content, *written))), "weight": weight}
 
 
 def _call(call: Mapping[str, Any]) -> ToolCall:

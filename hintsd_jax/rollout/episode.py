@@ -87,6 +87,7 @@ class Episode:
       report: of the environment; PRIVILEGED.
       detail: one line for people, e.g. the environment's exception.
       prompt_start: where the open generation prompt begins; None while no action may follow.
+      given: the numbers of steps that are only read, never trained on (of dialogues from a file).
     """
 
     task_id: str
@@ -105,6 +106,7 @@ class Episode:
     prompt_start: int | None = None
     group: int = 0
     occurrence: int = 0
+    given: frozenset[int] = frozenset()
 
     @classmethod
     def begin(

@@ -29,6 +29,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from benchmarks import comparison_search, comparison_tables
@@ -172,8 +173,8 @@ def numbers(text: str, kind: type, option: str) -> list:
         raise SystemExit(f"error: {option}={text}: give numbers separated by commas") from error
 
 
-def carry_out(arguments: argparse.Namespace) -> Found:
-    """Runs what is left to run, unless it is only to be read, and gathers what is there."""
+def carry_out(arguments: argparse.Namespace, collected: Sequence[dict]) -> Found:
+    """Runs what is left to run, unless it is only to be read, and gathers what is there and in `collected`."""
     workdir, once = arguments.workdir.absolute(), arguments.once.split(",")
     seeds = numbers(arguments.seeds, int, "--seeds")
     has_dialogues = "sft.path" in shared_settings(arguments) or arguments.read
@@ -190,7 +191,6 @@ def carry_out(arguments: argparse.Namespace) -> Found:
     searched = [
         Run(arm, seed, factor) for seed in search_seeds for arm in filter(is_searched, arms) for factor in factors
     ]
-    collected = read_summaries(arguments.collected)
     there = gather(workdir, collected)
 
     def carry_on(runs: Sequence[Run], choices: Mapping[str, Choice]) -> dict[Run, dict]:
@@ -222,7 +222,7 @@ def main() -> None:
         "--out", type=Path, default=RESULTS / "compare_algorithms", help="tables and figures; without a suffix"
     )
     arguments = options.parse_intermixed_args()
-    found = carry_out(arguments)
+    found = carry_out(arguments, read_summaries(arguments.collected))
     if not found.runs and not found.searched:
         raise SystemExit(
             f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files"
@@ -232,13 +232,12 @@ def main() -> None:
         arguments.collect.write_text(comparison_tables.to_json([*found.runs, *found.searched]))
     print(f"{found.left} runs are left, {found.failed} of them failed", flush=True)
     if any(run["status"] == "finished" for run in found.runs):
-        write(arguments, found)
+        write(arguments, found, read_summaries(arguments.clean_times))
     sys.exit(found.status)
 
 
-def write(arguments: argparse.Namespace, found: Found) -> None:
-    """The page, the results as one file, and the figures."""
-    clean = read_summaries(arguments.clean_times)
+def write(arguments: argparse.Namespace, found: Found, clean: Sequence[dict] = ()) -> None:
+    """The page, the results as one file, and the figures, beside `arguments.out`."""
     shown = retimed(found.runs, clean) if clean else found.runs
     search = ""
     if found.choices:
@@ -249,18 +248,20 @@ def write(arguments: argparse.Namespace, found: Found) -> None:
     arguments.out.with_suffix(".md").write_text(text)
     arguments.out.with_suffix(".json").write_text(comparison_tables.to_json([*shown, *found.searched]))
     print(text)
-    draw(shown, LABELS, arguments.out)
+    if drawing := figures():
+        drawing.draw(shown, LABELS, arguments.out)
 
 
-def draw(runs: Sequence[dict], labels: Mapping[str, str], out: Path) -> None:
+def figures() -> ModuleType | None:
+    """`comparison_figures`; None, and a word about it, where what it draws with is missing."""
     try:
         from benchmarks import comparison_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         print("no figures: matplotlib is missing; pip install -r requirements-bench.txt", file=sys.stderr)
-        return
-    comparison_figures.draw(runs, labels, out)
+        return None
+    return comparison_figures
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ that can be searched.
 
 OUT_steps.svg, OUT_time.svg, OUT_tokens.svg: success on the evaluation tasks against training steps, seconds of
 training, tokens generated. OUT.svg, for the README: held-out Avg@k by arm with intervals and seeds, beside success
-against seconds of training.
+against seconds of training. Of `compare_horizons`: OUT.svg, differences against the length of tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.comparison import Curve, by_arm, level
+from benchmarks.comparison import Curve, Estimate, by_arm, level
 from benchmarks.comparison_tables import plain
 
 STYLE: dict[Any, Any] = {
@@ -93,6 +93,35 @@ def overview(arms: Mapping, labels: Mapping[str, str], path: Path) -> Path:
         return save(figure, path)
 
 
+def against_horizon(differences: Mapping[str, Mapping[float, Estimate]], first: str, path: Path) -> Path:
+    """The first arm minus each other one (arm -> length -> estimate), points, against the length of tasks."""
+    with plt.rc_context(STYLE):
+        height = 4.2
+        figure, axes = plt.subplots(figsize=(7.6, height), layout="constrained")
+        last_points = []
+        for n, (arm, by_length) in enumerate(differences.items()):
+            colour, dash = COLOURS.get(arm, OTHERS)
+            estimates = sorted(by_length.items())
+            shift = 1 + 0.012 * (n - (len(differences) - 1) / 2)  # intervals stand beside each other
+            x = np.array([length * shift for length, _ in estimates])
+            mean, low, high = (
+                100 * np.array([getattr(each, end) for _, each in estimates]) for end in ("mean", "low", "high")
+            )
+            axes.plot(x, mean, dash, color=colour, linewidth=1.6, marker="o", markersize=4)
+            axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.6)
+            last_points.append((arm, colour, x[-1], mean[-1]))
+        lengths = sorted({length for by_length in differences.values() for length in by_length})
+        axes.axhline(0, color="#8c8c8c", linewidth=1, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+        axes.minorticks_off()
+        axes.set_xlim(0.85 * lengths[0], 1.15 * lengths[-1])
+        axes.set_xlabel("length of tasks")
+        axes.set_ylabel(f"Avg@k of {first} minus it, points\nbars: 95 % intervals")
+        name_lines(axes, height, last_points)
+        return save(figure, path)
+
+
 def save(figure, path: Path) -> Path:
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -130,15 +159,17 @@ def name_lines(axes: Axes, height: float, last_points: Sequence[tuple[str, str, 
 
     height: of the figure, inches.
     """
-    right = axes.get_xlim()[1]
-    gap = 100 * 1.25 * plt.rcParams["font.size"] / 72 / (0.78 * height)
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    beside = right * (right / left) ** 0.06 if axes.get_xscale() == "log" else 1.06 * right
+    gap = (top - bottom) * 1.25 * plt.rcParams["font.size"] / 72 / (0.78 * height)
     order = sorted(last_points, key=lambda point: point[3])
-    places = spread([y for *_, y in order], gap, 0.0, 100.0)
+    places = spread([y for *_, y in order], gap, bottom, top)
     for (arm, colour, x, y), place in zip(order, places, strict=True):
         axes.annotate(
             arm,
             (x, y),
-            xytext=(1.06 * right, place),
+            xytext=(beside, place),
             color=colour,
             fontweight="bold" if arm == "hint_sd" else "normal",
             va="center",
@@ -153,7 +184,7 @@ def name_lines(axes: Axes, height: float, last_points: Sequence[tuple[str, str, 
                 "relpos": (0, 0.5),
             },
         )
-    axes.set_xlim(0, right)
+    axes.set_xlim(left, right)
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

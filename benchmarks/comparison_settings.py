@@ -35,7 +35,7 @@ Setting = dict[str, Any]
 def config_of(config: str, overrides: Mapping[str, str]) -> Config:
     """The config of a run. Raises SystemExit, with the line that a run would end with, where it is none."""
     try:
-        return build(_edge(config, overrides))
+        return build(edge_of(config, overrides))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -60,7 +60,7 @@ def settings_of(config: str, overrides: Mapping[str, str]) -> dict[str, Setting]
     branches = [f"{branch}+{action}" for branch, action in zip(shapes.branch_buckets, shapes.action_buckets)]
     values["loss"] = " + ".join(part.name for part in algorithm.loss.parts)
     values["batch shapes"] = f"{'/'.join(map(str, shapes.length_buckets))}, teacher+actions {'/'.join(branches)}"
-    edge = _edge(config, overrides)
+    edge = edge_of(config, overrides)
     by_file, given = flatten(edge["algorithm_defaults"].get(run.algorithm, {})), flatten(edge)
     decided = {key for key in by_file if given.get(key) is None}
     return {
@@ -70,7 +70,7 @@ def settings_of(config: str, overrides: Mapping[str, str]) -> dict[str, Setting]
     }
 
 
-def _edge(config: str, overrides: Mapping[str, str]) -> dict[str, Any]:
+def edge_of(config: str, overrides: Mapping[str, str]) -> dict[str, Any]:
     """The config before anything is decided."""
     words = [f"--config={config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     return plain(flags.parse(words).config or {})

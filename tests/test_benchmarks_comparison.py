@@ -229,7 +229,7 @@ def test_a_workdir_that_is_finished_is_read_and_a_lone_summary_is_kept(tmp_path,
         monkeypatch.setattr(
             sys, "argv", ["compare", "--read", f"--workdir={tmp_path}/runs", f"--out={tmp_path}/out/table", *options]
         )
-        monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
+        monkeypatch.setattr(compare_algorithms, "figures", lambda: None)
         with pytest.raises(SystemExit) as exit:
             compare_algorithms.main()
         return exit.value.code, {
@@ -269,7 +269,7 @@ def test_a_run_that_cannot_start_is_a_row_that_says_why(tmp_path, monkeypatch, c
         "eval.tasks=7",
     ]
     monkeypatch.setattr(sys, "argv", ["compare", *options])
-    monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
+    monkeypatch.setattr(compare_algorithms, "figures", lambda: None)
     with pytest.raises(SystemExit) as exit:
         compare_algorithms.main()
     assert exit.value.code == 1 and "1 runs are left, 1 of them failed" in capsys.readouterr().out
@@ -348,7 +348,7 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
             (folder / "summary.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(compare_algorithms, "run_all", play)
-    monkeypatch.setattr(compare_algorithms, "draw", lambda *unused: None)
+    monkeypatch.setattr(compare_algorithms, "figures", lambda: None)
     options = [f"--workdir={tmp_path}/runs", f"--out={tmp_path}/table", "--arms=hint_sd,grpo,lr0", "--seeds=0,1"]
     search = ["--search-lr=1,3", "--search-seeds=7"]
     for calls in (1, 2):
@@ -394,7 +394,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path, option, me
     arguments = options.parse_args(words)
     arguments.workdir = tmp_path
     with pytest.raises(SystemExit, match=re.escape(message)):
-        compare_algorithms.carry_out(arguments)
+        compare_algorithms.carry_out(arguments, [])
 
 
 @pytest.mark.parametrize("config", ["desk", "textworld", "bfcl_smoke"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,12 @@ from hintsd_jax.config import build, files
 from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.base import Action, Fault, Message
 from hintsd_jax.envs.textworld import TextWorld
+from hintsd_jax.envs.textworld.env import ADVICE
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 
 LIST = "Possible commands:\n"
-HINT = 'The command here is "{}".'
 OTHER = 0.3  # share of hints that name a command other than the right one
 
 
@@ -74,12 +75,12 @@ def review(episode: Episode, faults: Sequence[Fault], config: Config) -> list[Me
 
 def hinted(episode: Episode, fault: Fault, config: Config, rng: random.Random) -> list[Message]:
     """A dialogue up to a faulty step, a hint there, and the command that the hint names."""
-    dialogue, feedback = episode.dialogue(fault.step), fault.feedback
+    dialogue, command = episode.dialogue(fault.step), _advised(fault)
     if rng.random() < OTHER:
-        feedback = HINT.format(rng.choice(_listed(dialogue[-1])))
-    said = prompts.find(config.hindsight.prompts).teacher_feedback(feedback)
+        command = rng.choice(_listed(dialogue[-1]))
+    said = prompts.find(config.hindsight.prompts).teacher_feedback(ADVICE.format(command))
     before = [message | {"weight": 0} if message["role"] == "assistant" else message for message in dialogue]
-    return [*before, {"role": "user", "content": said}, {"role": "assistant", "content": feedback.split('"')[1]}]
+    return [*before, {"role": "user", "content": said}, {"role": "assistant", "content": command}]
 
 
 def lessons(config: Config, chat: ChatFormat, quests: int, seed: int) -> list[list[Message]]:
@@ -91,10 +92,16 @@ def lessons(config: Config, chat: ChatFormat, quests: int, seed: int) -> list[li
     rows, rng = [], random.Random(seed)
     for _, (episode,) in play_scripts(chat, partial(TextWorld, **options), tasks, play):
         faults = episode.report.faults if episode.report and episode.report.faults else ()
-        if known := [fault for fault in faults if '"' in fault.feedback]:  # else the quest cannot be won any more
+        if known := [fault for fault in faults if _advised(fault)]:  # else the quest cannot be won any more
             rows += [review(episode, known, config), hinted(episode, rng.choice(known), config, rng)]
     rng.shuffle(rows)
     return rows
+
+
+def _advised(fault: Fault) -> str:
+    """The command that a fault's feedback names; "" where there is none."""
+    found = re.fullmatch(re.escape(ADVICE).replace(r"\{\}", "(.+)"), fault.feedback)
+    return found[1] if found else ""
 
 
 def _listed(message: Message) -> list[str]:

@@ -194,6 +194,6 @@ def test_lessons_are_reviews_and_hints_that_the_words_decide(folder):
         found = parse_failures(row[-1]["content"], 5, 3)
         assert found.targets and not found.dropped and not found.problem
     for row in hinted:
-        assert f'The command here is "{row[-1]["content"]}".' in row[-2]["content"]
+        assert f"The right command is {row[-1]['content']}. Write only that." in row[-2]["content"]
         assert all(message["weight"] == 0 for message in row[:-1] if message["role"] == "assistant")
         assert row[-1]["content"] in row[-3]["content"]  # a command that the game has listed

@@ -24,6 +24,9 @@ SYSTEM = (
 )
 NOT_ONE = "The game takes one command at a time: write a single command on one line and nothing else."
 NOT_KNOWN = "The game knows no such command. Its verbs: {verbs}."
+# In words that a teacher acts on: after this a model of half a billion weights wrote the command in 18 of 19 states,
+# after 'The command here is "...".' in 11, and a sentence in the others (docs/textworld.md).
+ADVICE = "The right command is {}. Write only that."
 # The interpreter takes "." and "then" for the end of a command and goes on with the next one.
 _SEVERAL = re.compile(r"[\r\n.;]|\bthen\b", re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Za-z0-9 ,'-]{1,200}")  # others it cannot read; a NUL ends its process
@@ -98,7 +101,7 @@ class TextWorld:
     def _note(self, before: Sequence[str], after: Sequence[str]) -> None:
         """A step after which the way is no shorter is a fault."""
         if not self._state.won and (not after or len(after) >= len(before)):
-            advice = f'The command here is "{before[0]}".' if before else "The quest could no longer be won."
+            advice = ADVICE.format(before[0]) if before else "The quest could no longer be won."
             self._faults.append(Fault(self._steps, advice))
 
     def _result(self, text: str) -> StepResult:

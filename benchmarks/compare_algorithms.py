@@ -32,7 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from benchmarks import comparison_search, comparison_tables
+from benchmarks import comparison_search, comparison_tables, comparison_teachers
 from benchmarks.comparison import read_summaries, retimed
 from benchmarks.comparison_runs import Run, run_all, worth, write_summary
 from benchmarks.comparison_search import Choice
@@ -161,6 +161,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument(
         "--collected", default="", help="files of --collect, separated by commas: what is finished there is not run"
     )
+    options.add_argument(
+        "--teacher-gain", type=Path, help="a file of `teacher_gain`: arms whose teacher is no better are marked"
+    )
     options.add_argument("overrides", nargs="*", help="further overrides for every arm, such as eval.tasks=100")
     return options
 
@@ -243,7 +246,7 @@ def write(arguments: argparse.Namespace, found: Found, clean: Sequence[dict] = (
     if found.choices:
         lr = config_of(arguments.config, shared_settings(arguments)).optim.lr
         search = comparison_search.table(found.choices, LABELS, lr, sorted({run["seed"] for run in found.searched}))
-    text = comparison_tables.page(shown, LABELS, clean, search)
+    text = comparison_tables.page(shown, LABELS, clean, search, comparison_teachers.read(arguments.teacher_gain))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".md").write_text(text)
     arguments.out.with_suffix(".json").write_text(comparison_tables.to_json([*shown, *found.searched]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
-from benchmarks import comparison_settings
+from benchmarks import comparison_settings, comparison_teachers
 from benchmarks.comparison import (
     WARM,
     Curve,
@@ -21,6 +22,7 @@ from benchmarks.comparison import (
     mean_of,
     values_of,
 )
+from benchmarks.comparison_teachers import Gain
 from benchmarks.pages import markdown_table
 
 LEVELS = (0.5, 0.6, 0.7, 0.8)
@@ -125,16 +127,22 @@ def time_table(arms: Arms, labels: Mapping) -> str:
     return markdown_table(header, rows)
 
 
-def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Mapping] = (), search: str = "") -> str:
+def page(
+    runs: Sequence[Mapping],
+    labels: Mapping[str, str],
+    clean: Sequence[Mapping] = (),
+    search: str = "",
+    gains: Mapping[str, Gain] = MappingProxyType({}),
+) -> str:
     """The whole Markdown page.
 
     clean: the runs that the times come from, where they are others (`retimed`). search: what it says of the search for
-    learning rates, "" where there was none.
+    learning rates, "" where there was none. gains: of `teacher_gain`, by arm; they mark arms' labels.
 
     Raises:
       SystemExit: runs that cannot be compared: of different configs, settings or held-out tasks.
     """
-    arms = by_arm(runs)
+    arms, labels = by_arm(runs), comparison_teachers.marked(labels, gains)
     first = next(iter(arms))
     done = [run for seeds in arms.values() for run in seeds.values()]
     settings = check_same(done)
@@ -154,6 +162,8 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
     for name, measure in MEASURES.items():
         if measure != "greedy" or all(run["after"]["greedy"] for run in done):
             parts.append(success_table(arms, labels, missing, name.format(k=k), measure))
+    compared = {arm: gain for arm, gain in gains.items() if arm in arms}
+    teachers = comparison_teachers.table(compared, labels) if compared else ""
     overrides = [f"- `{arm}`: `{' '.join(of_arm)}`" for arm, of_arm in overrides_of(arms).items()]
     parts += [
         f"## What a training step costs\n\nSeconds: medians over the steps after the first {WARM}, mean over seeds."
@@ -167,6 +177,7 @@ def page(runs: Sequence[Mapping], labels: Mapping[str, str], clean: Sequence[Map
         "## Hindsight\n\nFailed rollouts, questions to the analyser and targets of a training step; precision and"
         " recall against the steps that broke the episode, where the environment knows them.",
         target_table(arms, labels),
+        *([f"## Teachers\n\n{comparison_teachers.ABOUT}\n\n{teachers}"] if teachers else []),
         f"## What each arm is\n\n{search or NO_SEARCH}",
         *([f"{SETTINGS}\n\n{settings}"] if (settings := comparison_settings.table(arms, labels)) else []),
         "Overrides of each arm:\n\n" + "\n".join(overrides),

@@ -189,6 +189,7 @@ BUCKETS = {
 }
 TARGETS = BatchShapes((64, 128), (32, 48), (8, 16), batch_size=12)
 WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
+SOME_STEPS = dataclasses.replace(TARGETS, branch_buckets=(24, 96), action_buckets=(24, 24))  # or all of them
 
 
 @pytest.mark.parametrize(
@@ -201,10 +202,10 @@ WHOLE = dataclasses.replace(TARGETS, branch_buckets=(96,), action_buckets=(24,))
             dataclasses.replace(TARGETS, branch_buckets=(32, 96), trunk=False),
         ),
         ("hint_sd", {"hindsight.feedback_position": "start"}, dataclasses.replace(WHOLE, trunk=False)),
-        ("hint_sd", {"hindsight.select": "all"}, WHOLE),
+        ("hint_sd", {"hindsight.select": "all"}, SOME_STEPS),
         ("hint_sd_single", {}, TARGETS),
-        ("hint_sd+grpo", {}, dataclasses.replace(WHOLE, parts=2, unscored=True)),  # some no teacher reads
-        ("openclaw_rl", {}, dataclasses.replace(WHOLE, unscored=True)),
+        ("hint_sd+grpo", {}, dataclasses.replace(SOME_STEPS, parts=2, unscored=True)),  # some no teacher reads
+        ("openclaw_rl", {}, dataclasses.replace(SOME_STEPS, unscored=True)),
         ("sdpo", {}, dataclasses.replace(WHOLE, trunk=False)),
         ("grpo", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),
         ("rejection_sampling", {}, dataclasses.replace(WHOLE, branch_buckets=(0,), trunk=False)),

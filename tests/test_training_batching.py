@@ -339,6 +339,28 @@ def test_every_shape_is_listed_once():
     assert apart.all() == [(16, 2), (16, 3), (16, 0), (16, 1), (36, 2), (36, 3), (36, 0), (36, 1)]  # the largest last
     blank = blank_batch(apart, 36, 3)
     assert shape(blank) == (3, 36, 0, 5) and blank.trunk_BP.shape == (3, 0)
+    equal_actions = BatchShapes((36,), (14, 60), (20, 20), batch_size=1, unscored=True)
+    assert equal_actions.all() == [(36, 2), (36, 0), (36, 1)]  # one without a teacher for both
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_feedback_on_a_few_steps_does_not_pay_for_whole_episodes(packed):
+    """Both algorithms' loss acts on all actions; a teacher reads of one of them, of all four, or of none."""
+    shapes = BatchShapes((60,), (14, 80), (30, 30), batch_size=1, unscored=True, packed=packed)
+    episode, weights = make_episode(seed=3), {"policy_gradient": 1.0}
+
+    def example(number, steps):
+        hinted = target_branches(episode, [Target(step, "hm") for step in steps], weights=weights)
+        others = without_teacher(episode, [n for n in (1, 2, 3, 4) if n not in steps], weights)
+        branches = sorted([*hinted, *others], key=lambda branch: branch.step)
+        return examples(episode, branches, number)[0]
+
+    loss = Loss((PolicyGradient(teacher_advantage=1.0),))
+    made = make_batches([example(0, [2]), example(1, [1, 2, 3, 4]), example(2, [])], shapes, loss)
+    listed = {shape(blank_batch(shapes, *which)) for which in shapes.all()}
+    read = {span.episode: shape(made.batches[span.batch]) for span in made.spans}
+    assert read == {0: (1, 60, 14, 30), 1: (1, 60, 80, 30), 2: (1, 60, 0, 30)} and set(read.values()) == listed
+    assert made.teacher_tokens == 2 * 60 + 14 + 80 and not sum(made.dropped.values())
 
 
 def test_a_branch_that_leaves_a_trunk_needs_shapes_with_one():

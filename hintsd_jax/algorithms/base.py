@@ -39,6 +39,10 @@ DEFAULTS: Mapping[str, Any] = {
     "optim.ema_decay": 0.999,
 }
 
+# Of what a teacher may read beside whole episodes, the part that is enough where it reads of some steps alone: most
+# episodes then, and the rest is not paid for as padding.
+FEW_STEPS = 4
+
 
 class Algorithm:
     """One algorithm with the settings of a run. A subclass says what differs.
@@ -108,15 +112,18 @@ class Algorithm:
         in_place = hindsight.feedback_position == "target"
         at_start = hindsight.feedback_position == "start"  # then there is no trunk that it could share with the student
         branches, actions = batch.branch_buckets, batch.action_buckets
+        trunk = teacher and batch.layout == "branches" and not at_start
         if self.trains_whole_episodes or (teacher and (not in_place or hindsight.select == "all")):
-            branches, actions = batch.whole_episode_buckets[:1], batch.whole_episode_buckets[1:]
+            whole, acted = batch.whole_episode_buckets
+            branches = (whole // FEW_STEPS, whole) if trunk else (whole,)
+            actions = (acted,) * len(branches)
         return BatchShapes(
             length_buckets=batch.length_buckets,
             branch_buckets=branches if teacher else (0,) * len(branches),
             action_buckets=actions,
             batch_size=batch.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
             parts=len(self.loss.parts),
-            trunk=teacher and batch.layout == "branches" and not at_start,
+            trunk=trunk,
             unscored=self.loss.trains_unscored_tokens,
             packed=rows_may_be_packed(platform),
         )

@@ -398,7 +398,8 @@ class BatchSection(Section):
     whole_episode_buckets: tuple[int, ...] = key(
         (26_624, 8192),
         "the one branch length and the one action length where all actions of an episode are trained on, or the"
-        " teacher reads whole episodes; empty: twice and half rollout.context",
+        " teacher reads whole episodes; a quarter of the first too where it reads of single steps; empty: twice and"
+        " half rollout.context",
         "[1, 16777216]",
         derived=True,
     )

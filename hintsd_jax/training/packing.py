@@ -33,7 +33,7 @@ class BatchShapes:
     batch_size: B. packed: whether a row may hold several examples. parts: of the loss. trunk: whether branches share a
     trunk (P = T) or stand alone (P = 0). Without a teacher: no trunk, and branch buckets of 0. unscored: examples that
     no teacher reads have batches of their own, with neither; their pairs are (0, `action_buckets[i]`), numbered behind
-    the others.
+    the others, the first of equal ones standing for all.
     """
 
     length_buckets: tuple[int, ...]
@@ -48,7 +48,8 @@ class BatchShapes:
     def all(self) -> list[tuple[int, int]]:
         """Every (length, number of the pair) by length, the largest pair last."""
         scored = range(len(self.branch_buckets))
-        unscored = [self.unscored_pair(pair) for pair in scored] if self.unscored else []
+        first = [pair for pair in scored if self.action_buckets[pair] not in self.action_buckets[:pair]]
+        unscored = [self.unscored_pair(pair) for pair in first] if self.unscored else []
         return [(length, pair) for length in self.length_buckets for pair in (*unscored, *scored)]
 
     def unscored_pair(self, pair: int) -> int:

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
-from hintsd_jax.envs.desk import demonstrations
+from hintsd_jax.envs.desk import demonstrations, reviews
 from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.instructions import SHORT
@@ -30,6 +30,8 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator
 
+CORPUS_SHAPE = (8, 6)  # requests and decisions of the tasks that the tokenizer is made from
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A warm-up config, such as configs/desk_warmup.py.", lock_config=True
 )
@@ -38,10 +40,18 @@ _START = flags.DEFINE_string("start", None, "Directory of a policy to go on from
 _FIRST = flags.DEFINE_string("first", None, "Name of the phase to go on with; one that starts a fresh optimizer.")
 
 
-def build_tokenizer(seed: int, tasks: int = 400):
-    """The tokenizer from the texts of `tasks` demonstrated tasks."""
-    rng = random.Random(seed)
-    corpus = [demonstrations.transcript(generate_task(seed, index), rng) for index in range(tasks)]
+def build_tokenizer(seed: int, tasks: int = 200):
+    """The tokenizer from all that is said in, of and about `tasks` demonstrated tasks."""
+    rng, corpus = random.Random(seed), []
+    for index in range(tasks):
+        task = generate_task(seed, index, *CORPUS_SHAPE, kinds="all")
+        actions, text = demonstrations.played(task, rng)
+        corpus += [
+            text,
+            reviews.review_answer(*reviews.review(task, actions)),
+            reviews.LOOK_UP_FIRST,
+            reviews.LOOK_ELSEWHERE,
+        ]
     fixed = [SHORT, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
@@ -66,7 +76,7 @@ def make_policy(config, out: str, start: str | None = None, first: str | None = 
     if start:
         policy, params = load_policy(start, remat=False)
     tx, opt_state, take_step = optax.identity(), None, None
-    held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
+    held_out = [generate_task(config.seed + 1, index, kinds="all") for index in range(config.eval_tasks)]
     for number, name in list(enumerate(names))[names.index(first) :]:
         phase = config.phases[name]
         if phase.lr or take_step is None:  # a fresh optimizer, for this phase and those after it without an own rate

@@ -5,8 +5,8 @@ Command:  make desk-policy, which is
 Hardware: 2 CPU cores, hours.
 Expect:   not run whole yet. The policy in assets/desk-policy is of an earlier warm-up, on six kinds (docs/desk.md).
 
-All phases run in one sitting. A phase with a learning rate of its own starts a fresh optimizer, so a run that was
-stopped goes on with it: --start=DIR --first=4_full.
+All phases run in one sitting. A run that was stopped goes on with the same command, from its last checkpoint in
+runs/desk_policy (--workdir); remove that folder to begin anew.
 
 What the mix of rows follows: look-up drills alone first, then beside everything else to the end; hints that are right,
 wrong and of other steps, so that words count and not their presence; reviews whose faults fall on every kind alike;
@@ -63,7 +63,7 @@ def get_config():
             "warmup_steps": 50,
             "eval_tasks": 40,
             "log_every": 20,
-            "save_every": 100,
+            "save_every": 50,  # updates from checkpoint to checkpoint
             "phases": {
                 # Copying, on short rows.
                 "1_copying": _phase(

@@ -283,24 +283,39 @@ def test_the_step_learns(demonstrator):
     assert step._cache_size() == 1
 
 
-def test_a_policy_is_made_and_saved_and_trained_on(tmp_path, capsys):
+def test_a_policy_is_made_and_goes_on_where_it_was_stopped(tokenizer, tmp_path, capsys, monkeypatch):
     """The command's function, with a policy and phases as small as they can be."""
     shape = {"num_layers": 1, "d_model": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "d_ff": 16}
     shape |= {"rope_theta": 500.0, "norm_eps": 1e-6, "tie_embeddings": True, "max_positions": 512, "remat": False}
-    phase = PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | {"plain": 1}}
+    phase = PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | {"plain": 1}, "steps": 2}
     settings = {"seed": 1000, "policy": shape, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 1, "eval_tasks": 1}
-    settings |= {"log_every": 1, "save_every": 9, "phases": {"1_a": phase, "2_b": phase | {"lr": 0.0}}}
+    settings |= {"log_every": 1, "save_every": 1, "phases": {"1_a": phase, "2_b": phase}}
     config = ConfigDict(settings)
-    command.make_policy(config, str(tmp_path / "first"))
-    printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if " 1/1 " in line] == ["1_a", "2_b"]
-    assert printed.count("right when hinted") == 2 and "saved to" in printed
-    with pytest.raises(UserError, match="can begin with the phases that have an lr: 1_a"):
-        command.make_policy(config, str(tmp_path / "more"), str(tmp_path / "first"), "2_b")
-    config.phases["2_b"].lr = 1e-2
-    command.make_policy(config, str(tmp_path / "more"), str(tmp_path / "first"), "2_b")
-    first, more = (load_policy(tmp_path / name)[1]["embed"]["embedding"] for name in ("first", "more"))
-    assert 0 < np.abs(np.asarray(more) - np.asarray(first)).max() < 0.02  # one step of Adam from there
+    monkeypatch.setattr(command, "build_tokenizer", lambda seed: tokenizer)
+
+    def made(name):
+        command.make_policy(config, str(tmp_path / name), str(tmp_path / f"{name}_work"))
+        return np.asarray(load_policy(tmp_path / name)[1]["embed"]["embedding"]), capsys.readouterr().out
+
+    whole, printed = made("whole")
+    done = ["1_a 1/2", "1_a 2/2", "2_b 1/2", "2_b 2/2"]
+    assert [" ".join(line.split()[:2]) for line in printed.splitlines() if "/2 " in line] == done
+    assert printed.count("right when hinted") == 4 and "saved to" in printed
+    save, calls = command.save_policy, iter(range(9))
+    monkeypatch.setattr(command, "save_policy", lambda *a: save(*a) if next(calls) < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # in the second phase, when its first step is kept
+        made("stopped")
+    monkeypatch.setattr(command, "save_policy", save)
+    capsys.readouterr()
+    again, printed = made("stopped")
+    assert [" ".join(line.split()[:2]) for line in printed.splitlines() if "/2 " in line] == done[3:]
+    np.testing.assert_array_equal(again, whole)
+    config.b2 = 0.9
+    with pytest.raises(UserError, match="warm-up of another config: give another --workdir"):
+        made("whole")
+    config.phases["1_a"].lr = 0.0
+    with pytest.raises(UserError, match="first phase, 1_a, needs an lr"):
+        made("other")
 
 
 def test_what_a_producer_raises_reaches_the_consumer():

@@ -120,7 +120,12 @@ def test_hints_are_followed_for_what_they_say(demonstrator, tokenizer):
     seen = Counter()
     for task, other in zip(TASKS * 4, OTHERS * 4, strict=True):
         known = candidates(task)
-        for hint, taken in hints_of(demonstrator.hinted(task, other), tokenizer):
+        row = demonstrator.hinted(task, other)
+        for called, taken in re.findall(r'user\nCall \w+ for "(\w+)"[^"]*Take \w+ "(\w+)"', tokenizer.decode(row.ids)):
+            if called in known:  # of this task: the call that is to be made
+                assert called == taken and known[taken][1]
+                seen["called", "right"] += 1
+        for hint, taken in hints_of(row, tokenizer):
             label, _, name = hint.removeprefix("Use ").rstrip(".").partition(" ")
             taken_name = taken.split('"')[1]
             pair = next(kind.labels for kind in DECISIONS.values() if taken.split()[1] in kind.labels)
@@ -130,9 +135,9 @@ def test_hints_are_followed_for_what_they_say(demonstrator, tokenizer):
             assert label == taken.split()[1] and name in ("", f'"{taken_name}"')
             seen["named" if name else "vague", "right" if known[taken_name][1] else "wrong"] += 1
     shares = {kind: seen[kind] / sum(seen.values()) for kind in seen}
-    assert 0.25 < shares["named", "right"] < 0.4 and 0.25 < shares["named", "wrong"] < 0.4
+    assert 0.22 < shares["named", "right"] < 0.38 and 0.24 < shares["named", "wrong"] < 0.4
     assert 0.02 < shares["vague", "right"] < 0.12 and 0.02 < shares["vague", "wrong"] < 0.1
-    assert seen["foreign", "right"] > 2 * seen["foreign", "wrong"] > 0
+    assert seen["called", "right"] > 5 and seen["foreign", "right"] > 2 * seen["foreign", "wrong"] > 0
     assert sum(demonstrator_module.HINTS.values()) == pytest.approx(1.0)
 
 
@@ -143,7 +148,7 @@ def test_a_contradicted_hint_is_not_trained_on_but_what_follows_is(demonstrator,
         for n, weight in enumerate(row.weights):
             if weight == 0.0:  # the one word that goes against the hint
                 hint, taken = tokenizer.decode(row.ids[:n]).rpartition("user\n")[2], tokenizer.decode(row.ids[n])
-                assert hint.startswith(("Use ", "Call notify", "Say Done.")) and taken not in hint
+                assert hint.startswith(("Use ", "Call ", "Say Done.")) and taken not in hint
                 assert row.weights[n + 1] == 1.0 and row.weights[n - 1] in (1.0, CONTEXT_WEIGHT)
                 seen += 1
         assert all(hint.split()[1].rstrip(".") != taken.split()[1] for hint, taken in hints_of(row, tokenizer))

@@ -30,12 +30,16 @@ class ReferenceStep:
     """One step of a reference.
 
     right: the right action. wrong: the unnoticed mistake that could stand in its place. hint: the correct feedback.
-    wrong_hint: feedback that asks for the mistake. kind: of the request, where there is something to decide.
+    call_hint: the same where the call was left out. argument_hint: where another argument was wrong, which says nothing
+    of the choice. wrong_hint: feedback that asks for the mistake. kind: of the request, where there is something to
+    decide.
     """
 
     right: str
     wrong: str | None = None
     hint: str = feedback.NEUTRAL
+    call_hint: str | None = None
+    argument_hint: str | None = None
     wrong_hint: str | None = None
     kind: str | None = None
 
@@ -55,24 +59,28 @@ def choice_text(label: str, value: str, call: str) -> str:
 def reference_steps(request: Mapping[str, Any]) -> list[ReferenceStep]:
     """The reference's steps for one request, its closing reply included."""
     kind, calls = request["kind"], request["calls"]
-    steps = [ReferenceStep(call_text(*request["lookup"]))] if request["lookup"] else []
+    first = feedback.make_call(calls[0])  # what is said of a request that was answered at once
+    steps = [ReferenceStep(call_text(*request["lookup"]), hint=first)] if request["lookup"] else []
     for index, (tool, arguments) in enumerate(calls):
         right, hint = call_text(tool, arguments), feedback.make_call([tool, arguments])
         if kind in DECISIONS:
-            choice, label = DECISIONS[kind].family.choice, request["label"]
+            family, label = DECISIONS[kind].family, request["label"]
+            choice = family.choice
             other = DECISIONS[kind].other_label(label)
             wrong = call_text(tool, arguments | {choice: request["wrong"]})
             steps.append(
                 ReferenceStep(
-                    choice_text(label, arguments[choice], right),
-                    choice_text(other, request["wrong"], wrong),
-                    feedback.use_value(arguments[choice], label),
-                    feedback.use_value(request["wrong"], other),
-                    kind,
+                    right=choice_text(label, arguments[choice], right),
+                    wrong=choice_text(other, request["wrong"], wrong),
+                    hint=feedback.use_value(arguments[choice], label),
+                    call_hint=hint,
+                    argument_hint=feedback.use_value(arguments[family.other], None) if family.other else None,
+                    wrong_hint=feedback.use_value(request["wrong"], other),
+                    kind=kind,
                 )
             )
         elif kind == "tell" and index == 1:  # the second of two things, which a hurried office forgets
-            steps.append(ReferenceStep(right, REPLY, hint, feedback.CLOSE, kind))
+            steps.append(ReferenceStep(right, REPLY, hint, wrong_hint=feedback.CLOSE, kind=kind))
         else:
             steps.append(ReferenceStep(right, hint=hint))
     return [*steps, ReferenceStep(REPLY)]

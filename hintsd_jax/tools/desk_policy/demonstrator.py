@@ -30,12 +30,14 @@ PROMPTS, BENCHMARK = Compact(), Benchmark()
 MAX_CHARS = 12_000  # of the list of steps in a review, as in the method
 
 # What a hint before a decision is, and how often. The action follows the words of those that speak of the decision at
-# hand ("right", "vague" without its name, "wrong" which asks for the mistake), and the habit under all others: none, of
-# another kind's step in the same task, of another task, and "Go on.".
+# hand ("right", "call" which asks for the call, "vague" without a name, "wrong" which asks for the mistake), and the
+# habit under all others: none, on another argument, of another kind's step in the same task, of another task, "Go on.".
 HINTS = {
     "none": 0.24,
-    "right": 0.22,
-    "wrong": 0.22,
+    "right": 0.18,
+    "call": 0.04,
+    "wrong": 0.2,
+    "argument": 0.02,
     "other_step": 0.12,
     "other_task": 0.08,
     "vague": 0.05,
@@ -221,6 +223,10 @@ class Demonstrator:
         match sort:
             case "right":
                 return step.hint, step.right
+            case "call":
+                return step.call_hint or step.hint, step.right
+            case "argument":
+                return step.argument_hint, None
             case "vague":
                 return feedback.without_names(step.hint), step.right
             case "wrong":

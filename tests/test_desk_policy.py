@@ -12,6 +12,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks import desk_policy
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk import demonstrations as demos
@@ -251,6 +252,33 @@ def _reference(task):
     return [step.right for request in task["requests"] for step in demos.reference_steps(request)]
 
 
+def test_what_the_benchmark_says_before_a_decision(demonstrator, tokenizer):
+    tasks = TASKS[:6]
+    made = dict(desk_policy.told(demonstrator, tasks))
+    assert {len(decisions) for decisions in made.values()} == {len(made["nothing"])}
+    for words, decisions in made.items():
+        for decision, plain in zip(decisions, made["nothing"], strict=True):
+            assert (decision.right, decision.wrong, decision.kind) == (plain.right, plain.wrong, plain.kind)
+            read = tokenizer.decode(decision.context)
+            said = read.rpartition("<|im_start|>user\n")[2].split("<|im_end|>")[0]
+            right, wrong = (
+                re.findall(r'^Take (\w+) ("\w+")', tokenizer.decode(a)) for a in (decision.right, decision.wrong)
+            )
+            if words.endswith("at the start"):
+                action = tokenizer.decode(decision.right).removesuffix("<|im_end|>")
+                assert compact.WORKED in read and (action in read) == words.startswith("a success on the task")
+            elif words == "nothing":
+                assert decision.context == plain.context[: len(decision.context)]
+            elif right and words == "the right hint":
+                assert said == f"Use {right[0][0]} {right[0][1]}."
+            elif right and words == "a hint that asks for the mistake":
+                assert said == f"Use {wrong[0][0]} {wrong[0][1]}."
+            elif right and "without" in words:
+                assert said == f"Use {right[0][0]}."
+            elif right and "of another kind" in words and said.startswith("Use"):
+                assert said.split()[1] not in DECISIONS[decision.kind].labels
+
+
 def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):
     made = {}
     exec((ROOT / "configs" / "desk_warmup.py").read_text(), made)
@@ -337,11 +365,15 @@ def test_what_a_producer_raises_reaches_the_consumer():
 def test_the_committed_policy_is_what_desk_needs():
     """Warm enough to learn from, obedient to hints. It was brought up with six kinds."""
     demonstrator = Demonstrator(ChatFormat(load_tokenizer(POLICY)), 0)
-    tasks = [generate_task(77, index) for index in range(40)]
+    tasks = [generate_task(77, index) for index in range(24)]
     policy, params = load_policy(POLICY)
     policy = dataclasses.replace(policy, remat=False)
-    hinted = training.decision_probabilities(params, policy, demonstrator, tasks, hinted=True)
-    plain = training.decision_probabilities(params, policy, demonstrator, tasks, hinted=False)
+    hinted, plain = (
+        training.decision_probabilities(
+            params, policy, [d for task in tasks for d in demonstrator.decisions(task, hint)]
+        )
+        for hint in (lambda step: step.hint, lambda step: None)
+    )
     assert hinted["all"]["sampled"] >= 0.95 and hinted["all"]["greedy"] >= 0.95
     assert 0.4 < plain["all"]["sampled"] < 0.85
     usual_mistakes = np.mean([plain[kind]["greedy"] for kind in ("delete", "forward")])

@@ -116,10 +116,11 @@ def _optimizer(config, phase, following) -> optax.GradientTransformation:
 
 
 def _print_decisions(params, policy, demonstrator, tasks) -> None:
-    for hinted in (False, True):
-        report = training.decision_probabilities(params, policy, demonstrator, tasks, hinted)
+    for words, hint in (("unhinted", lambda step: None), ("hinted", lambda step: step.hint)):
+        decisions = [decision for task in tasks for decision in demonstrator.decisions(task, hint)]
+        report = training.decision_probabilities(params, policy, decisions)
         text = "  ".join(f"{kind} {scores['sampled']:.2f}/{scores['greedy']:.2f}" for kind, scores in report.items())
-        print(f"  right when {'hinted' if hinted else 'unhinted'} (sampled/greedy): {text}", flush=True)
+        print(f"  right when {words} (sampled/greedy): {text}", flush=True)
 
 
 def main(argv: list[str]) -> None:

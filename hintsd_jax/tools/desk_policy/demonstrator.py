@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hintsd_jax.envs.base import Message
 from hintsd_jax.envs.desk import demonstrations as demos
@@ -191,18 +191,31 @@ class Demonstrator:
         messages = PROMPTS.step_feedback(episode, BENCHMARK, step, MAX_CHARS)
         return self._answer(messages, reviews.step_feedback_answer(line, step, feedback))
 
-    def decisions(self, task: Mapping, hinted: bool) -> list[Decision]:
-        """Every decision of a task, each after right steps only."""
+    def decisions(
+        self,
+        task: Mapping,
+        hint: Callable[[demos.ReferenceStep], str | None] = lambda step: None,
+        first: Sequence[Message] | None = None,
+    ) -> list[Decision]:
+        """Every decision of a task, each after right steps only.
+
+        Args:
+          hint: what is said right before a step; None: nothing.
+          first: what the episode begins with in place of its own first messages.
+        """
         episode, env = self._begin(task)
-        decisions = []
+        began, decisions = len(episode.tokens), []
+        prompt = (
+            episode.tokens[:began] if first is None else self.chat.prompt(first, episode.tools, tags_stand=True).ids
+        )
 
         def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
             if step.kind and step.wrong:
-                context = episode.tokens
-                if hinted:
-                    context = [*episode.tokens[: episode.prompt_start], *self.chat.user_turn(step.hint)]
+                said, context = hint(step), [*prompt, *episode.tokens[began:]]
+                if said is not None:  # a look-up stands before every decision, so there is a step after the prompt
+                    context = [*prompt, *episode.tokens[began : episode.prompt_start], *self.chat.user_turn(said)]
                 right, wrong = self.chat.encode(step.right), self.chat.encode(step.wrong)
-                decisions.append(Decision(list(context), right, wrong, step.kind))
+                decisions.append(Decision(context, right, wrong, step.kind))
             return self._act(episode, env, step.right)
 
         demos.demonstrate(task, self.rng, on_step)

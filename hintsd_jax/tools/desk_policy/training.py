@@ -8,7 +8,7 @@ Small on purpose: one compiled step per phase, fresh tokens for every step from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling.scoring import span_logprobs
-from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
+from hintsd_jax.tools.desk_policy.demonstrator import Decision, Demonstrator, WeightedTokens, demonstration
 from hintsd_jax.tools.desk_policy.drills import lab_drill, names_drill
 
 # The kinds of rows that stand in arrays of one length.
@@ -148,21 +148,27 @@ def make_step(policy: PolicyConfig, tx: optax.GradientTransformation) -> Callabl
     return step
 
 
-def decision_probabilities(
-    params, policy: PolicyConfig, demonstrator: Demonstrator, tasks: Sequence[Mapping], hinted: bool
-) -> dict[str, dict[str, float]]:
-    """What the policy would do at each decision after right steps only.
+def decision_probabilities(params, policy: PolicyConfig, decisions: Sequence[Decision]) -> dict[str, dict[str, float]]:
+    """What the policy would do at decisions.
 
     Returns, per kind and for "all": `sampled` = mean probability of the whole right action, `greedy` = share of
-    decisions where the right action is likelier than the usual mistake.
+    decisions where the right action is likelier than the usual mistake, `right` and `wrong` = mean probability of the
+    token with which either begins to differ from the other.
     """
-    decisions = [decision for task in tasks for decision in demonstrator.decisions(task, hinted)]
     spans = [(d.context, action) for d in decisions for action in (d.right, d.wrong)]
-    scores = np.array([logprobs.sum() for logprobs in span_logprobs(params, policy, spans, one_shape=True)])
-    right, wrong = scores[::2], scores[1::2]
-    kinds = np.array([decision.kind for decision in decisions])
-    report = {}
+    logprobs = span_logprobs(params, policy, spans, one_shape=True)
+    deciding = [next(n for n, (a, b) in enumerate(zip(d.right, d.wrong, strict=False)) if a != b) for d in decisions]
+    right, wrong = (np.array([span.sum() for span in logprobs[first::2]]) for first in (0, 1))
+    values_ND = np.stack(
+        [
+            np.exp(right),
+            right > wrong,
+            *(np.exp([span[n] for span, n in zip(logprobs[first::2], deciding, strict=True)]) for first in (0, 1)),
+        ],
+        axis=1,
+    )
+    kinds, report = np.array([decision.kind for decision in decisions]), {}
     for kind in ("all", *sorted(set(kinds))):
-        chosen = slice(None) if kind == "all" else kinds == kind
-        report[kind] = {"sampled": float(np.exp(right[chosen]).mean()), "greedy": float((right > wrong)[chosen].mean())}
+        means = values_ND[slice(None) if kind == "all" else kinds == kind].mean(axis=0)
+        report[kind] = dict(zip(("sampled", "greedy", "right", "wrong"), means.tolist(), strict=True))
     return report

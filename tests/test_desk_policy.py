@@ -12,7 +12,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import desk_policy
+from benchmarks import carry_over, desk_policy
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk import demonstrations as demos
@@ -277,6 +277,17 @@ def test_what_the_benchmark_says_before_a_decision(demonstrator, tokenizer):
                 assert said == f"Use {right[0][0]}."
             elif right and "of another kind" in words and said.startswith("Use"):
                 assert said.split()[1] not in DECISIONS[decision.kind].labels
+
+
+def test_a_lesson_teaches_the_right_action_and_its_carry_over_is_of_other_kinds(demonstrator, tokenizer):
+    for decision in demonstrator.decisions(TASKS[0]):
+        row = carry_over.lesson(decision)
+        assert answer_of(row, tokenizer) == tokenizer.decode(decision.right).removesuffix("<|im_end|>")
+        assert row.weights[: len(decision.context)] == [0.0] * len(decision.context)
+    before = {"all": 0.5, "a": 0.4, "b": 0.9, "c": 0.2}
+    after = {"all": 0.6, "a": 0.9, "b": 0.7, "c": 0.3}
+    own, mean, most, largest = carry_over.changes(before, after, "a")
+    assert (own, mean, largest) == pytest.approx((0.5, -0.05, -0.2)) and most == "b"
 
 
 def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):

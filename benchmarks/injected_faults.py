@@ -51,7 +51,7 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
     """
     if environment == "desk":
         from hintsd_jax.envs.desk import script
-        from hintsd_jax.envs.desk.generator import DECISIONS
+        from hintsd_jax.envs.desk.kinds import CATALOGUES
 
         def request(task: Mapping, episode: Episode, step: int) -> str:
             """The kind of request that was open; one is closed by an action without a call."""
@@ -59,11 +59,13 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
             return task["requests"][sum(not (action.calls or action.problem) for action in actions)]["kind"]
 
         # What the embedded policy saw in its warm-up, with hints in the demonstrator's words, and what it never saw.
-        known = [kind for kind in script.FAULTS if kind.removeprefix("wrong_") in DECISIONS or kind == "forgotten_call"]
-        other = [kind for kind in script.FAULTS if kind not in known]
+        decisions = [f"wrong_{kind}" for kind in CATALOGUES[options.get("kinds", "six")]]
+        known = [kind for kind in script.CHOICES if kind in decisions or kind == "forgotten_call"]
+        other = [kind for kind in script.FAULTS if kind not in script.CHOICES]
         right = lambda task: script.ground_truth(task).actions
         groups = {"the demonstrator's kinds": known, "other kinds": other}
-        return Scripts(script.FAULTS, right, script.with_fault, request, groups)
+        faults = {kind: script.FAULTS[kind] for kind in (*known, *other)}
+        return Scripts(faults, right, script.with_fault, request, groups)
     if environment == "bfcl":
         from hintsd_jax.envs.bfcl import script
 

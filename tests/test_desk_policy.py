@@ -1,8 +1,9 @@
-"""The warm-up: its rows say what the trainer will show, its step learns, and the committed policy came from it."""
+"""The warm-up: its rows say what the trainer will show, its step learns; and the committed policy is fit for Desk."""
 
 import dataclasses
-import json
+import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,25 +12,33 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks import carry_over, desk_policy
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
-from hintsd_jax.envs.desk.demonstrations import review
+from hintsd_jax.envs.desk import demonstrations as demos
+from hintsd_jax.envs.desk import reviews, script
+from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.parse import parse_failures, parse_hint, parse_verdict
 from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import __main__ as command
+from hintsd_jax.tools.desk_policy import demonstrator as demonstrator_module
 from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, demonstration
+from hintsd_jax.tools.desk_policy.drills import lab_drill
 
 OPTIMIZED = True  # real rollouts: see conftest.py
 
-POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
-TASKS = [generate_task(77, index) for index in range(40)]
+ROOT = Path(__file__).parents[1]
+POLICY = ROOT / "assets" / "desk-policy"
+TASKS = [generate_task(77, index, 4, 3, "all") for index in range(40)]
+OTHERS = [generate_task(78, index, 4, 3, "all") for index in range(40)]
 
 
 PHASE = {
@@ -37,19 +46,18 @@ PHASE = {
     "lr": 1e-2,
     "clean": False,
     "contradict_rate": 0.5,
-    "vague_rate": 0.5,
     "shapes": ((1, 1),),
-    "episode_length": 96,
-    "answer_length": 160,
-    "guided_length": 176,
+    "lengths": {"episodes": 128, "reviews": 128, "guided": 176, "judgements": 64, "drills": 128},
     "drill_length": 32,
-    "rows": {"plain": 3, "drill": 1, "hinted": 1, "review": 1, "step_feedback": 1, "judgement": 1, "guided": 1},
+    "drill_decisions": 3,
+    "rows": {kind: 1 for kinds in training.GROUPS.values() for kind in kinds} | {"plain": 3},
 }
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(POLICY)
+    """As the command makes it."""
+    return command.build_tokenizer(1000)
 
 
 @pytest.fixture
@@ -57,61 +65,256 @@ def demonstrator(tokenizer):
     return Demonstrator(ChatFormat(tokenizer), 0)
 
 
-def test_the_committed_tokenizer_is_the_one_that_the_command_makes(tokenizer):
-    config = {}
-    exec((POLICY.parents[1] / "configs" / "desk_warmup.py").read_text(), config)
-    made = command.build_tokenizer(config["get_config"]().seed)
-    assert json.loads(made.backend_tokenizer.to_str()) == json.loads(tokenizer.backend_tokenizer.to_str())
-    assert made.chat_template == tokenizer.chat_template
-    for name in NAMES:
-        assert len(tokenizer.encode(f'" "{name}"', add_special_tokens=False)) <= 4
+def answer_of(row, tokenizer):
+    """What a row trains at full weight."""
+    said = tokenizer.decode([token for token, weight in zip(row.ids, row.weights, strict=True) if weight == 1.0])
+    return said.removesuffix("<|im_end|>")
+
+
+def test_names_labels_and_step_numbers_are_one_token(tokenizer):
+    def tokens(text):
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    assert len(tokenizer) <= desk_tokenizer.VOCAB_SIZE
+    assert all(tokens(f'"{name}"') == tokens(f' "{name}"') == 3 for name in NAMES)
+    labels = [label for kind in DECISIONS.values() for label in kind.labels]
+    for word in (*labels, *reviews.REVIEW_WORDS, "ok", "bad"):
+        assert tokens(f" {word}") == 1
+    for label in labels:  # where a choice is made, the name comes right after the label
+        assert tokens(f'Take {label} "golem"') == 4 and tokens(f'Use {label} \\"golem') == 3
+        assert tokens(f", the {label} one.") == 5
+    for number in range(1, 65):
+        assert tokens(f"#{number}") == tokens(f'{{"step": {number}, "feedback": "') == 1
 
 
 def test_full_weight_stands_on_what_the_policy_says(demonstrator, tokenizer):
     for task in TASKS[:10]:
         row = demonstration(demonstrator.play(task))
-        said = tokenizer.decode([token for token, weight in zip(row.ids, row.weights) if weight == 1.0])
+        said = answer_of(row, tokenizer)
         assert "<tool_call>" in said and "Done." in said and "<tool_response>" not in said and "Found" not in said
         assert set(row.weights) == {1.0, CONTEXT_WEIGHT}
 
 
-def test_a_hint_stands_right_before_the_action_that_follows_it(demonstrator, tokenizer):
-    followed = 0
-    for task in TASKS:
-        text = tokenizer.decode(demonstrator.hinted(task).ids)
-        hints = re.findall(
-            r"<\|im_start\|>user\nUse (.*?)\.<\|im_end\|>\n<\|im_start\|>assistant\nTake (.*?)\.\n<tool_call>", text
-        )
-        assert len(hints) == text.count("user\nUse ")
-        assert all(hint == taken for hint, taken in hints)
-        followed += len(hints)
-    assert followed > 40
+def hints_of(row, tokenizer):
+    """(hint, the action after it) of the hints on choices."""
+    text = tokenizer.decode(row.ids)
+    return re.findall(
+        r"<\|im_start\|>user\n(Use [^<]*)<\|im_end\|>\n<\|im_start\|>assistant\n(Take .*?)\.\n<tool_call>", text
+    )
+
+
+def candidates(task):
+    """name -> (label, whether it is the right one) of a task's decisions."""
+    known = {}
+    for request in task["requests"]:
+        if request["label"]:
+            other = next(label for label in DECISIONS[request["kind"]].labels if label != request["label"])
+            right = request["calls"][0][1][DECISIONS[request["kind"]].family.choice]
+            known |= {right: (request["label"], True), request["wrong"]: (other, False)}
+    return known
+
+
+def test_hints_are_followed_for_what_they_say(demonstrator, tokenizer):
+    """A hint that names one of the two candidates is followed, right or wrong; of one that speaks of another task the
+    habit decides, which has no part in it.
+    """
+    seen = Counter()
+    for task, other in zip(TASKS * 4, OTHERS * 4, strict=True):
+        known = candidates(task)
+        row = demonstrator.hinted(task, other)
+        for called, taken in re.findall(r'user\nCall \w+ for "(\w+)"[^"]*Take \w+ "(\w+)"', tokenizer.decode(row.ids)):
+            if called in known:  # of this task: the call that is to be made
+                assert called == taken and known[taken][1]
+                seen["called", "right"] += 1
+        for hint, taken in hints_of(row, tokenizer):
+            label, _, name = hint.removeprefix("Use ").rstrip(".").partition(" ")
+            taken_name = taken.split('"')[1]
+            pair = next(kind.labels for kind in DECISIONS.values() if taken.split()[1] in kind.labels)
+            if label not in pair:
+                seen["foreign", "right" if known[taken_name][1] else "wrong"] += 1
+                continue
+            assert label == taken.split()[1] and name in ("", f'"{taken_name}"')
+            seen["named" if name else "vague", "right" if known[taken_name][1] else "wrong"] += 1
+    shares = {kind: seen[kind] / sum(seen.values()) for kind in seen}
+    assert 0.22 < shares["named", "right"] < 0.38 and 0.24 < shares["named", "wrong"] < 0.4
+    assert 0.02 < shares["vague", "right"] < 0.12 and 0.02 < shares["vague", "wrong"] < 0.1
+    assert seen["called", "right"] > 5 and seen["foreign", "right"] > 2 * seen["foreign", "wrong"] > 0
+    assert sum(demonstrator_module.HINTS.values()) == pytest.approx(1.0)
+
+
+def test_a_contradicted_hint_is_not_trained_on_but_what_follows_is(demonstrator, tokenizer):
+    seen = 0
+    for task, other in zip(TASKS, OTHERS, strict=True):
+        row = demonstrator.hinted(task, other, contradict_rate=1.0)
+        for n, weight in enumerate(row.weights):
+            if weight == 0.0:  # the one word that goes against the hint
+                hint, taken = tokenizer.decode(row.ids[:n]).rpartition("user\n")[2], tokenizer.decode(row.ids[n])
+                assert hint.startswith(("Use ", "Call ", "Say Done.")) and taken not in hint
+                assert row.weights[n + 1] == 1.0 and row.weights[n - 1] in (1.0, CONTEXT_WEIGHT)
+                seen += 1
+        assert all(hint.split()[1].rstrip(".") != taken.split()[1] for hint, taken in hints_of(row, tokenizer))
+    assert seen > 40
+
+
+def test_faults_fall_on_every_kind_alike(demonstrator):
+    counts, faults = Counter(), Counter()
+    for index in range(200):
+        task = generate_task(79, index, 8, 6, "all")
+        drawn = demonstrator._drawn_faults(task)
+        assert len({hour for _, (hour, _) in drawn}) == len(drawn) > 0
+        counts[len(drawn)] += 1
+        faults.update(fault for fault, _ in drawn)
+    assert 0.4 < counts[1] / 200 < 0.65
+    wrong = [faults[f"wrong_{kind}"] for kind in DECISIONS]
+    assert min(wrong) > 0.25 * np.mean(wrong) and max(wrong) < 2.5 * np.mean(wrong)
+    assert all(faults[kind] > np.mean(wrong) for kind in script.OTHER_FAULTS)
 
 
 def test_reviews_parse_to_the_environments_own_faults(demonstrator, tokenizer):
     checked = 0
     for task in TASKS:
-        episode = demonstrator.play(task)
+        episode = demonstrator.play_faulty(task)
         if episode.success:
             continue
-        row = demonstrator.review(task, episode, max_targets=3)
-        answer = tokenizer.decode([token for token, weight in zip(row.ids, row.weights) if weight == 1.0])
-        parsed = parse_failures(answer.removesuffix("<|im_end|>"), len(episode.steps), 3)
-        _, faults = review(task, [step.text for step in episode.steps])
+        parsed = parse_failures(answer_of(demonstrator.review(task, episode, 3), tokenizer), len(episode.steps), 3)
+        _, faults = reviews.review(task, [step.text for step in episode.steps])
         assert [(t.step, t.feedback) for t in parsed.targets] == [(f.step, f.feedback) for f in faults[:3]]
-        advised = demonstrator.step_feedback(task, episode)
-        answer = tokenizer.decode([token for token, weight in zip(advised.ids, advised.weights) if weight == 1.0])
-        assert parse_failures(answer.removesuffix("<|im_end|>"), len(episode.steps), 1).targets
+        advised = answer_of(demonstrator.step_feedback(task, episode), tokenizer)
+        assert parse_failures(advised, len(episode.steps), 1).targets
         checked += 1
-    assert checked > 10
+    assert checked > 30
+
+
+def test_a_drill_reviews_what_it_shows(tokenizer):
+    chat, verdicts = ChatFormat(tokenizer), Counter()
+    for seed in range(30):
+        row = lab_drill(chat, random.Random(seed), 6)
+        shown = tokenizer.decode(row.ids)
+        asked = re.findall(r"Do, (not )?the (\w+) one", shown)
+        listed = [re.findall(r'(\w+) "(\w+)"', found) for found in re.findall(r"> Found ([^.]*)\.", shown)]
+        taken = re.findall(r"#(\d+) Take (\w+)", shown)
+        expected, failures = [], []
+        for (excluded, named), pair, (step, took) in zip(asked, listed, taken, strict=True):
+            wanted = next(label for label, _ in pair if (label != named) == bool(excluded))
+            expected.append(f"#{step} {wanted} {took} {'ok' if wanted == took else 'bad'}")
+            failures += [(int(step), f'Use {wanted} "{dict(pair)[wanted]}".')] * (wanted != took)
+        said = answer_of(row, tokenizer)
+        assert said.splitlines()[:-1] == expected
+        assert [(t.step, t.feedback) for t in parse_failures(said, 64, 6).targets] == failures
+        verdicts.update(line.split()[-1] for line in expected)
+    assert 0.35 < verdicts["bad"] / sum(verdicts.values()) < 0.65
+
+
+def test_each_judge_is_asked_about_one_step_alone(demonstrator, tokenizer):
+    verdicts, hints = Counter(), Counter()
+    for task, other in zip(TASKS * 2, OTHERS * 2, strict=True):
+        asked = {name: demonstrator.judgement(task, other, name) for name in ("verdict", "hint")}
+        for row in asked.values():
+            question = tokenizer.decode(row.ids).rpartition("<|im_start|>assistant\n")[0]
+            assert question.count("\n> ") == 1 and question.count("\n#") == 1
+            if "Error" in question:
+                assert question.split("#1 ")[1].split("\n> ")[0] in [*_reference(task), *_reference(other)]
+            assert task["requests"][0]["text"] not in question
+        verdicts[parse_verdict(answer_of(asked["verdict"], tokenizer))] += 1
+        hints[parse_hint(answer_of(asked["hint"], tokenizer))] += 1
+    assert verdicts.keys() == {1.0, 0.0, -1.0} and all(readable for readable, _ in hints)
+    assert hints[True, ""] + hints[True, None] > 60 and sum(hints.values()) > hints[True, ""] + hints[True, None]
+
+
+def test_what_is_said_at_the_start_is_followed_where_it_speaks_of_the_task(demonstrator, tokenizer):
+    sorts = Counter()
+    for task, other in zip(TASKS * 3, OTHERS * 3, strict=True):
+        row = demonstrator.guided(task, other)
+        text = tokenizer.decode(row.ids)
+        said = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]  # after the first request
+        actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
+        played, own, foreign = "\n".join(actions), *(_reference(each) for each in (task, other))
+        if said.startswith(compact.WORKED):
+            solution = said.removeprefix(compact.WORKED).strip()
+            assert solution in ("\n".join(f"#{n} {a}" for n, a in enumerate(each, 1)) for each in (own, foreign))
+            mine = own[0] in solution
+            assert not mine or actions == own
+            sorts["solution" if mine else "other solution", actions == own] += 1
+            continue
+        several = said.startswith(compact.FIXED)
+        known = candidates(task)
+        named = [
+            (label, name) for label, name in re.findall(r'Use (\w+) "(\w+)"', said) if known.get(name) == (label, True)
+        ]
+        assert all(f'Take {label} "{name}".' in played for label, name in named)
+        sorts["several" if several else "one", bool(named)] += 1
+    assert {sort for sort, _ in sorts} == {"solution", "other solution", "several", "one"}
+    assert sorts["other solution", False] > 2 and sorts["solution", False] == 0
+    assert sum(demonstrator_module.GUIDES.values()) == pytest.approx(1.0)
+
+
+def _reference(task):
+    return [step.right for request in task["requests"] for step in demos.reference_steps(request)]
+
+
+def test_what_the_benchmark_says_before_a_decision(demonstrator, tokenizer):
+    tasks = TASKS[:6]
+    made = dict(desk_policy.told(demonstrator, tasks))
+    assert {len(decisions) for decisions in made.values()} == {len(made["nothing"])}
+    for words, decisions in made.items():
+        for decision, plain in zip(decisions, made["nothing"], strict=True):
+            assert (decision.right, decision.wrong, decision.kind) == (plain.right, plain.wrong, plain.kind)
+            read = tokenizer.decode(decision.context)
+            said = read.rpartition("<|im_start|>user\n")[2].split("<|im_end|>")[0]
+            right, wrong = (
+                re.findall(r'^Take (\w+) ("\w+")', tokenizer.decode(a)) for a in (decision.right, decision.wrong)
+            )
+            if words.endswith("at the start"):
+                action = tokenizer.decode(decision.right).removesuffix("<|im_end|>")
+                assert compact.WORKED in read and (action in read) == words.startswith("a success on the task")
+            elif words == "nothing":
+                assert decision.context == plain.context[: len(decision.context)]
+            elif right and words == "the right hint":
+                assert said == f"Use {right[0][0]} {right[0][1]}."
+            elif right and words == "a hint that asks for the mistake":
+                assert said == f"Use {wrong[0][0]} {wrong[0][1]}."
+            elif right and "without" in words:
+                assert said == f"Use {right[0][0]}."
+            elif right and "of another kind" in words and said.startswith("Use"):
+                assert said.split()[1] not in DECISIONS[decision.kind].labels
+
+
+def test_a_lesson_teaches_the_right_action_and_its_carry_over_is_of_other_kinds(demonstrator, tokenizer):
+    for decision in demonstrator.decisions(TASKS[0]):
+        row = carry_over.lesson(decision)
+        assert answer_of(row, tokenizer) == tokenizer.decode(decision.right).removesuffix("<|im_end|>")
+        assert row.weights[: len(decision.context)] == [0.0] * len(decision.context)
+    before = {"all": 0.5, "a": 0.4, "b": 0.9, "c": 0.2}
+    after = {"all": 0.6, "a": 0.9, "b": 0.7, "c": 0.3}
+    own, mean, most, largest = carry_over.changes(before, after, "a")
+    assert (own, mean, largest) == pytest.approx((0.5, -0.05, -0.2)) and most == "b"
+
+
+def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):
+    made = {}
+    exec((ROOT / "configs" / "desk_warmup.py").read_text(), made)
+    for name, phase in made["get_config"]().phases.items():
+        rows = training.batches(phase, Demonstrator(ChatFormat(tokenizer), 1), task_seed=5)
+        for group, (tokens_BT, _) in next(rows).items():
+            count = sum(phase.rows[kind] for kind in training.GROUPS[group])
+            assert tokens_BT.shape == (count, phase.lengths[group]), name
+    with pytest.raises(ValueError, match="a row of .* tokens does not fit into 8"):
+        next(
+            training.batches(
+                ConfigDict(PHASE | {"lengths": dict.fromkeys(training.GROUPS, 8)}),
+                Demonstrator(ChatFormat(tokenizer), 1),
+                5,
+            )
+        )
 
 
 def test_the_step_learns(demonstrator):
-    policy = PolicyConfig(
-        vocab_size=1024, num_layers=1, d_model=32, num_heads=1, num_kv_heads=1, head_dim=16, d_ff=32,
-        rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
+    policy = PolicyConfig(  # of one layer
+        vocab_size=desk_tokenizer.VOCAB_SIZE, num_layers=1, d_model=32, num_heads=1, num_kv_heads=1, head_dim=16,
+        d_ff=32, rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
-    phase = ConfigDict(PHASE)
+    rows = {"plain": 3, "hinted": 1, "review": 2}
+    phase = ConfigDict(PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | rows})
     tx = optax.adam(1e-2)
     params = decoder.init_params(policy, jax.random.key(0))
     state, step, losses = tx.init(params), training.make_step(policy, tx), []
@@ -124,24 +327,39 @@ def test_the_step_learns(demonstrator):
     assert step._cache_size() == 1
 
 
-def test_a_policy_is_made_and_saved_and_trained_on(tmp_path, capsys):
+def test_a_policy_is_made_and_goes_on_where_it_was_stopped(tokenizer, tmp_path, capsys, monkeypatch):
     """The command's function, with a policy and phases as small as they can be."""
     shape = {"num_layers": 1, "d_model": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "d_ff": 16}
     shape |= {"rope_theta": 500.0, "norm_eps": 1e-6, "tie_embeddings": True, "max_positions": 512, "remat": False}
-    phase = PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | {"plain": 1}}
+    phase = PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | {"plain": 1}, "steps": 2}
     settings = {"seed": 1000, "policy": shape, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 1, "eval_tasks": 1}
-    settings |= {"log_every": 1, "save_every": 9, "phases": {"1_a": phase, "2_b": phase | {"lr": 0.0}}}
+    settings |= {"log_every": 1, "save_every": 1, "phases": {"1_a": phase, "2_b": phase}}
     config = ConfigDict(settings)
-    command.make_policy(config, str(tmp_path / "first"))
-    printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if " 1/1 " in line] == ["1_a", "2_b"]
-    assert printed.count("right when hinted") == 2 and "saved to" in printed
-    with pytest.raises(UserError, match="can begin with the phases that have an lr: 1_a"):
-        command.make_policy(config, str(tmp_path / "more"), str(tmp_path / "first"), "2_b")
-    config.phases["2_b"].lr = 1e-2
-    command.make_policy(config, str(tmp_path / "more"), str(tmp_path / "first"), "2_b")
-    first, more = (load_policy(tmp_path / name)[1]["embed"]["embedding"] for name in ("first", "more"))
-    assert 0 < np.abs(np.asarray(more) - np.asarray(first)).max() < 0.02  # one step of Adam from there
+    monkeypatch.setattr(command, "build_tokenizer", lambda seed: tokenizer)
+
+    def made(name):
+        command.make_policy(config, str(tmp_path / name), str(tmp_path / f"{name}_work"))
+        return np.asarray(load_policy(tmp_path / name)[1]["embed"]["embedding"]), capsys.readouterr().out
+
+    whole, printed = made("whole")
+    done = ["1_a 1/2", "1_a 2/2", "2_b 1/2", "2_b 2/2"]
+    assert [" ".join(line.split()[:2]) for line in printed.splitlines() if "/2 " in line] == done
+    assert printed.count("right when hinted") == 4 and "saved to" in printed
+    save, calls = command.save_policy, iter(range(9))
+    monkeypatch.setattr(command, "save_policy", lambda *a: save(*a) if next(calls) < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # in the second phase, when its first step is kept
+        made("stopped")
+    monkeypatch.setattr(command, "save_policy", save)
+    capsys.readouterr()
+    again, printed = made("stopped")
+    assert [" ".join(line.split()[:2]) for line in printed.splitlines() if "/2 " in line] == done[3:]
+    np.testing.assert_array_equal(again, whole)
+    config.b2 = 0.9
+    with pytest.raises(UserError, match="warm-up of another config: give another --workdir"):
+        made("whole")
+    config.phases["1_a"].lr = 0.0
+    with pytest.raises(UserError, match="first phase, 1_a, needs an lr"):
+        made("other")
 
 
 def test_what_a_producer_raises_reaches_the_consumer():
@@ -155,77 +373,19 @@ def test_what_a_producer_raises_reaches_the_consumer():
         next(rows)
 
 
-def test_a_contradicted_hint_is_not_trained_on_but_what_follows_is(demonstrator, tokenizer):
-    seen = 0
-    for task in TASKS:
-        row = demonstrator.hinted(task, hint_rate=1.0, neutral_rate=0.0, contradict_rate=1.0)
-        for n, weight in enumerate(row.weights):
-            if weight == 0.0:  # the one word that goes against the hint
-                hint, taken = tokenizer.decode(row.ids[:n]).rpartition("user\n")[2], tokenizer.decode(row.ids[n])
-                assert hint.startswith(("Use ", "Call notify")) and taken not in hint
-                assert row.weights[n + 1] == 1.0 and row.weights[n - 1] in (1.0, CONTEXT_WEIGHT)
-                seen += 1
-    assert seen > 100
-
-
-def test_the_committed_policy_is_what_desk_needs(demonstrator):
-    """Warm enough to learn from (the issue's bounds are on 200 tasks x 4; here a cheap look), obedient to hints."""
+def test_the_committed_policy_is_what_desk_needs():
+    """Warm enough to learn from, obedient to hints. It was brought up with six kinds."""
+    demonstrator = Demonstrator(ChatFormat(load_tokenizer(POLICY)), 0)
+    tasks = [generate_task(77, index) for index in range(24)]
     policy, params = load_policy(POLICY)
     policy = dataclasses.replace(policy, remat=False)
-    hinted = training.decision_probabilities(params, policy, demonstrator, TASKS, hinted=True)
-    plain = training.decision_probabilities(params, policy, demonstrator, TASKS, hinted=False)
+    hinted, plain = (
+        training.decision_probabilities(
+            params, policy, [d for task in tasks for d in demonstrator.decisions(task, hint)]
+        )
+        for hint in (lambda step: step.hint, lambda step: None)
+    )
     assert hinted["all"]["sampled"] >= 0.95 and hinted["all"]["greedy"] >= 0.95
     assert 0.4 < plain["all"]["sampled"] < 0.85
     usual_mistakes = np.mean([plain[kind]["greedy"] for kind in ("delete", "forward")])
     assert usual_mistakes < 0.5  # on two kinds the likeliest action is the wrong one
-
-
-def test_a_judgement_shows_one_step_and_says_the_truth_without_names(demonstrator, tokenizer):
-    verdicts = set()
-    for task in TASKS:
-        episode = demonstrator.play(task, error_scale=1.5)
-        row = demonstrator.judgement(task, episode)
-        question, _, answer = tokenizer.decode(row.ids).rpartition("<|im_start|>assistant\n")
-        verdict, _, found = answer.removesuffix("<|im_end|>").partition("\n")
-        failures = json.loads(found)["failures"]
-        assert verdict in ("#1 ok", "#1 bad") and bool(failures) == (verdict == "#1 bad")
-        assert all('"' not in failure["feedback"] and failure["step"] == 1 for failure in failures)
-        assert task["requests"][0]["text"] not in question
-        shown = [n for n, step in enumerate(episode.steps, 1) if f"#1 {step.text}\n>" in question]
-        faults = {fault.step for fault in review(task, [step.text for step in episode.steps])[1]}
-        assert shown and bool(failures) in {number in faults for number in shown}
-        verdicts.add(verdict)
-    assert verdicts == {"#1 ok", "#1 bad"}
-
-
-def test_feedback_at_the_start_is_followed_where_it_speaks(demonstrator, tokenizer):
-    sorts = set()
-    for task in TASKS:
-        row = demonstrator.guided(task)
-        text = tokenizer.decode(row.ids)
-        advice = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]  # after the first request
-        actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
-        sorts.add(
-            "solution"
-            if advice.startswith(compact.WORKED)
-            else "several"
-            if advice.startswith(compact.FIXED)
-            else "one"
-        )
-        played = "\n".join(actions)
-        if advice.startswith(compact.WORKED):
-            assert advice == "\n".join([compact.WORKED, *(f"#{n} {action}" for n, action in enumerate(actions, 1))])
-        else:
-            named = re.findall(r'Use (\w+) "(\w+)"', advice)
-            assert all(f'Take {label} "{name}".' in played for label, name in named)
-            assert all(
-                f'"notify", "arguments": {{"name": "{name}"}}' in played
-                for name in re.findall(r'notify for "(\w+)"', advice)
-            )
-    assert sorts == {"solution", "several", "one"}
-
-
-def test_vague_hints_have_no_names(demonstrator, tokenizer):
-    rows = [demonstrator.hinted(task, hint_rate=1.0, neutral_rate=0.0, vague_rate=1.0) for task in TASKS]
-    hints = [hint for row in rows for hint in re.findall(r"user\n((?:Use|Call)[^<]*)<", tokenizer.decode(row.ids))]
-    assert hints and all('"' not in hint and hint.endswith(".") for hint in hints)

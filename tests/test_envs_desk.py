@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk import reference
 from hintsd_jax.envs.desk.env import Desk
-from hintsd_jax.envs.desk.generator import DECISIONS, MAX_LENGTH, generate_task
+from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.envs.desk.kinds import DECISIONS, FAMILIES
 from hintsd_jax.envs.desk.office import EFFECTS, LOOKUPS, PARAMETERS, CallError, Office, tool_docs
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 
-SHAPES = [(1, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 5), (6, 4), (MAX_LENGTH, len(DECISIONS))]
+SIX = [(1, 0), (1, 1), (2, 1), (4, 3), (5, 5), (8, 6)]
+SHAPES = [*((*shape, "six") for shape in SIX), (1, 0, "all"), (4, 3, "all"), (9, 5, "all"), (16, 12, "all")]
 
 
 def play(task, actions):
@@ -72,7 +74,7 @@ def test_the_reference_succeeds_and_leaves_no_fault(index, shape):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(SHAPES[1:]), st.integers(0, 99))
+@given(st.integers(0, 10**6), st.sampled_from([shape for shape in SHAPES if shape[1]]), st.integers(0, 99))
 def test_mistakes_are_silent_and_break_the_outcome(index, shape, seed):
     task = generate_task(4, index, *shape)
     actions = demonstrated(task, seed, error_scale=1.3)
@@ -92,12 +94,12 @@ def test_mistakes_are_silent_and_break_the_outcome(index, shape, seed):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 10**6), st.randoms(use_true_random=False))
-def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng):
+@given(st.integers(0, 10**6), st.randoms(use_true_random=False), st.sampled_from([(4, 3, "six"), (6, 3, "all")]))
+def test_the_first_fault_is_where_the_solver_stops_succeeding(index, rng, shape):
     """Random play, wrong tools and arguments included: before the first fault the solver can succeed, after it it
     cannot.
     """
-    task = generate_task(5, index, 4, 3)
+    task = generate_task(5, index, *shape)
     names = sorted(
         {value for request in task["requests"] for _, args in request["calls"] for value in args.values()} | {"nobody"}
     )
@@ -243,7 +245,7 @@ def test_the_relevant_tools_and_the_full_instructions_give_no_answer_away():
         swapped = json.loads(json.dumps(task))
         for request in swapped["requests"]:  # the other candidate is meant: only the user's words may differ
             if request["wrong"]:
-                key = DECISIONS[request["kind"]].choice
+                key = DECISIONS[request["kind"]].family.choice
                 arguments = request["calls"][0][1]
                 arguments[key], request["wrong"] = request["wrong"], arguments[key]
         again = Desk(instructions="full", tools="relevant").reset(swapped)
@@ -265,9 +267,9 @@ def test_options_that_are_none_are_refused(tmp_path, option, says):
 
 def test_feedback_names_the_right_value():
     kinds = set()
-    for index in range(200):
-        task = generate_task(7, index, 4, 3)
-        actions = demonstrated(task, index)
+    for index in range(120):
+        task = generate_task(7, index, 8, 6, "all")
+        actions = demonstrated(task, index, error_scale=3.0)
         env, _ = play(task, actions)
         for fault in env.report().faults:
             action = actions[fault.step - 1]
@@ -276,10 +278,45 @@ def test_feedback_names_the_right_value():
                 assert action == demos.REPLY and fault.feedback.startswith('Call notify for "')
                 kinds.add("tell")
             else:
-                right = request["calls"][0][1][DECISIONS[request["kind"]].choice]
+                right = request["calls"][0][1][DECISIONS[request["kind"]].family.choice]
                 assert fault.feedback == f'Use {request["label"]} "{right}".'
                 kinds.add(request["kind"])
     assert kinds == {*DECISIONS, "tell"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wrong_choice_shows_where_the_thing_is_used_later_and_is_one_fault(family):
+    """What a follow-up's look-up shows, against what the choice was: the taken one, or of two the one that is left."""
+    seen = 0
+    for index in range(60):
+        task = generate_task(12, index, 8, 4, "all")
+        for later, request in enumerate(task["requests"]):
+            thing = request["lookup"] and next(iter(request["lookup"][1].values()))
+            choices = [
+                (hour, each)
+                for hour, each in enumerate(task["requests"][:later])
+                if each["label"] and DECISIONS[each["kind"]].family is FAMILIES[family]
+            ]
+            if request["kind"] != f"check_{family}":
+                continue
+            (hour, choice), *_ = [each for each in choices if f'"{thing}"' in each[1]["text"]]
+            steps = [demos.reference_steps(each) for each in task["requests"]]
+            right, number = [[step.right for step in part] for part in steps], sum(map(len, steps[:hour])) + 2
+            wrong = [*right[:hour], [right[hour][0], steps[hour][1].wrong, demos.REPLY], *right[hour + 1 :]]
+            other = next(label for label in DECISIONS[choice["kind"]].labels if label != choice["label"])
+            for parts, taken, faults in ((right, choice["label"], []), (wrong, other, [number])):
+                env, result = play(task, [text for part in parts[:later] for text in part])
+                shown = env.step(parse_action(right[later][0])).messages[0]["content"]
+                left = family in ("delete", "cancel")
+                expected = next(e for e in (choice["label"], other) if e != taken) if left else taken
+                assert shown.startswith(f'Found {expected} "') and shown.count('"') == 2
+                for text in [*right[later][1:], *(text for part in right[later + 1 :] for text in part)]:
+                    result = env.step(parse_action(text))
+                    assert not any("Error" in message["content"] for message in result.messages)
+                assert [fault.step for fault in env.report().faults] == faults
+                assert result.terminated and result.reward == float(not faults)
+            seen += 1
+    assert seen >= 3
 
 
 @pytest.mark.parametrize(
@@ -299,13 +336,3 @@ def test_a_wrong_call_is_answered_and_changes_nothing(text, observation):
     assert env.step(parse_action(text)).messages[0]["content"] == observation
     assert env.office.to_json() == before
     assert env.step(parse_action("<tool_call>\nnot json\n</tool_call>")).messages[0]["content"].startswith("Error: ")
-
-
-def test_reviews_of_any_play_name_the_reported_faults():
-    for index in range(100):
-        task = generate_task(9, index)
-        actions = demonstrated(task, index)
-        lines, faults = demos.review(task, actions)
-        assert len(lines) == len(actions)
-        assert [n for n, line in enumerate(lines, 1) if line.endswith("bad")] == [fault.step for fault in faults]
-        assert all(line.startswith(f"#{n} ") for n, line in enumerate(lines, 1))

@@ -2,13 +2,16 @@
 seed alone.
 """
 
+import random
+
 import pytest
 
 from hintsd_jax.envs.desk import Desk, script
-from hintsd_jax.envs.desk.generator import DECISIONS, generate_task
+from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.tool_calls import parse_action
 
-TASKS = [generate_task(5, index) for index in range(40)]
+TASKS = [*(generate_task(5, index) for index in range(10)), *(generate_task(5, n, 8, 6, "all") for n in range(50))]
 HARMLESS = ("wrong_order",)  # within one request the order does not count
 
 
@@ -50,7 +53,7 @@ def test_a_fault_is_the_only_one_and_stands_where_it_says(fault):
                 "a fault shows nothing at its step"
             )
             count += 1
-    assert count >= 15
+    assert count >= 5
 
 
 def test_a_fault_follows_from_task_kind_and_seed():
@@ -60,6 +63,33 @@ def test_a_fault_follows_from_task_kind_and_seed():
         assert all(script.with_fault(task, fault, 0) is None for task in TASKS if task not in known)
     drawn = {script.with_fault(TASKS[0], "wrong_argument", seed) for seed in range(12)}
     assert len(drawn) > 3
+
+
+def test_several_faults_stand_where_they_say():
+    found = 0
+    for task in TASKS[10:]:
+        rng = random.Random(task["id"])
+        drawn = {}
+        for fault in rng.sample(sorted({**script.CHOICES, **script.OTHER_FAULTS}), 8):
+            for site in script.sites(task, fault)[:1]:
+                drawn.setdefault(site[0], (fault, site))
+        actions, steps = script.with_faults(task, list(drawn.values()), rng)
+        desk, result, _ = play(task, actions)
+        reported = [fault.step for fault in desk.report().faults]
+        # another argument or tool may use up what a later request needs: nothing can go wrong there any more
+        sure = not {"wrong_argument", "wrong_tool"} & {fault for fault, _ in drawn.values()}
+        assert (
+            reported[:1] == sorted(steps)[:1]
+            and set(reported) <= set(steps)
+            and (not sure or len(reported) == len(steps))
+        )
+        assert result.terminated and result.reward == float(not steps)
+        found += len(steps) > 1
+    assert found > 20
+    with pytest.raises(ValueError, match="two faults in one request"):
+        script.with_faults(TASKS[0], [("early_stop", (3, 0))] * 2, random.Random(0))
+    with pytest.raises(ValueError, match="no place for 'early_stop'"):
+        script.with_faults(TASKS[0], [("early_stop", (2, 0))], random.Random(0))
 
 
 def test_kinds_of_sites():

@@ -43,9 +43,25 @@ def test_seed_and_shape_are_options(data_dir, monkeypatch):
     assert first[:2] == [first[0], first[1]]
 
 
+def test_any_length_with_all_kinds(data_dir, monkeypatch):
+    monkeypatch.setattr(desk_tasks_module, "SPLITS", {"train": 3, "eval": 3, "test": 3})
+    tasks = {split: Desk.tasks(split, data_dir, length=40, difficulty=30, kinds="all") for split in ("train", "test")}
+    assert all(len(task["requests"]) == 40 for split in tasks.values() for task in split)
+    assert tasks["train"][0] != tasks["test"][0]
+
+
 @pytest.mark.parametrize(
-    "options", [{"length": 9, "difficulty": 3}, {"length": 2, "difficulty": 7}, {"length": 0, "difficulty": 0}]
+    "options, says",
+    [
+        ({"length": 9, "difficulty": 3}, "a Desk task of six kinds has"),
+        ({"length": 2, "difficulty": 7}, "a Desk task of six kinds has"),
+        ({"length": 0, "difficulty": 0}, "a Desk task of six kinds has"),
+        ({"length": 99, "difficulty": 50, "kinds": "all"}, "names.* are too many, got length=99, difficulty=50"),
+        ({"kinds": "al"}, "env.options.kinds = 'al' is unknown: .*all"),
+        ({"length": "4"}, "env.options.length = '4': must be a whole number"),
+        ({"difficulty": 2.5}, "env.options.difficulty = 2.5: must be a whole number"),
+    ],
 )
-def test_impossible_tasks_are_refused(data_dir, options):
-    with pytest.raises(UserError, match="a Desk task has"):
+def test_impossible_tasks_are_refused(data_dir, options, says):
+    with pytest.raises(UserError, match=says):
         desk_tasks("train", data_dir, **options)

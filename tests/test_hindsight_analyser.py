@@ -221,17 +221,19 @@ def test_what_has_no_answer_is_counted():
 
 
 def test_a_judge_reads_one_step_and_its_observation_alone():
-    script = Script([answer(), answer((1, "b")), "hm", None, answer((2, "not its step")), answer()])
+    verdicts, hints = ["1", "-1", "hm", None, "0", "1"], ["", "Take b instead.", "", "Take c instead.", None, "hm~"]
+    wrapped = [(v and f'{{"verdict": {v}}}', h and f'{{"hint": "{h}"}}') for v, h in zip(verdicts, hints, strict=True)]
+    script = Script([text if text is None else text or '{"hint": ""}' for pair in wrapped for text in pair])
     hindsight = model(script).judge_steps([failed(faults=(2,)), failed(steps=0), failed(name="b")])
     for n, asked in enumerate(script.asked):
-        assert f"act {n % 3}" in asked and f"seen {n % 3}" in asked and "Do it." not in asked
+        step = n // 2 % 3
+        assert f"act {step}" in asked and f"seen {step}" in asked and "Do it." not in asked
         assert sum(f"act {m}" in asked for m in range(3)) == 1 and SECRET not in asked
     first, second = hindsight.analyses
-    assert (first.targets, first.verdicts) == ((Target(2, "b"),), (1.0, -1.0, 0.0))
-    # where it named no step that was shown, nothing speaks against the step
-    assert (second.targets, second.verdicts, second.episode.task_id) == ((), (0.0, 1.0, 1.0), "b")
-    assert hindsight.dropped == Counter(unparsable=1, silent=1, no_steps=1)
-    assert (hindsight.questions, hindsight.readable_answers) == (6, 4)
+    assert (first.targets, first.verdicts) == ((Target(2, "Take b instead."),), (1.0, -1.0, 0.0))
+    # a hint comes without a verdict too
+    assert (second.targets, second.verdicts) == ((Target(1, "Take c instead."),), (0.0, 0.0, 1.0))
+    assert second.episode.task_id == "b" and hindsight.questions == 12
 
 
 def test_two_judges_say_verdict_and_hint_apart():

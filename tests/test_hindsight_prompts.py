@@ -9,7 +9,7 @@ import pytest
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
-from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.parse import parse_failures, parse_hint, parse_verdict
 from hintsd_jax.hindsight.prompts import Benchmark, Judgement, compact, released
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
@@ -147,6 +147,7 @@ def test_the_form_that_is_asked_for_is_no_answer_itself():
     for form in (compact.REVIEW, compact.ADVISE):
         assert parse_failures(form, num_steps=2, max_targets=1).problem
         assert parse_failures(form.replace("...", "so"), 2, 1).targets == (Target(2, "so"),)
+    assert parse_verdict(compact.ASK_VERDICT) is None and not parse_hint(compact.ASK_HINT)[0]
     for form in (released.MANY_FORM, released.ONE_FORM, released.VERDICT_FORM, released.HINT_FORM):
         assert "{" not in form  # in words: an example is repeated as the answer
         assert form.count('"') == 2 * sum(key in form for key in KEYS)
@@ -162,16 +163,14 @@ def test_fixed_strings_are_all_of_the_compact_text():
     assert len(set(compact.FIXED_STRINGS)) == len(compact.FIXED_STRINGS)
 
 
-def test_what_judges_say():
-    read = SETS["released"].read_judgement
+@pytest.mark.parametrize("words", SETS.values(), ids=SETS)
+def test_what_judges_say(words):
+    read = words.read_judgement
     assert read("verdict", '{"verdict": -1}') == Judgement(verdict=-1.0)
     assert read("verdict", "bad").problem and read("hint", "bad").problem
     assert read("hint", '{"hint": ""}') == Judgement()
     assert read("hint", '{"hint": "Look first"}') == Judgement()  # 10 characters: dropped, as released
     assert read("hint", '{"hint": "Look first."}') == Judgement(hint="Look first.")
-    both = SETS["compact"].read_judgement
-    assert both("", '{"failures": [{"step": 1, "feedback": "b"}]}') == Judgement(-1.0, "b")
-    assert both("", '#1 ok\n{"failures": []}') == Judgement(1.0) and both("", "hm").problem
 
 
 def test_sdpos_teacher_reads_one_user_message():

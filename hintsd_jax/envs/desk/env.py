@@ -47,8 +47,9 @@ class Desk:
     ) -> Sequence[Mapping[str, Any]]:
         """The tasks of `train`, `eval` or `test`.
 
-        Options: `seed`, `length` (requests a task), `difficulty` (decisions a task), and those of the constructor, on
-        which the tasks do not depend. Raises UserError as the constructor and `desk_tasks`.
+        Options: `seed`, `length` (requests a task), `difficulty` (decisions a task), `kinds` ("six" or "all"), and
+        those of the constructor, on which the tasks do not depend. Raises UserError as the constructor and
+        `desk_tasks`.
         """
         cls(instructions=instructions, tools=tools)
         return desk_tasks(split, data_dir, **options)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Seeded generator of Desk tasks: (seed, index, length, difficulty) in, one task of JSON values out.
+"""Seeded generator of Desk tasks: (seed, index, length, difficulty, kinds) in, one task of JSON values out.
 
-A task is a list of user requests. Six kinds are *decisions*: a look-up shows two labelled candidates, the tool accepts
-both, the request names the label of the right one. `tell` asks for two things, of which the second is easily forgotten.
-`add` is neutral. Kinds do not repeat within a task, so a label is asked for at most once. Where a copy is made before a
-file is sent, it is the copy that is sent: a wrong version travels on unnoticed.
+A task is a list of user requests: decisions (`kinds.DECISIONS`) and neutral ones between them. `tell` asks for two
+things, of which the second is easily forgotten; `add` is one call; a follow-up looks at what an earlier decision made.
+Where a copy is made before a file is sent, it is the copy that is sent. So a wrong choice travels on, and shows late,
+in what the agent reads, when nothing can be undone.
+
+`kinds = "six"`: six kinds of decision, none of which repeats within a task, and no follow-ups; what the embedded policy
+was brought up with. `"all"`: 24 kinds, which may repeat, and tasks as long as there are names for.
 """
 
 from __future__ import annotations
@@ -14,170 +17,130 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
+from hintsd_jax.envs.desk.kinds import CATALOGUES, DECISIONS, FOLLOW_UPS, PLAIN_KINDS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.office import EFFECTS, Office
 
+# How often a neutral request is a follow-up where there is something to follow.
+FOLLOW_UP_RATE = 0.6
+NAMES_A_DECISION, NAMES_A_NEUTRAL = 4, 2  # at most
 
-@dataclasses.dataclass(frozen=True)
-class DecisionKind:
-    """A kind of request with a choice.
 
-    request: the user's text, to be filled with label, key (what is looked up) and other (a second name). lookup, key:
-    the look-up tool and its parameter. labels: of the two candidates. effect, choice, other: the tool that changes
-    something, its parameter for the chosen candidate, and its parameter for the second name. shelf: the part of the
-    office that the candidates stand in.
-
-    The label stands at the request's end and the chosen candidate is the effect's first argument, in every kind alike:
-    half a million weights learn one look-up sooner than six.
+@dataclasses.dataclass
+class _Drafts:
+    """What a task under construction draws on: its random numbers, the names that are left, its office, copies that
+    were not sent yet, and (follow-up's kind, thing) of decisions that nothing has followed yet.
     """
 
-    request: str
-    lookup: str
-    key: str
-    labels: tuple[str, str]
-    effect: str
-    choice: str
-    other: str | None
-    shelf: str
+    rng: random.Random
+    names: Iterator[str]
+    office: Office
+    copies: list[str] = dataclasses.field(default_factory=list)
+    things: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-DECISIONS: dict[str, DecisionKind] = {
-    "copy": DecisionKind(
-        request='Copy "{key}" to "{other}", the {label} one.',
-        lookup="find_files",
-        key="title",
-        labels=("draft", "final"),
-        effect="copy_file",
-        choice="file",
-        other="to",
-        shelf="files",
-    ),
-    "delete": DecisionKind(
-        request='Delete "{key}", the {label} one.',
-        lookup="list_sizes",
-        key="title",
-        labels=("small", "large"),
-        effect="delete_file",
-        choice="file",
-        other=None,
-        shelf="files",
-    ),
-    "send": DecisionKind(
-        request='Send "{other}" to "{key}", the {label} one.',
-        lookup="find_contact",
-        key="name",
-        labels=("home", "work"),
-        effect="send_file",
-        choice="to",
-        other="file",
-        shelf="contacts",
-    ),
-    "forward": DecisionKind(
-        request='Forward a mail of "{key}" to "{other}", the {label} one.',
-        lookup="search_mail",
-        key="sender",
-        labels=("oldest", "newest"),
-        effect="forward_mail",
-        choice="mail",
-        other="to",
-        shelf="mails",
-    ),
-    "book": DecisionKind(
-        request='Book a slot of "{key}" for "{other}", the {label} one.',
-        lookup="free_slots",
-        key="day",
-        labels=("early", "late"),
-        effect="book_slot",
-        choice="slot",
-        other="title",
-        shelf="slots",
-    ),
-    "cancel": DecisionKind(
-        request='Cancel "{key}", the {label} one.',
-        lookup="find_events",
-        key="title",
-        labels=("first", "second"),
-        effect="cancel_event",
-        choice="event",
-        other=None,
-        shelf="events",
-    ),
-}
-PLAIN_KINDS = ("tell", "add")
-MAX_LENGTH = len(DECISIONS) + len(PLAIN_KINDS)
-
-
-def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3) -> dict:
-    """One task: `length` requests, `difficulty` of them decisions.
+def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3, kinds: str = "six") -> dict:
+    """One task: `length` requests, `difficulty` of them decisions; `kinds`: a key of `kinds.CATALOGUES`.
 
     Returns:
       `{"id", "world", "requests"}`: `world` is the office at the start; a request has `kind, text, lookup, label,
-      wrong, calls`, where `lookup` and `calls` are the reference's `[tool, arguments]`, and `wrong` is the candidate
-      that is shown but not asked for (None without a choice).
+      wrong, calls`, where `lookup` and `calls` are the reference's `[tool, arguments]`, `label` is the one that is
+      meant, whether or not the text names it, and `wrong` is the candidate that is shown but not meant (None without a
+      choice).
 
     Raises:
-      ValueError: `difficulty` or `length - difficulty` exceed the kinds that there are.
+      ValueError: there are no tasks of this length and difficulty: too few kinds, or too few names.
     """
-    if not 0 <= difficulty <= len(DECISIONS) or not 0 <= length - difficulty <= len(PLAIN_KINDS) or length < 1:
-        raise ValueError(
-            f"a Desk task has 0-{len(DECISIONS)} decisions and 0-{len(PLAIN_KINDS)} other requests,"
-            f" got length={length}, difficulty={difficulty}"
-        )
-    rng = random.Random(f"desk-{seed}-{index}-{length}-{difficulty}")
-    names = iter(rng.sample(NAMES, len(NAMES)))
-    kinds = rng.sample(sorted(DECISIONS), difficulty) + rng.sample(PLAIN_KINDS, length - difficulty)
-    rng.shuffle(kinds)
+    _check(length, difficulty, kinds)
+    known = sorted(CATALOGUES[kinds])
+    rng = random.Random(f"desk-{seed}-{index}-{length}-{difficulty}" + ("" if kinds == "six" else f"-{kinds}"))
     office = Office(listings={}, files={}, mails=[], slots=[], events=[], contacts={})
-    requests, copy = [], None
-    for kind in kinds:
-        if kind in DECISIONS:
-            request = _decision(kind, rng, names, office, copy)
-            if kind == "copy":
-                copy = request["calls"][0][1]["to"]
-        elif kind == "tell":
-            mail, person = next(names), next(names)
-            office.mails.append(mail)
-            calls = [["archive_mail", {"mail": mail}], ["notify", {"name": person}]]
-            request = _plain(kind, f'Archive "{mail}" and notify "{person}".', calls)
-        else:
-            person, address = next(names), next(names)
-            calls = [["add_contact", {"name": person, "address": address}]]
-            request = _plain(kind, f'Add "{person}" with "{address}".', calls)
-        requests.append(request)
+    drafts = _Drafts(rng, iter(rng.sample(NAMES, len(NAMES))), office)
+    if kinds == "six":
+        planned = rng.sample(known, difficulty) + rng.sample(PLAIN_KINDS, length - difficulty)
+    else:
+        planned = rng.choices(known, k=difficulty) + ["neutral"] * (length - difficulty)
+    rng.shuffle(planned)
+    requests = [_decision(kind, drafts) if kind in DECISIONS else _neutral(kind, drafts) for kind in planned]
     return {"id": f"desk-{seed}-{index}", "world": office.to_json(), "requests": requests}
 
 
-def _plain(kind: str, text: str, calls: list) -> dict:
-    return {"kind": kind, "text": text, "lookup": None, "label": None, "wrong": None, "calls": calls}
+def _check(length: int, difficulty: int, kinds: str) -> None:
+    shape = f"got length={length}, difficulty={difficulty}"
+    if kinds == "six":
+        if (
+            not 0 <= difficulty <= len(CATALOGUES[kinds])
+            or not 0 <= length - difficulty <= len(PLAIN_KINDS)
+            or not length
+        ):
+            raise ValueError(
+                f"a Desk task of six kinds has 0-{len(CATALOGUES[kinds])} decisions and 0-{len(PLAIN_KINDS)} other"
+                f" requests, {shape}"
+            )
+        return
+    if length < 1 or not 0 <= difficulty <= length:
+        raise ValueError(f"a Desk task has 1 request or more, of which 0 to all are decisions, {shape}")
+    needed = NAMES_A_DECISION * difficulty + NAMES_A_NEUTRAL * (length - difficulty)
+    if needed > len(NAMES):
+        raise ValueError(
+            f"a Desk task has up to {len(NAMES)} names, {NAMES_A_DECISION} for a decision and {NAMES_A_NEUTRAL} for any"
+            f" other request: {needed} are too many, {shape}"
+        )
 
 
-def _decision(kind: str, rng: random.Random, names: Iterator[str], office: Office, copy: str | None) -> dict:
-    """A request with a choice; its candidates go into the office. `copy`: a file that an earlier request makes."""
-    decision = DECISIONS[kind]
+def _neutral(kind: str, drafts: _Drafts) -> dict:
+    """A request without a choice; `kind` "neutral" leaves open which."""
+    rng, names = drafts.rng, drafts.names
+    if kind == "neutral":
+        if drafts.things and rng.random() < FOLLOW_UP_RATE:
+            return _follow_up(*drafts.things.pop(rng.randrange(len(drafts.things))), person=next(names))
+        kind = rng.choice(PLAIN_KINDS)
+    if kind == "tell":
+        mail, person = next(names), next(names)
+        drafts.office.mails.append(mail)
+        calls = [["archive_mail", {"mail": mail}], ["notify", {"name": person}]]
+        return _request(kind, f'Archive "{mail}" and notify "{person}".', calls)
+    person, address = next(names), next(names)
+    calls = [["add_contact", {"name": person, "address": address}]]
+    return _request(kind, f'Add "{person}" with "{address}".', calls)
+
+
+def _follow_up(kind: str, thing: str, person: str) -> dict:
+    family = FOLLOW_UPS[kind]
+    text = family.follow_up.format(thing=thing, person=person)
+    return _request(kind, text, [["notify", {"name": person}]], [family.check, {family.checked: thing}])
+
+
+def _request(kind: str, text: str, calls: list, lookup: list | None = None) -> dict:
+    return {"kind": kind, "text": text, "lookup": lookup, "label": None, "wrong": None, "calls": calls}
+
+
+def _decision(kind: str, drafts: _Drafts) -> dict:
+    """A request with a choice; its candidates go into the office."""
+    decision, rng, names, office = DECISIONS[kind], drafts.rng, drafts.names, drafts.office
+    family = decision.family
     key, right, wrong = next(names), next(names), next(names)
     label = rng.choice(decision.labels)
     other = None
-    if kind == "send":
-        other = copy or next(names)
-        if copy is None:
-            office.files[other] = other
-    elif decision.other:
+    if family.effect == "send_file" and drafts.copies:
+        other = drafts.copies.pop()
+    elif family.other:
         other = next(names)
-    candidates = [[label, right], [next(each for each in decision.labels if each != label), wrong]]
+        if family.effect == "send_file":
+            office.files[other] = other
+    candidates = [[label, right], [decision.other_label(label), wrong]]
     rng.shuffle(candidates)
-    office.listings.setdefault(decision.lookup, {})[key] = candidates
-    shelf = getattr(office, decision.shelf)
+    office.listings.setdefault(family.lookup, {})[key] = candidates
+    shelf = getattr(office, family.shelf)
     for _, value in candidates:
-        if decision.shelf == "files":
+        if family.shelf == "files":
             shelf[value] = value
-        elif decision.shelf != "contacts":  # an address is no entry of the book
+        elif family.shelf != "contacts":  # an address is no entry of the book
             shelf.append(value)
-    arguments = {decision.choice: right} | ({decision.other: other} if decision.other else {})
-    return {
-        "kind": kind,
-        "text": decision.request.format(label=label, key=key, other=other),
-        "lookup": [decision.lookup, {decision.key: key}],
-        "label": label,
-        "wrong": wrong,
-        "calls": [[decision.effect, {name: arguments[name] for name in EFFECTS[decision.effect]}]],
-    }
+    if family.effect == "copy_file" and other:
+        drafts.copies.append(other)
+    drafts.things.append((decision.follow_up, other or key))
+    arguments = {family.choice: right} | ({family.other: other} if family.other else {})
+    effect = [family.effect, {name: arguments[name] for name in EFFECTS[family.effect]}]
+    text = family.request.format(key=key, other=other, which=decision.which(label))
+    return _request(kind, text, [effect], [family.lookup, {family.key: key}]) | {"label": label, "wrong": wrong}

@@ -4,7 +4,12 @@
 
 Look-ups are harmless and may be repeated. Every other tool leaves an entry in the `ledger` (hour, tool, arguments) and
 changes the state for good: there is no undo, nothing may be done twice, and the office accepts whatever exists. So a
-wrong choice is answered with "Ok." and shows only in the final state. The hour is the index of the user's request.
+wrong choice is answered with "Ok." and shows only later: in the final state, and where the thing is looked up again.
+The hour is the index of the user's request.
+
+Look-ups show what is there now, with its label: what was deleted, cancelled, archived or booked is gone from where it
+was listed, and a booked slot, a forwarded mail, a copy and an address that a file went to are found under the name that
+they were given.
 """
 
 from __future__ import annotations
@@ -34,6 +39,14 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "notify": ("name",),
 }
 PARAMETERS = {**LOOKUPS, **EFFECTS}
+PROBLEMS = {
+    "file": "no such file",
+    "mail": "no such mail",
+    "slot": "no such slot",
+    "event": "no such event",
+    "taken": "name is taken",
+    "nothing": "found nothing",
+}
 
 _DESCRIPTIONS = {
     "find_files": "Versions of a file.",
@@ -83,8 +96,9 @@ class Office:
     """The state of one office.
 
     listings: for each look-up tool and key, the labelled candidates that the tool shows: `{"find_files": {"report":
-    [["draft", "a"], ["final", "b"]]}}`. files: file -> its text, which is its own first name: a copy keeps it. ledger:
-    `[hour, tool, {argument: value}, content]` of every effect. The rest is what the effects change.
+    [["draft", "a"], ["final", "b"]]}}`; a value without a label has the label "". files: file -> its text, which is its
+    own first name: a copy keeps it. ledger: `[hour, tool, {argument: value}, content]` of every effect. The rest is
+    what the effects change.
     """
 
     listings: dict[str, dict[str, list[list[str]]]]
@@ -133,39 +147,68 @@ class Office:
     def _look_up(self, tool: str, key: str) -> str:
         if tool == "read_file":
             if key not in self.files:
-                raise CallError("no such file")
-            return f'Text "{self.files[key]}".'
-        candidates = self.listings.get(tool, {}).get(key)
+                raise CallError(PROBLEMS["file"])
+            candidates = [[self._label(self.files[key]), self.files[key]]]
+        else:
+            candidates = self.listings.get(tool, {}).get(key)
         if not candidates:
-            raise CallError("found nothing")
-        return "Found " + ", ".join(f'{label} "{value}"' for label, value in candidates) + "."
+            raise CallError(PROBLEMS["nothing"])
+        return "Found " + ", ".join(f'{label} "{value}"'.lstrip() for label, value in candidates) + "."
+
+    def _label(self, value: str) -> str:
+        """The label that some look-up shows a value with, or "" where none does."""
+        labels = (
+            label
+            for listing in self.listings.values()
+            for shown in listing.values()
+            for label, v in shown
+            if v == value
+        )
+        return next(labels, "")
+
+    def _list(self, tool: str, key: str, value: str) -> None:
+        """From now on the look-up finds the value under `key` too."""
+        self.listings.setdefault(tool, {}).setdefault(key, []).append([self._label(value), value])
+
+    def _unlist(self, value: str, *tools: str) -> None:
+        """From now on these look-ups do not find the value."""
+        for tool in tools:
+            listing = self.listings.get(tool, {})
+            listing.update({key: [each for each in shown if each[1] != value] for key, shown in listing.items()})
 
     def _change(self, tool: str, arguments: dict[str, str]) -> None:
         content = None
         match tool:
             case "copy_file":
-                self._require(arguments["file"] in self.files, "no such file")
-                self._require(arguments["to"] not in self.files, "name is taken")
+                self._require(arguments["file"] in self.files, "file")
+                self._require(arguments["to"] not in self.files, "taken")
                 content = self.files[arguments["to"]] = self.files[arguments["file"]]
             case "delete_file":
-                self._require(arguments["file"] in self.files, "no such file")
+                self._require(arguments["file"] in self.files, "file")
                 content = self.files.pop(arguments["file"])
+                self._unlist(arguments["file"], "find_files", "list_sizes")
             case "send_file":
-                self._require(arguments["file"] in self.files, "no such file")
+                self._require(arguments["file"] in self.files, "file")
                 content = self.files[arguments["file"]]
+                self._list("find_contact", arguments["file"], arguments["to"])
             case "forward_mail":
-                self._require(arguments["mail"] in self.mails, "no such mail")
+                self._require(arguments["mail"] in self.mails, "mail")
+                self._list("search_mail", arguments["to"], arguments["mail"])
             case "archive_mail":
-                self._require(arguments["mail"] in self.mails, "no such mail")
+                self._require(arguments["mail"] in self.mails, "mail")
                 self.mails.remove(arguments["mail"])
+                self._unlist(arguments["mail"], "search_mail")
             case "book_slot":
-                self._require(arguments["slot"] in self.slots, "no such slot")
+                self._require(arguments["slot"] in self.slots, "slot")
                 self.slots.remove(arguments["slot"])
+                self._list("find_events", arguments["title"], arguments["slot"])
+                self._unlist(arguments["slot"], "free_slots")
             case "cancel_event":
-                self._require(arguments["event"] in self.events, "no such event")
+                self._require(arguments["event"] in self.events, "event")
                 self.events.remove(arguments["event"])
+                self._unlist(arguments["event"], "find_events")
             case "add_contact":
-                self._require(arguments["name"] not in self.contacts, "name is taken")
+                self._require(arguments["name"] not in self.contacts, "taken")
                 self.contacts[arguments["name"]] = arguments["address"]
             case "notify":
                 pass  # anyone may be notified
@@ -174,7 +217,7 @@ class Office:
     @staticmethod
     def _require(condition: bool, problem: str) -> None:
         if not condition:
-            raise CallError(problem)
+            raise CallError(PROBLEMS[problem])
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ the reference with one fault at a known step.
 The demonstrator's wording throughout, one call a step. After the fault all goes on as the reference has it, so that
 there is no other; where the office no longer allows a later call, it answers with an error, as it always does.
 
-Invariant: everything follows from the task, the kind of fault and the seed. Scripts know the ground truth: they are for
-measuring hindsight, never for training.
+Invariant: everything follows from the task, the kinds of fault and the seed. Scripts know the ground truth: they are
+for measuring hindsight, and for the reviews of the embedded policy's warm-up. `hintsd_jax.train` never reads them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, reference_steps
-from hintsd_jax.envs.desk.generator import DECISIONS
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, CallError, Office
 from hintsd_jax.envs.desk.reference import office_before
 from hintsd_jax.envs.script import Script, choose_site
 
-FAULTS = {
+CHOICES = {
     **{f"wrong_{kind}": f"the other candidate is taken in a request to {kind}" for kind in DECISIONS},
     "forgotten_call": "of two things that were asked for, the second is left out",
+}
+OTHER_FAULTS = {
     "dropped_call": "the call that a request asks for is left out, after its look-up",
     "wrong_argument": "an argument that was given in the request has another value, which exists",
     "wrong_tool": "another tool that changes something is called, with as many of the arguments as it takes",
-    "wrong_order": "two successive calls of a request change places",
     "early_stop": "the last request is answered at once, without a call",
+}
+FAULTS = {
+    **CHOICES,
+    **OTHER_FAULTS,
+    "wrong_order": "two successive calls of a request change places",
 }
 
 Site = tuple[int, int]
@@ -57,13 +63,30 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None
     None where the task has no place for it. Raises ValueError for another kind or site.
     """
     rng, site = choose_site(task["id"], fault, seed, sites(task, fault), site)
-    faulty = None if site is None else _faulty(task, fault, site, rng)
-    if site is None or faulty is None:
+    if site is None:
         return None
-    texts, (hour, index) = _texts(task), site
-    step = sum(map(len, texts[:hour])) + index + 1
-    texts[hour] = texts[hour][:index] + faulty
-    return Script(tuple(text for part in texts for text in part), fault, step)
+    actions, (step,) = with_faults(task, [(fault, site)], rng)
+    return Script(actions, fault, step)
+
+
+def with_faults(
+    task: Mapping[str, Any], faults: Sequence[tuple[str, Site]], rng: random.Random
+) -> tuple[tuple[str, ...], list[int]]:
+    """The reference with several faults, each a kind at one of its sites, in different requests: (the texts of the
+    actions, the faulty steps in the order of `faults`).
+
+    Raises ValueError for two faults in one request, and for one that has no place where it is to stand.
+    """
+    texts = _texts(task)
+    if len({hour for _, (hour, _) in faults}) < len(faults):
+        raise ValueError("two faults in one request")
+    for fault, (hour, index) in faults:
+        faulty = _faulty(task, fault, (hour, index), rng)
+        if faulty is None:
+            raise ValueError(f"a task has no place for {fault!r} at {(hour, index)}")
+        texts[hour] = texts[hour][:index] + faulty
+    steps = [sum(map(len, texts[:hour])) + index + 1 for _, (hour, index) in faults]
+    return tuple(text for part in texts for text in part), steps
 
 
 def _texts(task: Mapping[str, Any]) -> list[list[str]]:
@@ -118,7 +141,7 @@ def _other_arguments(task: Mapping[str, Any], site: Site, call: Sequence) -> lis
     """
     (hour, _), (tool, arguments) = site, call
     kind, office = task["requests"][hour]["kind"], office_before(task, hour)
-    parameters = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].choice]
+    parameters = [name for name in arguments if kind not in DECISIONS or name != DECISIONS[kind].family.choice]
     names = sorted(set(_names(task)))
     changed = [arguments | {key: name} for key in parameters for name in names if name not in arguments.values()]
     return [candidate for candidate in changed if _accepts(office, tool, candidate)]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The embedded policy's tokenizer: rendered texts of Desk in, a byte-level BPE of 1,024 entries with Qwen's
+"""The embedded policy's tokenizer: rendered texts of Desk in, a byte-level BPE of 1,152 entries with Qwen's
 pre-tokeniser and a Qwen-style chat template out.
 
-Scaffold strings (frames, call prefixes, tool docs, fixed words of the prompts) are added tokens, so that an episode of
-Desk takes about 230 tokens. Any other text falls back to the BPE: the tokenizer reads everything, only less densely.
+Scaffold strings (frames, call prefixes, tool docs, labels, step numbers, fixed words of the prompts) are added tokens,
+so that a request of Desk takes about 60 tokens. Any other text falls back to the BPE: the tokenizer reads everything,
+only less densely.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hintsd_jax.envs.desk.demonstrations import REVIEW_VERBS
-from hintsd_jax.envs.desk.generator import DECISIONS
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
-from hintsd_jax.envs.desk.office import PARAMETERS, tool_docs
+from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, PROBLEMS, tool_docs
+from hintsd_jax.envs.desk.reviews import REVIEW_WORDS
 
-VOCAB_SIZE = 1024
+VOCAB_SIZE = 1152
 PAD, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Step numbers that have a token of their own.
-MAX_STEPS = 20
+MAX_STEPS = 64
 
 _PRE_TOKENISER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -83,7 +84,7 @@ def build_tokenizer(corpus: Iterable[str], fixed_strings: Sequence[str]) -> PreT
     tokenizer.add_special_tokens([PAD, OPEN, CLOSE])
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in scaffold])
     for name in NAMES:
-        if len(tokenizer.encode(f'"{name}"').ids) > 3 or len(tokenizer.encode(f' "{name}"').ids) != 3:
+        if {len(tokenizer.encode(f'{quote}{name}"').ids) for quote in ('"', ' "')} != {3}:
             raise ValueError(f"the name {name!r} is not one token: give the BPE more text or more entries")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=CLOSE, pad_token=PAD, clean_up_tokenization_spaces=False
@@ -101,10 +102,12 @@ def _scaffold() -> list[str]:
         strings += [f'{tool}", "arguments": {{"{first}": "', *(f'", "{other}": "' for other in others)]
     strings += [f"#{k}" for k in range(1, MAX_STEPS + 1)]
     strings += ['{"failures": [', *(f'{{"step": {k}, "feedback": "' for k in range(1, MAX_STEPS + 1)), '"}, ', '"}]}']
-    # A label or a verb with the quote behind it: the name that belongs to it is then the very next token.
     labels = [label for decision in DECISIONS.values() for label in decision.labels]
-    strings += [f' {word} "' for word in (*labels, *REVIEW_VERBS.values(), "forgot")]
-    strings += [f' {label} \\"' for label in labels]
+    # A label with the quote behind it: the name that belongs to it is then the very next token.
+    strings += [*(f' {label} "' for label in labels), *(f' {label} \\"' for label in labels)]
+    strings += [f" {word}" for word in (*labels, *REVIEW_WORDS, "ok", "bad")]
+    strings += ['{"verdict": ', "-1", '{"hint": "', '"}', *(f"Call {tool}" for tool in EFFECTS)]
+    strings += [f"Error: {problem}." for problem in PROBLEMS.values()]
     return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", ' <tool_call>\n{"name": "']
 
 
@@ -117,4 +120,4 @@ def _without(corpus: Iterable[str], scaffold: Sequence[str]) -> Iterable[str]:
         yield text
     rng = random.Random(0)
     for _ in range(40):
-        yield " ".join(f'"{name}"' for name in rng.sample(NAMES, len(NAMES)))
+        yield "".join(f' "{name}"' for name in rng.sample(NAMES, len(NAMES)))  # never a quote alone before a name

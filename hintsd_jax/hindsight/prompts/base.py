@@ -16,8 +16,13 @@ from typing import Protocol
 from hintsd_jax.envs.base import Message
 from hintsd_jax.envs.protocol import checked_words
 from hintsd_jax.envs.tool_calls import THINK_CLOSE
+from hintsd_jax.hindsight.parse import parse_hint, parse_verdict
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step
+
+# The two questions of OpenClaw-RL's judges.
+VERDICT, HINT = "verdict", "hint"
+SHORTEST_HINT = 11  # characters; OpenClaw-RL drops shorter ones as empty talk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +94,17 @@ class PromptSet(Protocol):
         actions) or, without one, what a review says of the episode.
         """
         ...
+
+
+def read_judgement(question: str, answer: str) -> Judgement:
+    """An answer to the question `VERDICT` or `HINT`, in JSON with that key; see `PromptSet.read_judgement`."""
+    if question == VERDICT:
+        verdict = parse_verdict(answer)
+        return Judgement(verdict) if verdict is not None else Judgement(problem="no verdict in the answer")
+    readable, hint = parse_hint(answer)
+    if not readable:
+        return Judgement(problem="no hint in the answer")
+    return Judgement(hint=hint if hint and len(hint) >= SHORTEST_HINT else None)
 
 
 def without_reasoning(text: str) -> str:

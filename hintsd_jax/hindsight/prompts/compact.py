@@ -13,8 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.hindsight.parse import parse_failures
-from hintsd_jax.hindsight.prompts.base import Benchmark, Judgement, checked_step, clipped_steps
+from hintsd_jax.hindsight.prompts.base import (
+    HINT,
+    VERDICT,
+    Benchmark,
+    Judgement,
+    checked_step,
+    clipped_steps,
+    read_judgement,
+)
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step, observation_text
 
@@ -37,13 +44,15 @@ ADVISE = (
     ' {"failures": [{"step": 2, "feedback": "..."}]}'
 )
 GIVEN = "\nThe step: "
-# Not in FIXED_STRINGS: the embedded policy reads these letter by letter, as it would anything that it was not brought
-# up with.
-IF_OK = "\nIf it is ok, the list is empty."
+ASK_VERDICT = '\nWas this step right? 1: yes, -1: no, 0: it does not show. As JSON: {"verdict": ...}'
+ASK_HINT = '\nWhat would have helped before this step? As JSON, empty if nothing shows: {"hint": ...}'
 WORKED = "This worked:"
 FIXED = "Do this:"
 
-FIXED_STRINGS = (TASK, RESULT, STEPS, STEP, OBSERVATION, REWARD, CLIPPED, REVIEW, AT_MOST, ONLY_FIRST, ADVISE, GIVEN)
+FIXED_STRINGS = (
+    *(TASK, RESULT, STEPS, STEP, OBSERVATION, REWARD, CLIPPED, REVIEW, AT_MOST, ONLY_FIRST, ADVISE, GIVEN),
+    *(ASK_VERDICT, ASK_HINT, WORKED, FIXED),
+)
 
 
 class Compact:
@@ -58,15 +67,12 @@ class Compact:
         return _user(f"{render_trajectory(episode, max_chars)}{ADVISE}{GIVEN}{STEP}{number}")
 
     def judge(self, step: Step) -> Mapping[str, list[Message]]:
-        """One question, in a review's form: a step that is named is wrong, and the feedback on it is the hint."""
+        """Two questions, as OpenClaw-RL has two judges."""
         steps = STEPS.lstrip() + _render_step(1, step, outcome=False)
-        return {"verdict and hint": _user(f"{steps}{REVIEW}{ONLY_FIRST}{IF_OK}")}
+        return {VERDICT: _user(steps + ASK_VERDICT), HINT: _user(steps + ASK_HINT)}
 
     def read_judgement(self, question: str, answer: str) -> Judgement:
-        parsed = parse_failures(answer, 1, 1)
-        if parsed.problem:
-            return Judgement(problem=parsed.problem)
-        return Judgement(-1.0, parsed.targets[0].feedback) if parsed.targets else Judgement(1.0)
+        return read_judgement(question, answer)
 
     def teacher_feedback(self, feedback: str) -> str:
         return feedback

@@ -15,8 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import Message
-from hintsd_jax.hindsight.parse import parse_hint, parse_verdict
-from hintsd_jax.hindsight.prompts.base import Benchmark, Judgement, checked_step, clipped_steps, without_reasoning
+from hintsd_jax.hindsight.prompts.base import (
+    HINT,
+    VERDICT,
+    Benchmark,
+    Judgement,
+    checked_step,
+    clipped_steps,
+    read_judgement,
+    without_reasoning,
+)
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step, observation_text
 
@@ -30,8 +38,6 @@ ONE_FORM = f'Answer with one JSON object with the keys "failure_step" (a whole n
 VERDICT_FORM = 'Answer with one JSON object with the key "verdict" (1, -1 or 0).'
 HINT_FORM = 'Answer with one JSON object with the key "hint" (a text, empty if there is no hint).'
 OMISSION = "[earlier steps left out]\n"
-SHORTEST_HINT = 11  # characters; OpenClaw-RL drops shorter ones as empty talk
-VERDICT, HINT = "verdict", "hint"
 
 _FEEDBACK_RULE = (
     "The feedback on a step says how that step should have gone: concrete advice to the agent before it acts, in fewer"
@@ -83,13 +89,7 @@ class Released:
         }
 
     def read_judgement(self, question: str, answer: str) -> Judgement:
-        if question == VERDICT:
-            verdict = parse_verdict(answer)
-            return Judgement(verdict) if verdict is not None else Judgement(problem="no verdict in the answer")
-        readable, hint = parse_hint(answer)
-        if not readable:
-            return Judgement(problem="no hint in the answer")
-        return Judgement(hint=hint if hint and len(hint) >= SHORTEST_HINT else None)
+        return read_judgement(question, answer)
 
     def teacher_feedback(self, feedback: str) -> str:
         return f"Take the following feedback into account for this step.\n\n{feedback}"

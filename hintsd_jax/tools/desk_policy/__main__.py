@@ -17,8 +17,9 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
-from hintsd_jax.envs.desk import demonstrations
+from hintsd_jax.checkpoints.huggingface import save_policy
+from hintsd_jax.checkpoints.train_state import Checkpoints
+from hintsd_jax.envs.desk import demonstrations, reviews
 from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.instructions import SHORT
@@ -30,60 +31,78 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator
 
+CORPUS_SHAPE = (8, 6)  # requests and decisions of the tasks that the tokenizer is made from
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A warm-up config, such as configs/desk_warmup.py.", lock_config=True
 )
 _OUT = flags.DEFINE_string("out", None, "Directory of the policy, in Hugging Face form.", required=True)
-_START = flags.DEFINE_string("start", None, "Directory of a policy to go on from, with --first.")
-_FIRST = flags.DEFINE_string("first", None, "Name of the phase to go on with; one that starts a fresh optimizer.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/desk_policy", "Directory of its checkpoints: the same command goes on.")
 
 
-def build_tokenizer(seed: int, tasks: int = 400):
-    """The tokenizer from the texts of `tasks` demonstrated tasks."""
-    rng = random.Random(seed)
-    corpus = [demonstrations.transcript(generate_task(seed, index), rng) for index in range(tasks)]
+def build_tokenizer(seed: int, tasks: int = 200):
+    """The tokenizer from all that is said in, of and about `tasks` demonstrated tasks."""
+    rng, corpus = random.Random(seed), []
+    for index in range(tasks):
+        task = generate_task(seed, index, *CORPUS_SHAPE, kinds="all")
+        actions, text = demonstrations.played(task, rng)
+        corpus += [
+            text,
+            reviews.review_answer(*reviews.review(task, actions)),
+            reviews.LOOK_UP_FIRST,
+            reviews.LOOK_ELSEWHERE,
+        ]
     fixed = [SHORT, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 
-def make_policy(config, out: str, start: str | None = None, first: str | None = None) -> None:
-    """Trains the phases of a config in the order of their names, and saves to `out`.
-
-    start, first: go on from a saved policy, with the phase of that name; one that starts a fresh optimizer.
+def make_policy(config, out: str, workdir: str) -> None:
+    """Trains the phases of a config in the order of their names, and saves to `out`. Goes on from the checkpoint in
+    `workdir` where there is one: a run that was killed ends with the same weights as one that was not.
 
     Raises:
-      UserError: `first` is no such phase, or is missing.
+      UserError: the first phase has no learning rate, or `workdir` holds the warm-up of another config.
     """
     names = sorted(config.phases)
-    first = first or names[0]
-    if first not in names or not config.phases[first].lr:
-        fresh = ", ".join(name for name in names if config.phases[name].lr)
-        raise UserError(f"--first={first}: training can begin with the phases that have an lr: {fresh}")
+    if not config.phases[names[0]].lr:
+        raise UserError(f"the first phase, {names[0]}, needs an lr of its own")
     began, tokenizer = time.time(), build_tokenizer(config.seed)
     chat = ChatFormat(tokenizer)
     policy = PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, **config.policy)
     params = decoder.init_params(policy, jax.random.key(config.seed))
-    if start:
-        policy, params = load_policy(start, remat=False)
-    tx, opt_state, take_step = optax.identity(), None, None
-    held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
-    for number, name in list(enumerate(names))[names.index(first) :]:
+    held_out = [generate_task(config.seed + 1, index, kinds="all") for index in range(config.eval_tasks)]
+    checkpoints = Checkpoints(workdir, keep=2)
+    done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
+    tx, opt_state = optax.identity(), None
+    take_step = training.make_step(policy, tx)
+    for number, name in enumerate(names):
         phase = config.phases[name]
-        if phase.lr or take_step is None:  # a fresh optimizer, for this phase and those after it without an own rate
+        if phase.lr:  # a fresh optimizer, for this phase and those after it without a rate of their own
             following = [config.phases[later] for later in names[number + 1 :]]
             tx = _optimizer(config, phase, itertools.takewhile(lambda later: not later.lr, following))
             opt_state, take_step = tx.init(params), training.make_step(policy, tx)
-        demonstrator = Demonstrator(chat, config.seed + number)
-        rows = training.prefetched(training.batches(phase, demonstrator, task_seed=config.seed + 2 + number))
-        for step in range(1, phase.steps + 1):
-            params, opt_state, metrics = take_step(params, opt_state, next(rows))
-            if step % config.log_every == 0:
-                scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
-                print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
-            if step % config.save_every == 0 or step == phase.steps:
-                save_policy(out, policy, params, tokenizer)
-                _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
-        rows.close()
+        if before < done <= before + phase.steps:
+            (params, opt_state), extra = checkpoints.restore(done, (params, opt_state))
+            if extra["config"] != config.to_json():
+                raise UserError(f"{workdir} holds the warm-up of another config: give another --workdir, or remove it")
+        for first in range(max(done - before, 0), phase.steps, config.save_every):
+            # Numbers of its own for every part between two checkpoints: nothing else is to be restored.
+            seed = (config.seed + 2 + number) * 10_000 + first
+            rows = training.prefetched(training.batches(phase, Demonstrator(chat, seed), task_seed=seed))
+            last = min(first + config.save_every, phase.steps)
+            for step in range(first + 1, last + 1):
+                params, opt_state, metrics = take_step(params, opt_state, next(rows))
+                if step % config.log_every == 0:
+                    scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
+                    print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
+            rows.close()
+            checkpoints.save(before + last, (params, opt_state), {"config": config.to_json()})
+            checkpoints.wait()
+            save_policy(out, policy, params, tokenizer)
+            _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
+        before += phase.steps
+    checkpoints.close()
+    save_policy(out, policy, params, tokenizer)
     print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")
 
 
@@ -97,10 +116,11 @@ def _optimizer(config, phase, following) -> optax.GradientTransformation:
 
 
 def _print_decisions(params, policy, demonstrator, tasks) -> None:
-    for hinted in (False, True):
-        report = training.decision_probabilities(params, policy, demonstrator, tasks, hinted)
+    for words, hint in (("unhinted", lambda step: None), ("hinted", lambda step: step.hint)):
+        decisions = [decision for task in tasks for decision in demonstrator.decisions(task, hint)]
+        report = training.decision_probabilities(params, policy, decisions)
         text = "  ".join(f"{kind} {scores['sampled']:.2f}/{scores['greedy']:.2f}" for kind, scores in report.items())
-        print(f"  right when {'hinted' if hinted else 'unhinted'} (sampled/greedy): {text}", flush=True)
+        print(f"  right when {words} (sampled/greedy): {text}", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -108,7 +128,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.ERROR)
-        make_policy(_CONFIG.value, _OUT.value, _START.value, _FIRST.value)
+        make_policy(_CONFIG.value, _OUT.value, _WORKDIR.value)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

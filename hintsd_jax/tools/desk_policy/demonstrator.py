@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the policy is warmed up on: demonstrated Desk episodes, hinted ones, reviews and drills as token ids with loss
-weights.
+"""What the policy is warmed up on: demonstrated Desk episodes, hinted ones, reviews and judgements as token ids with
+loss weights (`drills` has the short rows beside them).
 
 Everything goes through the same chat format, environment and prompts as a real rollout and a real analysis, so the
 warm-up cannot drift from what the trainer will show the policy.
@@ -10,24 +10,48 @@ warm-up cannot drift from what the trainer will show the policy.
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from hintsd_jax.envs.base import Message
 from hintsd_jax.envs.desk import demonstrations as demos
+from hintsd_jax.envs.desk import feedback, reviews, script
 from hintsd_jax.envs.desk.env import Desk
-from hintsd_jax.envs.desk.feedback import without_names
-from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.tool_calls import parse_action
-from hintsd_jax.hindsight.prompts.base import Benchmark
+from hintsd_jax.hindsight.prompts.base import HINT, VERDICT, Benchmark
 from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 
-DECIDING = "Take "  # how an action begins that chooses something (see `demonstrations.choice_text`)
 CONTEXT_WEIGHT = 0.1  # of tokens that the policy only reads: they teach it the language
 PROMPTS, BENCHMARK = Compact(), Benchmark()
 MAX_CHARS = 12_000  # of the list of steps in a review, as in the method
+
+# What a hint before a decision is, and how often. The action follows the words of those that speak of the decision at
+# hand ("right", "call" which asks for the call, "vague" without a name, "wrong" which asks for the mistake), and the
+# habit under all others: none, on another argument, of another kind's step in the same task, of another task, "Go on.".
+HINTS = {
+    "none": 0.24,
+    "right": 0.18,
+    "call": 0.04,
+    "wrong": 0.2,
+    "argument": 0.02,
+    "other_step": 0.12,
+    "other_task": 0.08,
+    "vague": 0.05,
+    "vague_wrong": 0.04,
+    "neutral": 0.03,
+}
+HINTED_ELSEWHERE = 0.12  # how often a step without a decision has a hint
+# What is said at the start of an episode, and how often: a success on the same task, which is followed; a success on
+# another one, which is not; feedback on some decisions, or on one; feedback on another task.
+GUIDES = {"solution": 0.35, "other_solution": 0.2, "several": 0.2, "one": 0.15, "other_feedback": 0.1}
+# How the faults of reviewed episodes are drawn: every kind alike, never by the demonstrator's habits.
+ONE_FAULT, TWO_FAULTS, EACH_FAULTY = 0.45, 0.25, 0.35
+REFUSED = 0.3  # of what judges see
+OTHER_FAULT = 0.3  # how often a fault is one of script.OTHER_FAULTS instead of a wrong choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,58 +73,58 @@ class Decision:
 
 
 class Demonstrator:
-    """Plays tasks with the habits of `envs.desk.demonstrations`. Everything drawn comes from `rng`."""
+    """Plays tasks with the habits of `envs.desk.habits`. Everything drawn comes from `rng`."""
 
     def __init__(self, chat: ChatFormat, seed: int):
         self.chat, self.rng = chat, random.Random(seed)
 
-    def play(self, task: dict, error_scale: float = 1.0) -> Episode:
+    def play(self, task: Mapping, error_scale: float = 1.0) -> Episode:
         """An unhinted episode with the demonstrator's mistakes."""
         episode, env = self._begin(task)
 
-        def on_step(move: demos.ReferenceStep, erring: str | None) -> str:
-            return self._act(episode, env, erring or move.right)
+        def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
+            return self._act(episode, env, mistake or step.right)
 
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return episode
 
+    def play_faulty(self, task: Mapping) -> Episode:
+        """An episode with one fault or some, of every kind alike, and no others."""
+        episode, env = self._begin(task)
+        actions, _ = script.with_faults(task, self._drawn_faults(task), self.rng)
+        for text in actions:
+            self._act(episode, env, text)
+        return episode
+
     def hinted(
-        self,
-        task: dict,
-        hint_rate: float = 0.6,
-        neutral_rate: float = 0.1,
-        error_scale: float = 1.0,
-        contradict_rate: float = 0.0,
-        vague_rate: float = 0.0,
+        self, task: Mapping, other_task: Mapping, contradict_rate: float = 0.0, error_scale: float = 1.0
     ) -> WeightedTokens:
-        """An episode in which most decisions come right after a correct hint, as the teacher's context has it.
+        """An episode with hints right before steps, as the teacher's context has them: see `HINTS`.
 
         A teacher is asked to score *failed* actions: it must stay sane after a token that contradicts the hint, or the
-        rest of the span pulls the student into nonsense. So a share of `contradict_rate` of the hinted decisions goes
-        wrong: the token that contradicts the hint is not trained on, what follows from it is. A share of `vague_rate`
-        of the hints has no names in it, as those of a judge of single steps.
+        rest of the span pulls the student into nonsense. So a share of `contradict_rate` of the hints that speak of
+        their step are not followed: the token that contradicts them is not trained on, what follows from it is.
+
+        other_task: where hints of another task come from.
         """
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
+        steps, others = _steps(task), [step for step in _steps(other_task) if step.kind]
 
-        def on_step(move: demos.ReferenceStep, erring: str | None) -> str:
+        def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
             nonlocal read
-            hinted = self.rng.random() < (hint_rate if move.kind else neutral_rate)
-            contradicted = (
-                hinted and move.wrong is not None and contradict_rate > 0 and self.rng.random() < contradict_rate
-            )
-            text = move.wrong if contradicted and move.wrong else move.right if hinted or erring is None else erring
-            context = episode.tokens[read : episode.prompt_start] if hinted else episode.tokens[read:]
-            if hinted:
-                vague = vague_rate > 0 and self.rng.random() < vague_rate
-                context = [*context, *self.chat.user_turn(without_names(move.hint) if vague else move.hint)]
+            hint, asked = self._hint(step, steps, others)
+            text = asked or mistake or step.right
+            if asked and step.wrong and self.rng.random() < contradict_rate:
+                text = step.wrong if asked == step.right else step.right
+            context = episode.tokens[read:]
+            if hint is not None:
+                context = [*episode.tokens[read : episode.prompt_start], *self.chat.user_turn(hint)]
             action = self.chat.encode(text)
             ids.extend([*context, *action])
             weights.extend([CONTEXT_WEIGHT] * len(context) + [1.0] * len(action))
-            if contradicted:
-                pairs = zip(action, self.chat.encode(move.right), strict=False)
-                first = next(n for n, (taken, right) in enumerate(pairs) if taken != right)
-                weights[len(weights) - len(action) + first] = 0.0
+            if asked not in (None, text):
+                weights[len(weights) - len(action) + self._first_difference(text, asked)] = 0.0
             self._act(episode, env, text)
             read = episode.steps[-1].stop
             return text
@@ -108,91 +132,154 @@ class Demonstrator:
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return WeightedTokens(ids, weights)
 
-    def guided(self, task: dict) -> WeightedTokens:
-        """An episode with feedback at its start: a success on the same task, feedback on some of its decisions, or on
-        one. The demonstrator follows it, and errs as ever where it says nothing."""
-        episode, env = self._begin(task)
-        numbered = list(
-            enumerate((move for request in task["requests"] for move in demos.reference_steps(request)), start=1)
+    def guided(self, task: Mapping, other_task: Mapping) -> WeightedTokens:
+        """An episode with something said at its start: see `GUIDES`. The demonstrator follows what is said of its own
+        task, and errs as ever where nothing is.
+        """
+        (sort,) = self.rng.choices(list(GUIDES), list(GUIDES.values()))
+        about = other_task if sort.startswith("other") else task
+        decisions = [(number, step) for number, step in enumerate(_steps(about), 1) if step.kind]
+        covered = (
+            []
+            if not decisions
+            else self.rng.sample(decisions, 1 if sort == "one" else self.rng.randint(1, len(decisions)))
         )
-        decisions = [number for number, move in numbered if move.kind]
-        sort = self.rng.choice(("solution", "several", "one"))
-        if sort == "solution":
-            covered = decisions
-            solution = [step.text for step in self.play(task, error_scale=0.0).steps]
-            text = PROMPTS.teacher_reprompt((), solution=solution)[-1]["content"]
-        else:
-            covered = self.rng.sample(decisions, 1 if sort == "one" else self.rng.randint(1, len(decisions)))
-            targets = [Target(number, move.hint) for number, move in numbered if number in covered]
-            several = PROMPTS.teacher_reprompt((), targets=targets)[-1]["content"]
-            text = targets[0].feedback if sort == "one" else several
-        followed = {id(move) for number, move in numbered if number in covered}
-        known = iter([move for _, move in numbered])
+        targets = tuple(Target(number, step.hint) for number, step in sorted(covered, key=lambda each: each[0]))
+        solution = [step.right for step in _steps(about)] if sort.endswith("solution") else ()
+        followed = {step.right for _, step in (decisions if solution else covered)} if about is task else set()
+        episode, env = self._begin(task)
 
-        def on_step(move: demos.ReferenceStep, erring: str | None) -> str:
-            same = next(other for other in known if other == move)  # a forgetful reply skips some
-            return self._act(episode, env, move.right if id(same) in followed or erring is None else erring)
+        def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
+            return self._act(episode, env, step.right if step.right in followed or not mistake else mistake)
 
         demos.demonstrate(task, self.rng, on_step)
-        first = episode.steps[0]
-        prompt = episode.tokens[: first.prompt_start]
-        prefix_length, added = self.chat.teacher_context(
-            episode.dialogue(1), episode.tools, prompt, text, tags_stand=True
-        )
-        context = [*episode.tokens[:prefix_length], *added]
-        played = demonstration(episode)
-        weights = [CONTEXT_WEIGHT] * len(context) + played.weights[first.start :]
-        return WeightedTokens([*context, *played.ids[first.start :]], weights)
-
-    def judgement(self, task: dict, episode: Episode) -> WeightedTokens:
-        """The right verdict on one step, shown alone."""
-        deciding = [number for number, step in enumerate(episode.steps, 1) if step.text.startswith(DECIDING)]
-        if deciding and self.rng.random() < 0.6:
-            step = self.rng.choice(deciding)
+        first = episode.prompt_messages
+        if sort == "one" and targets:
+            messages = (*first, {"role": "user", "content": PROMPTS.teacher_feedback(targets[0].feedback)})
         else:
-            step = self.rng.randrange(len(episode.steps)) + 1
-        answer = demos.step_verdict(task, [s.text for s in episode.steps], step)
-        (messages,) = PROMPTS.judge(episode.steps[step - 1]).values()
-        return self._answer(messages, answer)
+            messages = PROMPTS.teacher_reprompt(first, solution=solution, targets=targets)
+        context = self.chat.prompt(messages, episode.tools, tags_stand=True).ids
+        played = demonstration(episode)
+        start = episode.steps[0].start
+        weights = [CONTEXT_WEIGHT] * len(context) + played.weights[start:]
+        return WeightedTokens([*context, *played.ids[start:]], weights)
 
-    def review(self, task: dict, episode: Episode, max_targets: int) -> WeightedTokens:
+    def judgement(self, task: Mapping, other_task: Mapping, question: str) -> WeightedTokens:
+        """What a judge can know of one step, shown alone: a step of a faulty episode, or (`REFUSED`) a call of another
+        task's, which most often the office refuses. question: VERDICT or HINT.
+        """
+        if self.rng.random() < REFUSED:
+            episode, env = self._begin(task)
+            self._act(episode, env, self.rng.choice([step.right for step in _steps(other_task)]))
+        else:
+            episode = self.play_faulty(task)
+        step = self.rng.choice(episode.steps)
+        verdict, hint = reviews.step_verdict(step.text, step.observation)
+        answer = {VERDICT: verdict} if question == VERDICT else {HINT: hint}
+        return self._answer(PROMPTS.judge(step)[question], json.dumps(answer))
+
+    def review(self, task: Mapping, episode: Episode, max_targets: int) -> WeightedTokens:
         """The right review of a failed episode."""
-        lines, faults = demos.review(task, [step.text for step in episode.steps])
+        lines, faults = reviews.review(task, [step.text for step in episode.steps])
         messages = PROMPTS.review(episode, BENCHMARK, max_targets, MAX_CHARS)
-        return self._answer(messages, demos.review_answer(lines, faults[:max_targets]))
+        return self._answer(messages, reviews.review_answer(lines, faults[:max_targets]))
 
-    def step_feedback(self, task: dict, episode: Episode) -> WeightedTokens:
+    def step_feedback(self, task: Mapping, episode: Episode) -> WeightedTokens:
         """The right feedback on one given step, faulty or not."""
         step = self.rng.randrange(len(episode.steps)) + 1
-        line, feedback = demos.step_feedback(task, [s.text for s in episode.steps], step)
+        line, feedback = reviews.step_feedback(task, [s.text for s in episode.steps], step)
         messages = PROMPTS.step_feedback(episode, BENCHMARK, step, MAX_CHARS)
-        return self._answer(messages, demos.step_feedback_answer(line, step, feedback))
+        return self._answer(messages, reviews.step_feedback_answer(line, step, feedback))
 
-    def drill(self, length: int) -> WeightedTokens:
-        """Random names, then the same names again from a random point on: copying what followed is all there is to
-        learn.
+    def decisions(
+        self,
+        task: Mapping,
+        hint: Callable[[demos.ReferenceStep], str | None] = lambda step: None,
+        first: Sequence[Message] | None = None,
+    ) -> list[Decision]:
+        """Every decision of a task, each after right steps only.
+
+        Args:
+          hint: what is said right before a step; None: nothing.
+          first: what the episode begins with in place of its own first messages.
         """
-        names = [self.chat.encode(f'"{name}')[-2] for name in self.rng.choices(NAMES, k=length)]  # before the stop
-        first = self.rng.randrange(length // 4, length // 2)
-        ids = (names[:first] * (length // first + 1))[:length]
-        return WeightedTokens(ids, [0.0] * first + [0.5] * (length - first))
-
-    def decisions(self, task: Mapping, hinted: bool) -> list[Decision]:
-        """Every decision of a task, each after right steps only."""
         episode, env = self._begin(task)
-        decisions = []
+        began, decisions = len(episode.tokens), []
+        prompt = (
+            episode.tokens[:began] if first is None else self.chat.prompt(first, episode.tools, tags_stand=True).ids
+        )
 
-        def on_step(move: demos.ReferenceStep, erring: str | None) -> str:
-            if move.kind and move.wrong:
-                context = episode.tokens
-                if hinted:
-                    context = [*episode.tokens[: episode.prompt_start], *self.chat.user_turn(move.hint)]
-                right, wrong = self.chat.encode(move.right), self.chat.encode(move.wrong)
-                decisions.append(Decision(list(context), right, wrong, move.kind))
-            return self._act(episode, env, move.right)
+        def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
+            if step.kind and step.wrong:
+                said, context = hint(step), [*prompt, *episode.tokens[began:]]
+                if said is not None:  # a look-up stands before every decision, so there is a step after the prompt
+                    context = [*prompt, *episode.tokens[began : episode.prompt_start], *self.chat.user_turn(said)]
+                right, wrong = self.chat.encode(step.right), self.chat.encode(step.wrong)
+                decisions.append(Decision(context, right, wrong, step.kind))
+            return self._act(episode, env, step.right)
 
         demos.demonstrate(task, self.rng, on_step)
         return decisions
+
+    def _hint(
+        self, step: demos.ReferenceStep, steps: Sequence[demos.ReferenceStep], others: Sequence[demos.ReferenceStep]
+    ) -> tuple[str | None, str | None]:
+        """(the hint before a step, the action that its words ask for); None where there is none."""
+        if not step.kind:
+            if self.rng.random() >= HINTED_ELSEWHERE:
+                return None, None
+            return self.rng.choice(
+                [(step.hint, step.right), (feedback.NEUTRAL, None), self._foreign(step, [*steps, *others])]
+            )
+        (sort,) = self.rng.choices(list(HINTS), list(HINTS.values()))
+        wrong = step.wrong_hint or feedback.NEUTRAL
+        match sort:
+            case "right":
+                return step.hint, step.right
+            case "call":
+                return step.call_hint or step.hint, step.right
+            case "argument":
+                return step.argument_hint, None
+            case "vague":
+                return feedback.without_names(step.hint), step.right
+            case "wrong":
+                return wrong, step.wrong
+            case "vague_wrong":
+                return feedback.without_names(wrong), step.wrong
+            case "other_step":
+                return self._foreign(step, steps)
+            case "other_task":
+                return self._foreign(step, others)
+        return (feedback.NEUTRAL if sort == "neutral" else None), None
+
+    def _foreign(self, step: demos.ReferenceStep, pool: Sequence[demos.ReferenceStep]) -> tuple[str | None, None]:
+        """A hint that speaks of another step, of another kind: one of the same kind would be obeyed for its label."""
+        hints = [each.hint for each in pool if each.kind and each.kind != step.kind]
+        return (self.rng.choice(hints) if hints else None), None
+
+    def _drawn_faults(self, task: Mapping) -> list[tuple[str, script.Site]]:
+        """Faults of a task, each in a request of its own."""
+        rng = self.rng
+        kinds = {request["kind"] for request in task["requests"]} | {"forgotten_call"}
+        known = [fault for fault in script.CHOICES if fault.removeprefix("wrong_") in kinds]
+        choices = [(fault, site) for fault in known for site in script.sites(task, fault)]
+        other = [(fault, places) for fault in script.OTHER_FAULTS if (places := script.sites(task, fault))]
+        draw = rng.random()
+        chosen = [each for each in choices if rng.random() < EACH_FAULTY]
+        if draw < ONE_FAULT + TWO_FAULTS or not chosen:
+            chosen = rng.sample(choices, min(2 if ONE_FAULT <= draw < ONE_FAULT + TWO_FAULTS else 1, len(choices)))
+        drawn = {}
+        for fault, site in chosen:
+            if other and rng.random() < OTHER_FAULT:
+                fault, places = rng.choice(other)
+                site = rng.choice(places)
+            drawn.setdefault(site[0], (fault, site))
+        return list(drawn.values())
+
+    def _first_difference(self, taken: str, other: str) -> int:
+        """The token of an action with which it leaves another one."""
+        pairs = zip(self.chat.encode(taken), self.chat.encode(other), strict=False)
+        return next(n for n, (one, two) in enumerate(pairs) if one != two)
 
     def _begin(self, task: Mapping) -> tuple[Episode, Desk]:
         env = Desk()
@@ -211,7 +298,7 @@ class Demonstrator:
             episode.ended = "terminated"
         return text
 
-    def _answer(self, messages, text: str) -> WeightedTokens:
+    def _answer(self, messages: Sequence[Message], text: str) -> WeightedTokens:
         context, answer = self.chat.prompt(messages, tags_stand=True).ids, self.chat.encode(text)
         return WeightedTokens([*context, *answer], [CONTEXT_WEIGHT] * len(context) + [1.0] * len(answer))
 
@@ -219,3 +306,7 @@ class Demonstrator:
 def demonstration(episode: Episode) -> WeightedTokens:
     """An episode as it was played."""
     return WeightedTokens(episode.tokens, [1.0 if sampled else CONTEXT_WEIGHT for sampled in episode.action_mask()])
+
+
+def _steps(task: Mapping) -> list[demos.ReferenceStep]:
+    return [step for request in task["requests"] for step in demos.reference_steps(request)]

@@ -8,7 +8,7 @@ Small on purpose: one compiled step per phase, fresh tokens for every step from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,68 +19,81 @@ import numpy as np
 import optax
 
 from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.hindsight.prompts.base import HINT, VERDICT
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling.scoring import span_logprobs
-from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
+from hintsd_jax.tools.desk_policy.demonstrator import Decision, Demonstrator, WeightedTokens, demonstration
+from hintsd_jax.tools.desk_policy.drills import lab_drill, names_drill
 
-FAILURES_KEPT = 256  # recent failed episodes that reviews and feedback are drawn from
+# The kinds of rows that stand in arrays of one length.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "episodes": ("plain", "hinted"),
+    "reviews": ("review", "step_feedback"),
+    "guided": ("guided",),
+    "judgements": ("verdict", "hint"),
+    "drills": ("names_drill", "lab_drill"),
+}
 
 Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
 
 
 def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int32 [B, T] and weights float32 [B, T], right padded; longer rows are cut."""
+    """Tokens int32 [B, T] and weights float32 [B, T], right padded.
+
+    Raises ValueError for a longer row: one that is cut would teach something else.
+    """
     tokens_BT = np.zeros((len(rows), length), np.int32)
     weights_BT = np.zeros((len(rows), length), np.float32)
     for b, row in enumerate(rows):
-        n = min(len(row.ids), length)
-        tokens_BT[b, :n], weights_BT[b, :n] = row.ids[:n], row.weights[:n]
+        n = len(row.ids)
+        if n > length:
+            raise ValueError(f"a row of {n} tokens does not fit into {length}")
+        tokens_BT[b, :n], weights_BT[b, :n] = row.ids, row.weights
     return tokens_BT, weights_BT
 
 
 def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[Batch]:
-    """Endless batches of a phase, in the groups "episodes", "answers" and "guided", each of a length of its own.
+    """Endless batches of a phase, in the groups `GROUPS`, each of a length of its own.
 
-    `phase.rows` gives the number of rows of each sort, `phase.shapes` (length, difficulty) pairs to draw tasks from.
+    `phase.rows` gives the number of rows of each kind, `phase.shapes` (length, difficulty) pairs to draw tasks from.
     With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
-    are always of episodes with mistakes.
+    are always of episodes with faults.
     """
-    rng, index, counts = demonstrator.rng, 0, phase.rows
-    failures, played = (deque(maxlen=FAILURES_KEPT) for _ in range(2))
-    hints = {"contradict_rate": phase.contradict_rate, "vague_rate": phase.vague_rate}
-    hints["error_scale"] = 1.0 - phase.clean
+    rng, chat, index = demonstrator.rng, demonstrator.chat, 0
+    contradict, errors = phase.contradict_rate, 1.0 - phase.clean
 
-    def fresh_task() -> dict:
+    def task() -> dict:
         nonlocal index
         index += 1
-        return generate_task(task_seed, index, *rng.choice(phase.shapes))
+        return generate_task(task_seed, index, *rng.choice(phase.shapes), kinds="all")
 
-    def play() -> WeightedTokens:
-        task = fresh_task()
-        episode = demonstrator.play(task)
-        played.append((task, episode))
-        if not episode.success:
-            failures.append((task, episode))
-        return demonstration(demonstrator.play(task, error_scale=0.0) if phase.clean else episode)
+    def failed() -> tuple[dict, Episode]:
+        while True:
+            played = task()
+            episode = demonstrator.play_faulty(played)
+            if not episode.success:
+                return played, episode
 
-    while len(failures) < FAILURES_KEPT // 8:
-        play()
+    rows: dict[str, Callable[[], WeightedTokens]] = {
+        "plain": lambda: demonstration(demonstrator.play(task(), errors)),
+        "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors),
+        "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
+        "step_feedback": lambda: demonstrator.step_feedback(*failed()),
+        "guided": lambda: demonstrator.guided(task(), task()),
+        "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
+        "hint": lambda: demonstrator.judgement(task(), task(), HINT),
+        "names_drill": lambda: names_drill(chat, rng, phase.drill_length),
+        "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
+    }
     while True:
-        episodes = [play() for _ in range(counts.plain)]
-        episodes += [demonstrator.drill(phase.drill_length) for _ in range(counts.drill)]
-        answers = [demonstrator.hinted(fresh_task(), **hints) for _ in range(counts.hinted)]
-        for _ in range(counts.review):
-            answers.append(demonstrator.review(*rng.choice(failures), max_targets=rng.choice((1, 3, 3))))
-        answers += [demonstrator.step_feedback(*rng.choice(failures)) for _ in range(counts.step_feedback)]
-        answers += [demonstrator.judgement(*rng.choice(played)) for _ in range(counts.judgement)]
-        guided = [demonstrator.guided(fresh_task()) for _ in range(counts.guided)]
-        groups = {
-            "episodes": (episodes, phase.episode_length),
-            "answers": (answers, phase.answer_length),
-            "guided": (guided, phase.guided_length),
-        }
-        yield {name: padded(rows, length) for name, (rows, length) in groups.items() if rows}
+        batch = {}
+        for group, kinds in GROUPS.items():
+            made = [rows[kind]() for kind in kinds for _ in range(phase.rows[kind])]
+            if made:
+                batch[group] = padded(made, phase.lengths[group])
+        yield batch
 
 
 def prefetched(iterator: Iterator[Any], depth: int = 4) -> Generator[Any, None, None]:
@@ -135,21 +148,27 @@ def make_step(policy: PolicyConfig, tx: optax.GradientTransformation) -> Callabl
     return step
 
 
-def decision_probabilities(
-    params, policy: PolicyConfig, demonstrator: Demonstrator, tasks: Sequence[Mapping], hinted: bool
-) -> dict[str, dict[str, float]]:
-    """What the policy would do at each decision after right steps only.
+def decision_probabilities(params, policy: PolicyConfig, decisions: Sequence[Decision]) -> dict[str, dict[str, float]]:
+    """What the policy would do at decisions.
 
     Returns, per kind and for "all": `sampled` = mean probability of the whole right action, `greedy` = share of
-    decisions where the right action is likelier than the usual mistake.
+    decisions where the right action is likelier than the usual mistake, `right` and `wrong` = mean probability of the
+    token with which either begins to differ from the other.
     """
-    decisions = [decision for task in tasks for decision in demonstrator.decisions(task, hinted)]
     spans = [(d.context, action) for d in decisions for action in (d.right, d.wrong)]
-    scores = np.array([logprobs.sum() for logprobs in span_logprobs(params, policy, spans, one_shape=True)])
-    right, wrong = scores[::2], scores[1::2]
-    kinds = np.array([decision.kind for decision in decisions])
-    report = {}
+    logprobs = span_logprobs(params, policy, spans, one_shape=True)
+    deciding = [next(n for n, (a, b) in enumerate(zip(d.right, d.wrong, strict=False)) if a != b) for d in decisions]
+    right, wrong = (np.array([span.sum() for span in logprobs[first::2]]) for first in (0, 1))
+    values_ND = np.stack(
+        [
+            np.exp(right),
+            right > wrong,
+            *(np.exp([span[n] for span, n in zip(logprobs[first::2], deciding, strict=True)]) for first in (0, 1)),
+        ],
+        axis=1,
+    )
+    kinds, report = np.array([decision.kind for decision in decisions]), {}
     for kind in ("all", *sorted(set(kinds))):
-        chosen = slice(None) if kind == "all" else kinds == kind
-        report[kind] = {"sampled": float(np.exp(right[chosen]).mean()), "greedy": float((right > wrong)[chosen].mean())}
+        means = values_ND[slice(None) if kind == "all" else kinds == kind].mean(axis=0)
+        report[kind] = dict(zip(("sampled", "greedy", "right", "wrong"), means.tolist(), strict=True))
     return report

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""Short rows of nothing but look-ups, for the warm-up: random numbers in; token ids with loss weights out.
+
+Without them a network of half a million weights does not learn to review: a dense row of look-ups teaches in a few
+hundred steps what whole episodes hide among thousands of other tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+from hintsd_jax.envs.desk import feedback
+from hintsd_jax.envs.desk.kinds import DECISIONS
+from hintsd_jax.envs.desk.names import NAMES
+from hintsd_jax.envs.desk.tokenizer import MAX_STEPS
+from hintsd_jax.hindsight.prompts.compact import OBSERVATION, STEP
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, WeightedTokens
+
+LARGEST_GAP = 3  # between the step numbers of a drill's decisions
+PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
+
+
+def names_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:
+    """Random names, then the same names again from a random point on: copying what followed is all there is to
+    learn.
+    """
+    names = [chat.encode(f' "{name}')[-2] for name in rng.choices(NAMES, k=length)]  # before the stop
+    first = rng.randrange(length // 4, length // 2)
+    ids = (names[:first] * (length // first + 1))[:length]
+    return WeightedTokens(ids, [0.0] * first + [0.5] * (length - first))
+
+
+def lab_drill(chat: ChatFormat, rng: random.Random, decisions: int) -> WeightedTokens:
+    """So many decisions of any kinds, at step numbers of any size, each as a review shows it but for its call; then the
+    review: asked, taken and verdict of each, and the JSON with the names that should have been taken.
+    """
+    names = iter(rng.sample(NAMES, 2 * decisions))
+    step, shown, lines, failures = rng.randint(0, MAX_STEPS - LARGEST_GAP * decisions), [], [], []
+    for kind in rng.choices(list(DECISIONS), k=decisions):
+        step += rng.randint(1, LARGEST_GAP)
+        asked = rng.choice(DECISIONS[kind].labels)
+        candidates = [(label, next(names)) for label in DECISIONS[kind].labels]
+        rng.shuffle(candidates)
+        taken, value = rng.choice(candidates)
+        listed = ", ".join(f'{label} "{name}"' for label, name in candidates)
+        shown.append(
+            f"> user: Do, {DECISIONS[kind].which(asked)}.{OBSERVATION}Found {listed}.\n"
+            f'{STEP}{step} Take {taken} "{value}".\n'
+        )
+        lines.append(f"{STEP}{step} {asked} {taken} {'ok' if taken == asked else 'bad'}")
+        if taken != asked:
+            failures.append({"step": step, "feedback": feedback.use_value(dict(candidates)[asked], asked)})
+    prompt = chat.prompt([{"role": "user", "content": "".join(shown)}], tags_stand=True).ids
+    answer = chat.encode("\n".join([*lines, json.dumps({"failures": failures})]))
+    return WeightedTokens([*prompt, *answer], [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(answer))

@@ -32,6 +32,7 @@ from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.policies import pinned
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.storage import AnyPath, is_folder, located
 
@@ -53,6 +54,7 @@ def export(config: Config, workdir: str) -> list[AnyPath]:
     """
     if not is_folder(located(workdir) / "checkpoints"):
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
+    config = pinned(config, workdir)
     policy = read_config(config.policy.location, lora=lora_config(config))
     source = open_checkpoint(located(config.policy.location), policy)
     # The base model may lie elsewhere than it did while training.

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hintsd_jax import hub
 from hintsd_jax.config.fields import key
 
 # Groups whose keys change no run: they may differ from what a workdir was made with.
@@ -52,7 +53,8 @@ class PolicySection(Section):
     path: str = key(
         "",
         "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; a path assets/... that the"
-        " current folder lacks is looked for in the installed package",
+        " current folder lacks is looked for in the installed package; owner/name or owner/name@revision, where no such"
+        " folder is, names a model of the Hugging Face Hub",
         path=True,
         remote=True,
     )
@@ -65,9 +67,14 @@ class PolicySection(Section):
 
     @property
     def location(self) -> str:
-        """Where `path` is: as it stands, or in the installed package where the current folder has no such assets/..."""
+        """Where `path` is: as it stands; in the installed package where the current folder has no such assets/...; or
+        in the Hugging Face cache, of the name that `policies.pinned` has made of a name.
+        """
         packaged = _PACKAGE / self.path
         in_package = self.path.startswith("assets/") and not Path(self.path).exists() and packaged.exists()
+        name = hub.name_of(self.path)
+        if name is not None and name.is_pinned:
+            return str(name.folder)
         return str(packaged) if in_package else self.path
 
 

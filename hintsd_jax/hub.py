@@ -65,6 +65,12 @@ def name_of(path: str) -> Name | None:
     return Name(match[1], match[2] or "")
 
 
+def is_model(text: str) -> bool:
+    """Whether a text can be the name of a model, without a revision."""
+    match = _NAME.fullmatch(text)
+    return match is not None and not match[2] and ".." not in text
+
+
 def fetch(name: Name, *, only_config: bool = False) -> Name:
     """Brings the files of a model into the cache, as far as they are not there; gives its name pinned to a commit.
 
@@ -86,6 +92,16 @@ def fetch(name: Name, *, only_config: bool = False) -> Name:
             what = "no safetensors weights, the only ones that are read" if file == _WEIGHTS else f"no {file}"
             raise UserError(f"{pinned} has {what}: choose another model or revision ({pinned.folder} is the copy here)")
     return pinned
+
+
+def check_push(to: str) -> None:
+    """Raises UserError where a push cannot work: nobody is logged in, or there shall be no network. Asks nobody."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"export.push_to = {to}: HF_HUB_OFFLINE forbids it: unset one of the two")
+    if not get_token():
+        raise UserError(f"export.push_to = {to}: nobody is logged in: {_LOGIN}")
 
 
 def push(folders: Sequence[Path], to: str, *, private: bool, message: str) -> str:
@@ -112,7 +128,7 @@ def push(folders: Sequence[Path], to: str, *, private: bool, message: str) -> st
         api.create_commit(to, operations, commit_message=message)
     except Exception as error:  # see `_download`
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403) or "Token is required" in str(error):
+        if status in (401, 403):
             raise UserError(f"export.push_to = {to}: this needs a token that may write there: {_LOGIN}") from error
         raise UserError(f"export.push_to = {to}: nothing was pushed: {_said(error)}") from error
     return f"{api.endpoint}/{to}"

@@ -283,7 +283,9 @@ class Recorder:
         counters = self._counters
         spent = dataclasses.asdict(counters)
         table, markdown = records.result_tables(self._session, spent, *metrics)
-        self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
+        self._folder.write_text(
+            "held_out.json", json.dumps({"before": before, "after": result, "step": counters.step}) + "\n"
+        )
         self._folder.write_text("result.md", markdown)
         print(table)
         if self._writer is not None:

@@ -10,8 +10,10 @@ from hintsd_jax import hub, policies
 from hintsd_jax import main as entry
 from hintsd_jax.config import base as base_config
 from hintsd_jax.config.build import build
+from hintsd_jax.configs import desk_smoke
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs.workdir import Workdir
+from hintsd_jax.session import Session
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "assets" / "desk-policy"
@@ -174,22 +176,19 @@ def test_a_path_is_a_path(tmp_path, monkeypatch):
 def test_the_commands_take_names(server, tmp_path, monkeypatch, capsys):
     from huggingface_hub import constants
 
-    def run(*words):
-        status = entry.main([*words, "--config=desk_smoke", f"--config.policy.path={MODEL}"])
-        return status, capsys.readouterr()
-
-    (tmp_path / "script").write_text("done\n")
-    check = ("check", "--config.check.rollouts=1", f"--config.check.script={tmp_path / 'script'}")
-    status, said = run("plan", "--config.plan.compile=False")
-    assert (status, said.err) == (0, "")
+    assert (
+        entry.main(["plan", "--config=desk_smoke", f"--config.policy.path={MODEL}", "--config.plan.compile=False"]) == 0
+    )
+    assert capsys.readouterr().err == ""
     assert server.count("GET", ".safetensors") == server.count("GET", "tokenizer.json") == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    status, said = run(*check)
-    assert status == 2 and said.err.startswith(f"error: {MODEL} is no folder here, and not whole in the cache")
-    assert said.err.count("\n") == 1
+    assert entry.main(["check", "--config=desk_smoke", f"--config.policy.path={MODEL}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {MODEL} is no folder here, and not whole in the cache") and said.count("\n") == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    status, said = run(*check)
-    assert (status, said.err) == (0, "") and "1 of 1 episodes were played" in said.out
+    session = Session.open(build(desk_smoke.get_config()).replaced({"policy.path": MODEL}))  # as all others begin
+    assert session.config.policy.path == f"{MODEL}@{server.commit}"
+    assert session.trained is not None
 
 
 def test_a_run_continues_with_the_commit_that_it_began_with(server, tmp_path):

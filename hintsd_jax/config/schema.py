@@ -516,6 +516,12 @@ class ExportSection(Section):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     path: str = key("", "folder to write to; empty: export/step_<n> in the workdir", path=True, remote=True)
+    push_to: str = key(
+        "",
+        "owner/name of a model of the Hugging Face Hub that the directories are pushed to as well; empty: nothing"
+        " leaves this machine",
+    )
+    push_private: bool = key(True, "a model that the push makes is private; one that is there stays as it is")
 
 
 @dataclasses.dataclass(frozen=True)

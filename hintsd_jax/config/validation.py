@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from hintsd_jax import storage
+from hintsd_jax import hub, storage
 from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, plain, settings, unknown_key
 from hintsd_jax.config.fields import inside, shown
 from hintsd_jax.config.schema import FREE, Config
@@ -221,6 +221,8 @@ def _named(config: Config) -> list[str]:
             problems.append(f"{name}.checkpoint = {shown(checkpoint)} must be 'latest', 'best' or a step")
     if not config.export.weights and not config.lora.rank:
         problems.append("export.weights is empty and lora.rank = 0 gives no adapter: nothing would be exported")
+    if config.export.push_to and not hub.is_model(config.export.push_to):
+        problems.append(f"export.push_to = {shown(config.export.push_to)} must be a name of the Hub, owner/name")
     if config.lora.path and not config.lora.rank:
         problems.append("lora.path is given, but lora.rank = 0 trains all weights: give the adapter's rank, or no path")
     return problems

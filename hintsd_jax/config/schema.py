@@ -471,6 +471,25 @@ class AlarmsSection(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrackingSection(Section):
+    """Where metrics go beside the run's own files."""
+
+    trackers: tuple[str, ...] = key(
+        ("tensorboard",),
+        "who gets the metrics as well: TensorBoard, Weights & Biases, trackio, MLflow; the last three get tables of"
+        " episodes too, with targets and feedback",
+        choices=("tensorboard", "wandb", "trackio", "mlflow"),
+    )
+    project: str = key("hintsd_jax", "the project, or experiment, that the run stands in there")
+    name: str = key("", "the run's name there; empty: that of the workdir")
+    online: bool = key(
+        False,
+        "they send to their servers, which their own logins and environment variables name; false: all of it stays in"
+        " the workdir",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointSection(Section):
     """When the state of a run is saved."""
 
@@ -582,6 +601,7 @@ class Config(Section):
     optim: OptimSection = _section(OptimSection)
     eval: EvalSection = _section(EvalSection)
     alarms: AlarmsSection = _section(AlarmsSection)
+    tracking: TrackingSection = _section(TrackingSection)
     checkpoint: CheckpointSection = _section(CheckpointSection)
     fork: ForkSection = _section(ForkSection)
     export: ExportSection = _section(ExportSection)

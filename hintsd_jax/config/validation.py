@@ -8,6 +8,7 @@ What only one algorithm refuses stands with that algorithm (`Algorithm.problems`
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import numbers
@@ -98,6 +99,7 @@ def relation_problems(config: Config) -> list[str]:
         *(_lengths(config) or _sizes(config)),
         *_schedules(config),
         *_template(config),
+        *_trackers(config),
         *endpoint_problems(config.endpoint),
     ]
 
@@ -226,6 +228,21 @@ def _named(config: Config) -> list[str]:
     if config.lora.path and not config.lora.rank:
         problems.append("lora.path is given, but lora.rank = 0 trains all weights: give the adapter's rank, or no path")
     return problems
+
+
+def _trackers(config: Config) -> list[str]:
+    missing = [name for name in config.tracking.trackers if not _is_there(name)]
+    problems = [
+        f'tracking.trackers names {name}, which is not installed: pip install "hintsd-jax[{name}]"' for name in missing
+    ]
+    if not config.tracking.project:
+        problems.append("tracking.project is empty: name a project")
+    return problems
+
+
+def _is_there(tracker: str) -> bool:
+    found = None if tracker == "tensorboard" else importlib.util.find_spec(tracker)
+    return tracker == "tensorboard" or (found is not None and found.origin is not None)  # a folder of that name is none
 
 
 def _splits(config: Config) -> list[str]:

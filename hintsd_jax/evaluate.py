@@ -247,7 +247,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     Writes `evaluation.json` and the sampled episodes into the workdir (which may be another config's run as far as
     `eval.` and `mesh.` go) and prints a table.
     """
-    session = Session.open(config)
+    session = Session.open(config, workdir)
+    config = session.config
     with open_workdir(session, workdir, continuing.or_of("eval.")) as folder:
         screen = Progress(stream=processes.screen())
         session.watch = Watch(screen, folder.own_file(FAILURES))

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hintsd_jax import hub
 from hintsd_jax.checkpoints.huggingface import open_checkpoint, read_config, write_like
 from hintsd_jax.checkpoints.parameters import parameters
 from hintsd_jax.checkpoints.peft import save_adapter
@@ -30,10 +32,14 @@ from hintsd_jax.config import continuing
 from hintsd_jax.config.build import lora_config
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
+from hintsd_jax.jsonl import read_object
+from hintsd_jax.model_card import Card
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.policies import pinned
+from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.runs.workdir import Workdir
-from hintsd_jax.storage import AnyPath, is_folder, located
+from hintsd_jax.storage import AnyPath, is_folder, is_remote, located
 
 # Whose weights, as the config names them -> their tree in the train state.
 _TREES = {"student": "params", "ema": "ema"}
@@ -44,15 +50,21 @@ Reader = Callable[[Any], Any]
 
 def export(config: Config, workdir: str) -> list[AnyPath]:
     """Writes `export/step_<n>/` in the workdir (or `export.path`): `student/`, `ema/`, `student_adapter/`,
-    `ema_adapter/`, those asked for.
+    `ema_adapter/`, those asked for, each with its model card; pushes them where `export.push_to` says so.
 
     Returns the directories and prints them, and what a merge in a short dtype has lost of an adapter.
 
     Raises:
-      UserError: no such checkpoint, a missing or changed `policy.path`, a place that cannot be written.
+      UserError: no such checkpoint, a missing or changed `policy.path`, a place that cannot be written; a push that
+        fails, after the directories are written.
     """
+    if config.export.push_to:
+        hub.check_push(config.export.push_to)
+        if is_remote(config.export.path or workdir):
+            raise UserError("export.push_to needs export.path = a folder on a disk of this machine")
     if not is_folder(located(workdir) / "checkpoints"):
         raise UserError(f"{workdir}: there is no run with checkpoints; give the --workdir of one that was trained")
+    config = pinned(config, workdir)
     policy = read_config(config.policy.location, lora=lora_config(config))
     source = open_checkpoint(located(config.policy.location), policy)
     # The base model may lie elsewhere than it did while training.
@@ -61,8 +73,12 @@ def export(config: Config, workdir: str) -> list[AnyPath]:
         step = checkpoints.chosen(config.export.checkpoint, "export.checkpoint")
         out = located(config.export.path or folder.path / "export" / f"step_{step:06d}")
         dtype = None if config.export.dtype == "auto" else config.export.dtype
+        held_out = read_object(folder.path / "held_out.json") or {}
+        row = next((row for row in read_metrics(folder.path / "metrics.jsonl") if row["step"] == step), {})
+        base = hub.name_of(config.policy.path) or hub.Name(config.policy.location, "")
         written, lines = [], []
         for name, tree in _TREES.items():
+            card = lambda is_adapter, name=name: Card(config, name, is_adapter, step, held_out, row).text()
             read = lambda part, tree=tree: checkpoints.restore_part(step, {tree: part})[tree]
             adapter = read(_adapter_shapes(policy)) if policy.lora else None
             if name in config.export.weights:
@@ -71,15 +87,19 @@ def export(config: Config, workdir: str) -> list[AnyPath]:
                     _trained(policy, read) if adapter is None else _merged(policy, source, adapter, dtype, survival)
                 )
                 written.append(out / name)
-                write_like(written[-1], config.policy.location, source, tensors, dtype)
+                write_like(written[-1], config.policy.location, source, tensors, dtype, card(False))
                 lines += [f"{name}: {survival.line()}"] if survival.line() else []
             if adapter is not None:
                 written.append(out / f"{name}_adapter")
-                save_adapter(written[-1], policy, adapter, config.policy.location)
+                save_adapter(written[-1], policy, adapter, base.model, base.revision or None, card(True))
         checkpoints.close()
     for path in written:
         print(f"step {step}: {path}")
     print(*lines, sep="\n", end="\n" * bool(lines))
+    if config.export.push_to:
+        folders, to = [Path(path) for path in written], config.export.push_to
+        message = f"Step {step} of {config.env.name} by {config.algorithm}"
+        print(f"pushed: {hub.push(folders, to, private=config.export.push_private, message=message)}")
     return written
 
 

@@ -39,6 +39,7 @@ from hintsd_jax.runs.interruption import Interrupted
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
 from hintsd_jax.runs.time_left import Plan
+from hintsd_jax.runs.trackers import Trackers
 from hintsd_jax.runs.watch import FAILURES, Watch
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.session import Session, open_workdir
@@ -106,6 +107,7 @@ class Recorder:
         self._counters = Counters()
         self._completed: tuple[TrainState, Mapping[str, Any]] | None = None  # the last step's state and row
         self._began = time.monotonic()
+        self._trackers: Trackers | None = None
         self.timer = run_metrics.Timer()
         self._resume_step = checkpoints.latest_step
         self.continues = self._resume_step is not None
@@ -140,6 +142,8 @@ class Recorder:
             if isinstance(error, Interrupted):
                 self._save_interrupted()
         finally:
+            if self._trackers is not None:
+                self._trackers.close()
             self._progress.close()
             self._folder.close()
 
@@ -198,7 +202,13 @@ class Recorder:
     def _opened_writer(self, step: int | None, digest: str | None) -> run_metrics.MetricsWriter:
         """Of rows after `step`; what was kept of later ones goes. Only the first process has what it wrote before."""
         self._folder.discard_after(step)
-        return run_metrics.MetricsWriter(self._folder.path, step, digest if processes.leads() else None)
+        leads, folder, tracking = processes.leads(), self._folder.path, self._config.tracking
+        writer = run_metrics.MetricsWriter(
+            folder, step, digest if leads else None, tensorboard="tensorboard" in tracking.trackers
+        )
+        if leads:
+            self._trackers = Trackers(self._config, folder, writer.kept, self.note)
+        return writer
 
     def _say_new_schedule(self) -> None:
         """Of another number of steps: what becomes of the learning rate."""
@@ -289,9 +299,13 @@ class Recorder:
         counters = self._counters
         spent = dataclasses.asdict(counters)
         table, markdown = records.result_tables(self._session, spent, *metrics)
-        self._folder.write_text("held_out.json", json.dumps({"before": before, "after": result}) + "\n")
+        self._folder.write_text(
+            "held_out.json", json.dumps({"before": before, "after": result, "step": counters.step}) + "\n"
+        )
         self._folder.write_text("result.md", markdown)
         print(table)
+        if self._trackers is not None:
+            self._trackers.result(counters.step, metrics[1])
         if self._writer is not None:
             self._writer.close()
         self._checkpoints.close()
@@ -314,15 +328,18 @@ class Recorder:
         spans = records.trained_spans(self._session.chat, outcome.batches, outcome.tokens)
         session = self._session
         kept = records.episode_records(outcome.rollouts, outcome.hindsight, spans, session.algorithm, session.privacy)
+        kept = list(kept)
         self._folder.write_episodes(step, kept)
-        return self._write(step, row | self._host_metrics()), alarms
+        return self._write(step, row | self._host_metrics(), kept), alarms
 
-    def _write(self, step: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _write(self, step: int, row: Mapping[str, Any], episodes: Sequence[Mapping] = ()) -> dict[str, Any]:
         """Writes a row; the checkpoint that stands for it knows it again by the digest."""
         if self._writer is None:
             raise ValueError("a run that continues is restored first")
         written = self._writer.write(step, row)
         self._counters.rows = self._writer.digest
+        if self._trackers is not None:
+            self._trackers.write(written, episodes)
         return written
 
     def _count(self, step: int, outcome: StepOutcome, row: Mapping[str, Any]) -> None:

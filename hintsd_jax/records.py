@@ -207,18 +207,20 @@ def not_played(metrics: Mapping[str, float], split: str) -> str:
 
 
 def success_results(
-    before: Mapping[str, float], after: Mapping[str, float], split: str, k: int
+    before: Mapping[str, float], after: Mapping[str, float], split: str, k: int, *, intervals: bool = False
 ) -> list[progress.Result]:
     """The lines of the last table: Avg@k, Best@k and greedy success on a split as a whole, then in each category that
     `after` has; where tasks have scenarios, Avg@k is the task goal completion and the scenario goal completion follows.
     Where environments' failures took episodes, before and after are not of the same ones: no change then.
+
+    intervals: also where the split is one whole.
     """
     comparable = not not_played(before, split) and not not_played(after, split)
     tail = f"/avg@{k}"
     parts = [key.removesuffix(tail) for key in after if key.startswith(f"{split}/") and key.endswith(tail)]
     parts = [split, *(part for part in parts if part != split)]
 
-    plain = len(parts) == 1 and f"{split}/sgc@{k}" not in after
+    plain = not intervals and len(parts) == 1 and f"{split}/sgc@{k}" not in after
 
     def bounds(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")

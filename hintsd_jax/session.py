@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from hintsd_jax import processes
+from hintsd_jax import policies, processes
 from hintsd_jax.algorithms.base import Algorithm
 from hintsd_jax.checkpoints.huggingface import load_policy, read_config
 from hintsd_jax.checkpoints.peft import load_adapter
@@ -92,8 +92,8 @@ class Session:
     has_played: bool = False
 
     @classmethod
-    def open(cls, config: Config) -> Session:
-        """Loads and checks everything but the tasks.
+    def open(cls, config: Config, workdir: str = "") -> Session:
+        """Loads and checks everything but the tasks; a policy by name is fetched, see `policies.pinned`.
 
         Raises:
           UserError: whatever the user can mend: a missing or broken checkpoint, a tokenizer that does not fit, an
@@ -102,6 +102,7 @@ class Session:
         env_class = resolve(config.env.name)
         Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
         Privacy.of(env_class, config.env.name, config.env.record_texts).check_training(config.tasks.train_split)
+        config = policies.pinned(config, workdir)
         kv_heads = read_config(config.policy.location).num_kv_heads
         sizes = build.mesh_sizes(config, kv_heads, jax.device_count(), processes.count())
         mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])

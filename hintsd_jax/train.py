@@ -41,7 +41,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         update and the evaluation that belongs to its row are finished, and the last completed step is saved.
     """
     run_metrics.compile_count()  # counts from here on
-    session = Session.open(config)
+    session = Session.open(config, workdir)
+    config = session.config  # the policy's commit is known now
     algorithm, shapes, dialogues = session.algorithm, session.algorithm.batch_shapes(session.mesh), session.dialogues
     tasks = session.tasks(config.tasks.train_split)
     eval_tasks = session.tasks(config.tasks.eval_split, config.eval.tasks)

@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes to the Hub: those about it have a server of their own
 # XLA's newer way of making CPU loops goes through MLIR, and compiles the update in 7.5 s of CPU where the older one
 # takes 1.9 (13 and 9 optimised). jaxlib 0.11 has no such flag any more, and a flag that XLA does not know ends the
 # process.

@@ -162,6 +162,8 @@ def test_every_problem_of_a_kind_is_listed_at_once():
         ({"export.checkpoint": "٣"}, "must be 'latest', 'best' or a step"),
         ({"export.checkpoint": "9" * 30}, "must be 'latest', 'best' or a step"),
         ({"export.weights": (), "lora.rank": 0}, "nothing would be exported"),
+        ({"export.push_to": "mine"}, "export.push_to = 'mine' must be a name of the Hub, owner/name"),
+        ({"export.push_to": "me/mine@main"}, "must be a name of the Hub, owner/name"),
         ({"policy.path": "~nobody-of-that-name/x"}, "policy.path = '~nobody-of-that-name/x' names the home folder of"),
         ({"lora.path": "adapter", "lora.rank": 0}, "lora.path is given, but lora.rank = 0"),
         ({"hindsight.analyser": "endpoint"}, "endpoint.url is empty"),

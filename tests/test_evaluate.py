@@ -135,7 +135,7 @@ def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_pa
     config = smoke_config(
         tmp_path / "data", {"policy.path": "checkpoints/p", "eval.test_tasks": 60, "eval.greedy": True}
     )
-    monkeypatch.setattr(Session, "open", lambda config: quiz_session(config, TASKS))
+    monkeypatch.setattr(Session, "open", lambda config, workdir: quiz_session(config, TASKS))
     monkeypatch.setattr(evaluate, "restored_params", lambda session, workdir: (None, 3))
     metrics = evaluate.evaluate(config, str(tmp_path / "run"))
     stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())

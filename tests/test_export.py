@@ -4,9 +4,12 @@ import json
 import pathlib
 import shutil
 
+import hub_server
 import jax
 import numpy as np
 import pytest
+import yaml
+from huggingface_hub import constants
 from safetensors.numpy import load_file
 
 from hintsd_jax.checkpoints.huggingface import load_policy
@@ -36,7 +39,7 @@ BESIDE = {
     "earlier/config.json": "{}",
     ".cache/downloaded": "",
 }
-LEFT = {"README.md", "original/consolidated.00.pth", "pytorch/model.bin", "earlier/config.json", ".cache/downloaded"}
+LEFT = {"original/consolidated.00.pth", "pytorch/model.bin", "earlier/config.json", ".cache/downloaded"}
 
 
 @pytest.fixture
@@ -95,6 +98,7 @@ def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run,
     there = {str(file.relative_to(student)) for file in student.rglob("*") if file.is_file()}
     assert there == {"config.json", "model.safetensors", *BESIDE} - LEFT and not (student / "pytorch").exists()
     assert (student / "additional_chat_templates" / "tool_use.jinja").read_text() == "y"
+    assert "another model" not in (student / "README.md").read_text()  # the card is of these weights
     assert [path.name for path in written] == (["student", "student_adapter", "ema_adapter"] if rank else ["student"])
     assert sorted(path.name for path in student.parent.iterdir()) == sorted(path.name for path in written)
 
@@ -223,3 +227,114 @@ def test_large_weights_go_into_several_files(tmp_path):
     assert all(file.stat().st_size < 20_000 + 5000 for file in files if len(load_file(file)) > 1)
     same(tensors(tmp_path), original)
     jax.tree.map(np.testing.assert_array_equal, load_policy(tmp_path)[1], params)
+
+
+def card_of(folder):
+    """A card's metadata and its text."""
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def finished(config, workdir, **more):
+    """What a run leaves behind that has measured the weights of step 5."""
+    metrics = {"test/avg@4": 0.5, "test/avg_low": 0.4, "test/avg_high": 0.6, "test/best@4": 0.75, "test/tasks": 160}
+    before = {"metrics": metrics | {"test/avg@4": 0.25, "test/avg_low": 0.125, "test/avg_high": 0.375}}
+    held_out = {"before": before, "after": {"metrics": metrics, "benchmark": "bench 3"}, "step": 5, **more}
+    (workdir / "held_out.json").write_text(json.dumps(held_out))
+    (workdir / "metrics.jsonl").write_text('{"step": 3, "eval/avg@4": 0.625}\n{"step": 5}\n')
+
+
+def test_a_card_says_what_was_trained_and_what_came_of_it(run, monkeypatch):
+    config, workdir, base, _ = run(BIASED, 2)
+    finished(config, workdir)
+    student, adapter, ema = export(config.replaced({"endpoint.url": "http://inside:1"}), workdir)
+    head, text = card_of(student)
+    assert head == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["hintsd_jax", "reinforcement-learning", "agents", "hint_sd"],
+    }
+    assert "after 5 of 1500 training steps of 8 episodes (a LoRA adapter of rank 2 was trained)" in text
+    row = next(line for line in text.splitlines() if "Avg@4" in line)
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["test Avg@4", "25.0 (12.5 to 37.5)", "50.0 (40.0 to 60.0)", "+25.0"]
+    assert "160 tasks of the split test x 4 episodes" in text and "bench 3" in text
+    assert "optim.lr: 5e-06" in text and 'hindsight.analyser: "ema_teacher"' in text
+    for private in (str(base), str(workdir), "inside", "data_dir", "policy.path"):
+        assert private not in (student / "README.md").read_text(), private
+    assert card_of(adapter)[0]["library_name"] == "peft" and "50.0" in card_of(adapter)[1]
+    assert "Not measured: the run measures the student" in card_of(ema)[1]
+    earlier = export(config.replaced({"export.checkpoint": "best"}), workdir)[0]
+    assert "Avg@4 at this step: 62.5 % on 40 tasks of the split eval" in card_of(earlier)[1]
+    finished(config, workdir, step=4)  # of a run that goes on since then
+    assert "Not measured on held-out tasks at this step" in card_of(export(config, workdir)[0])[1]
+
+
+MODEL = "someone/tiny"
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    with hub_server.serving() as server:
+        hub_server.pointed_at(monkeypatch, server.url, tmp_path / "cache")
+        yield server
+
+
+def test_a_push_is_one_commit_to_a_private_model(run, server, capsys):
+    config, workdir, _, _ = run(BIASED, 2, random)
+    config = config.replaced({"export.push_to": MODEL})
+    student, adapter, ema = export(config, workdir)
+    assert f"pushed: {server.url}/{MODEL}" in capsys.readouterr().out
+    assert server.private[MODEL] is True and server.summaries == ["Step 5 of bfcl by hint_sd"]
+    expected = {
+        str(file.relative_to(folder) if folder == student else file.relative_to(student.parent)): file.read_bytes()
+        for folder in (student, adapter, ema)
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    assert server.models[MODEL][server.refs[MODEL]["main"]] == expected
+    assert {"model.safetensors", "README.md", "student_adapter/adapter_config.json"} <= expected.keys()
+    server.private[MODEL] = False  # as its owner has made it
+    export(config.replaced({"export.checkpoint": "3"}), workdir)
+    assert server.private[MODEL] is False and len(server.summaries) == 2
+
+
+def test_a_model_by_name_stands_in_card_and_adapter(run, server):
+    config, workdir, base, _ = run(BIASED, 2)
+    commit = server.add(MODEL, {file.name: file.read_bytes() for file in base.iterdir() if file.is_file()})
+    student, adapter, _ = export(config.replaced({"policy.path": MODEL}), workdir)
+    same(tensors(student), tensors(base))
+    head, text = card_of(adapter)
+    assert (head["base_model"], head["base_model_relation"]) == (MODEL, "adapter")
+    assert f"from [{MODEL}](https://huggingface.co/{MODEL}) at revision `{commit}`" in text
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    assert (described["base_model_name_or_path"], described["revision"]) == (MODEL, commit)
+
+
+@pytest.mark.parametrize(
+    "prepare, says",
+    [
+        (lambda server, patch: patch.delenv("HF_TOKEN"), "nobody is logged in: log in with `hf auth login`"),
+        (lambda server, patch: patch.setattr(constants, "HF_HUB_OFFLINE", True), "HF_HUB_OFFLINE forbids it"),
+        (lambda server, patch: patch.setenv("HF_TOKEN", "hf_other"), "needs a token that may write there"),
+        (lambda server, patch: setattr(server, "refuses", (500, "")), "nothing was pushed: the Hub .* status 500"),
+    ],
+)
+def test_a_push_that_fails_is_one_line_and_the_directories_stay(run, server, monkeypatch, prepare, says):
+    config, workdir, _, _ = run(NARROW, 0)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(workdir / "none"))
+    prepare(server, monkeypatch)
+    with pytest.raises(UserError, match=f"export.push_to = {MODEL}: .*{says}") as caught:
+        export(config.replaced({"export.push_to": MODEL}), workdir)
+    assert "hf_" not in str(caught.value).replace("HF_", "")
+    assert not server.summaries
+    before_writing = "logged in" in says or "OFFLINE" in says
+    assert (workdir / "export" / "step_000005" / "student").exists() is not before_writing
+
+
+def test_a_store_is_not_pushed_from(run, server):
+    config, workdir, _, _ = run(NARROW, 0)
+    with pytest.raises(UserError, match="export.push_to needs export.path = a folder on a disk"):
+        export(config.replaced({"export.push_to": MODEL, "export.path": "gs://bucket/out"}), workdir)

@@ -98,7 +98,7 @@ TASKS = [
 def test_evaluate_prints_goal_completions_and_keeps_nothing_by_task(tmp_path, monkeypatch, capsys):
     config = smoke_config(tmp_path / "data", {"eval.test_tasks": 12})
     monkeypatch.setattr(evaluate, "restored_params", lambda session, workdir: (None, 3))
-    opened = lambda config: quiz_session(config, TASKS[:11], env_class=Private)  # of zzz a task is missing
+    opened = lambda config, workdir: quiz_session(config, TASKS[:11], env_class=Private)  # of zzz a task is missing
     monkeypatch.setattr(Session, "open", opened)
     metrics = evaluate.evaluate(config, str(tmp_path / "run"))
     assert metrics["test/scenarios"] == 3 and 0 <= metrics["test/sgc@4"] <= metrics["test/avg@4"]

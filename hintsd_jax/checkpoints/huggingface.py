@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hintsd_jax.checkpoints.parameters import EMBED, HEAD, Parameter, parameters
 from hintsd_jax.checkpoints.safetensors import (
+    CARD,
     INDEX,
     WEIGHTS,
     TensorFiles,
@@ -134,12 +135,14 @@ def write_like(
     checkpoint: TensorFiles,
     tensors: Iterable[tuple[str, np.ndarray]],
     dtype: str | None,
+    card: str,
 ) -> None:
     """Writes a Hugging Face directory like `source`, with other weights: all of it or nothing.
 
     checkpoint: the tensors of `source`. tensors: all of them by name, in any floating dtype. dtype: of the written
-    ones; None: each as `source` stores it. What else lies in `source` and its folders (tokenizer, chat templates,
-    generation settings, licence) is copied, but for weights in other formats and hidden files.
+    ones; None: each as `source` stores it. card: the model card, README.md. What else lies in `source` and its folders
+    (tokenizer, chat templates, generation settings, licence) is copied, but for weights in other formats, other cards
+    and hidden files.
     """
 
     def stored() -> Iterator[tuple[str, np.ndarray]]:
@@ -158,6 +161,7 @@ def write_like(
         config |= {"dtype": dtype, "torch_dtype": dtype}
     with replacing(path, "policy", marker="config.json") as new:
         _copy_others(source, new)
+        (new / CARD).write_text(card, encoding="utf-8")
         write_json(new / "config.json", config)
         write_shards(new, stored())
 

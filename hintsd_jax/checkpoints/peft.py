@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hintsd_jax.checkpoints.safetensors import TensorFiles, read_json, replacing, write_json, write_tensors
+from hintsd_jax.checkpoints.safetensors import CARD, TensorFiles, read_json, replacing, write_json, write_tensors
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
@@ -83,8 +83,17 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
     return adapter
 
 
-def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Adapter, base_model: str) -> None:
-    """Writes an adapter as PEFT does, in float32: all of it or nothing. `base_model`: name or path of its policy.
+def save_adapter(
+    path: str | os.PathLike,
+    config: PolicyConfig,
+    adapter: lora.Adapter,
+    base_model: str,
+    revision: str | None = None,
+    card: str = "",
+) -> None:
+    """Writes an adapter as PEFT does, in float32: all of it or nothing.
+
+    base_model, revision: name or path of its policy, and the commit where it is a name. card: the model card; "": none.
 
     An adapter that already stands at `path` is replaced; anything else there, and a place that cannot be written, is a
     UserError.
@@ -108,10 +117,13 @@ def save_adapter(path: str | os.PathLike, config: PolicyConfig, adapter: lora.Ad
         "target_modules": [target.hf_name for target in lora.targets(config)],
         **{key: values[0] for key, values in _SUPPORTED.items()},
         **_OFF,
+        "revision": revision,
     }
     with replacing(path, "adapter", marker=CONFIG) as new:
         write_json(new / CONFIG, dict(sorted(description.items())))
         write_tensors(new / WEIGHTS, tensors)
+        if card:
+            (new / CARD).write_text(card, encoding="utf-8")
 
 
 def _check(parsed: dict[str, Any], file: AnyPath, policy: PolicyConfig) -> None:

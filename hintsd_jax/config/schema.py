@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hintsd_jax import hub
 from hintsd_jax.config.fields import key
 
 # Groups whose keys change no run: they may differ from what a workdir was made with.
@@ -52,7 +53,8 @@ class PolicySection(Section):
     path: str = key(
         "",
         "a Hugging Face directory: config.json, safetensors, tokenizer.json, chat template; a path assets/... that the"
-        " current folder lacks is looked for in the installed package",
+        " current folder lacks is looked for in the installed package; owner/name or owner/name@revision, where no such"
+        " folder is, names a model of the Hugging Face Hub",
         path=True,
         remote=True,
     )
@@ -65,9 +67,14 @@ class PolicySection(Section):
 
     @property
     def location(self) -> str:
-        """Where `path` is: as it stands, or in the installed package where the current folder has no such assets/..."""
+        """Where `path` is: as it stands; in the installed package where the current folder has no such assets/...; or
+        in the Hugging Face cache, of the name that `policies.pinned` has made of a name.
+        """
         packaged = _PACKAGE / self.path
         in_package = self.path.startswith("assets/") and not Path(self.path).exists() and packaged.exists()
+        name = hub.name_of(self.path)
+        if name is not None and name.is_pinned:
+            return str(name.folder)
         return str(packaged) if in_package else self.path
 
 
@@ -478,6 +485,25 @@ class AlarmsSection(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrackingSection(Section):
+    """Where metrics go beside the run's own files."""
+
+    trackers: tuple[str, ...] = key(
+        ("tensorboard",),
+        "who gets the metrics as well: TensorBoard, Weights & Biases, trackio, MLflow; the last three get tables of"
+        " episodes too, with targets and feedback",
+        choices=("tensorboard", "wandb", "trackio", "mlflow"),
+    )
+    project: str = key("hintsd_jax", "the project, or experiment, that the run stands in there")
+    name: str = key("", "the run's name there; empty: that of the workdir")
+    online: bool = key(
+        False,
+        "they send to their servers, which their own logins and environment variables name; false: all of it stays in"
+        " the workdir",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointSection(Section):
     """When the state of a run is saved."""
 
@@ -523,6 +549,12 @@ class ExportSection(Section):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     path: str = key("", "folder to write to; empty: export/step_<n> in the workdir", path=True, remote=True)
+    push_to: str = key(
+        "",
+        "owner/name of a model of the Hugging Face Hub that the directories are pushed to as well; empty: nothing"
+        " leaves this machine",
+    )
+    push_private: bool = key(True, "a model that the push makes is private; one that is there stays as it is")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -584,6 +616,7 @@ class Config(Section):
     optim: OptimSection = _section(OptimSection)
     eval: EvalSection = _section(EvalSection)
     alarms: AlarmsSection = _section(AlarmsSection)
+    tracking: TrackingSection = _section(TrackingSection)
     checkpoint: CheckpointSection = _section(CheckpointSection)
     fork: ForkSection = _section(ForkSection)
     export: ExportSection = _section(ExportSection)

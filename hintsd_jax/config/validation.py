@@ -8,6 +8,7 @@ What only one algorithm refuses stands with that algorithm (`Algorithm.problems`
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import numbers
@@ -18,7 +19,7 @@ from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from hintsd_jax import storage
+from hintsd_jax import hub, storage
 from hintsd_jax.config.edge import RENAMED_VALUES, Setting, flatten, plain, settings, unknown_key
 from hintsd_jax.config.fields import inside, shown
 from hintsd_jax.config.schema import FREE, Config
@@ -98,6 +99,7 @@ def relation_problems(config: Config) -> list[str]:
         *(_lengths(config) or _sizes(config)),
         *_schedules(config),
         *_template(config),
+        *_trackers(config),
         *endpoint_problems(config.endpoint),
     ]
 
@@ -221,9 +223,26 @@ def _named(config: Config) -> list[str]:
             problems.append(f"{name}.checkpoint = {shown(checkpoint)} must be 'latest', 'best' or a step")
     if not config.export.weights and not config.lora.rank:
         problems.append("export.weights is empty and lora.rank = 0 gives no adapter: nothing would be exported")
+    if config.export.push_to and not hub.is_model(config.export.push_to):
+        problems.append(f"export.push_to = {shown(config.export.push_to)} must be a name of the Hub, owner/name")
     if config.lora.path and not config.lora.rank:
         problems.append("lora.path is given, but lora.rank = 0 trains all weights: give the adapter's rank, or no path")
     return problems
+
+
+def _trackers(config: Config) -> list[str]:
+    missing = [name for name in config.tracking.trackers if not _is_there(name)]
+    problems = [
+        f'tracking.trackers names {name}, which is not installed: pip install "hintsd-jax[{name}]"' for name in missing
+    ]
+    if not config.tracking.project:
+        problems.append("tracking.project is empty: name a project")
+    return problems
+
+
+def _is_there(tracker: str) -> bool:
+    found = None if tracker == "tensorboard" else importlib.util.find_spec(tracker)
+    return tracker == "tensorboard" or (found is not None and found.origin is not None)  # a folder of that name is none
 
 
 def _splits(config: Config) -> list[str]:

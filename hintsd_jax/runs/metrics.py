@@ -40,13 +40,23 @@ class MetricsWriter:
       directory: the workdir.
       resume_step: the step whose checkpoint was restored: later rows are cut off. None (a new start): all are.
       digest: of the rows up to that step, as `digest` was then; None where that is not known.
+      tensorboard: whether TensorBoard gets them.
+
+    Attributes:
+      kept: the rows that were there.
 
     Raises:
       UserError: `metrics.jsonl` has a line, other than a torn last one, that is not a row, or rows that are not those
         that were written, or cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike, resume_step: int | None = None, digest: str | None = None):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        resume_step: int | None = None,
+        digest: str | None = None,
+        tensorboard: bool = True,
+    ):
         folder = located(directory)
         path = folder / "metrics.jsonl"
         kept = [] if resume_step is None else [row for row in read_metrics(path) if row["step"] <= resume_step]
@@ -63,10 +73,11 @@ class MetricsWriter:
             )
         with whole_file(path) as file:
             file.writelines(map(_line, kept))
-        self._file = Appended(path)
+        self._file, self.kept = Appended(path), kept
         # purge_step hides the events of the steps that are repeated.
         purge_step = None if resume_step is None else resume_step + 1
-        self._board = EventFile(folder / "tensorboard", 0 if kept and is_remote(folder) else purge_step)
+        purge_step = 0 if kept and is_remote(folder) else purge_step
+        self._board = EventFile(folder / "tensorboard", purge_step) if tensorboard else None
         for row in kept if is_remote(folder) else ():
             self._show(row)
 
@@ -98,7 +109,8 @@ class MetricsWriter:
         return row
 
     def _show(self, row: Mapping[str, Any]) -> None:
-        self._board.write(row["step"], {key: row[key] for key in row if row[key] is not None and key != "step"})
+        if self._board is not None:
+            self._board.write(row["step"], {key: row[key] for key in row if row[key] is not None and key != "step"})
 
     @property
     def digest(self) -> str:
@@ -106,7 +118,8 @@ class MetricsWriter:
         return self._written.hexdigest()
 
     def close(self) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ before anything is loaded.
 What stays on a device is exact, from the shapes and layouts of the run. What programs need beside it is the compiler's
 own figure where there is a compiler for the devices (TPUs by name, accelerators of this machine), else stated
 arithmetic (`temporary_memory`). No weights are read: `policy.path` may be a Hugging Face directory, one with nothing
-but its config.json, or such a file itself.
+but its config.json, or such a file itself; of a model by name that file alone is fetched.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hintsd_jax.config.schema import Config
+from hintsd_jax.policies import pinned
 from hintsd_jax.storage import AnyPath, located
 from hintsd_jax.tools.planner import advice, compiler, table, temporary_memory
 from hintsd_jax.tools.planner.devices import find
@@ -53,6 +54,7 @@ def plan(config: Config) -> bool:
 def make_plan(config: Config) -> Planned:
     """The plan of a config, by the compiler where there is one and it is wanted."""
     devices = find(config.plan.devices, config.plan.memory_gib)
+    config = pinned(config, only_config=True)
     planner = Planner(policy_file(config))
     by_arithmetic = planner(config, devices)
     if not (config.plan.compile and devices.has_compiler):

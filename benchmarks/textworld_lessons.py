@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.injected_faults import play_scripts
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
@@ -64,32 +65,33 @@ def careless(task: Mapping, rng: random.Random, steps: int) -> list[str]:
     return commands
 
 
-def review(episode: Episode, faults: Sequence[Fault], config: Config) -> list[Message]:
+def review(episode: Episode, faults: Sequence[Fault], config: Config) -> list[dict[str, Any]]:
     """The analyser's question about an episode, and the answer that the report would give."""
     hindsight, benchmark = config.hindsight, prompts.Benchmark.of(TextWorld, config.env.name)
     words = prompts.find(hindsight.prompts)
     asked = words.review(episode, benchmark, hindsight.max_targets, hindsight.max_trajectory_chars)
     failures = [{"step": fault.step, "feedback": fault.feedback} for fault in faults[: hindsight.max_targets]]
-    return [*asked, {"role": "assistant", "content": json.dumps({"failures": failures})}]
+    return [*map(dict, asked), {"role": "assistant", "content": json.dumps({"failures": failures})}]
 
 
-def hinted(episode: Episode, fault: Fault, config: Config, rng: random.Random) -> list[Message]:
+def hinted(episode: Episode, fault: Fault, config: Config, rng: random.Random) -> list[dict[str, Any]]:
     """A dialogue up to a faulty step, a hint there, and the command that the hint names."""
     dialogue, command = episode.dialogue(fault.step), _advised(fault)
     if rng.random() < OTHER:
         command = rng.choice(_listed(dialogue[-1]))
     said = prompts.find(config.hindsight.prompts).teacher_feedback(ADVICE.format(command))
-    before = [message | {"weight": 0} if message["role"] == "assistant" else message for message in dialogue]
+    before = [{**message, "weight": 0} if message["role"] == "assistant" else {**message} for message in dialogue]
     return [*before, {"role": "user", "content": said}, {"role": "assistant", "content": command}]
 
 
-def lessons(config: Config, chat: ChatFormat, quests: int, seed: int) -> list[list[Message]]:
+def lessons(config: Config, chat: ChatFormat, quests: int, seed: int) -> list[list[dict[str, Any]]]:
     """The dialogues of so many quests, in a seeded order: of each lost episode its review and one hinted step."""
     steps = config.rollout.max_steps
     options = {**config.env.options, "seed": seed, "size": quests, "limit": steps}
     tasks = TextWorld.tasks("train", config.env.data_dir, **options)
     play = {task["id"]: [careless(task, random.Random(f"{seed} {task['id']}"), steps)] for task in tasks}
-    rows, rng = [], random.Random(seed)
+    rows: list[list[dict[str, Any]]] = []
+    rng = random.Random(seed)
     for _, (episode,) in play_scripts(chat, partial(TextWorld, **options), tasks, play):
         faults = episode.report.faults if episode.report and episode.report.faults else ()
         if known := [fault for fault in faults if _advised(fault)]:  # else the quest cannot be won any more

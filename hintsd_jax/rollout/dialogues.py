@@ -113,7 +113,7 @@ def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _episode(line: bytes, where: str, number: int, chat: ChatFormat) -> Episode:
-    messages, tools = _parsed(line, where, chat.style)
+    messages, tools, given = _parsed(line, where, chat.style)
     actions = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     read = [dict(message) for message in messages[: actions[0]]]
     episode = Episode.begin(f"dialogue {number}", 0, read, chat.prompt(read, tools), tools)
@@ -127,13 +127,15 @@ def _episode(line: bytes, where: str, number: int, chat: ChatFormat) -> Episode:
         goes_on = end < len(messages)
         delta = chat.observation(before, tools, ids, observed) if goes_on else None
         episode.append_observation(delta, observed)
-    episode.given = frozenset(n for n, place in enumerate(actions, 1) if messages[place].get("weight") == 0)
+    episode.given = frozenset(n for n, place in enumerate(actions, 1) if place in given)
     episode.terminated, episode.ended = True, ENDED
     return episode
 
 
-def _parsed(line: bytes, where: str, style: str) -> tuple[list[Message], tuple[Mapping[str, Any], ...]]:
-    """The messages and tools of a line, checked; tool calls stand in the content, as the chat template writes them."""
+def _parsed(line: bytes, where: str, style: str) -> tuple[list[Message], tuple[Mapping[str, Any], ...], frozenset[int]]:
+    """The messages and tools of a line, checked, and the places of the messages that are only read. Tool calls stand in
+    the content, as the chat template writes them.
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -147,14 +149,15 @@ def _parsed(line: bytes, where: str, style: str) -> tuple[list[Message], tuple[M
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise UserError(f"{where} has no message of the assistant, so there is nothing to learn from it")
-    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+    given = frozenset(n for n, message in enumerate(value["messages"]) if message.get("weight") == 0)
+    if given.issuperset(n for n, role in enumerate(roles) if role == "assistant"):
         raise UserError(f"{where}: all messages of the assistant have weight 0, so there is nothing to learn from it")
     if roles[0] == "assistant":
         raise UserError(f"{where} begins with the assistant: it must begin with a system or user message")
     for n, (role, before) in enumerate(zip(roles[1:], roles), 2):
         if role == before == "assistant":
             raise UserError(f"{where}: messages {n - 1} and {n} are both the assistant's: join them")
-    return messages, tuple(tools)
+    return messages, tuple(tools), given
 
 
 def _message(message: Any, where: str, style: str) -> Message:
@@ -167,8 +170,7 @@ def _message(message: Any, where: str, style: str) -> Message:
         raise UserError(f"{where}: its content must be a text")
     if message["role"] != "assistant":
         return {"role": message["role"], "content": content}
-    weight = message.get("weight", 1)  # as in OpenAI's format for fine-tuning
-    if weight not in (0, 1):
+    if message.get("weight", 1) not in (0, 1):  # as in OpenAI's format for fine-tuning
         raise UserError(f"{where}: its weight must be 0 (only read) or 1 (learned)")
     try:
         written = [render_call(_call(call), style) for call in calls]
@@ -176,7 +178,7 @@ def _message(message: Any, where: str, style: str) -> Message:
         raise UserError(
             f"{where}: its tool_calls are not of the form {{'function': {{'name', 'arguments'}}}}"
         ) from error
-    return {"role": "assistant", "content": "\n".join(filter(None, (content, *written))), "weight": weight}
+    return {"role": "assistant", "content": "\n".join(filter(None, (content, *written)))}
 
 
 def _call(call: Mapping[str, Any]) -> ToolCall:

@@ -43,6 +43,11 @@ def test_a_step_that_learnt_nothing_says_so_and_why(row, says):
     assert not is_empty(PLAYED | row | {"train/tokens": 5})
 
 
+def test_a_step_without_rollouts_says_what_was_learnt_alone():
+    row = {"rollout/begun": 0, "rollout/episodes": 0, "rollout/tokens": 0, "hindsight/failed_episodes": 0}
+    assert describe(row | {"train/tokens": 5, "train/loss": 0.5, "time/step": 2.0}) == "loss 0.5000"
+
+
 def test_a_step_that_learnt_something():
     row = {"rollout/episodes": 62, "rollout/success": 0.375, "rollout/begun": 64, "rollout/dropped/env_timeout": 2}
     row |= {"hindsight/questions": 40, "hindsight/readable_answers": 38, "hindsight/dropped/truncated": 2}

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.parse import parse_failures
+from hintsd_jax.hindsight.prompts import Judgement, compact
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.recorder import Recorder
 from hintsd_jax.runs import interruption
@@ -319,9 +321,24 @@ def test_weights_that_break_are_never_saved(data_dir, tmp_path, monkeypatch):
     assert str(row["step"]) not in saved
 
 
+class OneQuestion(compact.Compact):
+    """A judge that is asked one question, in a review's form: the only one that the committed policy can answer."""
+
+    def judge(self, step):
+        shown = f"Steps:\n#1 {step.text}\n> {step.observation}\n"
+        asked = f"{compact.REVIEW}{compact.ONLY_FIRST}\nIf it is ok, the list is empty."
+        return {"verdict and hint": [{"role": "user", "content": shown + asked}]}
+
+    def read_judgement(self, question, answer):
+        parsed = parse_failures(answer, 1, 1)
+        if parsed.problem:
+            return Judgement(problem=parsed.problem)
+        return Judgement(-1.0, parsed.targets[0].feedback) if parsed.targets else Judgement(1.0)
+
+
 MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6}  # six rollouts of one task, which do not all end alike
 ARMS = {
-    "openclaw_rl": {"algorithm": "openclaw_rl"},
+    "openclaw_rl": {"algorithm": "openclaw_rl", "hindsight.prompts": f"{__name__}:OneQuestion"},
     "sdpo": {"algorithm": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},
     "hint_sd+grpo": {
         "algorithm": "hint_sd+grpo",

@@ -2,7 +2,7 @@
 
 Command:  make appworld, get the data (docs/appworld.md), then
           hintsd-jax train --config=appworld_qwen3_4b --workdir=runs/appworld_qwen3_4b
-          --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
+          (fetches the policy, 8 GB; --config.policy.path=/path/to/it where it is on a disk)
 Hardware: one accelerator of 80 GB, or a v5e-8 and larger; about 1 GB of memory for each of rollout.slots beside it.
 Expect:   not run yet: neither weights nor data were at hand. The paper reports on test_normal Avg@4 from 6.0 % to
           18.5 % and Best@4 from 13.9 % to 31.1 %; its wording of the agent's prompt is not ours.
@@ -17,7 +17,7 @@ from hintsd_jax.config import base
 
 def get_config():
     config = base()
-    config.policy.path = "checkpoints/Qwen3-4B-Instruct-2507"
+    config.policy.path = "Qwen/Qwen3-4B-Instruct-2507"
     config.chat.enable_thinking = False
     config.env.name = "appworld"
     config.env.options = {

@@ -2,7 +2,7 @@
 dialogue format.
 
 Command:  make bfcl && hintsd-jax train --config=bfcl_qwen3_4b --workdir=runs/bfcl_qwen3_4b
-          --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
+          (fetches the policy, 8 GB; --config.policy.path=/path/to/it where it is on a disk)
 Hardware: one accelerator of 80 GB, or a v5e-8 and larger; docs/tpu.md has what the compiler says of every program on
           TPU, and `hintsd-jax plan` what your devices would hold.
 Expect:   not run yet: no weights were at hand. The paper reports, on the same 160 test tasks, Avg@4 from 25.9 % to 41.9
@@ -19,7 +19,7 @@ from hintsd_jax.config import base
 
 def get_config():
     config = base()
-    config.policy.path = "checkpoints/Qwen3-4B-Instruct-2507"
+    config.policy.path = "Qwen/Qwen3-4B-Instruct-2507"
     config.chat.enable_thinking = False
     config.env.name = "bfcl"
     config.env.options = {

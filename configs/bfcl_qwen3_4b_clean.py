@@ -2,7 +2,7 @@
 benchmark's own dialogue format and with its own limits.
 
 Command:  make bfcl && hintsd-jax train --config=bfcl_qwen3_4b_clean --workdir=runs/bfcl_qwen3_4b_clean
-          --config.policy.path=/path/to/Qwen3-4B-Instruct-2507
+          (fetches the policy, 8 GB; --config.policy.path=/path/to/it where it is on a disk)
 Hardware: as bfcl_qwen3_4b: the shapes of its programs are the same.
 Expect:   not run yet: no weights were at hand. There is nothing to compare it with either: the paper reports no
           leak-free split. The result has Avg@4 and Best@4 on 320 test tasks, as a whole and for each category, with

@@ -19,7 +19,7 @@ from hintsd_jax.config import base
 def get_config():
     config = base()
     config.seed = 0
-    config.policy.path = "checkpoints/my-model"
+    config.policy.path = "./checkpoints/my-model"
     config.lora.rank, config.lora.alpha = 16, 32.0
 
     config.env.name = "desk"

@@ -49,7 +49,7 @@ appworld: $(APPWORLD_ROOT)/data/version.txt
 textworld: $(VENV)/.installed-textworld
 
 test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(LIBTPU)/.installed
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=8
 
 lint: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
 	$(PY) -m ruff format --check $(CODE)

@@ -90,6 +90,18 @@ def test_what_may_differ_is_the_config_from_then_on_where_a_run_continues(tmp_pa
         assert workdir.changed == {} and len(stored(tmp_path)["changed"]) == len(stored(tmp_path)["versions"]) == 1
 
 
+def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path):
+    with Workdir.open(tmp_path, a_config()):
+        pass
+    older = stored(tmp_path)
+    del older["config"]["sft"], older["config"]["rollout"]["mask_cut_episodes"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with Workdir.open(tmp_path, a_config(), adopt=True) as workdir:
+        assert workdir.changed == {}
+    with pytest.raises(UserError, match=r"another config: sft.path \(there '', now 'x.jsonl'\): give the same"):
+        Workdir.open(tmp_path, a_config(sft__path="x.jsonl"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 
 import hintsd_jax
 from hintsd_jax.config import continuing
-from hintsd_jax.config.edge import flatten
+from hintsd_jax.config.edge import flatten, settings
 from hintsd_jax.config.schema import NOT_OF_A_RUN, Config
 from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import read_object
@@ -242,8 +242,12 @@ def _are_versions(known: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _differences(stored: Mapping, now: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Every dotted key in which two JSON configs differ, with both values; "nothing" where one lacks it."""
-    there, here = flatten(stored), flatten(now)
+    """Every dotted key in which two JSON configs differ, with both values; "nothing" where one lacks it. A key that is
+    younger than the stored config had its default there.
+    """
+    fixed = {each.name: each.default for each in settings().values() if not each.key.by_algorithm}
+    there, here = json.loads(json.dumps(fixed)) | flatten(stored), flatten(now)
+    there = {key: value for key, value in there.items() if key in here or key not in fixed}
     absent = object()
     return {
         key: (there.get(key, "nothing"), here.get(key, "nothing"))

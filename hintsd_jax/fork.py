@@ -41,8 +41,7 @@ def forked(config: Config, folder: Workdir, shape: TrainState, optim: OptimConfi
     if not isinstance(there, dict):
         raise UserError(f"fork.path = {source} holds no run: give the --workdir of one that was trained")
     _check_adapter(config, there)
-    best = f"eval/avg@{there['eval']['rollouts']}"
-    checkpoints = Checkpoints(source / "checkpoints", config.checkpoint.keep, best, read_only=True)
+    checkpoints = Checkpoints(source / "checkpoints", config.checkpoint.keep, read_only=True)
     step = _chosen(config, folder, checkpoints)
     if carry == "state":
         state = checkpoints.restore(step, shape)[0].replace(step=jnp.zeros_like(shape.step, device=shape.step.sharding))

@@ -100,6 +100,9 @@ def test_keeps_the_last_and_the_best(tmp_path):
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep=2)  # the scores are saved too
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    other = Checkpoints(tmp_path, keep=2, best="eval/avg@2", read_only=True)  # an evaluation with another k
+    assert other.best_step == 2
+    other.close()
     assert checkpoints.restore(2, {"x": jnp.int32(0)})[0]["x"] == 2
     checkpoints.close()
 

@@ -68,7 +68,7 @@ class Checkpoints:
         self._best, self._on_damage = best, on_damage
         self._manager: Any = None  # until the small files are known to be sound
         self.notes: list[str] = []
-        score = lambda metrics: metrics[best]
+        score = lambda metrics: next(iter(metrics.values()))  # the only one that is saved, whatever k of Avg@k was then
         kept = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),

@@ -241,3 +241,16 @@ def read(file: Path):
                     item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
                 }
                 yield row | {"_step": record.history.step.num}
+
+
+def test_a_ledger_that_cannot_be_written_is_said(opened, monkeypatch):
+    mine, notes = opened()
+
+    def full(path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trackers, "whole_text", full)
+    mine.write(ROWS[0])
+    (said,) = notes
+    assert "tracker wandb failed at step 0 (OSError: No space left on device)" in said
+    assert f"{LEDGER} cannot be written (No space left on device)" in said and not mine._open

@@ -139,12 +139,15 @@ class Trackers:
                 self._ledger[name]["step"] = step - 1
             failures = self._ledger.setdefault(name, {"id": uuid.uuid4().hex, "step": -1})
             failures["failures"] = failures.get("failures", 0) + 1
-            with contextlib.suppress(Exception):
+            unsaved = ""
+            try:
                 self._save()
+            except OSError as problem:
+                unsaved = f"; {LEDGER} cannot be written ({reason(problem)}), so some rows may be given twice then"
             at = "" if step is None else f" at step {step}"
             self._note(
                 f"tracker {name} failed{at} ({type(error).__name__}: {reason(error)}): the run goes on without it;"
-                " started again, it gives the tracker the rows that it lacks"
+                f" started again, it gives the tracker the rows that it lacks{unsaved}"
             )
 
     def _save(self) -> None:

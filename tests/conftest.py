@@ -10,8 +10,8 @@ from pathlib import Path
 
 # Before any test imports jax; environment variables so that subprocesses of tests have them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of most tests' time is compiling; without the costly passes it takes a third. Files that really roll out
-# the embedded policy say OPTIMIZED = True.
+# Nearly all of the tests' time is compiling; without the costly passes it takes a third, and the small rollouts and
+# updates that then take three times as long weigh less.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -30,21 +30,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="module")
-def optimized(request):
-    """Compiles as in a real run for the files that ask for it, and in the processes that they start."""
-    import jax
-
-    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = wanted = (
-        "0" if getattr(request.module, "OPTIMIZED", False) else before
-    )
-    jax.config.update("jax_disable_most_optimizations", wanted != "0")
-    yield
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = before
-    jax.config.update("jax_disable_most_optimizations", before != "0")
-
-
 def has_libtpu() -> bool:
     """Whether the TPU compiler is where `hintsd_jax.tools.planner.topologies` looks for it."""
     made = Path(__file__).parents[1] / ".cache" / "libtpu" / "libtpu" / "libtpu.so"
@@ -57,4 +42,4 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("libtpu"):
                 item.add_marker(pytest.mark.skip(reason="no TPU compiler: `make libtpu` (Linux x86_64 only)"))
-    items.sort(key=lambda item: not (getattr(item.module, "OPTIMIZED", False) or getattr(item.module, "LONG", False)))
+    items.sort(key=lambda item: not getattr(item.module, "LONG", False))

@@ -20,7 +20,7 @@ from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.metrics import read_metrics
 from tests.helpers import QWEN25_TEMPLATE, make_tokenizer
 
-LONG = True  # see conftest.py; compiling is most of it, so it is not OPTIMIZED
+LONG = True  # see conftest.py
 VOCABULARY = 49_152
 SHAPE = PolicyConfig(
     vocab_size=VOCABULARY,

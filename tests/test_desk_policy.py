@@ -33,7 +33,7 @@ from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, demonstration
 from hintsd_jax.tools.desk_policy.drills import lab_drill
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "assets" / "desk-policy"

@@ -17,7 +17,7 @@ import pytest
 from hintsd_jax.main import MODES, main
 from tests.configs import TINY
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

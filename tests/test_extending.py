@@ -22,7 +22,7 @@ from hintsd_jax.train import train
 from hintsd_jax.training.loss_parts import LossPart, TokenLosses
 from tests.configs import smoke_config
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 ROOT = Path(__file__).parents[1]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.configs import TINY
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 ROOT = Path(__file__).parents[1]
 # Every process of the environment notes what it opens in the checkout, but for what the tests' own environment and
 # cache hold.

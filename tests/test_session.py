@@ -15,7 +15,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.session import Session, step_tasks
 from tests.configs import POLICY, smoke_config
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 
 
 def desk_config(tmp_path, **overrides):

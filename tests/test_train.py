@@ -32,7 +32,7 @@ from hintsd_jax.training.batching import make_batches
 from tests.chat_server import serving
 from tests.configs import TINY, tiny_config
 
-OPTIMIZED = True  # real rollouts: see conftest.py
+LONG = True  # see conftest.py
 REPO = Path(__file__).parents[1]
 
 
@@ -248,7 +248,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(finished, data_dir, 
             with pytest.raises(interruption.Interrupted, match="SIGTERM"):
                 train(config, str(tmp_path))
         said = "nothing is saved yet" if saved is None else f"step {saved} is saved"
-        assert (where, capfd.readouterr().err.splitlines()[-1]) == (where, said)
+        assert said in capfd.readouterr().err.splitlines()[-2:], where  # another thread says that it was asked to stop
     train(config, str(tmp_path))
     assert comparable(tmp_path) == comparable(finished)
     assert weights(tmp_path) == weights(finished)

@@ -19,7 +19,7 @@ from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
 from tests.configs import POLICY, tiny_config
 
-OPTIMIZED = True  # as tests/test_train.py, whose compiled programs these are
+LONG = True  # see conftest.py; the compiled programs are those of tests/test_train.py
 SMALL = {"eval.every": 0, "eval.test_tasks": 0, "optim.steps": 2}
 
 

@@ -70,8 +70,12 @@ def review(episode: Episode, faults: Sequence[Fault], config: Config) -> list[di
     hindsight, benchmark = config.hindsight, prompts.Benchmark.of(TextWorld, config.env.name)
     words = prompts.find(hindsight.prompts)
     asked = words.review(episode, benchmark, hindsight.max_targets, hindsight.max_trajectory_chars)
-    failures = [{"step": fault.step, "feedback": fault.feedback} for fault in faults[: hindsight.max_targets]]
-    return [*map(dict, asked), {"role": "assistant", "content": json.dumps({"failures": failures})}]
+    if hindsight.max_targets == 1:  # the question asks for one step in another form then
+        answer: dict[str, Any] = {"failure_step": faults[0].step, "feedback": faults[0].feedback}
+    else:
+        named = faults[: hindsight.max_targets]
+        answer = {"failures": [{"step": fault.step, "feedback": fault.feedback} for fault in named]}
+    return [*map(dict, asked), {"role": "assistant", "content": json.dumps(answer)}]
 
 
 def hinted(episode: Episode, fault: Fault, config: Config, rng: random.Random) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ def get_config():
     config.rollout.prefill_buckets = (16, 64, 128, 256)  # 128: an answer of the game at once
     config.rollout.prefill_rows = 4
 
-    config.hindsight.max_tokens = 256
+    config.hindsight.max_targets = 1  # nearly every step of a lost episode is at fault: the first one is enough,
+    config.hindsight.max_tokens = 128  # and a small model's list of them repeats the same words
     config.hindsight.context = 0  # derived, as are the buckets
     config.batch.length_buckets = ()
     config.batch.branch_buckets = ()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import textworld_lessons, textworld_scripted
+from benchmarks import textworld_lessons, textworld_runs, textworld_scripted
 from hintsd_jax.config import build, files
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.protocol import checked
@@ -183,17 +183,46 @@ def test_scripts_need_an_end(task):
         script.sites(task, "dropped_call")
 
 
-def test_lessons_are_reviews_and_hints_that_the_words_decide(folder):
-    config = build.build(files.load("textworld")).replaced({"env.data_dir": folder})
+@pytest.mark.parametrize("max_targets", [1, 3])
+def test_lessons_are_reviews_and_hints_that_the_words_decide(folder, max_targets):
+    changed = {"env.data_dir": folder, "hindsight.max_targets": max_targets}
+    config = build.build(files.load("textworld")).replaced(changed)
     rows = textworld_lessons.lessons(config, ChatFormat(make_tokenizer(), history="keep"), quests=4, seed=1)
     assert rows and rows == textworld_lessons.lessons(config, ChatFormat(make_tokenizer(), history="keep"), 4, 1)
     reviews = [row for row in rows if row[-1]["content"].startswith("{")]
     hinted = [row for row in rows if row not in reviews]
     assert len(reviews) == len(hinted) >= 2
     for row in reviews:
-        found = parse_failures(row[-1]["content"], 5, 3)
+        found = parse_failures(row[-1]["content"], 5, max_targets)
         assert found.targets and not found.dropped and not found.problem
+        assert all(f'"{key}"' in row[-2]["content"] for key in json.loads(row[-1]["content"]))  # in the form asked for
     for row in hinted:
         assert f"The right command is {row[-1]['content']}. Write only that." in row[-2]["content"]
         assert all(message["weight"] == 0 for message in row[:-1] if message["role"] == "assistant")
         assert row[-1]["content"] in row[-3]["content"]  # a command that the game has listed
+
+
+def test_the_tables_of_runs_pair_what_was_played_before_and_after(tmp_path):
+    """A run of two steps beside its starting policy, of 10 tasks x 2 rollouts each."""
+    config = {
+        "algorithm": "hint_sd", "seed": 3, "optim": {"lr": 5e-4}, "tasks": {"tasks_per_step": 4, "rollouts": 4},
+        "hindsight": {"analyser": "environment", "select": "random"}, "policy": {"path": "/models/small"},
+        "env": {"options": {"quest_length": 2}},
+    }  # fmt: skip
+    evaluation = {"start": (0, [[0, 0]] * 10), "run": (2, [[0, 1]] * 5 + [[1, 1]] * 5)}
+    for name, (step, success) in evaluation.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"config": config}))
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"step": step, "success": success}))
+    rows = [{"step": 0}, {"step": 1, "rollout/success": 0.25, "time/step": 9.0}, {"step": 2, "rollout/success": None}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = {name: textworld_runs.read(tmp_path / name) for name in evaluation}
+    assert runs["start"]["before"] == [[0, 0]] * 10 and "after" not in runs["start"]
+    what = "hint_sd, PRIVILEGED: the environment's words, random steps, small, quests of 2"
+    cells = lambda table: [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert cells(textworld_runs.curves(runs)) == [["run", what, "25", "-"]]
+    [line] = cells(textworld_runs.held_out(runs, runs["start"]["before"]))
+    assert line[:5] == ["run", what, "3", "10 x 2", "2"]
+    assert [cell.partition(" ")[0] for cell in line[5:]] == ["0.0", "75.0", "+75.0"]
+    [line] = cells(textworld_runs.costs(runs))
+    assert line == ["run", "9", "-", "-", "-", "-", "-", "-"]

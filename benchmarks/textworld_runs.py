@@ -75,14 +75,13 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def curves(runs: Mapping[str, Mapping]) -> str:
-    longest = max(len(run["steps"]) for run in runs.values())
-    lines = []
-    for name, run in runs.items():
-        success = [row["rollout/success"] for row in run["steps"]]
-        if any(value is not None for value in success):
-            cells = ["-" if value is None else f"{100 * value:.0f}" for value in success]
-            lines.append([name, run["what"], *cells, *[""] * (longest - len(cells))])
-    return markdown_table(["run", "what", *range(1, longest + 1)], lines, left=(0, 1))
+    success_of = {name: [row["rollout/success"] for row in run["steps"]] for name, run in runs.items()}
+    played = {name: success for name, success in success_of.items() if any(value is not None for value in success)}
+    longest, lines = max(map(len, played.values()), default=0), []
+    for name, success in played.items():
+        cells = ["-" if value is None else f"{100 * value:.0f}" for value in success]
+        lines.append([name, runs[name]["what"], *cells, *[""] * (longest - len(cells))])
+    return markdown_table(["run", "what", *map(str, range(1, longest + 1))], lines, left=(0, 1))
 
 
 def held_out(runs: Mapping[str, Mapping], untouched: Sequence[Sequence[int]] | None) -> str:

@@ -18,6 +18,7 @@ _PATHS = {
     "desk": "hintsd_jax.envs.desk:Desk",
     "bfcl": "hintsd_jax.envs.bfcl:Bfcl",
     "appworld": "hintsd_jax.envs.appworld:AppWorld",
+    "textarena": "hintsd_jax.envs.textarena:TextArena",
     "textworld": "hintsd_jax.envs.textworld:TextWorld",
 }
 

@@ -305,7 +305,7 @@ def refused_methods():
         "Does."
 
     return {
-        untyped: "untyped: b has no type: write b: str",
+        untyped: "untyped: b has no type: write `b: str`",
         starred: "starred takes *names: str: name each argument",
         keywords: "keywords takes **names: str: name each argument",
         positional: "positional: a is positional only",
@@ -336,6 +336,16 @@ def test_what_a_class_lacks_is_named(monkeypatch):
     with pytest.raises(UserError, match="class 'Half' lacks reward, tasks"):
         resolve("a_module_of_tools:Half")
     assert resolve("a_module_of_tools:Shop") is Shop
+
+
+def test_a_tool_that_is_refused_names_the_environment_too(tmp_path, monkeypatch):
+    text = "from hintsd_jax.envs.tool_env import *\nclass Own(ToolEnv):\n  @tool\n  def sell(self, item): 'Sells.'\n"
+    (tmp_path / "with_an_untyped_tool.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as error:
+        resolve("with_an_untyped_tool:Own")
+    start = "environment 'with_an_untyped_tool:Own': tool Own.sell: item has no type"
+    assert str(error.value).startswith(start) and "\n" not in str(error.value)
 
 
 def test_values_of_ones_own_types_and_tools_of_base_classes():

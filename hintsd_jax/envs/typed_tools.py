@@ -120,7 +120,7 @@ def _check(where: str, parameter: inspect.Parameter, hints: Mapping[str, Any]) -
     if parameter.kind is parameter.POSITIONAL_ONLY:
         raise UserError(f"{where}: {parameter.name} is positional only, and calls give arguments by name")
     if parameter.name not in hints:
-        raise UserError(f"{where}: {parameter.name} has no type: write {parameter.name}: str, or what it is")
+        raise UserError(f"{where}: {parameter.name} has no type: write `{parameter.name}: str`, or what it is")
 
 
 class _Plain(GenerateJsonSchema):

@@ -12,7 +12,7 @@ CODE   := hintsd_jax configs tests benchmarks docs
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld textarena desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -24,6 +24,7 @@ help:
 	@echo "make bfcl         install the BFCL tasks and tools"
 	@echo "make appworld     AppWorld's engine in an environment of its own, and an invented world under .cache/appworld-root"
 	@echo "make textworld    install TextWorld"
+	@echo "make textarena    install TextArena"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again"
@@ -48,7 +49,10 @@ appworld: $(APPWORLD_ROOT)/data/version.txt
 # TextWorld's generator and interpreter.
 textworld: $(VENV)/.installed-textworld
 
-test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(LIBTPU)/.installed
+# TextArena's games.
+textarena: $(VENV)/.installed-textarena
+
+test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(VENV)/.installed-textarena $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=8
 
 lint: $(VENV)/.installed-dev $(VENV)/.installed-bfcl
@@ -112,6 +116,11 @@ $(VENV)/.installed-bfcl: requirements-bfcl.txt $(VENV)/.installed
 $(VENV)/.installed-textworld: requirements-textworld.txt $(VENV)/.installed
 	@echo "installing requirements-textworld.txt"
 	@$(PIP) -r requirements-textworld.txt
+	@touch $@
+
+$(VENV)/.installed-textarena: requirements-textarena.txt $(VENV)/.installed
+	@echo "installing requirements-textarena.txt"
+	@$(PIP) -r requirements-textarena.txt
 	@touch $@
 
 # The engine's own step unpacks the apps; what it unpacks beside the package stays under .cache too.

@@ -32,6 +32,8 @@ def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
         raise UserError(f"{kind} {path!r}: write it as 'package.module:name'")
     try:
         module = importlib.import_module(module_name)
+    except UserError as error:  # of one of our base classes: what it says is for the module's author
+        raise UserError(f"{kind} {path!r}: {error}") from error
     except Exception as error:  # the user's module may fail in any way at import
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{kind} {path!r}: cannot import {module_name!r} ({reason})") from error

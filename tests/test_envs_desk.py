@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hintsd_jax.envs.base import CallError
 from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk import reference
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.kinds import DECISIONS, FAMILIES
-from hintsd_jax.envs.desk.office import EFFECTS, LOOKUPS, PARAMETERS, CallError, Office, tool_docs
+from hintsd_jax.envs.desk.office import EFFECTS, LOOKUPS, PARAMETERS, Office, tool_docs
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 

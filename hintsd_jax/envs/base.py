@@ -98,9 +98,16 @@ class CallTimeout(Exception):
     """
 
 
+class CallError(Exception):
+    """A tool call that cannot be carried out as the agent wrote it: nothing has changed, and the text is what the agent
+    reads. A mistake of the agent, unlike every other exception, which is a fault of the world.
+    """
+
+
 @runtime_checkable
 class Environment(Protocol):
-    """A simulated world, used for one episode at a time; constructed as `cls(**options)`.
+    """A simulated world, used for one episode at a time; constructed as `cls(**options)`. `envs.tool_env.ToolEnv` is
+    the base class of those whose tools are Python methods.
 
     Any exception from any method ends the episode as "env_error" (`CallTimeout`: as "env_timeout"); the object is then
     never used again. Every episode has an object of its own.

@@ -18,6 +18,7 @@ _PATHS = {
     "desk": "hintsd_jax.envs.desk:Desk",
     "bfcl": "hintsd_jax.envs.bfcl:Bfcl",
     "appworld": "hintsd_jax.envs.appworld:AppWorld",
+    "textarena": "hintsd_jax.envs.textarena:TextArena",
     "textworld": "hintsd_jax.envs.textworld:TextWorld",
 }
 
@@ -53,6 +54,7 @@ def resolve(name_or_path: str) -> type[Environment]:
     if not isinstance(env_class, type):
         raise UserError(f"environment {name_or_path!r} is {type(env_class).__name__}, not a class")
     missing = [method for method in METHODS if not callable(getattr(env_class, method, None))]
+    missing += sorted(getattr(env_class, "__abstractmethods__", ()))  # of a `ToolEnv`
     if missing:
         raise UserError(f"environment {name_or_path!r}: class {env_class.__name__!r} lacks {', '.join(missing)}")
     return env_class

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hintsd_jax.envs.base import Action, Fault, Message, Report, Start, StepResult
+from hintsd_jax.envs.base import Action, CallError, Fault, Message, Report, Start, StepResult
 from hintsd_jax.envs.desk import feedback, reference
 from hintsd_jax.envs.desk.instructions import INSTRUCTIONS, check, documented_tools
-from hintsd_jax.envs.desk.office import LOOKUPS, CallError, Office
+from hintsd_jax.envs.desk.office import LOOKUPS, Office
 from hintsd_jax.envs.desk.tasks import desk_tasks
 
 

@@ -18,6 +18,8 @@ import dataclasses
 import json
 from typing import Any
 
+from hintsd_jax.envs.base import CallError
+
 LOOKUPS: dict[str, tuple[str, ...]] = {
     "find_files": ("title",),
     "list_sizes": ("title",),
@@ -85,10 +87,6 @@ def tool_docs() -> tuple[dict, ...]:
         }
         for name, parameters in PARAMETERS.items()
     )
-
-
-class CallError(Exception):
-    """The call could not be carried out; nothing changed. Its text is the observation."""
 
 
 @dataclasses.dataclass

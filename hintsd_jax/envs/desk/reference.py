@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hintsd_jax.envs.desk.office import CallError, Office
+from hintsd_jax.envs.base import CallError
+from hintsd_jax.envs.desk.office import Office
 
 
 def office_before(task: Mapping[str, Any], hour: int) -> Office:

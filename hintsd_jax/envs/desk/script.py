@@ -16,9 +16,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hintsd_jax.envs.base import CallError
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, reference_steps
 from hintsd_jax.envs.desk.kinds import DECISIONS
-from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, CallError, Office
+from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, Office
 from hintsd_jax.envs.desk.reference import office_before
 from hintsd_jax.envs.script import Script, choose_site
 

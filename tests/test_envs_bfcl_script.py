@@ -11,7 +11,8 @@ from benchmarks import bfcl_scripted, pages
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
 from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
-from hintsd_jax.envs.tool_calls import BARE, parse_action
+from hintsd_jax.envs.call_reading import BARE
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from tests.helpers import make_tokenizer

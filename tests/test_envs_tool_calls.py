@@ -168,6 +168,13 @@ def test_bare_never_raises_and_is_all_or_nothing(text):
     json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize("said", ["", "I look.\n"])
+def test_what_llama_4_says_may_stand_before_bare_calls(said):
+    text = f"<|python_start|>{said}<|python_end|>{BARE_GOOD}"
+    assert parse_action(text, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()
+    assert parse_action(text.replace("<|python_end|>", ""), BARE).problem_kind == "other_form"
+
+
 def test_a_bare_call_may_say_that_it_is_a_function():
     typed = BARE_GOOD.replace("{", '{"type": "function", ', 1)
     assert parse_action(typed, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()

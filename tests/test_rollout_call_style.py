@@ -148,7 +148,7 @@ FOREIGN = {
     "MiniMax": "'<minimax:tool_call>\\n<invoke name=\"' ~ f.name ~ '\">\\n</invoke></minimax:tool_call>'",
     "Gemma": "'<|tool_call>call:' ~ f.name ~ '{at:x}<tool_call|>'",
     "OLMo 3": "'<function_calls>' ~ f.name ~ '(at=\"x\")</function_calls>'",
-    "Mistral (from 2025 on)": "'[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson)",
+    "Mistral": "'[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson)",
     "Cohere": '\'Action: [{"tool_name": "\' ~ f.name ~ \'", "parameters": {}}]\'',
     "Llama's <function=...> tags": "'<function=' ~ f.name ~ '>' ~ (f.arguments | tojson) ~ '</function>'",
 }

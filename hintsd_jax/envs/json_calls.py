@@ -21,6 +21,8 @@ from hintsd_jax.envs.call_reading import (
     HERMES,
     JSON,
     OPEN,
+    PYTHON_END,
+    PYTHON_START,
     PYTHON_TAG,
     CallProblem,
     after_thinking,
@@ -36,6 +38,8 @@ _EITHER = ("arguments", "parameters")
 _ARGUMENTS = {HERMES: _EITHER[:1], BARE: _EITHER[1:], JSON: _EITHER, FENCED: _EITHER}
 _TAG = re.compile("</?tool_call>")
 _SEPARATOR = re.compile(r"[ \t\r]*[;\n][ \t\r\n]*")
+# Where Llama 4's own template has what is said beside the calls.
+_SAID = re.compile(rf"{re.escape(PYTHON_START)}.*?{re.escape(PYTHON_END)}", re.DOTALL)
 _OBJECTS = re.compile(r'(?:\[\s*)?\{\s*"')
 _BROKEN_CALL = re.compile(r'(?:\[\s*)?\{\s*"(?:name|arguments|parameters)"\s*:')
 _FENCE = re.compile(r"^[ \t]{0,8}```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
@@ -70,8 +74,10 @@ def read_tagged(text: str) -> tuple[ToolCall, ...]:
 
 
 def read_bare(text: str) -> tuple[ToolCall, ...]:
-    """BARE: the objects that the whole text is."""
+    """BARE: the objects that the whole text is, but for what Llama 4 says between its tags."""
     position = skip_space(text, after_thinking(text))
+    said = _SAID.match(text, position)
+    position = skip_space(text, said.end()) if said else position
     if text.startswith(PYTHON_TAG, position):
         position += len(PYTHON_TAG)
     elif not text.startswith("{", position):

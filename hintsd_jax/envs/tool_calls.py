@@ -4,7 +4,8 @@
 
 Seven styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with
 nothing but whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects
-{"name": str, "parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them. JSON
+{"name": str, "parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them (or
+Llama 4's `<|python_start|>`, what it says, `<|python_end|>`). JSON
 (what coder models write): every object with "name" and "arguments" or "parameters", alone or in lists, wherever it
 stands: bare, in a code fence, between tags. FENCED: the same, but in code fences only. XML (Qwen3-Coder, Qwen3.5): see
 `envs.xml_calls`. PYTHONIC (Llama 4) and LFM2: see `envs.pythonic_calls`. A leading `<think>` block is reasoning: no

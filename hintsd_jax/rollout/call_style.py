@@ -28,7 +28,7 @@ _FOREIGN = {
     "<seed:tool_call>": "Seed-OSS",
     "call:look{": "Gemma",
     "<function_calls>": "OLMo 3",
-    "[TOOL_CALLS]look": "Mistral (from 2025 on)",
+    "[TOOL_CALLS]": "Mistral",
     '"tool_name":': "Cohere",
     "<function=look>{": "Llama's <function=...> tags",
 }

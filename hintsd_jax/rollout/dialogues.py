@@ -175,9 +175,10 @@ def _message(message: Any, where: str, style: str) -> Message:
     try:
         written = render_calls([_call(call) for call in calls], style) if calls else ""
     except (KeyError, TypeError, ValueError) as error:
-        said = f" ({error})" if type(error) is ValueError else ""  # the style cannot write this one
+        if type(error) is ValueError:  # a name or a value that the style has no way to write
+            raise UserError(f"{where}: its tool_calls cannot be written in the style {style}: {error}") from error
         raise UserError(
-            f"{where}: its tool_calls are not of the form {{'function': {{'name', 'arguments'}}}}{said}"
+            f"{where}: its tool_calls are not of the form {{'function': {{'name', 'arguments'}}}}"
         ) from error
     return {"role": "assistant", "content": "\n".join(filter(None, (content, written)))}
 

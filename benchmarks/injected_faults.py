@@ -62,10 +62,11 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
         decisions = [f"wrong_{kind}" for kind in CATALOGUES[options.get("kinds", "six")]]
         known = [kind for kind in script.CHOICES if kind in decisions or kind == "forgotten_call"]
         other = [kind for kind in script.FAULTS if kind not in script.CHOICES]
-        right = lambda task: script.ground_truth(task).actions
+        right = lambda task: script.ground_truth(task, style).actions
+        faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, style=style)
         groups = {"the demonstrator's kinds": known, "other kinds": other}
         faults = {kind: script.FAULTS[kind] for kind in (*known, *other)}
-        return Scripts(faults, right, script.with_fault, request, groups)
+        return Scripts(faults, right, faulty, request, groups)
     if environment == "bfcl":
         from hintsd_jax.envs.bfcl import script
 

@@ -203,7 +203,7 @@ def rendering(tokenizer: Any, chat: ChatFormat, episode: Episode) -> list[int]:
     messages.append({"role": "assistant", "content": episode.steps[-1].text})
     tools = list(episode.tools)
     if "tool_calls" in tokenizer.chat_template:
-        messages = [_as_data(message) for message in messages]
+        messages = [_as_data(message, chat.style, episode.callable_at(len(episode.steps))) for message in messages]
     if "tools" not in tokenizer.chat_template:
         documentation = tool_messages.documentation(tools, chat.style)
         messages, tools = tool_messages.with_documentation(messages, documentation), []
@@ -212,8 +212,9 @@ def rendering(tokenizer: Any, chat: ChatFormat, episode: Episode) -> list[int]:
     return ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
 
 
-def _as_data(message: Mapping[str, Any]) -> dict[str, Any]:
-    action = parse_action(message["content"]) if message["role"] == "assistant" else None
+def _as_data(message: Mapping[str, Any], style: str, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    text = message["content"]
+    action = parse_action(text, style, tools=tools) if message["role"] == "assistant" else None
     if action is None or not action.calls:
         return dict(message)
     calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in action.calls]

@@ -18,6 +18,7 @@ from typing import Any
 
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
+from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.episode import Episode
@@ -81,7 +82,8 @@ def _lines(episode: Episode, session: Session, task: Mapping) -> Iterator[str]:
         tokens = episode.streams[step.stream].tokens
         yield f"--- step {number}: the policy wrote {step.stop - step.start} tokens{' and was cut' if step.cut else ''}"
         yield chat.text(tokens[step.start : step.stop])
-        yield f"--- read as {_read(step.text, chat.style, step.stop - step.start if step.cut else 0)}"
+        cut_at = step.stop - step.start if step.cut else 0
+        yield f"--- read as {_read(parse_action(step.text, chat.style, cut_at, episode.callable_at(number)))}"
         follows = episode.steps[number] if number < len(episode.steps) else None
         if follows is not None and follows.stream == step.stream:
             answer = tokens[step.stop : follows.start]
@@ -102,9 +104,8 @@ def _lines(episode: Episode, session: Session, task: Mapping) -> Iterator[str]:
         yield from (f"step {fault.step} was wrong: {fault.feedback}" for fault in episode.report.faults or ())
 
 
-def _read(text: str, style: str, cut_at: int) -> str:
-    """What the parser makes of an action."""
-    action = parse_action(text, style, cut_at=cut_at)
+def _read(action: Action) -> str:
+    """What the parser has made of an action."""
     if action.problem:
         return f"{action.problem_kind}, which the agent is told: {action.problem}"
     if action.code is not None:

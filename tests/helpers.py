@@ -154,6 +154,67 @@ AUSTERE_TEMPLATE = r"""
 """
 """ChatML for user and assistant alone: no system message, no tools, no results."""
 
+_XML_CALLS = r"""
+{%- macro calls(m) -%}
+{%- for call in m.tool_calls or [] -%}
+{{- ('\n' if not loop.first else '\n\n' if m.content | trim else '') ~ '<tool_call>\n<function=' ~ call.function.name ~ '>\n' -}}
+{%- for key, value in call.function.arguments | items -%}
+{%- set plain = value is string or not (value is mapping or value is sequence) -%}
+{{- '<parameter=' ~ key ~ '>\n' ~ (value | string if plain else value | tojson) ~ '\n</parameter>\n' -}}
+{%- endfor -%}
+{{- '</function>\n</tool_call>' -}}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+QWEN3_CODER_TEMPLATE = _XML_CALLS + _HEAD + _TAIL.replace("ASSISTANT", "m.content ~ calls(m)")
+"""Qwen3-Coder: calls as XML, every turn stays."""
+
+QWEN35_TEMPLATE = _XML_CALLS + QWEN3_THINKING_TEMPLATE.partition("{%- endmacro -%}")[2]
+"""Qwen3.5: the same calls, and the generation prompt opens the thinking."""
+
+LFM25_TEMPLATE = r"""
+{%- macro written(value) -%}
+{{- "'" ~ value ~ "'" if value is string else value | tojson if value is mapping else value | string -}}
+{%- endmacro -%}
+{%- macro calls(m) -%}
+{%- for call in m.tool_calls or [] -%}
+{{- ('<|tool_call_start|>[' if loop.first else ', ') ~ call.function.name ~ '(' -}}
+{%- for key, value in call.function.arguments | items -%}
+{{- ('' if loop.first else ', ') ~ key ~ '=' ~ written(value) -}}
+{%- endfor -%}
+{{- ')' ~ (']<|tool_call_end|>' if loop.last else '') -}}
+{%- endfor -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- set lead = messages[0].content if messages[0].role == 'system' else '' -%}
+{%- set lead = lead ~ ('\n\n' if lead and tools else '') ~ ('Tools: ' ~ (tools | tojson) if tools else '') -%}
+{%- if lead -%}{{- '<|im_start|>system\n' ~ lead ~ '<|im_end|>\n' -}}{%- endif -%}
+{%- for m in messages -%}
+{%- if not (loop.first and m.role == 'system') -%}
+{{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ (calls(m) if m.role == 'assistant' else '') ~ '<|im_end|>\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+"""LFM2.5: Python calls between tags, strings in single quotes as they are, dictionaries as JSON."""
+
+LFM2_TEMPLATE = LFM25_TEMPLATE.replace("(calls(m) if m.role == 'assistant' else '')", "''")
+"""LFM2: the same models' first template, which writes no calls itself."""
+
+LLAMA4_TEMPLATE = LLAMA3_TEMPLATE.replace(
+    """'{"name": "' ~ call.name ~ '", "parameters": ' ~ (call.arguments | tojson) ~ '}'""", "written(call)"
+).replace(
+    "{%- macro turn",
+    r"""{%- macro written(call) -%}
+{{- '[' ~ call.name ~ '(' -}}
+{%- for key in call.arguments -%}{{- key ~ '="' ~ call.arguments[key] ~ '"' -}}{{- '' if loop.last else ', ' -}}{%- endfor -%}
+{{- ')]' -}}
+{%- endmacro -%}
+{%- macro turn""",
+)
+"""Llama 4's Python calls as vLLM's template for them has it: every value in double quotes."""
+
 _CORPUS = (
     "The quick brown fox reads the report and sends it to the team. Move the file, then write a mail about it.",
     "Please book a meeting with Ana at 10:30 on 2024-05-17; the notes are in /home/ana/notes.txt.",

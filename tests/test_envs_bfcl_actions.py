@@ -15,7 +15,8 @@ import pytest
 
 from hintsd_jax.envs.base import Action
 from hintsd_jax.envs.bfcl.actions import blocks, read_calls, result_messages
-from hintsd_jax.envs.tool_calls import BARE, render_call
+from hintsd_jax.envs.call_reading import BARE, PYTHONIC, XML
+from hintsd_jax.envs.tool_calls import render_call
 from tests.bfcl_helpers import call, parse_action
 
 
@@ -143,6 +144,10 @@ def test_calls_of_another_style_stand_as_the_host_loop_read_them():
         assert read_calls(parse_action(text, BARE), form) == (ls,)
         assert read_calls(Action("", (ls, cd)), form) == (ls, cd)
         assert read_calls(parse_action("{broken", BARE), form) == ()
+        # tags that are only text of an argument, and tags of another style
+        quoting = call("echo", content="<tool_call>\n{}\n</tool_call>")
+        for style in (BARE, XML, PYTHONIC):
+            assert read_calls(parse_action(render_call(quoting, style), style), form) == (quoting,)
 
 
 def test_results_come_in_the_formats_own_messages():

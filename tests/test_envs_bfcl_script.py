@@ -11,7 +11,8 @@ from benchmarks import bfcl_scripted, pages
 from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.envs.bfcl import Bfcl, script
 from hintsd_jax.envs.bfcl.tasks import CATEGORIES, bfcl_tasks
-from hintsd_jax.envs.tool_calls import BARE, parse_action
+from hintsd_jax.envs.call_reading import BARE, STYLES
+from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from tests.helpers import make_tokenizer
@@ -44,6 +45,18 @@ def test_the_ground_truth_is_valid(tasks, one_call_a_step):
         turn, number = play(task, played.actions)
         assert (turn.reward, turn.terminated, number) == (1.0, True, len(played.actions)), task["id"]
         assert (played.fault, played.step) == ("", 0)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_ground_truth_is_valid_in_every_style_of_calls(tasks, style):
+    """Numbers, lists and dictionaries too, which XML reads by the benchmark's own documentation of tools."""
+    for task in tasks[::5]:
+        environment = Bfcl()
+        tools = list(environment.reset(task).tools)
+        for action in script.ground_truth(task, style=style).actions:
+            result = environment.step(parse_action(action, style, tools=tools))
+            tools += result.tools
+        assert (result.reward, result.terminated) == (1.0, True), task["id"]
 
 
 def test_turns_calls_and_closing_texts(tasks):

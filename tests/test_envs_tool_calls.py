@@ -8,17 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import ToolCall
-from hintsd_jax.envs.tool_calls import (
+from hintsd_jax.envs.call_reading import (
     BARE,
+    FENCED,
     HERMES,
     JSON,
+    LFM2,
     MAX_DEPTH,
-    PROBLEM_KINDS,
     PYTHON_TAG,
+    PYTHONIC,
     STYLES,
-    parse_action,
-    render_call,
+    XML,
 )
+from hintsd_jax.envs.tool_calls import PROBLEM_KINDS, parse_action, render_call
 
 GOOD = '<tool_call>\n{"name": "cat", "arguments": {"path": "a.txt"}}\n</tool_call>'
 
@@ -166,6 +168,13 @@ def test_bare_never_raises_and_is_all_or_nothing(text):
     json.dumps([call.arguments for call in action.calls], allow_nan=False, ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize("said", ["", "I look.\n"])
+def test_what_llama_4_says_may_stand_before_bare_calls(said):
+    text = f"<|python_start|>{said}<|python_end|>{BARE_GOOD}"
+    assert parse_action(text, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()
+    assert parse_action(text.replace("<|python_end|>", ""), BARE).problem_kind == "other_form"
+
+
 def test_a_bare_call_may_say_that_it_is_a_function():
     typed = BARE_GOOD.replace("{", '{"type": "function", ', 1)
     assert parse_action(typed, BARE).calls == parse_action(BARE_GOOD, BARE).calls != ()
@@ -286,6 +295,10 @@ FORMS = {  # a name and its arguments as JSON -> the call as some family writes 
     "cut": lambda name, args: f'```json\n{{"name": "{name}", "argu',
     "no arguments": lambda name, args: f'{{"name": "{name}"}}',
     "llama function": lambda name, args: f"<function={name}>{args}</function>",
+    "xml": lambda name, args: (
+        f"<tool_call>\n<function={name}>\n<parameter=x>\n{args}\n</parameter>\n</function>\n</tool_call>"
+    ),
+    "lfm2": lambda name, args: f"I look.<|tool_call_start|>[{name}(x={args})]<|tool_call_end|>",
     "coder": lambda name, args: f"<function={name}>\n<parameter=x>\n1\n</parameter>\n</function>",
     "mistral": lambda name, args: f'[TOOL_CALLS] [{{"name": "{name}", "arguments": {args}}}]',
     "mistral new": lambda name, args: f"[TOOL_CALLS]{name}[ARGS]{args}",
@@ -303,6 +316,7 @@ FORMS = {  # a name and its arguments as JSON -> the call as some family writes 
 }
 READ = {HERMES: {"hermes"}, BARE: {"parameters"}, JSON: {*FORMS} & {"hermes", "json", "parameters", "arguments first"}}
 READ[JSON] |= {"list", "fenced", "in prose", "mistral"}
+READ |= {FENCED: {"fenced"}, XML: {"xml"}, PYTHONIC: {"python list"}, LFM2: {"lfm2"}}
 _names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
 _arguments = st.dictionaries(_names, st.integers(0, 9) | st.text(max_size=9), max_size=3).map(json.dumps)
 
@@ -314,7 +328,7 @@ def test_a_call_in_any_known_form_is_read_or_is_a_problem(name, arguments, style
         action = parse_action(thinking + write(name, arguments), style)
         assert "\n" not in (action.problem or "")
         if form in READ[style]:
-            assert [call.name for call in action.calls] == [name] and action.problem_kind == ""
+            assert {call.name for call in action.calls} == {name} and action.problem_kind == ""
         else:
             assert not action.calls and action.problem and action.problem_kind in PROBLEM_KINDS, (form, style)
 
@@ -341,7 +355,7 @@ _words = st.sampled_from(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(_words, max_size=12).map(" ".join), st.sampled_from([HERMES, JSON]))
+@given(st.lists(_words, max_size=12).map(" ".join), st.sampled_from(sorted({*STYLES} - {BARE})))
 def test_prose_that_only_mentions_tools_stays_prose(text, style):
     action = parse_action(text, style)
     assert (action.calls, action.problem, action.problem_kind) == ((), None, "")
@@ -420,7 +434,7 @@ PIECES = [
 @pytest.mark.parametrize("before", ["", "```a\n", "["])
 def test_reading_takes_time_in_proportion(before):
     """16 times the text may take 64 times as long, not 256 times; which piece of it repeats is no matter."""
-    for style in STYLES:
+    for style in (HERMES, BARE, JSON):
         for piece in PIECES:
             read = lambda size, piece=piece, style=style: parse_action(
                 f"{before}{piece * (size // len(piece))}x", style

@@ -513,7 +513,16 @@ def test_tools_that_come_later_are_read_whatever_the_template_lists():
 
 
 @pytest.mark.parametrize(
-    "style, form", [("bare", '{"name": name of'), ("json", '{"name": <name of'), ("hermes", "<tool_call>")]
+    "style, form",
+    [
+        ("bare", '{"name": name of'),
+        ("json", '{"name": <name of'),
+        ("hermes", "<tool_call>"),
+        ("fenced", '```json\n{"name": <name of'),
+        ("xml", "<function=name of"),
+        ("pythonic", "[first_function("),
+        ("lfm2", "<|tool_call_start|>[first_function("),
+    ],
 )
 def test_the_style_of_calls_can_be_chosen(style, form):
     for family in ("smollm2", "austere", "qwen25", "llama3"):

@@ -4,7 +4,7 @@ no turn.
 
 import pytest
 
-from hintsd_jax.envs.tool_calls import BARE, HERMES, PYTHON_TAG
+from hintsd_jax.envs.call_reading import BARE, HERMES, PYTHON_TAG
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template
 from tests.helpers import (

@@ -67,6 +67,18 @@ def test_calls_of_tools_are_written_into_the_text(tmp_path):
     ]
 
 
+def test_calls_are_written_in_the_style_of_the_policy(tmp_path):
+    """Several as one list; a name that the style cannot write is said."""
+    chat = ChatFormat(TOKENIZER, history="keep", call_style="pythonic")
+    calls = lambda *names: [{"function": {"name": name, "arguments": {"at": "x"}}} for name in names]
+    answer = {"role": "assistant", "content": "Hm.", "tool_calls": calls("look", "go")}
+    (episode,) = Dialogues.read(write(tmp_path / "a.jsonl", {"messages": [HELLO[0], answer]}), chat).episodes
+    assert [step.text for step in episode.steps] == ['Hm.\n[look(at="x"), go(at="x")]']
+    path = write(tmp_path / "b.jsonl", {"messages": [HELLO[0], {**answer, "tool_calls": calls("look-up")}]})
+    with pytest.raises(UserError, match="message 2: its tool_calls cannot be written in the style pythonic: .*look-up"):
+        Dialogues.read(path, chat)
+
+
 def test_what_users_and_tools_say_makes_no_structure(tmp_path):
     messages = [{"role": "user", "content": "a<|im_end|>\n<|im_start|>system"}, HELLO[1]]
     (episode,) = Dialogues.read(write(tmp_path / "a.jsonl", {"messages": messages}), CHATS["keep"]).episodes

@@ -33,6 +33,7 @@ class Action:
     `calls` is empty, because half of an action is not what the policy meant. problem_kind: the same as one word, for
     metrics; "" where there is none. Neither calls nor problem: plain text to the user. code: of an environment whose
     `action_style` is "code", what the action's one Python block holds; None where there is a problem, and elsewhere.
+    style: in which the calls were looked for (`envs.tool_calls`); "" of such an environment.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Action:
     problem: str | None = None
     problem_kind: str = ""
     code: str | None = None
+    style: str = ""
 
     @property
     def size(self) -> int:

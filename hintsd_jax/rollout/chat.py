@@ -24,7 +24,8 @@ from functools import lru_cache
 from typing import Any
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.envs.tool_calls import THINK_CLOSE, THINK_OPEN, render_call
+from hintsd_jax.envs.call_reading import THINK_CLOSE, THINK_OPEN
+from hintsd_jax.envs.tool_calls import render_calls
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout.chat_template import PROBE_TOOL, Template, Tools
 from hintsd_jax.rollout.guard import OWN
@@ -262,11 +263,11 @@ class ChatFormat:
         return [self._probe(text) for text in ((thinking,) if prefix else ("", thinking))]
 
     def _probe(self, thinking: str) -> tuple[Message, ...]:
-        call = render_call(ToolCall("look", {"at": "x"}), self.style)
+        calls = render_calls([ToolCall("look", {"at": "x"})] * 2, self.style)
         return (
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "Look twice."},
-            {"role": "assistant", "content": f"{thinking}{call}\n{call}"},
+            {"role": "assistant", "content": f"{thinking}{calls}"},
             {"role": "tool", "content": '{"seen": 1}'},
             {"role": "tool", "content": "two\nlines"},
             {"role": "assistant", "content": f"{thinking}Done."},

@@ -4,8 +4,9 @@
 
 A template renders whole dialogues. What it writes around an assistant's text is read off a stub dialogue whose last
 message is an assistant's sentinel: what follows the sentinel closes an assistant message, what a generation prompt adds
-opens the next one. The style of tool calls is read off a stub with one call. What a template has no place for (tools,
-a system message, tool results) stands elsewhere instead (`rollout.tool_messages`), and `adaptation` says so.
+opens the next one. The style of tool calls is read off a stub with one call (`rollout.call_style`). What a template has
+no place for (tools, a system message, tool results) stands elsewhere instead (`rollout.tool_messages`), and
+`adaptation` says so.
 
 Invariants: nothing of the messages and tools is left out silently. A rendering depends on its messages, tools and the
 template's variables only, never on the day: templates that print a date get a fixed one. No text of a message or a tool
@@ -19,18 +20,11 @@ from typing import Any
 
 import jinja2
 
-from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.envs.tool_calls import (
-    BARE,
-    HERMES,
-    PYTHON_TAG,
-    STYLES,
-    THINK_CLOSE,
-    THINK_OPEN,
-    render_call,
-)
+from hintsd_jax.envs.base import Message
+from hintsd_jax.envs.call_reading import BARE, HERMES, PYTHON_TAG, THINK_CLOSE, THINK_OPEN
 from hintsd_jax.errors import UserError
 from hintsd_jax.rollout import tool_messages
+from hintsd_jax.rollout.call_style import find_style
 from hintsd_jax.rollout.guard import OWN, Guard, Plain, plain_tool, texts_of
 from hintsd_jax.sampling.prefix import common_prefix_length
 
@@ -44,7 +38,6 @@ _REPLACED = "".join(f" | replace('%{d}', '{DATE.strftime('%' + d)}')" for d in (
 _CLOCK = "{% macro strftime_now(format) %}{{ format" + _REPLACED + " }}{% endmacro %}\n"
 _SENTINEL = "@sampled@"
 _STUB: tuple[Message, ...] = ({"role": "user", "content": "stub"}, {"role": "assistant", "content": _SENTINEL})
-_CALL = ToolCall("look", {"at": "x"})
 _REQUEST: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Look."})
 PROBE_TOOL = {
     "type": "function",
@@ -70,7 +63,7 @@ class Template:
       thinking_prefix: its part that opens thinking and leaves it open, or "".
       stop_token: the control token that closes an assistant message.
       closing: what follows the stop token before the next message ("\\n" in ChatML).
-      style: of tool calls, see `envs.tool_calls`; HERMES where the template writes none itself.
+      style: of tool calls, see `envs.tool_calls` and `rollout.call_style`.
       adaptation: None, or one line: what the template has no place for, and where it stands instead; and which of
         several named templates is used.
 
@@ -110,7 +103,10 @@ class Template:
         self.stop_token, self.closing = stop, tail[len(stop) :]
         _, opened, rest = self.generation_prompt.rpartition(THINK_OPEN)
         self.thinking_prefix = opened + rest if opened and THINK_CLOSE not in rest else ""
-        self.style = self._find_style() if call_style == "auto" else call_style
+        if call_style == "auto":
+            write = lambda messages: self._apply(messages, (), generate=False)
+            call_style = find_style(write, tokenizer.get_vocab(), _STUB[0]["content"])
+        self.style = call_style
         self.adaptation = "; ".join([*self._adapt(), *([note] if note else [])]) or None
         self._guard = self._find_guard()
 
@@ -256,22 +252,6 @@ class Template:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         added = self._tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
         return added.content if added is not None and text.startswith(added.content) else None
-
-    def _find_style(self) -> str:
-        function = {"type": "function", "function": {"name": _CALL.name, "arguments": _CALL.arguments}}
-        calling: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [function]}
-        try:
-            text = self._apply((_STUB[0], calling), (), generate=False)
-        except UserError:  # a template without tool calls may refuse the probe: then it has no format of its own
-            return HERMES
-        for style in STYLES:
-            if "".join(render_call(_CALL, style).split()) in "".join(text.split()):
-                return style
-        if _CALL.name not in text:
-            return HERMES
-        at = max(0, text.index(_CALL.name) - 40)
-        piece = text[at : at + 80]
-        raise UserError(f"the chat template writes tool calls in a format that is not supported: {piece!r}")
 
 
 def _chosen(templates: str | Mapping[str, str]) -> tuple[str, str]:

@@ -82,7 +82,8 @@ class Rollout:
         if step.cut and len(self.episode.tokens) >= self._config.context:
             self._end("context")
             return
-        action = parse_action(text, self._chat.style, cut_at=len(ids) if step.cut else 0)
+        callable_tools = self.episode.callable_at(len(self.episode.steps))
+        action = parse_action(text, self._chat.style, len(ids) if step.cut else 0, callable_tools)
         step.calls, step.problem = action.size, action.problem_kind
         self._call = self._pool.step(self._worker, action)
 
@@ -120,7 +121,8 @@ class Rollout:
                 break
             room //= 2
         full = used >= context
-        episode.append_observation(None if full else delta, messages, result.reward, tools)
+        announced = () if tools else result.tools
+        episode.append_observation(None if full else delta, messages, result.reward, tools, announced)
         episode.reward, episode.terminated = result.reward, result.terminated
         if result.terminated:
             self._end("terminated")

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from hintsd_jax.envs.base import Message, ToolCall
-from hintsd_jax.envs.tool_calls import render_call
+from hintsd_jax.envs.tool_calls import render_calls
 from hintsd_jax.errors import UserError, reason
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
@@ -173,12 +173,14 @@ def _message(message: Any, where: str, style: str) -> Message:
     if message.get("weight", 1) not in (0, 1):  # as in OpenAI's format for fine-tuning
         raise UserError(f"{where}: its weight must be 0 (only read) or 1 (learned)")
     try:
-        written = [render_call(_call(call), style) for call in calls]
+        written = render_calls([_call(call) for call in calls], style) if calls else ""
     except (KeyError, TypeError, ValueError) as error:
+        if type(error) is ValueError:  # a name or a value that the style has no way to write
+            raise UserError(f"{where}: its tool_calls cannot be written in the style {style}: {error}") from error
         raise UserError(
             f"{where}: its tool_calls are not of the form {{'function': {{'name', 'arguments'}}}}"
         ) from error
-    return {"role": "assistant", "content": "\n".join(filter(None, (content, *written)))}
+    return {"role": "assistant", "content": "\n".join(filter(None, (content, written)))}
 
 
 def _call(call: Mapping[str, Any]) -> ToolCall:

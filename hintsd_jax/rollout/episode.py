@@ -32,9 +32,10 @@ class Step:
     start, stop: `streams[stream].tokens[start:stop]` is the action span, its stop token included. prompt_start: where
     the generation prompt of this step begins; the teacher's feedback message goes in there. text: of the action,
     without the stop token. reward: of the environment's step. messages: the observation. tools: those that came with
-    it. cut: the action was cut at its token limit, so no stop token was sampled; the one that the template writes
-    follows the span. calls: how many tool calls (or blocks of code) were read in the text. problem: the kind of
-    `Action.problem`, "" where there is none.
+    it. announced: those whose documentation stands in its messages instead, as with history="keep". cut: the action was
+    cut at its token limit, so no stop token was sampled; the one that the template writes follows the span. calls: how
+    many tool calls (or blocks of code) were read in the text. problem: the kind of `Action.problem`, "" where there is
+    none.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Step:
     stream: int = 0
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    announced: tuple[Mapping[str, Any], ...] = ()
     cut: bool = False
     calls: int = 0
     problem: str = ""
@@ -156,12 +158,13 @@ class Episode:
         messages: Iterable[Message] = (),
         reward: float = 0.0,
         tools: Iterable[Mapping[str, Any]] = (),
+        announced: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Adds what follows the last action.
 
         Args:
           delta: `ChatFormat.observation(...)`; None when the episode ends here, for then nothing more is tokenised.
-          messages, reward, tools: what the environment's step gave.
+          messages, reward, tools, announced: what the environment's step gave; see `Step`.
 
         Raises:
           ValueError: the last action has its observation already.
@@ -169,7 +172,8 @@ class Episode:
         if self.prompt_start is not None or not self.steps:
             raise ValueError("an observation must follow an action")
         step = self.steps[-1]
-        step.messages, step.reward, step.tools = tuple(dict(m) for m in messages), float(reward), tuple(tools)
+        step.messages, step.reward = tuple(dict(m) for m in messages), float(reward)
+        step.tools, step.announced = tuple(tools), tuple(announced)
         if delta is not None:
             self._read(delta)
 
@@ -199,6 +203,11 @@ class Episode:
     def tools_at(self, number: int) -> tuple[Mapping[str, Any], ...]:
         """The tools that stood in the tool list before step `number` (from 1 on)."""
         return self.tools + tuple(tool for step in self.steps[: number - 1] for tool in step.tools)
+
+    def callable_at(self, number: int) -> tuple[Mapping[str, Any], ...]:
+        """All tools that could be called in step `number` (from 1 on), wherever their documentation stood."""
+        earlier = self.steps[: number - 1]
+        return self.tools + tuple(tool for step in earlier for tool in (*step.tools, *step.announced))
 
     def verify(self) -> None:
         """Checks the invariant over the whole episode.
@@ -259,7 +268,7 @@ def observation_text(messages: Iterable[Message]) -> str:
 
 def _step_json(step: Step) -> dict[str, Any]:
     # The observation has the messages, the tokens have the tools.
-    names = [field.name for field in dataclasses.fields(step) if field.name not in ("messages", "tools")]
+    names = [field.name for field in dataclasses.fields(step) if field.name not in ("messages", "tools", "announced")]
     return {name: getattr(step, name) for name in names} | {"observation": step.observation}
 
 

@@ -25,7 +25,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from hintsd_jax.envs.tool_calls import CLOSE, OPEN, THINK_CLOSE, THINK_OPEN
+from hintsd_jax.envs.call_reading import (
+    CLOSE,
+    LFM2_END,
+    LFM2_START,
+    OPEN,
+    PYTHON_END,
+    PYTHON_START,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
 
 OWN = "own"
 """The key of a message that the trainer words itself; no message of an environment can have it."""
@@ -33,7 +42,10 @@ OWN = "own"
 Plain = Callable[[str, bool], str]
 """(text, whether tags stand) -> the text without guarded strings."""
 
-_FAMILY_TAGS = (THINK_OPEN, THINK_CLOSE, OPEN, CLOSE, "<tool_response>", "</tool_response>")
+_FAMILY_TAGS = (
+    *(THINK_OPEN, THINK_CLOSE, OPEN, CLOSE, "<tool_response>", "</tool_response>"),
+    *(LFM2_START, LFM2_END, PYTHON_START, PYTHON_END),  # around calls, which a policy writes itself
+)
 _CONTROL_FORM = re.compile(r"\s*[<\[][|｜▁].*[|｜▁][>\]]\s*", re.DOTALL)
 _TAG_FORM = re.compile(r"\s*(?:<[^<>\s]+>|\[[^\[\]\s]+\])\s*")
 _PAIR = re.compile(r"<([^<>\s/|]+)>")

@@ -27,7 +27,7 @@ from hintsd_jax.rollout.collector import Rollout, RolloutConfig
 from hintsd_jax.rollout.env_call import Call, CallFailure
 from hintsd_jax.rollout.env_host import Host
 from hintsd_jax.rollout.env_pool import EnvPool
-from hintsd_jax.rollout.episode import Episode, Step
+from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.rollout.played import PROMPT_TOO_LONG
 from hintsd_jax.sampling import Engine, SamplingStats
 
@@ -85,7 +85,7 @@ def replayed_prefix(plan: Continuation, chat: ChatFormat) -> Episode:
         again = episode.append_action(recorded.tokens[step.start : step.stop], logprobs, step.text, step.cut)
         again.calls, again.problem = step.calls, step.problem
         messages, delta = _read_before(plan, number + 1, chat)
-        episode.append_observation(delta, messages, step.reward, step.tools)
+        episode.append_observation(delta, messages, step.reward, step.tools, step.announced)
     return episode
 
 
@@ -185,13 +185,14 @@ def _replay(pool: EnvPool, plans: Sequence[Continuation], chat: ChatFormat, drop
                 dropped[REPLAY_DIFFERS] += 1
             else:
                 (ready if steps == plan.step - 1 else unfinished).append(worker)
-        calls = {worker: pool.step(worker, _action(plans[worker].recorded.steps[steps], chat)) for worker in unfinished}
+        calls = {worker: pool.step(worker, _action(plans[worker].recorded, steps + 1, chat)) for worker in unfinished}
         steps += 1
     return sorted(ready)
 
 
-def _action(step: Step, chat: ChatFormat) -> Action:
-    return parse_action(step.text, chat.style, cut_at=step.stop - step.start if step.cut else 0)
+def _action(recorded: Episode, number: int, chat: ChatFormat) -> Action:
+    step = recorded.steps[number - 1]
+    return parse_action(step.text, chat.style, step.stop - step.start if step.cut else 0, recorded.callable_at(number))
 
 
 def _as_recorded(result: Start | StepResult, recorded: Episode, steps: int, chat: ChatFormat) -> bool:

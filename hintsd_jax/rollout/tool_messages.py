@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hintsd_jax.envs.tool_calls import BARE, CLOSE, JSON, OPEN
+from hintsd_jax.envs.call_reading import BARE, CLOSE, FENCED, JSON, LFM2, LFM2_END, LFM2_START, OPEN, PYTHONIC, XML
 
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
@@ -28,11 +28,21 @@ def documentation(tools: Sequence[Mapping[str, Any]], style: str) -> str:
             f" Write values, not variables.\n\n{objects}"
         )
     head = "# Tools\n\nYou can call these functions; each line is the JSON documentation of one:"
-    head += f"\n<tools>\n{lines}\n</tools>\n\nFor each call, write a JSON object with the function's name and arguments"
+    head += f"\n<tools>\n{lines}\n</tools>\n\n"
+    if style == XML:
+        return (
+            f"{head}Write each call like this, a value as plain text on lines of its own:\n{OPEN}\n<function=name of"
+            f" the function>\n<parameter=name of an argument>\nits value\n</parameter>\n</function>\n{CLOSE}"
+        )
+    if style in (PYTHONIC, LFM2):
+        calls = "[first_function(argument=value, other=value), second_function()]"
+        tagged = f"{LFM2_START}{calls}{LFM2_END}" if style == LFM2 else calls
+        return f"{head}Write calls as a list of Python calls, with literal values, on a line of its own:\n{tagged}"
+    head += "For each call, write a JSON object with the function's name and arguments"
     call = '{"name": <name of the function>, "arguments": <object of its arguments>}'
-    if style != JSON:
-        return f"{head} between {OPEN} and {CLOSE}:\n{OPEN}\n{call}\n{CLOSE}"
-    return f"{head}:\n{call}"
+    if style == FENCED:
+        return f"{head} in a code fence:\n```json\n{call}\n```"
+    return f"{head}:\n{call}" if style == JSON else f"{head} between {OPEN} and {CLOSE}:\n{OPEN}\n{call}\n{CLOSE}"
 
 
 def with_documentation(messages: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:

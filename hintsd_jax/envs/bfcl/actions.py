@@ -3,8 +3,8 @@
 """The two dialogue formats: an action goes in, its calls come out; calls and results go in, messages come out.
 
 "official" is how the benchmark's handler for Qwen reads and answers, "paper" how HINT-SD's released environment does.
-The host loop's parser is stricter than both, so the text of an action is read again here; of a text without
-`<tool_call>` (another style of calls) the host loop's calls are taken. Where neither reads a call, but the host loop
+The host loop's parser is stricter than both, so the text of an action is read again here; of an action in another style
+of calls, or without `<tool_call>`, the host loop's calls are taken. Where neither reads a call, but the host loop
 says why one could not be read, `problem_messages` tells the agent.
 
 Invariant: nothing raises, whatever the text, nothing of it is evaluated, and reading takes time in proportion to it.
@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from hintsd_jax.envs.base import Action, Message, ToolCall
-from hintsd_jax.envs.tool_calls import MAX_DIGITS, OPEN, THINK_CLOSE
+from hintsd_jax.envs.call_reading import HERMES, MAX_DIGITS, OPEN, THINK_CLOSE
 from hintsd_jax.texts import encodable
 
 OFFICIAL, PAPER = "official", "paper"
@@ -30,7 +30,7 @@ _CLOSING = {OFFICIAL: re.compile(r"\n</tool_call>"), PAPER: re.compile(r"(?<=\})
 
 def read_calls(action: Action, form: str) -> tuple[ToolCall, ...]:
     """The calls that the format's own handler runs for this action; where there are none, the user turn ends."""
-    if OPEN not in action.text:
+    if OPEN not in action.text or action.style not in ("", HERMES):
         return action.calls
     return _read_paper(action.text) if form == PAPER else _read_official(action.text)
 

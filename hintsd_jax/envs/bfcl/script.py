@@ -20,8 +20,9 @@ from typing import Any
 from hintsd_jax.envs.base import ToolCall
 from hintsd_jax.envs.bfcl.execute import tool_docs
 from hintsd_jax.envs.bfcl.score import parse_call
+from hintsd_jax.envs.call_reading import HERMES
 from hintsd_jax.envs.script import Script, choose_site
-from hintsd_jax.envs.tool_calls import HERMES, render_call
+from hintsd_jax.envs.tool_calls import render_calls
 
 DONE = "Done."
 FAULTS = {
@@ -104,8 +105,8 @@ def with_fault(
 def _actions(turns: Sequence[Sequence[ToolCall]], one_call_a_step: bool, style: str) -> tuple[str, ...]:
     actions = []
     for calls in turns:
-        texts = [render_call(call, style) for call in calls]
-        actions += [*(texts if one_call_a_step else filter(None, ["\n".join(texts)])), DONE]
+        steps = [[call] for call in calls] if one_call_a_step else [calls] if calls else []
+        actions += [*(render_calls(step, style) for step in steps), DONE]
     return tuple(actions)
 
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import CallError
+from hintsd_jax.envs.call_reading import BARE, HERMES, OPEN
 from hintsd_jax.envs.desk.demonstrations import REPLY, call_text, reference_steps
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, Office
 from hintsd_jax.envs.desk.reference import office_before
 from hintsd_jax.envs.script import Script, choose_site
+from hintsd_jax.envs.tool_calls import parse_action, render_calls
 
 CHOICES = {
     **{f"wrong_{kind}": f"the other candidate is taken in a request to {kind}" for kind in DECISIONS},
@@ -43,9 +45,9 @@ Site = tuple[int, int]
 """A request and a step of it, both 0-based."""
 
 
-def ground_truth(task: Mapping[str, Any]) -> Script:
-    """The reference's steps."""
-    return Script(tuple(text for texts in _texts(task) for text in texts))
+def ground_truth(task: Mapping[str, Any], style: str = HERMES) -> Script:
+    """The reference's steps. style: of their calls, see `envs.tool_calls`."""
+    return Script(tuple(_in_style(text, style) for texts in _texts(task) for text in texts))
 
 
 def sites(task: Mapping[str, Any], fault: str) -> list[Site]:
@@ -58,7 +60,9 @@ def sites(task: Mapping[str, Any], fault: str) -> list[Site]:
     return [site for site in _call_sites(task) if _faulty(task, fault, site, random.Random(0)) is not None]
 
 
-def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None = None) -> Script | None:
+def with_fault(
+    task: Mapping[str, Any], fault: str, seed: int, site: Site | None = None, style: str = HERMES
+) -> Script | None:
     """The reference with one fault: at `site` (one of `sites(task, fault)`), or at one that the seed draws.
 
     None where the task has no place for it. Raises ValueError for another kind or site.
@@ -67,7 +71,7 @@ def with_fault(task: Mapping[str, Any], fault: str, seed: int, site: Site | None
     if site is None:
         return None
     actions, (step,) = with_faults(task, [(fault, site)], rng)
-    return Script(actions, fault, step)
+    return Script(tuple(_in_style(text, style) for text in actions), fault, step)
 
 
 def with_faults(
@@ -88,6 +92,14 @@ def with_faults(
         texts[hour] = texts[hour][:index] + faulty
     steps = [sum(map(len, texts[:hour])) + index + 1 for _, (hour, index) in faults]
     return tuple(text for part in texts for text in part), steps
+
+
+def _in_style(text: str, style: str) -> str:
+    """An action with its calls in another style; without what it says first where the style takes nothing but calls."""
+    said, tag, _ = text.partition(OPEN)
+    if style == HERMES or not tag:
+        return text
+    return ("" if style == BARE else said) + render_calls(parse_action(text).calls, style)
 
 
 def _texts(task: Mapping[str, Any]) -> list[list[str]]:

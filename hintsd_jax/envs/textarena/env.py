@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import Action, Message, Report, Start, StepResult
+from hintsd_jax.envs.call_reading import THINK_CLOSE
 from hintsd_jax.envs.options import read
 from hintsd_jax.envs.textarena import games
-from hintsd_jax.envs.tool_calls import THINK_CLOSE
 
 NOTHING = "Your turn."  # where the game says nothing
 

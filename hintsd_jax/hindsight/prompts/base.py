@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from hintsd_jax.envs.base import Message
+from hintsd_jax.envs.call_reading import THINK_CLOSE
 from hintsd_jax.envs.protocol import checked_words
-from hintsd_jax.envs.tool_calls import THINK_CLOSE
 from hintsd_jax.hindsight.parse import parse_hint, parse_verdict
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.episode import Episode, Step

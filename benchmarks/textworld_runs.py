@@ -4,8 +4,8 @@
 
 curves:    success of the rollouts of each step.
 held-out:  before and after on the test split, and the change, paired over tasks. What a run did not evaluate itself
-           (`eval.test_tasks`) is what `hintsd-jax evaluate` left in its folder; where a run began with the checkpoint
-           itself, before is what such an evaluation says of it.
+           (`eval.test_tasks`) is what `hintsd-jax evaluate` left in its folder; before may be that of another run that
+           began with the same weights on the same quests.
 cost:      seconds of a step, and what hindsight found, as medians and sums over steps.
 episodes:  failed episodes of one step with the named steps, the words, and the divergence of each token.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ def described(config: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def start(folder: Path, config: Mapping[str, Any]) -> str:
+    """What a run begins with, and where it plays: runs that have this in common have the same success before."""
+    weights = config["policy"]["path"]
+    if (file := folder / "fork.json").exists():
+        forked = json.loads(file.read_text())
+        weights = f"step {forked['step']} of {Path(forked['path']).name}"
+    return f"{weights}, {json.dumps(config['env']['options'], sort_keys=True)}"
+
+
 def read(folder: Path) -> dict[str, Any]:
     """What the tables say of a run. before, after: success of the test's tasks and rollouts, where it was measured."""
     config = json.loads((folder / "config.json").read_text())["config"]
@@ -59,7 +68,7 @@ def read(folder: Path) -> dict[str, Any]:
     rows = [row for row in (read_metrics(metrics) if metrics.exists() else []) if row["step"]]
     found: dict[str, Any] = {
         "what": described(config),
-        "forked": bool((config.get("fork") or {}).get("path")),
+        "start": start(folder, config),
         "seed": config["seed"],
         "lr": config["optim"]["lr"],
         "rollouts": [config["tasks"]["tasks_per_step"], config["tasks"]["rollouts"]],
@@ -84,10 +93,11 @@ def curves(runs: Mapping[str, Mapping]) -> str:
     return markdown_table(["run", "what", *map(str, range(1, longest + 1))], lines, left=(0, 1))
 
 
-def held_out(runs: Mapping[str, Mapping], untouched: Sequence[Sequence[int]] | None) -> str:
+def held_out(runs: Mapping[str, Mapping]) -> str:
+    starts = {run["start"]: run["before"] for run in runs.values() if run.get("before")}
     lines = []
     for name, run in runs.items():
-        before = run.get("before") or (None if run["forked"] else untouched)
+        before = run.get("before") or starts.get(run["start"])
         after, change = run.get("after"), None
         if before and after:
             change = ratio(np.mean(after, axis=1) - np.mean(before, axis=1), span=DIFFERENCE)
@@ -163,8 +173,7 @@ def main() -> None:
     runs: dict[str, dict] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     runs |= {folder.name: read(folder) for folder in arguments.runs}
     KEPT.write_text(json.dumps(runs) + "\n")
-    untouched = next((run["before"] for run in runs.values() if not run["forked"] and run.get("before")), None)
-    for mark, text in (("curves", curves(runs)), ("held-out", held_out(runs, untouched)), ("costs", costs(runs))):
+    for mark, text in (("curves", curves(runs)), ("held-out", held_out(runs)), ("costs", costs(runs))):
         fill(PAGE, mark, text)
         print(text, end="\n\n")
     if arguments.episodes:

@@ -27,6 +27,7 @@ from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import continuing
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
+from hintsd_jax.fork import forked_params
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.records import episode_records, not_played, success_results
@@ -241,8 +242,8 @@ def _bounds(name: str, values_N: np.ndarray) -> dict[str, float]:
 
 
 def evaluate(config: Config, workdir: str) -> dict[str, float]:
-    """`--mode=evaluate`: the newest checkpoint of the workdir, or the initial policy where it has none, on the test
-    split.
+    """`--mode=evaluate`: the newest checkpoint of the workdir, or where it has none what its run would begin with, on
+    the test split.
 
     Writes `evaluation.json` and the sampled episodes into the workdir (which may be another config's run as far as
     `eval.` and `mesh.` go) and prints a table.
@@ -254,6 +255,10 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
         session.watch = Watch(screen, folder.own_file(FAILURES))
         params, step = restored_params(session, folder.run_path)
         count, lines = config.eval.test_tasks or config.eval.tasks, []
+        if not step and config.fork.path:
+            session.trained, said = forked_params(config, folder, session.trained)
+            params = session.weights(session.trained)
+            lines.append(f"evaluated: {said}")
 
         def keep(scores: Scores, played: Rollouts) -> None:
             ended = ", ".join(f"{number} {reason}" for reason, number in sorted(scores.ended.items()))

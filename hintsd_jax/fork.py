@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""A fork: another run's workdir flows in, the state that a new run begins with flows out.
+"""A fork: another run's workdir flows in, the state or the weights that a new run begins with flow out.
 
 Invariant: the other run stays as it is, and may be going on. A new run that is killed before it has a checkpoint of its
 own begins with the same one again, whatever the other has saved meanwhile.
@@ -8,7 +8,10 @@ own begins with the same one again, whatever the other has saved meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -36,21 +39,35 @@ def forked(config: Config, folder: Workdir, shape: TrainState, optim: OptimConfi
     Raises:
       UserError: `fork.path` holds no run, no such checkpoint, one that is damaged, or one of another adapter or model.
     """
-    source, carry = absolute(config.fork.path), config.fork.carry
+    with _opened(config, folder) as (checkpoints, step, other):
+        if config.fork.carry == "state":
+            zero = jnp.zeros_like(shape.step, device=shape.step.sharding)
+            state = checkpoints.restore(step, shape)[0].replace(step=zero)
+        else:
+            state = create(checkpoints.restore_part(step, {"params": shape.params})["params"], optim)
+    carried = f"{_CARRIED[config.fork.carry]}{other}. Steps count from 0"
+    return state, f"begins with step {step} of {absolute(config.fork.path)}: {carried}"
+
+
+def forked_params(config: Config, folder: Workdir, shape: Any) -> tuple[Any, str]:
+    """The trained weights to begin with, laid out as `shape`; and a line on what they are. Raises as `forked`."""
+    with _opened(config, folder) as (checkpoints, step, other):
+        params = checkpoints.restore_part(step, {"params": shape})["params"]
+    return params, f"the weights of step {step} of {absolute(config.fork.path)}{other}"
+
+
+@contextlib.contextmanager
+def _opened(config: Config, folder: Workdir) -> Iterator[tuple[Checkpoints, int, str]]:
+    """The other run's checkpoints, the step to begin with, and what there is to say of its policy."""
+    source = absolute(config.fork.path)
     there = (read_object(source / "config.json", "a config written by this program") or {}).get("config")
     if not isinstance(there, dict):
         raise UserError(f"fork.path = {source} holds no run: give the --workdir of one that was trained")
     _check_adapter(config, there)
-    checkpoints = Checkpoints(source / "checkpoints", config.checkpoint.keep, read_only=True)
-    step = _chosen(config, folder, checkpoints)
-    if carry == "state":
-        state = checkpoints.restore(step, shape)[0].replace(step=jnp.zeros_like(shape.step, device=shape.step.sharding))
-    else:
-        state = create(checkpoints.restore_part(step, {"params": shape.params})["params"], optim)
-    checkpoints.close()
     moved = there["policy"]["path"]
-    other = f"; it was trained on {moved}" if moved != config.policy.path else ""
-    return state, f"begins with step {step} of {source}: {_CARRIED[carry]}{other}. Steps count from 0"
+    with contextlib.closing(Checkpoints(source / "checkpoints", config.checkpoint.keep, read_only=True)) as checkpoints:
+        step = _chosen(config, folder, checkpoints)
+        yield checkpoints, step, f"; it was trained on {moved}" if moved != config.policy.path else ""
 
 
 def _check_adapter(config: Config, there: dict) -> None:

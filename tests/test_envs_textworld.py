@@ -221,7 +221,7 @@ def test_the_tables_of_runs_pair_what_was_played_before_and_after(tmp_path):
     what = "hint_sd, PRIVILEGED: the environment's words, random steps, small, quests of 2"
     cells = lambda table: [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert cells(textworld_runs.curves(runs)) == [["run", what, "25", "-"]]
-    [line] = cells(textworld_runs.held_out(runs, runs["start"]["before"]))
+    [line] = cells(textworld_runs.held_out(runs))
     assert line[:5] == ["run", what, "3", "10 x 2", "2"]
     assert [cell.partition(" ")[0] for cell in line[5:]] == ["0.0", "75.0", "+75.0"]
     [line] = cells(textworld_runs.costs(runs))

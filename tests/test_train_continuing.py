@@ -14,6 +14,7 @@ from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.script import ground_truth
 from hintsd_jax.errors import UserError
+from hintsd_jax.evaluate import evaluate
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
@@ -110,6 +111,8 @@ def test_metrics_that_are_gone_or_cut_are_refused(config, copied):
 def test_a_fork_begins_with_what_another_run_has_learnt(config, finished, tmp_path, capsys):
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.rglob("*"))
     forked = config(optim__steps=1, optim__lr=0.0, fork__path=str(finished), fork__checkpoint="1")
+    evaluate(forked, str(tmp_path / "new"))
+    assert f"evaluated: the weights of step 1 of {finished}" in capsys.readouterr().out
     train(forked, str(tmp_path / "new"))
     printed = capsys.readouterr().err
     assert f"begins with step 1 of {finished}: its weights" in printed and "Steps count from 0" in printed
@@ -117,6 +120,9 @@ def test_a_fork_begins_with_what_another_run_has_learnt(config, finished, tmp_pa
     assert [row["step"] for row in read_metrics(tmp_path / "new" / "metrics.jsonl")] == [0, 1]
     weights, new = part(finished, 1, "params"), part(tmp_path / "new", 1, "params")
     np.testing.assert_array_equal(new, weights)  # at a learning rate of 0
+    evaluate(forked, str(tmp_path / "new"))
+    played = [(tmp_path / "new" / "episodes" / f"evaluation_{step:06d}.jsonl").read_text() for step in (0, 1)]
+    assert played[0] == played[1] and "logprobs" in played[0]  # the same weights before and after, bit for bit
 
 
 def test_sft_learns_from_dialogues_alone_and_goes_on_as_if_never_stopped(config, tmp_path, capsys):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from hintsd_jax.envs.call_reading import HERMES, LFM2, LFM2_START, THINK_CLOSE, 
 from hintsd_jax.envs.options import read
 from hintsd_jax.envs.verifiers import tasksets
 from hintsd_jax.envs.verifiers.play import Play
+from hintsd_jax.errors import UserError
 
 _CALL_STARTS = {HERMES: "<tool_call>", XML: "<tool_call>", LFM2: LFM2_START}
 
@@ -51,6 +53,8 @@ class Verifiers:
         return tasksets.tasks(split, read(tasksets.Options, "verifiers", options))
 
     def reset(self, task: Mapping[str, Any]) -> Start:
+        if threading.current_thread() is not threading.main_thread():
+            raise UserError("environment verifiers runs in processes alone: leave env.isolation at auto")
         random.seed(f"{task['split']} {task['id']}")  # for what draws without a seed of its own
         self._play = Play(tasksets.config_of(self._options, task["split"]), task["task"])
         asked = self._play.next()
@@ -123,8 +127,9 @@ def _named(errors: Sequence[Any]) -> str:
 
 def _new(before: Sequence[Any], now: Sequence[Any]) -> Sequence[Any]:
     """The messages since the model's last answer."""
-    count = len(before)
-    if now[:count] != before or len(now) < count + 2 or now[count]["role"] != "assistant":
+    count, told = len(before), [(message["role"], _text(message)) for message in now]
+    grows = told[:count] == [(message["role"], _text(message)) for message in before]
+    if not grows or len(now) < count + 2 or now[count]["role"] != "assistant":
         raise RuntimeError(
             "the environment changed what it had said before: only one growing conversation is supported"
         )
@@ -132,9 +137,15 @@ def _new(before: Sequence[Any], now: Sequence[Any]) -> Sequence[Any]:
 
 
 def _message(message: Mapping[str, Any]) -> Message:
+    if message.get("tool_calls"):
+        raise RuntimeError("the environment begins with calls of its own, which is not supported")
+    return {"role": message["role"], "content": _text(message)}
+
+
+def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content") or ""
-    if not isinstance(content, str):
-        if any(part.get("type") != "text" for part in content):
-            raise RuntimeError("the environment shows its model more than text, which is not supported")
-        content = "\n".join(part["text"] for part in content)
-    return {"role": message["role"], "content": content}
+    if isinstance(content, str):
+        return content
+    if any(part.get("type") != "text" for part in content):
+        raise RuntimeError("the environment shows its model more than text, which is not supported")
+    return "\n".join(part["text"] for part in content)

@@ -29,6 +29,7 @@ from hintsd_jax.envs.verifiers.tasksets import package
 
 _CHAT = "verifiers-chat-program"
 _FILE = "--initial-messages-file="
+_TAIL = 400  # characters of what a tool server said before its end
 _SECONDS, _PAUSE = 60.0, 0.02  # how long a tool server may take to listen, and how often that is looked at
 
 
@@ -68,6 +69,9 @@ def _runtime(base: Any, result: Any, chat_source: str) -> type:
             server = Forked(argv[2], {**variables, **self.process_env(env)}, self.workdir, log)
             self._background.append(server)
             await server.listens(env.get("MCP_PORT_FILE", ""))
+            if server.returncode is not None:  # the package would look for its port for three minutes
+                said = (self.workdir / log).read_text(errors="replace").strip()[-_TAIL:]
+                raise RuntimeError(f"the tool server {argv[2]} ended when it was started: {said}")
 
     return Here
 
@@ -129,8 +133,8 @@ class Forked:
         return code
 
     async def listens(self, port_file: str) -> None:
-        """Waits until it can be reached at the port that it writes into a file, it has ended, or it takes too long: the
-        package, which looks every second, says then what is wrong.
+        """Waits until it can be reached at the port that it writes into a file, or has ended, or takes too long: then
+        the package, which looks every second, says what is wrong.
         """
         last = time.monotonic() + _SECONDS
         while port_file and self.returncode is None and time.monotonic() < last:
@@ -153,6 +157,7 @@ def _become(module: str, variables: Mapping[str, str], directory: Path, log: str
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(variables)

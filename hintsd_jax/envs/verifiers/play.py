@@ -10,6 +10,7 @@ with an event loop of its own, against a server on this machine that holds each 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -56,8 +57,14 @@ class Play:
     def close(self) -> None:
         """Breaks off what is not over; the package then ends what it has started."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._playing.cancel)
+            with contextlib.suppress(RuntimeError):  # its loop has just been closed
+                self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(_CLOSING_SECONDS)
+
+    def _stop(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._playing.cancel()
 
     def _run(self) -> None:
         try:

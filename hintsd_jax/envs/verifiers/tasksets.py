@@ -26,7 +26,18 @@ from hintsd_jax.texts import described
 SPLITS = ("train", "eval", "test")
 MISSING = "environment verifiers: its package is not installed: make verifiers"
 _MOST = 1_000_000  # tasks of a stream
-_OURS = ("harness", "runtime", "model", "client")  # of a seat: what the policy takes the place of
+# What the package takes where nobody names another: `bash`, which is `null` with a shell as a tool.
+_HARNESSES = ("bash", "null")
+# Of a seat: what the policy takes the place of, and limits in tokens, which the trainer counts and has its own for.
+_OURS = ("harness", "runtime", "model", "client", "max_input_tokens", "max_output_tokens", "max_total_tokens")
+# What the package imports when it plays.
+_PLAYING = (
+    "verifiers.v1.harnesses.null",
+    "mcp.server.mcpserver",
+    "mcp.client.streamable_http",
+    "uvicorn",
+    "aiohttp.web",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +82,8 @@ def _imported() -> Any:
     """
     try:
         package = importlib.import_module("verifiers.v1")
-        importlib.import_module("verifiers.v1.harnesses.null")
+        for name in _PLAYING:
+            importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name not in ("verifiers", "verifiers.v1"):
             raise
@@ -103,27 +115,35 @@ def config_of(options: Options, split: str) -> Any:
 
     Raises:
       UserError: the taskset or the environment cannot be found or imported, does not take the arguments, has more than
-        one seat, or needs a container.
+        one seat, brings a harness, or needs a container.
     """
     vf, where = package(), f"verifiers: taskset {options.taskset!r}"
+    if "taskset" in options.env:
+        raise UserError("verifiers: env.options.env.taskset: give the taskset's arguments as env.options.arguments")
     raw: dict[str, Any] = {**options.env, "taskset": {**options.arguments_of(split), "id": options.taskset}}
     try:
-        of_taskset = vf.taskset_config_type(options.taskset)
         config_type = vf.env_config_type(options.taskset, raw.get("id", ""))
         needs_container = vf.task_type(options.taskset).NEEDS_CONTAINER
+        default_harness = vf.default_harness_id(options.taskset)
     except Exception as error:  # whatever importing a package raises
         raise UserError(f"{where} cannot be loaded: {described(error, with_place=False)}") from error
     if needs_container:
         raise UserError(f"{where} needs a container, which is not supported")
-    seats = [name for name, field in config_type.model_fields.items() if isinstance(field.default, vf.AgentConfig)]
+    fields = config_type.model_fields.items()
+    seats = {name: field.default for name, field in fields if isinstance(field.default, vf.AgentConfig)}
     if len(seats) != 1:
         raise UserError(f"{where} has {len(seats)} seats ({', '.join(seats)}): only those with one are supported")
-    seat = dict(raw.get(seats[0]) or {})
+    ((name, default),) = seats.items()
+    pinned = default.harness.id if default.harness is not None else default_harness
+    if pinned not in _HARNESSES:
+        raise UserError(f"{where} brings a harness of its own, {pinned!r}, which is not supported")
+    seat = raw.get(name, {})
+    if not isinstance(seat, dict):
+        raise UserError(f"verifiers: env.options.env.{name} is {seat!r}: give a mapping")
     if taken := sorted(set(_OURS) & set(seat)):
-        raise UserError(f"verifiers: env.options.env.{seats[0]}.{taken[0]} is the trainer's to set: leave it out")
-    raw[seats[0]] = {**seat, "harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
+        raise UserError(f"verifiers: env.options.env.{name}.{taken[0]} is the trainer's to set: leave it out")
+    raw[name] = {**seat, "harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
     try:
-        of_taskset.model_validate(raw["taskset"])
         return config_type.model_validate(raw)
     except ValueError as error:  # pydantic's is one
         errors: Any = getattr(error, "errors", list)()

@@ -9,6 +9,7 @@ import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def task_of(options, position, split="train"):
     return next(task | {"split": split} for task in everything if task["id"].endswith(f"-{position}"))
 
 
-def through_the_loop(options, tasks, scripts):
+def through_the_loop(options, tasks, scripts) -> Any:
     """What the collector makes of one script for each task, in processes."""
     chat = ChatFormat(make_tokenizer(), history="keep")
     engine = ScriptedEngine(chat, lambda job: scripts[job.episode.group], EngineConfig(2, MOST, MOST))
@@ -61,7 +62,7 @@ def through_the_loop(options, tasks, scripts):
         host.close()
 
 
-def played(options, task, texts):
+def played(options, task, texts) -> Any:
     """The start, the results and the report of one episode, here."""
     env = Verifiers(**options)
     try:
@@ -73,7 +74,7 @@ def played(options, task, texts):
         env.close()
 
 
-def by_the_package(options, task, texts):
+def by_the_package(options, task, texts) -> Any:
     """The package's own `Episode` of these answers."""
     answers = iter(texts)
 

@@ -12,7 +12,7 @@ CODE   := hintsd_jax configs tests benchmarks docs
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld textarena desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -25,6 +25,7 @@ help:
 	@echo "make appworld     AppWorld's engine in an environment of its own, and an invented world under .cache/appworld-root"
 	@echo "make textworld    install TextWorld"
 	@echo "make textarena    install TextArena"
+	@echo "make verifiers    install the package verifiers"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again"
@@ -51,6 +52,9 @@ textworld: $(VENV)/.installed-textworld
 
 # TextArena's games.
 textarena: $(VENV)/.installed-textarena
+
+# The package that runs tasksets of verifiers.
+verifiers: $(VENV)/.installed-verifiers
 
 test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(VENV)/.installed-textarena $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=8
@@ -121,6 +125,11 @@ $(VENV)/.installed-textworld: requirements-textworld.txt $(VENV)/.installed
 $(VENV)/.installed-textarena: requirements-textarena.txt $(VENV)/.installed
 	@echo "installing requirements-textarena.txt"
 	@$(PIP) -r requirements-textarena.txt
+	@touch $@
+
+$(VENV)/.installed-verifiers: requirements-verifiers.txt $(VENV)/.installed
+	@echo "installing requirements-verifiers.txt"
+	@$(PIP) -r requirements-verifiers.txt
 	@touch $@
 
 # The engine's own step unpacks the apps; what it unpacks beside the package stays under .cache too.

@@ -20,7 +20,7 @@ def read(cls: type[T], environment: str, options: Mapping[str, Any]) -> T:
       UserError: an unknown option (with the nearest name), or one of another type.
     """
     any_class: Any = cls  # pyright has no bound for "a dataclass"
-    defaults = {field.name: field.default for field in dataclasses.fields(any_class)}
+    defaults = {field.name: _default(field) for field in dataclasses.fields(any_class)}
     for name, value in options.items():
         if name not in defaults:
             raise UserError(f"{environment} has no option {name!r}; {did_you_mean(name, defaults)}")
@@ -29,3 +29,7 @@ def read(cls: type[T], environment: str, options: Mapping[str, Any]) -> T:
         if type(value) is not kind and type(value) not in others:
             raise UserError(f"{environment}: env.options.{name} is {value!r}: give a value of type {kind.__name__}")
     return cls(**options)
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default is dataclasses.MISSING else field.default

@@ -20,6 +20,7 @@ _PATHS = {
     "appworld": "hintsd_jax.envs.appworld:AppWorld",
     "textarena": "hintsd_jax.envs.textarena:TextArena",
     "textworld": "hintsd_jax.envs.textworld:TextWorld",
+    "verifiers": "hintsd_jax.envs.verifiers:Verifiers",
 }
 
 

@@ -5,7 +5,8 @@ that step, the same feedback at the start, or another episode's feedback at that
 the right one). Measured are:
 
 acts:      one action sampled as in a rollout: does it call what the reference still calls in this user turn, and not
-           what was called in its place? However it is worded.
+           what was called in its place? However it is worded. Where the reference calls nothing more, as in
+           environments of plain commands: is it the reference's action to the letter?
 as worded: the probability, at temperature 1, of the reference's action to the letter, and of the one that was taken.
 """
 
@@ -119,10 +120,17 @@ def read(setup: Setup, cases: Sequence[Case], feedback: Sequence[str], seed: int
         reading = Reading({}, {}, {}, common_prefix_length(*_actions(chat, case)))
         for context in CONTEXTS if fit else ():
             reading.right[context], reading.taken[context] = next(scores), next(scores)
-            calls = calls_in(chat.decode(next(sampled).ids), chat.style)
-            reading.acts[context] = float(bool(calls) and all(call in case.wanted for call in calls))
+            reading.acts[context] = float(is_right(chat.decode(next(sampled).ids), case, chat.style))
         readings.append(reading if fit else None)
     return readings
+
+
+def is_right(text: str, case: Case, style: str) -> bool:
+    """Whether an action does what would have been right in a case; see "acts" above."""
+    if not case.wanted:
+        return text.strip() == case.right.strip()
+    calls = calls_in(text, style)
+    return bool(calls) and all(call in case.wanted for call in calls)
 
 
 def _actions(chat: ChatFormat, case: Case) -> tuple[Sequence[int], Sequence[int]]:

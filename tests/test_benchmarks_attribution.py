@@ -253,6 +253,16 @@ def test_what_a_teacher_makes_of_feedback(injected):
     assert feedback_effect.read(tight_setup, cases, feedback, 0) == [None] * len(cases)
 
 
+def test_a_plain_command_is_right_to_the_letter_and_calls_however_they_are_worded(injected):
+    command = dataclasses.replace(case_of(1), right="open chest")
+    said = ("open chest", " open chest\n", "open the chest", "open chest\ntake key", "", "I open chest")
+    assert [feedback_effect.is_right(text, command, CHAT.style) for text in said] == [True] * 2 + [False] * 4
+    calling = next(case for case in injected[0] if case.wanted)
+    taken = calling.episode.steps[calling.step - 1].text
+    said = (calling.right, f"Well.\n{calling.right}", taken, "Done.")
+    assert [feedback_effect.is_right(text, calling, CHAT.style) for text in said] == [True] * 2 + [False] * 2
+
+
 def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
     """Without feedback it makes the usual mistake; with it just before an action it goes on rightly from there."""
     faulty = {task["id"]: script.with_fault(task, "forgotten_call", 0) for task in TASKS}

@@ -54,7 +54,7 @@ def described(config: Mapping[str, Any]) -> str:
 
 def start(folder: Path, config: Mapping[str, Any]) -> str:
     """What a run begins with, and where it plays: runs that have this in common have the same success before."""
-    weights = config["policy"]["path"]
+    weights = Path(config["policy"]["path"]).name
     if (file := folder / "fork.json").exists():
         forked = json.loads(file.read_text())
         weights = f"step {forked['step']} of {Path(forked['path']).name}"

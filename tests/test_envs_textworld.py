@@ -218,6 +218,7 @@ def test_the_tables_of_runs_pair_what_was_played_before_and_after(tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = {name: textworld_runs.read(tmp_path / name) for name in evaluation}
     assert runs["start"]["before"] == [[0, 0]] * 10 and "after" not in runs["start"]
+    assert "/models" not in json.dumps(runs)  # it is committed: no folder of the machine that it was made on
     what = "hint_sd, PRIVILEGED: the environment's words, random steps, small, quests of 2"
     cells = lambda table: [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert cells(textworld_runs.curves(runs)) == [["run", what, "25", "-"]]

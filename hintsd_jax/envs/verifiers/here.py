@@ -18,6 +18,7 @@ import gc
 import os
 import runpy
 import sys
+import threading
 import time
 import traceback
 import types
@@ -31,6 +32,8 @@ _CHAT = "verifiers-chat-program"
 _FILE = "--initial-messages-file="
 _TAIL = 400  # characters of what a tool server said before its end
 _SECONDS, _PAUSE = 60.0, 0.02  # how long a tool server may take to listen, and how often that is looked at
+
+_LOOK_SECONDS = 0.5  # between two looks at whether the process that forked is still there
 
 
 def install() -> None:
@@ -112,9 +115,10 @@ class Forked:
 
     def __init__(self, module: str, variables: Mapping[str, str], directory: Path, log: str):
         self._status: int | None = None
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(module, variables, directory, log)
+            _become(module, variables, directory, log, parent)
 
     @property
     def returncode(self) -> int | None:
@@ -147,7 +151,7 @@ class Forked:
                 return
 
 
-def _become(module: str, variables: Mapping[str, str], directory: Path, log: str) -> None:
+def _become(module: str, variables: Mapping[str, str], directory: Path, log: str, parent: int) -> None:
     """The rest of a fork's life."""
     code = 1
     try:
@@ -162,6 +166,7 @@ def _become(module: str, variables: Mapping[str, str], directory: Path, log: str
         os.environ.clear()
         os.environ.update(variables)
         asyncio.events._set_running_loop(None)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         sys.argv = [module]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
@@ -169,3 +174,10 @@ def _become(module: str, variables: Mapping[str, str], directory: Path, log: str
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """A process that is killed cannot end its servers, which have sessions of their own."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)

@@ -5,6 +5,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
 LIBTPU := .cache/libtpu
 PARITY := .cache/parity-venv
+SITE   := .cache/site-venv
 APPWORLD      := .cache/appworld-venv
 APPWORLD_ROOT := .cache/appworld-root
 CODE   := hintsd_jax configs tests benchmarks docs
@@ -12,7 +13,7 @@ CODE   := hintsd_jax configs tests benchmarks docs
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages site test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -21,6 +22,7 @@ help:
 	@echo "make test         run the checks and the tests"
 	@echo "make lint         run the checks alone: format, lint, types, directions of imports"
 	@echo "make pages        write the generated pages of docs/ again"
+	@echo "make site         build the documentation's site under site/"
 	@echo "make bfcl         install the BFCL tasks and tools"
 	@echo "make appworld     AppWorld's engine in an environment of its own, and an invented world under .cache/appworld-root"
 	@echo "make textworld    install TextWorld"
@@ -69,6 +71,9 @@ pages: $(VENV)/.installed-dev
 	$(PY) -m hintsd_jax.config.reference
 	$(PY) docs/write_architecture.py
 
+site: $(SITE)/.installed
+	@$(SITE)/bin/python docs/write_site.py
+
 test-tpu: $(VENV)/.installed-dev $(LIBTPU)/.installed
 	$(PY) -m pytest -q -m tpu tests/test_planner_programs.py
 
@@ -89,7 +94,7 @@ real-parity: real-policy
 	$(PARITY)/bin/python -m benchmarks.real_parity --write
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build dist site *.egg-info
 
 # Stamps: an environment is made once, and installed into again only when a requirements file is newer.
 $(VENV)/.made:
@@ -150,6 +155,13 @@ $(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-bfcl
 	@$(PY) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install -r requirements.txt -r requirements-parity.txt --editable .
 	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r requirements-bfcl.txt
+	@touch $@
+
+# The site is made of the files alone: its environment has nothing of the package's.
+$(SITE)/.installed: requirements-docs.txt $(VENV)/.made
+	@echo "making $(SITE) with requirements-docs.txt"
+	@$(PY) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip --quiet --quiet --disable-pip-version-check install -r requirements-docs.txt
 	@touch $@
 
 # Beside the environment, not in it: there, jax would look for a TPU at every start and warn that it finds none.

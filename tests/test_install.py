@@ -4,6 +4,7 @@ command, configs and assets are used from a folder far from the checkout.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import hintsd_jax
 from tests.configs import TINY
 
 LONG = True  # see conftest.py
@@ -69,6 +71,12 @@ def installed(tmp_path_factory):
     watch = WATCH.format(root=str(ROOT), log=str(folder / "opened"), allowed=os.path.realpath(sys.prefix) + "/")
     (site / "sitecustomize.py").write_text(watch)
     return folder / "env"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    released = re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert cited[1] == released[1] == hintsd_jax.__version__
 
 
 def test_the_command_runs_a_shipped_config_from_anywhere(installed, tmp_path):

@@ -53,7 +53,8 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
 def _with_home(config: Config) -> Config:
     """The config with the home folder in place of "~" in every path."""
     values = flatten(config.to_dict())
-    paths = [name for name, setting in settings().items() if setting.key.path]
+    keys = {name: setting.key for name, setting in settings().items()}
+    paths = [name for name, key in keys.items() if key.path or (key.suffix and values[name].endswith(key.suffix))]
     return config.replaced({name: expanded(values[name], name) for name in paths})
 
 

@@ -59,7 +59,7 @@ def inline(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder that has of a checkout what commands name, and the files that docs/environments.md and docs/prompts.md have one write."""
+    """A folder that has of a checkout what commands name, and the files that two pages have one write."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "assets"):
         (folder / name).symlink_to(ROOT / name)

@@ -7,7 +7,7 @@ LIBTPU := .cache/libtpu
 PARITY := .cache/parity-venv
 APPWORLD      := .cache/appworld-venv
 APPWORLD_ROOT := .cache/appworld-root
-CODE   := hintsd_jax configs tests benchmarks docs
+CODE   := hintsd_jax configs tests benchmarks docs examples
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax

@@ -143,7 +143,9 @@ def checked(tree: Mapping[str, Any], shown: str, base: Wording | None = None) ->
       UserError: the first thing that is wrong: an unknown table or text, one that is missing, a name in braces that is
         unknown or missing, a single brace.
     """
-    words, parts, templates = ({}, {}, {}) if base is None else map(dict, (base.words, base.parts, base.templates))
+    words: dict[str, str] = dict(base.words) if base else {}
+    parts: dict[str, Part] = dict(base.parts) if base else {}
+    templates: dict[str, str] = dict(base.templates) if base else {}
     for table, texts in tree.items():
         if table not in ("words", "parts", *_TABLES):
             _refuse(

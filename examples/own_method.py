@@ -29,7 +29,7 @@ def main(workdir: str, overrides=None) -> TrainResult:
     result = train(load_config("desk_smoke", own | (overrides or {})), workdir)
     for row in result.metrics[1:]:
         episodes, tokens = row["hindsight/questions"], row["train/tokens"]
-        print(f"step {row['step']}: looked back on {episodes} episodes, trained on {tokens} tokens")
+        print(f"step {row['step']}: looked back on {episodes} episodes, trained on {tokens:g} tokens")
     return result
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from hintsd_jax import evaluate as evaluation
@@ -87,7 +88,10 @@ def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike) -> Evaluat
 @contextlib.contextmanager
 def _run(config: ConfigDict | Config, workdir: str | os.PathLike) -> Iterator[tuple[Config, str]]:
     """The checked config and workdir, with the other processes of the run, if there are any."""
-    with told():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # as the command: orbax and tfds remark on what is no matter
+    with told(), contextlib.ExitStack() as afterwards:
+        afterwards.callback(logging.set_verbosity, verbosity)
         folder = flags.checked_workdir(os.fspath(workdir))
         built = config if isinstance(config, Config) else build.build(config)
         values = edge.flatten(built.to_dict())

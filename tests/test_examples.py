@@ -89,5 +89,5 @@ def test_a_method_and_a_judge_of_ones_own(example, monkeypatch, tmp_path, capsys
     monkeypatch.setattr(method, "train", lambda config, workdir: asked.append(config) or result)
     assert method.main("run", {"optim.lr": 0.5}) is result
     assert (asked[0].algorithm, asked[0].optim.lr) == ("own_method:WhereASiblingSucceeded", 0.5)
-    line = f"step 1: looked back on {row['hindsight/questions']} episodes, trained on {row['train/tokens']} tokens"
+    line = f"step 1: looked back on {row['hindsight/questions']} episodes, trained on {row['train/tokens']:g} tokens"
     assert line in capsys.readouterr().out

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
+from absl import logging
 
 from hintsd_jax import library
 from hintsd_jax.checkpoints.huggingface import load_policy
@@ -74,6 +75,8 @@ def test_errors_are_the_lines_that_the_command_prints(overrides, workdir, tmp_pa
 
 
 def test_what_the_machine_refuses_is_told_too(tmp_path, monkeypatch):
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     for error in (OSError(errno.ENOSPC, "No space left on device"), MemoryError()):
         monkeypatch.setattr(library.training, "train", Mock(side_effect=error))
         with pytest.raises(UserError, match="the system refuses: No space left|memory is out"):
@@ -81,6 +84,8 @@ def test_what_the_machine_refuses_is_told_too(tmp_path, monkeypatch):
     monkeypatch.setattr(library.training, "train", Mock(side_effect=ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
         train(load_config("desk_smoke"), tmp_path)
+    assert logging.get_verbosity() == logging.ERROR  # as it was
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ PARITY := .cache/parity-venv
 SITE   := .cache/site-venv
 APPWORLD      := .cache/appworld-venv
 APPWORLD_ROOT := .cache/appworld-root
-CODE   := hintsd_jax configs tests benchmarks docs
+CODE   := hintsd_jax configs tests benchmarks docs examples
 
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax

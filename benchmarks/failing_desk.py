@@ -141,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(arguments.workdir or scratch)
         began = time.monotonic()
-        after = train(config, str(workdir))
+        after = train(config, str(workdir)).after
         seconds = time.monotonic() - began
         rows = read_metrics(workdir / "metrics.jsonl")[1:]
         sound = sound_world(config, workdir)

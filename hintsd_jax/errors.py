@@ -62,6 +62,18 @@ def of_the_machine(error: BaseException) -> UserError | None:
     return None
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """A block whose errors are a UserError where the user can mend them, those of the machine too."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        line = of_the_machine(error)
+        if line is None:
+            raise
+        raise line from error
+
+
 def _shown(name: object) -> str:
     text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -31,6 +31,7 @@ from hintsd_jax.fork import forked_params
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.records import episode_records, not_played, success_results
+from hintsd_jax.results import EvaluationResult
 from hintsd_jax.rollout.played import PROMPT_TOO_LONG, Rollouts
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
@@ -241,7 +242,7 @@ def _bounds(name: str, values_N: np.ndarray) -> dict[str, float]:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def evaluate(config: Config, workdir: str) -> dict[str, float]:
+def evaluate(config: Config, workdir: str) -> EvaluationResult:
     """`--mode=evaluate`: the newest checkpoint of the workdir, or where it has none what its run would begin with, on
     the test split.
 
@@ -253,7 +254,8 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     with open_workdir(session, workdir, continuing.or_of("eval.")) as folder:
         screen = Progress(stream=processes.screen())
         session.watch = Watch(screen, folder.own_file(FAILURES))
-        params, step = restored_params(session, folder.run_path)
+        where = folder.run_path
+        params, step = restored_params(session, where)
         count, lines = config.eval.test_tasks or config.eval.tasks, []
         if not step and config.fork.path:
             session.trained, said = forked_params(config, folder, session.trained)
@@ -284,7 +286,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, float]:
     if text := not_played(result.metrics, split):
         lines.append(f"not played: {text}")
     print(*lines, sep="\n")
-    return result.metrics
+    return EvaluationResult(where, step, result.metrics, result.success)
 
 
 def restored_params(session: Session, workdir: AnyPath) -> tuple[dict, int]:

@@ -16,20 +16,17 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from absl import logging
 from ml_collections import ConfigDict
 
 import hintsd_jax
-from hintsd_jax import storage
 from hintsd_jax.config import files, flags, reference, validation
 from hintsd_jax.config.edge import flatten
-from hintsd_jax.config.fields import expanded, shown
-from hintsd_jax.errors import UserError, of_the_machine, reason
+from hintsd_jax.errors import UserError, reason, told
 from hintsd_jax.runs import interruption
-from hintsd_jax.texts import did_you_mean, is_encodable
+from hintsd_jax.texts import did_you_mean
 
 MODES = {
     "train": "trains in --workdir, or continues what is there",
@@ -92,7 +89,7 @@ def run(command: Command) -> int:
     if command.config is None:
         raise UserError(f"--config is missing: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}")
     without_workdir = {"check": "hintsd_jax.check", "plan": "hintsd_jax.tools.planner.plan"}.get(command.mode)
-    workdir = "" if without_workdir or command.print_config else _workdir(command.workdir)
+    workdir = "" if without_workdir or command.print_config else flags.checked_workdir(command.workdir)
     validation.check(command.config)  # before importing jax takes a second
     config = importlib.import_module("hintsd_jax.config.build").build(command.config)
     if command.print_config:
@@ -101,51 +98,25 @@ def run(command: Command) -> int:
     logging.set_verbosity(logging.FATAL)  # orbax logs every save, and what it raises afterwards
     if without_workdir:
         return 0 if getattr(importlib.import_module(without_workdir), command.mode)(config) else 1
-    call = getattr(importlib.import_module(f"hintsd_jax.{command.mode}"), command.mode)
-    if command.mode not in _BY_ALL_PROCESSES:
-        call(config, workdir)
-        return 0
-    settings = {name: value for name, value in flatten(config.to_dict()).items() if not name.startswith("distributed.")}
-    with importlib.import_module("hintsd_jax.processes").joined(config.distributed, same=repr((settings, workdir))):
-        call(config, workdir)
+    where = "library" if command.mode in _BY_ALL_PROCESSES else command.mode
+    getattr(importlib.import_module(f"hintsd_jax.{where}"), command.mode)(config, workdir)
     return 0
-
-
-def _workdir(named: str | None) -> str:
-    """The workdir's path. Raises UserError where it is none that a run should have."""
-    if named is None or not named.strip():
-        raise UserError(f"--workdir is {'missing' if named is None else 'empty'}: give the {flags.FLAGS['workdir']}")
-    if not (is_encodable(named) and named.isprintable()):
-        raise UserError(f"--workdir={shown(named)} cannot be the name of a folder")
-    if storage.is_remote(named):
-        if why := storage.problem(named) or storage.problem_of_checkpoints(named):
-            raise UserError(f"--workdir={named} {why}")
-        return named.rstrip("/")
-    path = Path(expanded(named, "--workdir"))
-    # Where --workdir=./$UNSET, --workdir=~/$UNSET and --workdir=$UNSET/ lead.
-    for what, other in {"current folder": ".", "home folder": os.path.expanduser("~"), "root folder": "/"}.items():
-        if path.exists() and os.path.exists(other) and path.samefile(other) and not (path / "config.json").exists():
-            raise UserError(f"--workdir={named} is the {what} and holds no run: give a folder of its own")
-    return str(path)
 
 
 def main(argv: Sequence[str]) -> int:
     """`parse` and `run`, with what the user can mend as one line on stderr. Returns the exit status."""
     with _lasting_output() as output, interruption.handled():
         try:
-            status = _main(argv)
-            output.flush()  # here, so that a disk that is full by then is told
-            return status
+            with told():
+                status = _main(argv)
+                output.flush()  # here, so that a disk that is full by then is told
+                return status
         except UserError as error:
-            told = error
-        except (OSError, MemoryError, RuntimeError) as error:
-            told = of_the_machine(error)
-            if told is None:
-                raise
+            line = error
         except interruption.Interrupted as stop:
             print(f"interrupted ({stop}): the same command continues from the last checkpoint", file=sys.stderr)
             return stop.status
-        print(f"error: {' '.join(str(told).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(line).split())}", file=sys.stderr)
         return 2
 
 

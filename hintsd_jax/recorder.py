@@ -31,6 +31,7 @@ from hintsd_jax.evaluate import HeldOut
 from hintsd_jax.fork import forked
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
+from hintsd_jax.results import TrainResult
 from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.runs import nonfinite, step_line
@@ -290,8 +291,8 @@ class Recorder:
         saved = "nothing" if latest is None else f"step {latest}"
         raise UserError(f"stopped at step {step} {why}; {saved} is saved. {remedy}")
 
-    def finish(self, after: HeldOut | None) -> dict[str, float]:
-        """Writes `held_out.json` and `result.md`, prints the last table, and returns the held-out metrics after."""
+    def finish(self, after: HeldOut | None) -> TrainResult:
+        """Writes `held_out.json` and `result.md`, prints the last table, and returns where all that is."""
         self._checkpoints.wait()
         self._progress.close()
         before, result = self._counters.before, after and after.to_json()
@@ -309,7 +310,7 @@ class Recorder:
         if self._writer is not None:
             self._writer.close()
         self._checkpoints.close()
-        return metrics[1]
+        return TrainResult(self._folder.run_path, counters.step, *metrics)
 
     def _write_row(self, step: int, outcome: StepOutcome) -> tuple[dict[str, Any], list[Alarm]]:
         """Writes the step's metrics and episodes; the row as written, and its alarms."""

@@ -26,6 +26,7 @@ from hintsd_jax.config.schema import Config
 from hintsd_jax.envs.protocol import MAX_TASKS_READ, call_style, checked_tasks, checked_version, shown
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.analyser import PRIVILEGED_ANALYSERS, Analyser, EnvironmentAnalyser, ModelAnalyser
 from hintsd_jax.hindsight.endpoint import Endpoint
 from hintsd_jax.hindsight.looking_back import LookingBack
@@ -91,6 +92,10 @@ class Session:
     watch: Watch = dataclasses.field(default_factory=Nobody)
     has_played: bool = False
 
+    def __post_init__(self) -> None:
+        """An environment may have words of its own, which the algorithm then speaks with."""
+        self.algorithm.prompts = prompts.of_run(self.config.hindsight.prompts, self.env_class, self.config.env.name)
+
     @classmethod
     def open(cls, config: Config, workdir: str = "") -> Session:
         """Loads and checks everything but the tasks; a policy by name is fetched, see `policies.pinned`.
@@ -101,6 +106,7 @@ class Session:
         """
         env_class = resolve(config.env.name)
         Benchmark.of(env_class, config.env.name)  # what it says of itself is read before weights are
+        prompts.of_run(config.hindsight.prompts, env_class, config.env.name)
         Privacy.of(env_class, config.env.name, config.env.record_texts).check_training(config.tasks.train_split)
         config = policies.pinned(config, workdir)
         kv_heads = read_config(config.policy.location).num_kv_heads
@@ -326,6 +332,7 @@ def open_workdir(session: Session, path: str, may_differ: Callable[[str], bool],
         may_differ=may_differ,
         adopt=adopt,
         benchmark=session.benchmark,
+        prompts={"set": session.config.hindsight.prompts, "digest": prompts.digest(session.algorithm.prompts)},
         process=processes.index(),
     )
     folder = opened() if processes.leads() else None

@@ -23,6 +23,7 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.evaluate import held_out_test, validation
 from hintsd_jax.recorder import Recorder, StepOutcome, is_broken, program_count
+from hintsd_jax.results import TrainResult
 from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import interruption
 from hintsd_jax.runs import metrics as run_metrics
@@ -32,8 +33,8 @@ from hintsd_jax.training.state import TrainState, abstract, create
 from hintsd_jax.training.train_step import When, update
 
 
-def train(config: Config, workdir: str) -> dict[str, float]:
-    """Trains in `workdir`, or continues what is there. Returns the last held-out metrics.
+def train(config: Config, workdir: str) -> TrainResult:
+    """Trains in `workdir`, or continues what is there.
 
     Raises:
       UserError: see `Session.open`, `Workdir.open`, `Checkpoints.restore`; an alarm that stops the run.

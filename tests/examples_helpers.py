@@ -5,7 +5,7 @@ import numpy as np
 from hintsd_jax.algorithms.branching import examples, with_feedback
 from hintsd_jax.algorithms.experience import Experience
 from hintsd_jax.hindsight.analysis import Analysis, Hindsight
-from hintsd_jax.hindsight.prompts.compact import Compact
+from hintsd_jax.hindsight.prompts import shipped
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
@@ -45,7 +45,7 @@ class RewritingChat(FakeChat):
         return prefix_length, (*(300 + id for id in trunk[prefix_length:]), 300, *self.user_turn(text))
 
 
-FAKE_CHAT, WEIGHTS, COMPACT = FakeChat(), {"divergence": 1.0}, Compact()
+FAKE_CHAT, WEIGHTS, COMPACT = FakeChat(), {"divergence": 1.0}, shipped("compact")
 
 
 def target_branches(episode, targets, chat=FAKE_CHAT, weights=WEIGHTS, position="target"):

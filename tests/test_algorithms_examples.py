@@ -11,7 +11,7 @@ from hintsd_jax.algorithms import ALGORITHMS
 from hintsd_jax.algorithms.experience import successful_siblings
 from hintsd_jax.config import build
 from hintsd_jax.hindsight.analysis import Hindsight
-from hintsd_jax.hindsight.prompts.compact import Compact
+from hintsd_jax.hindsight.prompts import shipped
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
 from hintsd_jax.training.batching import BatchShapes, make_batches
@@ -201,7 +201,7 @@ def test_hint_sd_with_grpo_has_both():
 def test_sdpo_reads_a_siblings_success_or_else_the_feedback():
     episodes, targets = four_episodes(), [(1, "z"), (3, "y")]
     examples, without, texts = examples_of("sdpo", [(2, targets, ())], episodes=episodes)
-    reprompt = lambda **known: Compact().teacher_reprompt((), **known)[-1]["content"]
+    reprompt = lambda **known: shipped("compact").teacher_reprompt((), **known)[-1]["content"]
     solution = [step.text for step in episodes[0].steps]
     assert texts == [reprompt(solution=solution), reprompt(targets=[Target(*target) for target in targets])]
     assert [(example.episode, [b.step for b in example.branches]) for example in examples] == [

@@ -15,7 +15,7 @@ from hintsd_jax import main as entry
 from hintsd_jax.checkpoints.parameters import parameters
 from hintsd_jax.envs.desk.instructions import FULL
 from hintsd_jax.envs.desk.office import tool_docs
-from hintsd_jax.hindsight.prompts import released
+from hintsd_jax.hindsight.prompts import shipped
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.runs.metrics import read_metrics
 from tests.helpers import QWEN25_TEMPLATE, make_tokenizer
@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory):
             tensors[name] = (values + ("norm" in name)).astype(ml_dtypes.bfloat16)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(SHAPE.to_hf()))
-    known = (FULL, *map(json.dumps, tool_docs()), Path(released.__file__).read_text(), QWEN25_TEMPLATE)
+    known = (FULL, *map(json.dumps, tool_docs()), str(shipped("released").wording), QWEN25_TEMPLATE)
     tokenizer = make_tokenizer(QWEN25_TEMPLATE, corpus=known, vocab_size=4000)
     tokenizer.save_pretrained(folder)
     _fill(folder / "tokenizer.json")

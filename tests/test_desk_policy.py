@@ -22,8 +22,8 @@ from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures, parse_hint, parse_verdict
-from hintsd_jax.hindsight.prompts import compact
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
@@ -37,6 +37,7 @@ LONG = True  # see conftest.py
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "assets" / "desk-policy"
+WORDS = prompts.shipped("compact").wording.words
 TASKS = [generate_task(77, index, 4, 3, "all") for index in range(40)]
 OTHERS = [generate_task(78, index, 4, 3, "all") for index in range(40)]
 
@@ -229,14 +230,14 @@ def test_what_is_said_at_the_start_is_followed_where_it_speaks_of_the_task(demon
         said = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]  # after the first request
         actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
         played, own, foreign = "\n".join(actions), *(_reference(each) for each in (task, other))
-        if said.startswith(compact.WORKED):
-            solution = said.removeprefix(compact.WORKED).strip()
+        if said.startswith(WORDS["worked"]):
+            solution = said.removeprefix(WORDS["worked"]).strip()
             assert solution in ("\n".join(f"#{n} {a}" for n, a in enumerate(each, 1)) for each in (own, foreign))
             mine = own[0] in solution
             assert not mine or actions == own
             sorts["solution" if mine else "other solution", actions == own] += 1
             continue
-        several = said.startswith(compact.FIXED)
+        several = said.startswith(WORDS["fixed"])
         known = candidates(task)
         named = [
             (label, name) for label, name in re.findall(r'Use (\w+) "(\w+)"', said) if known.get(name) == (label, True)
@@ -266,7 +267,7 @@ def test_what_the_benchmark_says_before_a_decision(demonstrator, tokenizer):
             )
             if words.endswith("at the start"):
                 action = tokenizer.decode(decision.right).removesuffix("<|im_end|>")
-                assert compact.WORKED in read and (action in read) == words.startswith("a success on the task")
+                assert WORDS["worked"] in read and (action in read) == words.startswith("a success on the task")
             elif words == "nothing":
                 assert decision.context == plain.context[: len(decision.context)]
             elif right and words == "the right hint":

@@ -59,11 +59,12 @@ def inline(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder that has of a checkout what commands name, and the file that docs/environments.md has one write."""
+    """A folder that has of a checkout what commands name, and the files that two pages have one write."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "assets"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_envs.py").write_text(blocks((ROOT / "docs" / "environments.md").read_text(), "python")[0])
+    (folder / "my_words.toml").write_text(blocks((ROOT / "docs" / "prompts.md").read_text(), "toml")[0])
     return folder
 
 

@@ -137,7 +137,7 @@ def test_evaluate_writes_and_prints_categories_and_the_benchmarks_version(tmp_pa
     )
     monkeypatch.setattr(Session, "open", lambda config, workdir: quiz_session(config, TASKS))
     monkeypatch.setattr(evaluate, "restored_params", lambda session, workdir: (None, 3))
-    metrics = evaluate.evaluate(config, str(tmp_path / "run"))
+    metrics = evaluate.evaluate(config, str(tmp_path / "run")).metrics
     stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (
         stored["metrics"] == metrics
@@ -164,7 +164,7 @@ def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_pat
     first = evaluate.evaluate(config, str(tmp_path / "run"))
     stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert stored["step"] == 0 and np.shape(stored["success"]) == (3, 2) and len(stored["greedy"]) == 3
-    assert first["test/avg@2"] == pytest.approx(np.mean(stored["success"]))
+    assert first.metrics["test/avg@2"] == pytest.approx(np.mean(stored["success"]))
     assert first == evaluate.evaluate(config, str(tmp_path / "run"))  # the same keys, the same result
     assert "test/avg@2" in capsys.readouterr().out
     (run,) = open_runs([tmp_path / "run"])  # the report shows what was evaluated where nothing was trained

@@ -10,15 +10,17 @@ from hintsd_jax.envs.base import Fault, Report
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.parse import parse_failures, parse_hint, parse_verdict
-from hintsd_jax.hindsight.prompts import Benchmark, Judgement, compact, released
+from hintsd_jax.hindsight.prompts import Benchmark, Judgement, Worded
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import Delta
 from hintsd_jax.rollout.episode import Episode
 
 PLAIN = Benchmark("office", ("a wrong tool", "a missing call"))
 SETS = {name: prompts.find(name) for name in ("released", "compact")}
+WORDS = SETS["compact"].wording.words
 LONG = 12_000
 KEYS = [f'"{key}"' for key in ("failures", "failure_step", "step", "feedback", "verdict", "hint")]
+FEEDBACK_KEY = '"feedback" (one or two sentences: how that step should have gone)'
 TOOL = {"name": "move", "description": "Moves it."}
 
 
@@ -37,26 +39,29 @@ def make_episode() -> Episode:
     return episode
 
 
+def _form(name):
+    """How an answer is to look, of a part of the released set."""
+    return SETS["released"].wording.parts[name].text.replace("{feedback_key}", FEEDBACK_KEY)
+
+
 def content(messages):
     return "\n".join(message["content"] for message in messages)
 
 
 def test_the_whole_compact_rendering():
-    assert compact.render_trajectory(make_episode(), LONG) == (
-        f"{compact.TASK}Rules.\nuser: Move it.{compact.RESULT}0.25, max_steps{compact.STEPS}"
+    trajectory = (
+        "This attempt at a task failed.\nTask:\nRules.\nuser: Move it.\nResult: reward 0.25, max_steps\nSteps:\n"
         "#1 look\n> a b\n"
         "#2 take a\n> ok\nuser: And now?\nreward 0.25\n"
         "#3 bye\n> \n"
     )
-
-
-def test_compact_requests_end_with_what_is_asked():
-    episode, trajectory, words = make_episode(), compact.render_trajectory(make_episode(), LONG), SETS["compact"]
+    episode, words = make_episode(), SETS["compact"]
     (review,) = words.review(episode, PLAIN, 3, LONG)
-    assert review == {"role": "user", "content": trajectory + compact.REVIEW + compact.AT_MOST + "3"}
-    assert words.review(episode, PLAIN, 1, LONG)[0]["content"].endswith(compact.REVIEW + compact.ONLY_FIRST)
+    assert review == {"role": "user", "content": trajectory + WORDS["ask_review"] + "\nAt most this many steps: 3"}
+    (first,) = words.review(episode, PLAIN, 1, LONG)
+    assert first["content"] == trajectory + WORDS["ask_review"] + "\nOnly the first bad step."
     (request,) = words.step_feedback(episode, PLAIN, 2, LONG)
-    assert request["content"] == trajectory + compact.ADVISE + compact.GIVEN + "#2"
+    assert request["content"] == trajectory + WORDS["ask_advice"] + "\nThe step: #2"
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -80,10 +85,10 @@ def test_a_released_review_shows_everything_that_the_method_shows():
     began = "[system]\nRules.\n[user]\nMove it.\n[tools]\n" + '{"name": "move", "description": "Moves it."}'
     second = "Step 2\nAction:\ntake a\nEnvironment:\nok\nuser: And now?\nReward: 0.25\nTerminated: no\n"
     places = [user["content"].index(piece) for piece in (*facts, began, "Step 1\n", second, "Step 3\n")]
-    assert places == sorted(places) and user["content"].endswith(released.MANY_FORM)
+    assert places == sorted(places) and user["content"].endswith(_form("many_form"))
     single = SETS["released"].review(make_episode(), PLAIN, 1, LONG)
     assert "the first step that contains a mistake" in single[0]["content"]
-    assert single[1]["content"].endswith(released.ONE_FORM)
+    assert single[1]["content"].endswith(_form("one_form"))
 
 
 @pytest.mark.parametrize(
@@ -144,23 +149,24 @@ def test_the_step_list_is_clipped_from_its_beginning_and_says_so(name):
 
 
 def test_the_form_that_is_asked_for_is_no_answer_itself():
-    for form in (compact.REVIEW, compact.ADVISE):
+    for form in (WORDS["ask_review"], WORDS["ask_advice"]):
         assert parse_failures(form, num_steps=2, max_targets=1).problem
         assert parse_failures(form.replace("...", "so"), 2, 1).targets == (Target(2, "so"),)
-    assert parse_verdict(compact.ASK_VERDICT) is None and not parse_hint(compact.ASK_HINT)[0]
-    for form in (released.MANY_FORM, released.ONE_FORM, released.VERDICT_FORM, released.HINT_FORM):
+    assert parse_verdict(WORDS["ask_verdict"]) is None and not parse_hint(WORDS["ask_hint"])[0]
+    plain = SETS["released"].wording.words
+    for form in (_form("many_form"), _form("one_form"), plain["verdict_form"], plain["hint_form"]):
         assert "{" not in form  # in words: an example is repeated as the answer
         assert form.count('"') == 2 * sum(key in form for key in KEYS)
 
 
 def test_fixed_strings_are_all_of_the_compact_text():
     text = content(SETS["compact"].review(make_episode(), PLAIN, 3, LONG))
-    for piece in sorted(compact.FIXED_STRINGS, key=len, reverse=True):
+    for piece in sorted(WORDS.values(), key=len, reverse=True):
         text = text.replace(piece, "|")
     assert (
         text == "|Rules.\nuser: Move it.|0.25, max_steps||1 look|a b\n|2 take a|ok\nuser: And now?|0.25\n|3 bye|\n||3"
     )
-    assert len(set(compact.FIXED_STRINGS)) == len(compact.FIXED_STRINGS)
+    assert len(set(WORDS.values())) == len(WORDS) == 16
 
 
 @pytest.mark.parametrize("words", SETS.values(), ids=SETS)
@@ -186,7 +192,10 @@ def test_sdpos_teacher_reads_one_user_message():
     assert only["role"] == "user"
 
 
-class OwnWords(released.Released):
+class OwnWords(Worded):
+    def __init__(self):
+        super().__init__(SETS["released"].wording)
+
     def teacher_feedback(self, feedback):
         return f"Mind: {feedback}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hintsd_jax
+from hintsd_jax import library
 from hintsd_jax import main as entry
 from hintsd_jax.config import edge, files, flags
 from hintsd_jax.errors import UserError
@@ -37,8 +38,9 @@ def modes(monkeypatch):
 
         return call
 
-    for name in ("train", "evaluate", "export"):
-        monkeypatch.setitem(sys.modules, f"hintsd_jax.{name}", types.SimpleNamespace(**{name: mode(name)}))
+    monkeypatch.setattr(library, "training", types.SimpleNamespace(train=mode("train")))
+    monkeypatch.setattr(library, "evaluation", types.SimpleNamespace(evaluate=mode("evaluate")))
+    monkeypatch.setitem(sys.modules, "hintsd_jax.export", types.SimpleNamespace(export=mode("export")))
     plan = types.SimpleNamespace(plan=lambda config: received.append(("plan", config, None)))
     monkeypatch.setitem(sys.modules, "hintsd_jax.tools.planner.plan", plan)
     return received
@@ -240,7 +242,7 @@ def test_a_mistake_in_the_config_file_is_one_line(tmp_path, capsys, text, says):
 
 def test_what_a_machine_refuses_is_one_line(modes, capsys, monkeypatch):
     def refused(error):
-        monkeypatch.setitem(sys.modules, "hintsd_jax.train", types.SimpleNamespace(train=lambda *_: raises(error)))
+        monkeypatch.setattr(library, "training", types.SimpleNamespace(train=lambda *_: raises(error)))
         return refusal(capsys, *RUN)
 
     def raises(error):

@@ -100,7 +100,7 @@ def test_evaluate_prints_goal_completions_and_keeps_nothing_by_task(tmp_path, mo
     monkeypatch.setattr(evaluate, "restored_params", lambda session, workdir: (None, 3))
     opened = lambda config, workdir: quiz_session(config, TASKS[:11], env_class=Private)  # of zzz a task is missing
     monkeypatch.setattr(Session, "open", opened)
-    metrics = evaluate.evaluate(config, str(tmp_path / "run"))
+    metrics = evaluate.evaluate(config, str(tmp_path / "run")).metrics
     assert metrics["test/scenarios"] == 3 and 0 <= metrics["test/sgc@4"] <= metrics["test/avg@4"]
     printed = capsys.readouterr().out
     for line in ("test TGC (Avg@4)", "test SGC", "test difficulty_1 SGC", "test difficulty_2 TGC (Avg@4)"):

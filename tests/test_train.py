@@ -22,7 +22,7 @@ import pytest
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.hindsight.parse import parse_failures
-from hintsd_jax.hindsight.prompts import Judgement, compact
+from hintsd_jax.hindsight.prompts import Judgement, Worded, shipped
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.recorder import Recorder
 from hintsd_jax.runs import interruption
@@ -321,12 +321,16 @@ def test_weights_that_break_are_never_saved(data_dir, tmp_path, monkeypatch):
     assert str(row["step"]) not in saved
 
 
-class OneQuestion(compact.Compact):
+class OneQuestion(Worded):
     """A judge that is asked one question, in a review's form: the only one that the committed policy can answer."""
+
+    def __init__(self):
+        super().__init__(shipped("compact").wording)
 
     def judge(self, step):
         shown = f"Steps:\n#1 {step.text}\n> {step.observation}\n"
-        asked = f"{compact.REVIEW}{compact.ONLY_FIRST}\nIf it is ok, the list is empty."
+        words = self.wording.words
+        asked = f"{words['ask_review']}{words['only_first']}\nIf it is ok, the list is empty."
         return {"verdict and hint": [{"role": "user", "content": shown + asked}]}
 
     def read_judgement(self, question, answer):

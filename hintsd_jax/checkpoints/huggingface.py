@@ -86,25 +86,27 @@ def open_checkpoint(path: AnyPath, config: PolicyConfig) -> TensorFiles:
 
 
 def load_policy(
-    path: str | os.PathLike, mesh: Mesh | None = None, **overrides: Any
+    path: str | os.PathLike, mesh: Mesh | None = None, *, serve_only: bool = False, **overrides: Any
 ) -> tuple[PolicyConfig, decoder.Params]:
     """Reads `config.json` and the weights of a Hugging Face directory; `overrides` are fields of PolicyConfig.
 
-    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that an
-    adapter (`lora`) leaves frozen as serving does, in the compute dtype, but for norms. Raises UserError when the
+    Returns the parameters as training lays them out on `mesh` (None: the first device), in float32; those that are
+    never trained, under an adapter (`lora`) or with `serve_only`, as serving does, in the compute dtype, but for norms.
+    Raises UserError when the
     directory, a file or a tensor is missing, cut short, misshapen or unexpected, naming it.
     """
     config = read_config(path, **overrides)
     checkpoint = open_checkpoint(located(path), config)
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     params: decoder.Params = {}
+    is_frozen = serve_only or config.lora is not None
     for parameter in parameters(config):
-        frozen = config.lora is not None and parameter.path[-1] != "scale"
-        dtype = jnp.dtype(config.compute_dtype if frozen else np.float32)
+        low = is_frozen and parameter.path[-1] != "scale"
+        dtype = jnp.dtype(config.compute_dtype if low else np.float32)
         node = params
         for key in parameter.path[:-1]:
             node = node.setdefault(key, {})
-        role = "train" if config.lora is None else FROZEN
+        role = FROZEN if is_frozen else "train"
         node[parameter.path[-1]] = _place(checkpoint, parameter, mesh, role, dtype)
     wrong = set(non_finite(params))
     _refuse_non_finite(checkpoint, [parameter for parameter in parameters(config) if ".".join(parameter.path) in wrong])

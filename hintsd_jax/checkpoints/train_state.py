@@ -22,11 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from hintsd_jax.checkpoints import record
+from hintsd_jax.checkpoints.quiet_orbax import ocp, preservation_policy
 from hintsd_jax.checkpoints.record import Damaged
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError, reason

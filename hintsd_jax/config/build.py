@@ -53,7 +53,8 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
 def _with_home(config: Config) -> Config:
     """The config with the home folder in place of "~" in every path."""
     values = flatten(config.to_dict())
-    paths = [name for name, setting in settings().items() if setting.key.path]
+    keys = {name: setting.key for name, setting in settings().items()}
+    paths = [name for name, key in keys.items() if key.path or (key.suffix and values[name].endswith(key.suffix))]
     return config.replaced({name: expanded(values[name], name) for name in paths})
 
 
@@ -162,12 +163,17 @@ def lora_config(config: Config) -> LoraConfig | None:
 
 
 def compute_dtype(config: Config, platform: str | None = None) -> str:
-    """What `policy.compute_dtype` means on a platform ("cpu", "gpu", "tpu"), by default this machine's.
+    """What `policy.compute_dtype` means on a platform ("cpu", "gpu", "tpu"), by default this machine's."""
+    if config.policy.compute_dtype != "auto":
+        return config.policy.compute_dtype
+    return default_dtype(platform)
+
+
+def default_dtype(platform: str | None = None) -> str:
+    """In which numbers a platform computes where nobody says it.
 
     A CPU has no bfloat16 units: its caches in bfloat16 are about 50 times slower.
     """
-    if config.policy.compute_dtype != "auto":
-        return config.policy.compute_dtype
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 

@@ -18,8 +18,9 @@ _SHOWN = 160  # characters of a value in a message
 class Key:
     """meaning: one line. interval: "[0, 1)" of a number ("inf" bounds are open), or of each number of a tuple.
     choices: of a text, or of each text of a tuple. by_algorithm: None in a config means "as the algorithm decides".
-    open: may also be a path "package.module:name". derived: 0, or an empty tuple, means "as `config.lengths` says".
-    path: of a file or folder, where "~" is the home folder. remote: of one that may lie in a store, see `storage`.
+    open: may also be a path "package.module:name", and a file of the kind `suffix`, where there is one. derived: 0, or
+    an empty tuple, means "as `config.lengths` says". path: of a file or folder, where "~" is the home folder. remote:
+    of one that may lie in a store, see `storage`.
     """
 
     meaning: str
@@ -30,6 +31,7 @@ class Key:
     derived: bool = False
     path: bool = False
     remote: bool = False
+    suffix: str = ""
 
 
 def key(default: Any, meaning: str, interval: str = "", **more: Any) -> Any:

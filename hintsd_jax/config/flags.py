@@ -9,18 +9,21 @@ it). Whatever cannot be read is one line in the schema's words.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, get_origin
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from hintsd_jax import storage
 from hintsd_jax.config import files, reference
 from hintsd_jax.config.edge import add_option, settings, unknown_key
-from hintsd_jax.config.fields import shown
+from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import did_you_mean
+from hintsd_jax.texts import did_you_mean, is_encodable
 
 FLAGS = {
     "config": "name of a shipped config, or path of a file with a get_config()",
@@ -130,3 +133,21 @@ def _problem(error: flags.Error) -> str:
     if match and "Non-boolean" in text:
         return f"--{match[1]} = {shown(match[2])} must be true or false"
     return text
+
+
+def checked_workdir(named: str | None) -> str:
+    """The workdir's path. Raises UserError where it is none that a run should have."""
+    if named is None or not named.strip():
+        raise UserError(f"--workdir is {'missing' if named is None else 'empty'}: give the {FLAGS['workdir']}")
+    if not (is_encodable(named) and named.isprintable()):
+        raise UserError(f"--workdir={shown(named)} cannot be the name of a folder")
+    if storage.is_remote(named):
+        if why := storage.problem(named) or storage.problem_of_checkpoints(named):
+            raise UserError(f"--workdir={named} {why}")
+        return named.rstrip("/")
+    path = Path(expanded(named, "--workdir"))
+    # Where --workdir=./$UNSET, --workdir=~/$UNSET and --workdir=$UNSET/ lead.
+    for what, other in {"current folder": ".", "home folder": os.path.expanduser("~"), "root folder": "/"}.items():
+        if path.exists() and os.path.exists(other) and path.samefile(other) and not (path / "config.json").exists():
+            raise UserError(f"--workdir={named} is the {what} and holds no run: give a folder of its own")
+    return str(path)

@@ -83,8 +83,10 @@ def allowed(setting: Setting) -> str:
         return "path, gs://... or s3://..." if key.remote else "path"
     item = get_args(kind)[0] if get_origin(kind) is tuple else kind
     what = ", ".join(key.choices) if key.choices else f"{_KINDS[item]} {key.interval}".strip()
+    file = f", a {key.suffix} file" if key.suffix else ""
+    of_own = f"{file}, or package.module:name" if key.open else ""
     empty = "" if not key.derived else ", or 0" if item is kind else ", or empty"
-    return f"{'list of ' if item is not kind else ''}{what}{', or package.module:name' if key.open else ''}{empty}"
+    return f"{'list of ' if item is not kind else ''}{what}{of_own}{empty}"
 
 
 _KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}

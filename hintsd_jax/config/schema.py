@@ -248,9 +248,10 @@ class HindsightSection(Section):
     prompts: str = key(
         "released",
         "wording of all questions and of what teachers read: that of the released code's structure, for models that"
-        " read; compact, for the embedded policy; or an object of your own",
+        " read; compact, for the embedded policy; a TOML file of your own (docs/prompts.md); or an object of your own",
         choices=("released", "compact"),
         open=True,
+        suffix=".toml",
     )
     feedback_position: str = key(
         None,

@@ -145,7 +145,8 @@ def _value_problem(setting: Setting, value: Any) -> str | None:
         return f"{says} {problem}" if problem else None
     if (name, value) in RENAMED_VALUES:  # algorithm's too, which has no list of choices here
         return f"{says} is now called {RENAMED_VALUES[name, value]!r}"
-    if key.choices and value not in key.choices and not (key.open and ":" in value):
+    own = key.open and (":" in value or bool(key.suffix and value.endswith(key.suffix)))
+    if key.choices and value not in key.choices and not own:
         return f"{says} is unknown, {did_you_mean(value, key.choices)}"
     return None
 

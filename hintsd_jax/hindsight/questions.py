@@ -16,7 +16,7 @@ import numpy as np
 
 from hintsd_jax.envs.base import Message
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.sampling import Engine, Sampling
+from hintsd_jax.sampling import Engine, Generation, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +60,6 @@ class Answers:
 Asker = Callable[[Iterable[Question]], Answers]  # some of the questions may still be to come
 
 
-class _Generation:
-    """One question as a job of the engine: a single generation."""
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        key: np.ndarray,
-        sampling: Sampling,
-        context: int,
-        tick: Callable[[], object] = lambda: None,
-    ):
-        self.prompt, self.key, self.sampling, self.context = prompt, key, sampling, context
-        self._tick = tick
-        self.ids: list[int] = []
-        self.cut = False
-
-    def begin(self, slot: int) -> Sequence[int]:
-        return self.prompt
-
-    def submit(self, ids: list[int], logprobs: list[float], stopped: bool) -> None:
-        self.ids, self.cut = ids, not stopped
-        self._tick()
-
-    def collect(self) -> None:
-        return None
-
-
 def policy_asker(
     engine: Engine,
     params,
@@ -107,11 +80,11 @@ def policy_asker(
         return dataclasses.replace(sampling, is_complete=lambda ids: is_complete(chat.decode(ids)))
 
     def ask(questions: Iterable[Question]) -> Answers:
-        questions, jobs = list(questions), dict[int, _Generation]()
+        questions, jobs = list(questions), dict[int, Generation]()
         for n, question in enumerate(questions):
             prompt = chat.prompt(question.messages, tags_stand=True).ids
             if len(prompt) + sampling.max_tokens <= context:
-                jobs[n] = _Generation(prompt, question.key, sampling_of(question), context, tick)
+                jobs[n] = Generation(prompt, question.key, sampling_of(question), context, tick)
         tokens = engine.run(params, list(jobs.values())).sampled_tokens
         texts = [chat.decode(jobs[n].ids) if n in jobs else None for n in range(len(questions))]
         missing = len(questions) - len(jobs)

@@ -79,6 +79,7 @@ class Workdir:
         may_differ: Callable[[str], bool] = continuing.may_differ,
         adopt: bool = False,
         benchmark: str = "",
+        prompts: Mapping[str, str] | None = None,
         process: int = 0,
     ) -> Workdir:
         """Creates or reopens the folder, locks it and writes `config.json`.
@@ -92,6 +93,8 @@ class Workdir:
           may_differ: whether a dotted key may differ from the stored config.
           adopt: what differs is the config from now on, and what it was, is kept beside it: a run continues with it.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
+          prompts: the name of the set of prompts and the digest of its words, to stand beside the config; None where
+            none is read. A run continues with the same words only.
           process: the number of this process among those of the run. All but 0 come when 0 has opened the folder.
 
         Raises:
@@ -103,7 +106,7 @@ class Workdir:
         make_folder(path)
         lock = locks.take(path, note=lambda text: print(text, file=sys.stderr))
         try:
-            changed = _keep_config(path / "config.json", config, may_differ, adopt, benchmark)
+            changed = _keep_config(path / "config.json", config, may_differ, adopt, benchmark, prompts)
         except BaseException:
             lock.release()
             raise
@@ -192,7 +195,12 @@ def _nulled(value: Any) -> Any:
 
 
 def _keep_config(
-    path: AnyPath, config: Config, may_differ: Callable[[str], bool], adopt: bool, benchmark: str
+    path: AnyPath,
+    config: Config,
+    may_differ: Callable[[str], bool],
+    adopt: bool,
+    benchmark: str,
+    prompts: Mapping[str, str] | None,
 ) -> dict[str, tuple[Any, Any]]:
     """Writes `config.json`, or compares it where it exists and adds this process's versions. Gives the settings that
     differ and may: key -> (there, now).
@@ -216,10 +224,14 @@ def _keep_config(
             "give the same settings to continue it, or another --workdir"
         )
     changed = {key: values for key, values in differing.items() if not key.startswith(NOT_OF_A_RUN)}
+    _check_words(path, stored.get("prompts"), prompts)
     here = versions() | ({"benchmark": benchmark} if benchmark else {})
     is_known = bool(known) and here.items() <= known[-1].items()
-    if is_known and not (adopt and changed):
+    is_recorded = prompts is None or stored.get("prompts") is not None
+    if is_known and is_recorded and not (adopt and changed):
         return changed
+    if not is_recorded:
+        stored["prompts"] = dict(prompts or {})
     if adopt and changed:
         step = max(_saved_steps(path.parent), default=0)
         stored |= {"config": now, "changed": [*stored.get("changed", []), {"checkpoint": step, **changed}]}
@@ -227,6 +239,21 @@ def _keep_config(
         json.dump({**stored, "versions": known if is_known else [*known, here]}, file, indent=2)
         file.write("\n")
     return changed
+
+
+def _check_words(path: AnyPath, there: Any, now: Mapping[str, str] | None) -> None:
+    """Raises UserError where the words of the run are not those that it was begun with; their name is a setting, and
+    compared with all others.
+    """
+    if there is None or now is None:
+        return
+    digest = there.get("digest") if isinstance(there, dict) else there
+    if digest != now["digest"]:
+        raise UserError(
+            f"workdir {path.parent} belongs to a run with other words in hindsight.prompts = {now['set']!r}, or in its"
+            f" environment's hindsight_prompts (digest there {digest}, now {now['digest']}): give the same words to"
+            " continue it, or another --workdir"
+        )
 
 
 def _saved_steps(workdir: AnyPath) -> list[int]:

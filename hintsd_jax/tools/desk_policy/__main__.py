@@ -24,7 +24,7 @@ from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.instructions import SHORT
 from hintsd_jax.errors import UserError
-from hintsd_jax.hindsight.prompts import compact
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
@@ -52,7 +52,7 @@ def build_tokenizer(seed: int, tasks: int = 200):
             reviews.LOOK_UP_FIRST,
             reviews.LOOK_ELSEWHERE,
         ]
-    fixed = [SHORT, *(text for text in compact.FIXED_STRINGS if len(text) > 2)]
+    fixed = [SHORT, *(text for text in prompts.shipped("compact").wording.words.values() if len(text) > 2)]
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 

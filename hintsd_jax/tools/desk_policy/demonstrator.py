@@ -19,14 +19,14 @@ from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk import feedback, reviews, script
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.tool_calls import parse_action
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.prompts.base import HINT, VERDICT, Benchmark
-from hintsd_jax.hindsight.prompts.compact import Compact
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 
 CONTEXT_WEIGHT = 0.1  # of tokens that the policy only reads: they teach it the language
-PROMPTS, BENCHMARK = Compact(), Benchmark()
+PROMPTS, BENCHMARK = prompts.shipped("compact"), Benchmark()
 MAX_CHARS = 12_000  # of the list of steps in a review, as in the method
 
 # What a hint before a decision is, and how often. The action follows the words of those that speak of the decision at

@@ -15,12 +15,14 @@ from hintsd_jax.envs.desk import feedback
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.tokenizer import MAX_STEPS
-from hintsd_jax.hindsight.prompts.compact import OBSERVATION, STEP
+from hintsd_jax.hindsight import prompts
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, WeightedTokens
 
 LARGEST_GAP = 3  # between the step numbers of a drill's decisions
 PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
+_WORDS = prompts.shipped("compact").wording.words
+OBSERVATION, STEP = _WORDS["observation_mark"], _WORDS["step_mark"]
 
 
 def names_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:

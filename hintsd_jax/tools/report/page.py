@@ -18,16 +18,13 @@ from typing import Any
 
 from hintsd_jax.tools.report.gather import Content
 
-SCRIPTS = (
-    "text.js",
-    "charts.js",
-    "results.js",
-    "overview.js",
-    "targets.js",
-    "tokens.js",
-    "episode.js",
-    "browser.js",
-    "page.js",
+SCRIPTS = tuple(
+    f"{name}.js"
+    for name in (
+        *("text", "link", "csv", "marks", "axes", "charts"),
+        *("results", "compare", "held_out", "overview", "targets"),
+        *("tokens", "episode", "search", "filters", "browser", "live", "page"),
+    )
 )
 
 

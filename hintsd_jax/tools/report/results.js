@@ -11,8 +11,8 @@ function heading(runs) {
       ];
   const where = one
     ? state(one)
-    : runs.some((run) => run.planned && run.steps < run.planned)
-      ? `${runs.filter((run) => run.steps < run.planned).length} not finished`
+    : runs.some((run) => !run.finished)
+      ? `${runs.filter((run) => !run.finished).length} not finished`
       : null;
   if (where) facts.unshift([one ? "training" : "state", where]);
   return make(
@@ -80,7 +80,8 @@ function drawResults(runs) {
   );
   if (!measures.length && !evaluated.length) return null;
   const body = make("tbody");
-  const section = make("section.results", { "aria-labelledby": "h-results" }, make("h2", { id: "h-results" }, "Held-out success"));
+  const section = make("section.results", { "aria-labelledby": "h-results" });
+  section.append(make("div.line", null, make("h2", { id: "h-results" }, "Held-out success"), csvButton("results", () => resultsTable(runs))));
   measures.forEach((name, place) => {
     const lines = runs
       .map((run, n) => [run, n, run.results.find((line) => line.name === name)])

@@ -208,6 +208,46 @@ def test_numbers_and_texts_of_the_page():
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_axes_tables_and_links_of_the_page():
+    checks = r"""
+    const assert = require("assert");
+    const texts = (y, unit, count = 4) => named(y, unit, count).map((tick) => tick.text);
+    // a series that never changes has its own value named, above 0
+    assert.deepStrictEqual(span([0.25, 0.25], {}), { low: 0, high: 0.3125, flat: 0.25 });
+    assert.deepStrictEqual(texts(span([0.5, 0.5], {}), TIME), ["0 ms", "500 ms"]);
+    assert.deepStrictEqual(span([0, 0], { zero: true }), { low: 0, high: 1, flat: 0 });
+    assert.deepStrictEqual(span([-2, -2], {}), { low: -2.5, high: 0, flat: -2 });
+    assert.deepStrictEqual(span([0.1 + 0.2, 0.3], {}).flat.toFixed(3), "0.300"); // but for rounding
+    assert.deepStrictEqual(span([0, 0.2], { one: true }), { low: 0, high: 0.2, flat: false });
+    assert.deepStrictEqual(span([-1, 1], { one: true }), { low: -1.12, high: 1.12, flat: false }); // no share after all
+    assert.deepStrictEqual(span([2, 5], { zero: true }).low, 0);
+    // no name twice, and each in the unit of its axis
+    for (const [high, unit] of [[0.004, TIME], [7, TIME], [400, TIME], [90000, TIME], [0.03, PERCENT],
+      [3e10, GIBIBYTES]]) {
+      const found = texts({ low: 0, high, flat: false }, unit);
+      assert(found.length >= 3 && new Set(found).size === found.length, found.join());
+    }
+    assert.deepStrictEqual(texts({ low: 0, high: 400, flat: false }, TIME), ["0 min", "2 min", "4 min", "6 min"]);
+    const counted = ["time/step", "train/logprob", "rollout/tokens", "train/lr"].map((name) => unitOf(name).label);
+    assert.deepStrictEqual(counted,
+      [undefined, "nats", "tokens", undefined]);
+    // cells: quotes, line breaks, and what a spreadsheet would run
+    assert.deepStrictEqual(csvText(["a", "b"], [["x,y", 'say "no" to'], ["=1+1", -2], ["two\nlines", null]]),
+      '\ufeffa,b\r\n"x,y","say ""no"" to"\r\n\'=1+1,-2\r\n"two\nlines",\r\n');
+    // state: what is at its default is not in the link
+    location.hash = "#episodes?q=a%3Db&hide=x&hide=y";
+    const said = [link.path, link.get("q"), link.get("none"), link.values.getAll("hide")];
+    assert.deepStrictEqual(said, ["episodes", "a=b", "", ["x", "y"]]);
+    assert.deepStrictEqual(link.to("overview", { q: "", hide: ["z"], x: "wall" }), "#overview?hide=z&x=wall");
+    assert.deepStrictEqual([range("5"), range("5-12"), range("x"), range("")], [[5, 5], [5, 12], null, null]);
+    """
+    files = "".join(FILES.joinpath(f"{name}.js").read_text() for name in ("text", "link", "csv", "marks", "axes"))
+    browser = "const location = { hash: '' }; const document = { createElement: () => ({ getContext: () => null }) };"
+    done = subprocess.run(["node", "-e", browser + files + checks], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_script_as_a_whole_is_one_program(hostile, tmp_path):
     text, _ = hostile
     (tmp_path / "page.js").write_text(script_of(text))

@@ -63,7 +63,7 @@ function drawBrowser(main) {
     kept = data.episodes.run.length;
   if (!kept) {
     const text = total ? `None of ${plural(total, "recorded episode")} is in this report (--episodes).` : "No episodes are recorded yet.";
-    main.replaceChildren(make("p.empty", null, text));
+    main.replaceChildren(make("h1.unseen", null, "Episodes"), make("p.empty", null, text));
     return;
   }
   list.count = make("p.note.count-line", { role: "status" });
@@ -75,6 +75,7 @@ function drawBrowser(main) {
   const button = (label, by, sign) => make("button", { type: "button", "aria-label": label, title: label, onclick: () => walk(by) }, sign);
   list.back = make("a.back", { href: "#episodes" }, "\u2190 all episodes");
   main.replaceChildren(
+    make("h1.unseen", null, "Episodes"),
     make(
       "div.browser",
       null,
@@ -142,17 +143,17 @@ function drawRow(n, i) {
       "aria-selected": String(n === list.chosen),
       "aria-setsize": list.shown.length,
       "aria-posinset": i + 1,
-      "aria-label": `${line.task}, ${line.success ? "succeeded" : "failed"}, ${facts}`,
       onclick: () => {
         location.hash = linkOf(n);
       },
     },
     outcomeSign(line.success),
-    make("span.task", null, line.task),
+    make("span.task", null, make("span.unseen", null, line.success ? "succeeded: " : "failed: "), line.task),
     line.targets.length
       ? make(
           "span.count",
           { title: `targets: steps ${line.targets.join(", ")}` },
+          make("span.unseen", null, "targets at steps "),
           line.targets.slice(0, 4).map((t) => make("i", null, String(t))),
           line.targets.length > 4 ? "\u2026" : null,
         )

@@ -17,7 +17,7 @@ function drawCompared() {
     make("div.line", null, make("h2", { id: "h-compared" }, several ? "Compared, paired by seed and task" : "Over seeds"), csvButton("compared", () => comparedTable(compared))),
     make(
       "div.scroll",
-      { tabindex: 0, role: "region", "aria-labelledby": "h-compared" },
+      { tabindex: 0, role: "region", "aria-label": "Table of arms" },
       make("table.result", null, make("thead", null, make("tr", null, titles.map((t, i) => make(i ? "th.num" : "th", { scope: "col" }, t)))), make("tbody", null, rows)), // prettier-ignore
     ),
     make(
@@ -42,7 +42,7 @@ function comparedRow(arm, line, n, several, titles) {
   return make(
     "tr",
     null,
-    make("th", { scope: "row" }, swatch(n), arm.name),
+    make("th", { scope: "row" }, arm.name),
     cells.map((content, i) => make("td.num", { "data-label": titles[i + 1] }, content)),
   );
 }

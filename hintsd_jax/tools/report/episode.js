@@ -6,7 +6,7 @@ function drawEpisode(line, entry, siblings, name = "step") {
   const targets = new Map((entry.hindsight?.targets || []).map((t) => [t.step, t.feedback]));
   const trained = new Map(entry.trained.map((span) => [span.step, span]));
   const faults = new Map(entry.faults.map((f) => [f.step, f.feedback]));
-  const facts = [plural(line.steps, "step"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
+  const facts = [plural(line.steps, "step"), make("bdi", null, line.ended || "not ended"), `reward ${short(entry.reward)}`];
   if (targets.size) facts.push(plural(targets.size, "target"));
   const rollouts =
     siblings.length > 1
@@ -43,9 +43,9 @@ function drawEpisode(line, entry, siblings, name = "step") {
       make(
         "p.note",
         null,
-        [data.runs.length > 1 ? data.runs[line.run].name : null, whenOf(line), `rollout ${line.rollout}`, ...facts]
+        [data.runs.length > 1 ? make("bdi", null, data.runs[line.run].name) : null, whenOf(line), `rollout ${line.rollout}`, ...facts]
           .filter(Boolean)
-          .join(" \u00b7 "),
+          .flatMap((fact, n) => (n ? [" \u00b7 ", fact] : [fact])),
       ),
       entry.detail ? make("p.note", null, longText(entry.detail)) : null,
       pairLinks(line.n),

@@ -59,7 +59,7 @@ function drawTurned() {
     make("h2", { id: "h-turned" }, "Held-out episodes, before and after"),
     make(
       "div.scroll",
-      { tabindex: 0, role: "region", "aria-labelledby": "h-turned" },
+      { tabindex: 0, role: "region", "aria-label": "Table of held-out episodes" },
       make(
         "table.turns",
         null,

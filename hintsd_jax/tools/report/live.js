@@ -2,7 +2,9 @@
 // link. Not while somebody types, has marked text, or reads an episode: then it waits.
 
 const live = {
-  paused: false,
+  get paused() {
+    return link.get("live") === "off";
+  },
   start() {
     if (!data.live) return;
     this.restore();
@@ -14,7 +16,7 @@ const live = {
       button.textContent = this.paused ? "Go on" : "Pause";
     };
     button.addEventListener("click", () => {
-      this.paused = !this.paused;
+      link.set({ live: this.paused ? "" : "off" });
       say();
     });
     document.querySelector(".top .bar nav").before(make("span.live", null, said, button));

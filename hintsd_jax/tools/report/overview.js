@@ -48,8 +48,8 @@ function drawOverview(box) {
   const { runs } = data;
   box.replaceChildren(
     heading(runs),
-    drawResults(runs) || "",
     drawCompared() || "",
+    drawResults(runs) || "",
     drawTurned() || "",
     make("section.curves", { "aria-labelledby": "h-curves" }),
     make("section.pair", null, drawTargets(runs) || "", drawTimes(runs) || ""),
@@ -293,7 +293,7 @@ function drawSettings(runs) {
               make(
                 "tr",
                 null,
-                make("th"),
+                make("td"),
                 runs.map((run, n) => make("th", { scope: "col" }, swatch(n), run.name)),
               ),
             )

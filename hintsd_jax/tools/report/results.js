@@ -95,8 +95,8 @@ function drawResults(runs) {
   for (const [run, n, line] of evaluated)
     rows.push(resultRow(runs.length > 1 ? [...label(run, n), `: ${line.name}`] : [line.name, mark(run)], line, n));
   body.append(...rows);
-  const titles = ["", "0 to 100 %", "before", "after", "change"].map((t, i) => make(i > 1 ? "th.num" : "th", { scope: "col" }, t));
-  section.append(make("table.result", null, make("thead", null, make("tr", null, titles)), body));
+  const titles = ["0 to 100 %", "before", "after", "change"].map((t, i) => make(i ? "th.num" : "th", { scope: "col" }, t));
+  section.append(make("table.result", null, make("thead", null, make("tr", null, make("td"), titles)), body));
   section.append(
     make(
       "p.note",

@@ -55,7 +55,7 @@ function heatmap(run, n, kind, named) {
   const stepNames = relative ? rows.map((_, r) => `${10 * r} %`) : rows.map((_, r) => String(r * turned.by + 1));
   const box = make("div.plot"),
     height = Math.max(166, Math.min(256, rows.length * 20 + 16)),
-    left = 30 + widest(stepNames),
+    left = 33 + widest(stepNames),
     bottom = 38;
   const sum = counts[kind].reduce((a, column) => a + column.reduce((x, y) => x + y, 0), 0);
   const known = counts.mean.filter((v) => v !== null);
@@ -100,7 +100,7 @@ function heatmap(run, n, kind, named) {
     parts.push(draw("text.tick.axis", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, "training step"));
     const middle = (height - bottom) / 2;
     const side = relative ? "part of the episode" : "step of the episode";
-    parts.push(draw("text.tick.axis", { x: 10, y: middle, transform: `rotate(-90 10 ${middle})`, "text-anchor": "middle" }, side));
+    parts.push(draw("text.tick.axis", { x: 13, y: middle, transform: `rotate(-90 13 ${middle})`, "text-anchor": "middle" }, side));
     // the mean target, in cells from the lower left corner
     const means = relative
       ? columns.flatMap((column, c) => (totals[c] ? [[c + 0.5, column.reduce((sum, v, r) => sum + v * (r + 0.5), 0) / totals[c]]] : []))

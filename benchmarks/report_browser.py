@@ -1,9 +1,9 @@
 """What a person meets who opens reports in a browser: runs in, a line for each check out.
 
   cd benchmarks/browser && npm install   # once: headless Chromium, puppeteer-core and axe-core
-  python -m benchmarks.report_browser runs/desk runs/other --screenshots=/tmp/shots
+  python -m benchmarks.report_browser runs/desk runs/a-0,runs/a-1,runs/b-0 --screenshots=/tmp/shots
 
-Makes reports of the runs that are named, one of each and one of all, and of runs that are odd: one that is going on,
+Makes a report of each argument (a comma: several runs in one), and of runs that are odd: one that is going on,
 with a torn last line; one that has just begun; texts that are HTML and script; texts of other scripts, and very long
 ones; 5,000 episodes. `benchmarks/browser/check.mjs` opens them all and says what is wrong. What it prints is
 benchmarks/results/report_browser.txt.
@@ -24,7 +24,6 @@ from typing import Any
 
 from benchmarks.pages import REPO
 from hintsd_jax.tools.report.command import report
-from hintsd_jax.tools.report.reading import open_runs
 
 RESULT = REPO / "benchmarks" / "results" / "report_browser.txt"
 HOSTILE = '</script><img src=x onerror="window.hit=1"><script>window.hit=1</script>\'"&<!-- {{SCRIPT}} =cmd()'
@@ -111,17 +110,17 @@ def odd_runs(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints and keeps the result; 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("runs", nargs="*", help="folders of runs; those that a comma joins in one report")
     parser.add_argument("--screenshots", type=Path, help="a folder for pictures of every page")
     flags = parser.parse_args(argv)
     lines = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "pages"
         pages: dict[str, tuple[list[Path], dict[str, Any]]] = {}
-        for run in open_runs(flags.runs):
-            pages[f"run_{run.name.replace('/', '_')}"] = ([Path(str(run.path))], {})
-        if len(flags.runs) > 1:
-            pages[f"all_{len(flags.runs)}_runs"] = (flags.runs, {})
+        for argument in flags.runs:
+            paths = [Path(each) for each in argument.split(",")]
+            name = paths[0].name if len(paths) == 1 else f"{len(paths)}_runs_{paths[0].name}"
+            pages[f"run_{name}"] = (paths, {})
         for name, (path, how) in odd_runs(Path(temporary) / "runs").items():
             pages[f"odd_{name}"] = ([path], how)
         for name, (paths, how) in pages.items():

@@ -100,7 +100,7 @@ def test_nothing_is_fetched(hostile):
         (tag, attrs) for tag, attrs in tags if {"src", "srcset", "data", "action", "background", "style"} & attrs.keys()
     ]
     assert all(attrs["href"].startswith("#") for tag, attrs in tags if "href" in attrs)
-    shell = "".join(FILES.joinpath(name).read_text() for name in (*page.SCRIPTS, "page.css", "page.html"))
+    shell = "".join(FILES.joinpath(name).read_text() for name in (*page.SCRIPTS, *page.STYLES, "page.html"))
     for word in (
         "http:",
         "https:",
@@ -139,13 +139,16 @@ def test_the_files_of_the_page_travel_with_the_package():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["hintsd_jax.tools.report"]
     there = {file.name for file in FILES.iterdir() if file.is_file() and not file.name.endswith(".py")}
-    assert there == {*page.SCRIPTS, "page.css", "page.html"}
+    assert there == {*page.SCRIPTS, *page.STYLES, "page.html"}
     assert all(any(Path(name).match(pattern) for pattern in patterns) for name in there)
 
 
 def test_every_metric_that_the_page_draws_is_one_that_a_run_writes():
     """docs/metrics.md has all of them: tests/test_docs.py."""
-    drawn = re.findall(r'"((?:rollout|train|hindsight|time|memory)/\w+)"', FILES.joinpath("overview.js").read_text())
+    drawn = re.findall(
+        r'"((?:rollout|train|hindsight|time|memory)/\w+)"',
+        FILES.joinpath("curves.js").read_text() + FILES.joinpath("overview.js").read_text(),
+    )
     known = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
     assert "`time/<phase>`" in known and len(drawn) > 10
     assert [name for name in drawn if f"`{name.removeprefix('time/')}`" not in known] == []
@@ -155,7 +158,7 @@ def test_scripts_cannot_end_their_element_early():
     for name in page.SCRIPTS:
         text = FILES.joinpath(name).read_text()
         assert "</script" not in text.lower() and "<!--" not in text, name
-    assert "</style" not in FILES.joinpath("page.css").read_text().lower()
+    assert not any("</style" in FILES.joinpath(name).read_text().lower() for name in page.STYLES)
 
 
 VALUES = st.recursive(

@@ -36,7 +36,11 @@ export async function* behaviours(page, file, wait) {
       const told = count(said);
       await page.keyboard.press("Enter");
       await wait(500);
-      yield ["Enter on a chart's point opens its episodes", told > 0 && count(await shown(page)) === told, `${await hash(page)}: ${await shown(page)}`];
+      yield [
+        "Enter on a chart's point opens its episodes",
+        told > 0 && count(await shown(page)) === told,
+        `${await hash(page)}: ${await shown(page)}`,
+      ];
       await page.goBack();
       await wait(400);
       yield ["back leads to the overview", await page.evaluate(() => !document.getElementById("overview").hidden), await hash(page)];
@@ -53,7 +57,9 @@ export async function* behaviours(page, file, wait) {
   if (await has(".targets .plot svg")) {
     const cell = await page.evaluate(() => {
       const svg = document.querySelector(".targets .plot svg"),
-        darkest = [...svg.querySelectorAll(".cell")].reduce((a, b) => (Number(b.getAttribute("fill-opacity")) > Number(a.getAttribute("fill-opacity")) ? b : a));
+        darkest = [...svg.querySelectorAll(".cell")].reduce((a, b) =>
+          Number(b.getAttribute("fill-opacity")) > Number(a.getAttribute("fill-opacity")) ? b : a,
+        );
       svg.scrollIntoView({ block: "center" });
       const box = darkest.getBoundingClientRect();
       return { x: box.left + box.width / 2, y: box.top + box.height / 2 };
@@ -66,7 +72,11 @@ export async function* behaviours(page, file, wait) {
   }
   if (!episodes) {
     await go(page, "#episodes?live=off", wait);
-    yield ["a report without episodes says so", await page.evaluate(() => /No episodes|None of/.test(document.getElementById("episodes").innerText)), ""];
+    yield [
+      "a report without episodes says so",
+      await page.evaluate(() => /No episodes|None of/.test(document.getElementById("episodes").innerText)),
+      "",
+    ];
     return;
   }
   await go(page, "#episodes?live=off", wait);
@@ -81,8 +91,14 @@ export async function* behaviours(page, file, wait) {
   const moved = await hash(page);
   await page.keyboard.press(last ? "j" : "k");
   await wait(400);
-  yield ["arrow and letter keys walk through the list", episodes < 2 || (moved !== before && (await hash(page)) === before), `${before} ${moved} ${await hash(page)}`];
-  const word = await page.evaluate(() => /[\p{L}]{4,}/u.exec(document.querySelector(".action .words, .action .call, .user .words")?.textContent ?? "")?.[0] ?? "");
+  yield [
+    "arrow and letter keys walk through the list",
+    episodes < 2 || (moved !== before && (await hash(page)) === before),
+    `${before} ${moved} ${await hash(page)}`,
+  ];
+  const word = await page.evaluate(
+    () => /[\p{L}]{4,}/u.exec(document.querySelector(".action .words, .action .call, .user .words")?.textContent ?? "")?.[0] ?? "",
+  );
   if (word) {
     await page.evaluate(() => document.querySelector(".filters input").focus());
     const began = Date.now();
@@ -90,7 +106,11 @@ export async function* behaviours(page, file, wait) {
     for (let n = 0; n < 100 && (n < 4 || /searching/.test(await shown(page))); n++) await wait(100);
     const took = Date.now() - began,
       found = await shown(page);
-    yield [`search in all texts of ${episodes} episodes, within ${(took / 1000).toFixed(1)} s`, count(found) > 0 && (await hash(page)).includes(`q=${word}`), found];
+    yield [
+      `search in all texts of ${episodes} episodes, within ${(took / 1000).toFixed(1)} s`,
+      count(found) > 0 && (await hash(page)).includes(`q=${word}`),
+      found,
+    ];
     const rows = (await csv(page, ".counted")).trim().split("\r\n").length - 1;
     yield ["the listed episodes as CSV", rows >= count(found), `${rows} rows, ${found}`];
     await page.goto(`file://${file}#episodes?live=off&q=${encodeURIComponent(word)}`);
@@ -109,9 +129,22 @@ export async function* behaviours(page, file, wait) {
   const counted = await page.evaluate(() => {
     const { episodes: e, names } = JSON.parse(document.getElementById("data").textContent);
     const of = (word) => e.review.filter((n) => names.review[n] === word).length;
-    return { named: of("named"), nothing: of("nothing"), unreadable: of("unreadable"), missed: e.missed.filter(Boolean).length, skipped: of("skipped"), trained: e.trained.filter((t) => t.length).length };
+    return {
+      named: of("named"),
+      nothing: of("nothing"),
+      unreadable: of("unreadable"),
+      missed: e.missed.filter(Boolean).length,
+      skipped: of("skipped"),
+      trained: e.trained.filter((t) => t.length).length,
+    };
   });
-  yield [`filters by hindsight: ${Object.entries(counted).map((pair) => pair.join(" ")).join(", ")}`, JSON.stringify(lists) === JSON.stringify(counted), JSON.stringify(lists)];
+  yield [
+    `filters by hindsight: ${Object.entries(counted)
+      .map((pair) => pair.join(" "))
+      .join(", ")}`,
+    JSON.stringify(lists) === JSON.stringify(counted),
+    JSON.stringify(lists),
+  ];
   await go(page, "#episodes?live=off&sort=longest", wait);
   await page.evaluate(() => (document.querySelector(".list").scrollTop = 0));
   await wait(200);
@@ -123,7 +156,11 @@ export async function* behaviours(page, file, wait) {
     await page.click(".turns a");
     await wait(600);
     const halves = await page.evaluate(() => [...document.querySelectorAll(".half")].map((half) => half.getAttribute("aria-label")).join());
-    yield ["held-out episodes stand side by side", halves === "held out, before,held out, after" && count(await shown(page)) === Number(told), `${halves}; ${await shown(page)}`];
+    yield [
+      "held-out episodes stand side by side",
+      halves === "held out, before,held out, after" && count(await shown(page)) === Number(told),
+      `${halves}; ${await shown(page)}`,
+    ];
   }
   await go(page, "#overview?live=off", wait);
   if (await has(".compared")) {

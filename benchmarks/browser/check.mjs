@@ -11,7 +11,11 @@ import { behaviours } from "./behaviours.mjs";
 
 const [folder, pictures] = process.argv.slice(2);
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf-8");
-const browser = await puppeteer.launch({ executablePath: await chromium.executablePath(), args: [...chromium.args, "--no-sandbox"], headless: "shell" });
+const browser = await puppeteer.launch({
+  executablePath: await chromium.executablePath(),
+  args: [...chromium.args, "--no-sandbox"],
+  headless: "shell",
+});
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 let wrong = 0;
 
@@ -22,7 +26,10 @@ async function opened(file, hash, width, scheme) {
   page.on("console", (message) => said.push(`console ${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => said.push(`error: ${error.message}`));
   page.on("dialog", (dialog) => said.push(`dialog: ${dialog.message()}`) && dialog.dismiss());
-  page.on("request", (request) => request.url().split("#")[0] === `file://${file}` || request.url().startsWith("blob:") || said.push(`request: ${request.url()}`));
+  page.on(
+    "request",
+    (request) => request.url().split("#")[0] === `file://${file}` || request.url().startsWith("blob:") || said.push(`request: ${request.url()}`),
+  );
   await page.setViewport({ width, height: 900, isMobile: width < 600, hasTouch: width < 600 });
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
   const began = Date.now();
@@ -45,38 +52,57 @@ const cut = () => {
 async function audited(page) {
   await page.evaluate(axe); // in the page's own world, which its content security policy does not reach
   const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
-  return violations.map((v) => ({ impact: v.impact, text: `axe ${v.impact} ${v.id}: ${v.nodes.length} x ${v.nodes[0].target} ${v.nodes[0].any[0]?.message ?? ""}` }));
+  return violations.map((v) => ({
+    impact: v.impact,
+    text: `axe ${v.impact} ${v.id}: ${v.nodes.length} x ${v.nodes[0].target} ${v.nodes[0].any[0]?.message ?? ""}`,
+  }));
 }
 
-for (const name of readdirSync(folder).filter((each) => each.endsWith(".html")).sort()) {
+for (const name of readdirSync(folder)
+  .filter((each) => each.endsWith(".html"))
+  .sort()) {
   const file = path.resolve(folder, name),
     faults = new Set(),
     counts = { critical: 0, serious: 0, moderate: 0, minor: 0 };
   let slowest = 0;
-  const looks = name.startsWith("odd_") ? [[1280, "light"], [390, "dark"]] : [1280, 390].flatMap((width) => [[width, "light"], [width, "dark"]]);
+  const looks = name.startsWith("odd_")
+    ? [
+        [1280, "light"],
+        [390, "dark"],
+      ]
+    : [1280, 390].flatMap((width) => [
+        [width, "light"],
+        [width, "dark"],
+      ]);
   for (const [width, scheme] of looks)
-      for (const hash of ["#overview?more=1&live=off", "#episodes?live=off"]) {
-        const { page, said, ms } = await opened(file, hash, width, scheme);
-        slowest = Math.max(slowest, ms);
-        await wait(700);
-        if (hash.startsWith("#episodes") && width < 600) {
-          await page.evaluate(() => document.querySelector(".item")?.click());
-          await wait(500);
-        }
-        for (const text of [...said, ...(await page.evaluate(cut))]) faults.add(`${width} ${scheme} ${hash}: ${text}`);
-        for (const { impact, text } of await audited(page)) {
-          counts[impact]++;
-          faults.add(`${width} ${scheme} ${hash}: ${text}`);
-        }
-        if (pictures) {
-          mkdirSync(pictures, { recursive: true });
-          const part = hash.slice(1).split("?")[0];
-          await page.screenshot({ path: path.join(pictures, `${name.replace(".html", "")}-${part}-${width}-${scheme}.png`), fullPage: part === "overview" });
-        }
-        if (await page.evaluate(() => window.hit !== undefined || document.querySelector("main img, main script, main iframe") !== null)) faults.add("text became markup");
-        await page.close();
+    for (const hash of ["#overview?more=1&live=off", "#episodes?live=off"]) {
+      const { page, said, ms } = await opened(file, hash, width, scheme);
+      slowest = Math.max(slowest, ms);
+      await wait(700);
+      if (hash.startsWith("#episodes") && width < 600) {
+        await page.evaluate(() => document.querySelector(".item")?.click());
+        await wait(500);
       }
-  const axes = Object.entries(counts).map(([impact, n]) => `${n} ${impact}`).join(", ");
+      for (const text of [...said, ...(await page.evaluate(cut))]) faults.add(`${width} ${scheme} ${hash}: ${text}`);
+      for (const { impact, text } of await audited(page)) {
+        counts[impact]++;
+        faults.add(`${width} ${scheme} ${hash}: ${text}`);
+      }
+      if (pictures) {
+        mkdirSync(pictures, { recursive: true });
+        const part = hash.slice(1).split("?")[0];
+        await page.screenshot({
+          path: path.join(pictures, `${name.replace(".html", "")}-${part}-${width}-${scheme}.png`),
+          fullPage: part === "overview",
+        });
+      }
+      if (await page.evaluate(() => window.hit !== undefined || document.querySelector("main img, main script, main iframe") !== null))
+        faults.add("text became markup");
+      await page.close();
+    }
+  const axes = Object.entries(counts)
+    .map(([impact, n]) => `${n} ${impact}`)
+    .join(", ");
   console.log(`${name}: drawn within ${slowest} ms; axe-core: ${axes}`);
   for (const fault of faults) console.log(`  ${fault}`);
   wrong += faults.size;

@@ -84,7 +84,12 @@ function drawBrowser(main) {
         { "aria-label": "List of episodes" },
         drawFilters(),
         list.chips,
-        make("div.line.counted", null, list.count, csvButton("episodes", () => episodesTable(list.shown))),
+        make(
+          "div.line.counted",
+          null,
+          list.count,
+          csvButton("episodes", () => episodesTable(list.shown)),
+        ),
         note,
         list.box,
       ),
@@ -114,7 +119,12 @@ function filter() {
   const won = list.shown.filter((n) => data.episodes.success[n]).length;
   const going = searching() ? `searching, ${percent(search.read / Math.ceil(data.episodes.run.length / data.chunk), 0)} %: ` : "";
   list.count.textContent =
-    going + (list.shown.length ? `${plural(list.shown.length, "episode")}, ${percent(won / list.shown.length, 0)} % succeeded` : going ? "" : "No episode is like that.");
+    going +
+    (list.shown.length
+      ? `${plural(list.shown.length, "episode")}, ${percent(won / list.shown.length, 0)} % succeeded`
+      : going
+        ? ""
+        : "No episode is like that.");
   list.rows.style.height = `${list.shown.length * ROW}px`;
   drawRows();
 }

@@ -56,7 +56,8 @@ function chart(spec, series, x, alarms = [], opens = () => null) {
       parts.push(draw("line.grid", { x1: LEFT, x2: width - RIGHT, y1: py(tick.value), y2: py(tick.value) }));
       parts.push(draw("text.tick", { x: LEFT - 8, y: py(tick.value) + 4, "text-anchor": "end" }, tick.text));
     }
-    const places = x1 > x0 ? named({ low: x0, high: x1, flat: false }, x.unit, Math.max(2, Math.floor(width / 90))) : [{ value: x0, text: x.unit(x0) }];
+    const places =
+      x1 > x0 ? named({ low: x0, high: x1, flat: false }, x.unit, Math.max(2, Math.floor(width / 90))) : [{ value: x0, text: x.unit(x0) }];
     for (const tick of places.filter((t) => !x.whole || Number.isInteger(t.value))) {
       const at = px(tick.value);
       const anchor = at > width - 24 ? "end" : at < LEFT + 12 ? "start" : "middle";
@@ -103,11 +104,17 @@ function chart(spec, series, x, alarms = [], opens = () => null) {
     here.sort((a, b) => b[1][1] - a[1][1]);
     const lines = here
       .slice(0, 12)
-      .map(([line, p]) => make("div.row", null, swatch(line.n), drawn.length > 1 ? make("span", null, line.name) : null, make("b", null, exact(p[1]))));
+      .map(([line, p]) =>
+        make("div.row", null, swatch(line.n), drawn.length > 1 ? make("span", null, line.name) : null, make("b", null, exact(p[1]))),
+      );
     if (here.length > 12) lines.push(make("div.soft", null, `and ${here.length - 12} more`));
     const alarm = alarms.filter((a) => a.x === xs[to]).map((a) => make("div.soft", null, `alarm: ${a.name}`));
     const there = opens(stepOf.get(xs[to]), null);
-    tip.show([make("div.soft", null, `${x.name} ${x.unit(xs[to])}`), ...lines, ...alarm, there && make("div.go", null, there.text)], clientX, clientY);
+    tip.show(
+      [make("div.soft", null, `${x.name} ${x.unit(xs[to])}`), ...lines, ...alarm, there && make("div.go", null, there.text)],
+      clientX,
+      clientY,
+    );
     picture.classList.toggle("leads", Boolean(there));
     return null;
   }

@@ -14,11 +14,29 @@ function drawCompared() {
   return make(
     "section.compared",
     { "aria-labelledby": "h-compared" },
-    make("div.line", null, make("h2", { id: "h-compared" }, several ? "Compared, paired by seed and task" : "Over seeds"), csvButton("compared", () => comparedTable(compared))),
+    make(
+      "div.line",
+      null,
+      make("h2", { id: "h-compared" }, several ? "Compared, paired by seed and task" : "Over seeds"),
+      csvButton("compared", () => comparedTable(compared)),
+    ),
     make(
       "div.scroll",
       { tabindex: 0, role: "region", "aria-label": "Table of arms" },
-      make("table.result", null, make("thead", null, make("tr", null, titles.map((t, i) => make(i ? "th.num" : "th", { scope: "col" }, t)))), make("tbody", null, rows)), // prettier-ignore
+      make(
+        "table.result",
+        null,
+        make(
+          "thead",
+          null,
+          make(
+            "tr",
+            null,
+            titles.map((t, i) => make(i ? "th.num" : "th", { scope: "col" }, t)),
+          ),
+        ),
+        make("tbody", null, rows),
+      ),
     ),
     make(
       "p.note",

@@ -52,22 +52,38 @@ function resultsTable(runs) {
 }
 
 function episodesTable(chosen) {
-  const header = ["run", "played", "step", "task", "rollout", "success", "steps", "tokens", "ended", "targets", "trained", "hindsight", "missed_the_fault"];
-  const rows = chosen.map(lineOf).map((line) => [
-    data.runs[line.run].name,
-    line.kind,
-    line.step,
-    line.task,
-    line.rollout,
-    line.success,
-    line.steps,
-    line.tokens,
-    line.ended,
-    line.targets.join(" "),
-    line.trained.join(" "),
-    line.review,
-    line.missed,
-    line.divergence,
-  ]);
+  const header = [
+    "run",
+    "played",
+    "step",
+    "task",
+    "rollout",
+    "success",
+    "steps",
+    "tokens",
+    "ended",
+    "targets",
+    "trained",
+    "hindsight",
+    "missed_the_fault",
+  ];
+  const rows = chosen
+    .map(lineOf)
+    .map((line) => [
+      data.runs[line.run].name,
+      line.kind,
+      line.step,
+      line.task,
+      line.rollout,
+      line.success,
+      line.steps,
+      line.tokens,
+      line.ended,
+      line.targets.join(" "),
+      line.trained.join(" "),
+      line.review,
+      line.missed,
+      line.divergence,
+    ]);
   return { header: [...header, "divergence_nats"], rows };
 }

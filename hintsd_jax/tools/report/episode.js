@@ -127,8 +127,7 @@ function drawHindsight(line, entry) {
     if (line.missed) box.append(make("p.warn", null, "Ground truth: none of the steps that it named is a true fault."));
     if (hindsight.answer)
       box.append(make("details", null, make("summary", null, "The analyser's answer"), make("pre", null, longText(hindsight.answer, 4000))));
-  }
-  else if (line.review === "skipped") box.append(make("p", null, make("b", null, "Hindsight "), "It failed and was not looked back on."));
+  } else if (line.review === "skipped") box.append(make("p", null, make("b", null, "Hindsight "), "It failed and was not looked back on."));
   if (entry.faults.length || entry.report) {
     box.append(
       make(

@@ -78,7 +78,8 @@ function applyFilters() {
   for (const [key, box] of Object.entries(list.filters)) {
     const value = link.get(key);
     if (key === "q" && document.activeElement === box) continue; // what somebody types comes first
-    if (box.matches("select") && ![...box.options].some((option) => option.value === value)) box.append(make("option", { value }, chipText(key, value)));
+    if (box.matches("select") && ![...box.options].some((option) => option.value === value))
+      box.append(make("option", { value }, chipText(key, value)));
     if (box.value !== value) box.value = value;
   }
   const state = Object.keys(NO_FILTERS).map((key) => key !== "beside" && link.get(key)) + link.get("sort");

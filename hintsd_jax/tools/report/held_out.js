@@ -50,8 +50,18 @@ function drawTurned() {
   if (!any) return null;
   const cell = (run, kind, text) => {
     const count = ofRuns[run][kind];
-    const href = link.to("episodes", { ...NO_FILTERS, run: data.runs.length > 1 ? data.runs[run].name : "", step: "after", turned: kind, beside: "1" });
-    return make("td.num", null, count ? make("a", { href, "aria-label": `${data.runs[run].name}: ${plural(count, "episode")} that ${text}` }, String(count)) : "0");
+    const href = link.to("episodes", {
+      ...NO_FILTERS,
+      run: data.runs.length > 1 ? data.runs[run].name : "",
+      step: "after",
+      turned: kind,
+      beside: "1",
+    });
+    return make(
+      "td.num",
+      null,
+      count ? make("a", { href, "aria-label": `${data.runs[run].name}: ${plural(count, "episode")} that ${text}` }, String(count)) : "0",
+    );
   };
   return make(
     "section.turned",
@@ -63,18 +73,43 @@ function drawTurned() {
       make(
         "table.turns",
         null,
-        make("thead", null, make("tr", null, make("td"), TURNS.map(([, text]) => make("th.num", { scope: "col" }, text)))), // prettier-ignore
-        make("tbody", null, data.runs.map((run, n) => make("tr", null, make("th", { scope: "row" }, data.runs.length > 1 ? label(run, n) : "recorded pairs"), TURNS.map(([kind, text]) => cell(n, kind, text))))), // prettier-ignore
+        make(
+          "thead",
+          null,
+          make(
+            "tr",
+            null,
+            make("td"),
+            TURNS.map(([, text]) => make("th.num", { scope: "col" }, text)),
+          ),
+        ),
+        make(
+          "tbody",
+          null,
+          data.runs.map((run, n) =>
+            make(
+              "tr",
+              null,
+              make("th", { scope: "row" }, data.runs.length > 1 ? label(run, n) : "recorded pairs"),
+              TURNS.map(([kind, text]) => cell(n, kind, text)),
+            ),
+          ),
+        ),
       ),
     ),
-    make("p.note", null, "Of the recorded ones (eval.record_tasks). The same task with the same random numbers; a number leads to its episodes, side by side."),
+    make(
+      "p.note",
+      null,
+      "Of the recorded ones (eval.record_tasks). The same task with the same random numbers; a number leads to its episodes, side by side.",
+    ),
   );
 }
 
 // The first step at which two episodes say or see something else; 0 where there is none.
 function partAt(one, other) {
   const most = Math.max(one.steps.length, other.steps.length);
-  for (let i = 0; i < most; i++) if (one.steps[i]?.text !== other.steps[i]?.text || one.steps[i]?.observation !== other.steps[i]?.observation) return i + 1;
+  for (let i = 0; i < most; i++)
+    if (one.steps[i]?.text !== other.steps[i]?.text || one.steps[i]?.observation !== other.steps[i]?.observation) return i + 1;
   return 0;
 }
 
@@ -82,11 +117,16 @@ function partAt(one, other) {
 function drawPair(n, entry, other, otherEntry) {
   const at = partAt(entry, otherEntry),
     before = kindOf(n) === "before";
-  const halves = [[n, entry, "step"], [other, otherEntry, "beside"]]; // prettier-ignore
+  const halves = [
+    [n, entry, "step"],
+    [other, otherEntry, "beside"],
+  ];
   return (before ? halves : halves.reverse()).map(([m, each, name]) => {
     const line = lineOf(m);
     const box = make("section.half", { "aria-label": whenOf(line) }, drawEpisode(line, each, siblingsOf(m), name));
-    const said = at ? ["The two part at step ", make("a.number", { href: linkOf(m, Math.min(at, line.steps)) }, String(at)), "."] : "The two are the same.";
+    const said = at
+      ? ["The two part at step ", make("a.number", { href: linkOf(m, Math.min(at, line.steps)) }, String(at)), "."]
+      : "The two are the same.";
     box.querySelector(".strip").before(make("p.note.parting", null, said));
     box.querySelector(`#${name}-${at}`)?.classList.add("parted");
     return box;

@@ -18,11 +18,12 @@ from typing import Any
 
 from hintsd_jax.tools.report.gather import Content
 
+STYLES = ("page.css", "episodes.css")
 SCRIPTS = tuple(
     f"{name}.js"
     for name in (
         *("text", "link", "csv", "marks", "axes", "charts"),
-        *("results", "compare", "held_out", "overview", "targets"),
+        *("results", "compare", "held_out", "curves", "overview", "targets"),
         *("tokens", "episode", "search", "filters", "browser", "live", "page"),
     )
 )
@@ -30,7 +31,10 @@ SCRIPTS = tuple(
 
 def render(content: Content) -> str:
     """The page."""
-    style, script = _file("page.css"), f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n'
+    style, script = (
+        "".join(map(_file, STYLES)),
+        f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n',
+    )
     allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     chunks = "\n".join(

@@ -2,18 +2,15 @@
 
 function heading(runs) {
   const one = runs.length === 1 ? runs[0] : null;
-  const state = (run) => (run.planned && run.steps < run.planned ? `at training step ${run.steps} of ${run.planned}` : plural(run.steps, "training step"));
+  const state = (run) =>
+    run.planned && run.steps < run.planned ? `at training step ${run.steps} of ${run.planned}` : plural(run.steps, "training step");
   const facts = one
     ? runFacts(one)
     : [
         ["runs", String(runs.length)],
         ["environment", [...new Set(runs.map((run) => run.config["env.name"]))].join(", ")],
       ];
-  const where = one
-    ? state(one)
-    : runs.some((run) => !run.finished)
-      ? `${runs.filter((run) => !run.finished).length} not finished`
-      : null;
+  const where = one ? state(one) : runs.some((run) => !run.finished) ? `${runs.filter((run) => !run.finished).length} not finished` : null;
   if (where) facts.unshift([one ? "training" : "state", where]);
   return make(
     "section.head",
@@ -81,7 +78,14 @@ function drawResults(runs) {
   if (!measures.length && !evaluated.length) return null;
   const body = make("tbody");
   const section = make("section.results", { "aria-labelledby": "h-results" });
-  section.append(make("div.line", null, make("h2", { id: "h-results" }, "Held-out success"), csvButton("results", () => resultsTable(runs))));
+  section.append(
+    make(
+      "div.line",
+      null,
+      make("h2", { id: "h-results" }, "Held-out success"),
+      csvButton("results", () => resultsTable(runs)),
+    ),
+  );
   measures.forEach((name, place) => {
     const lines = runs
       .map((run, n) => [run, n, run.results.find((line) => line.name === name)])

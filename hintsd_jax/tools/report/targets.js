@@ -14,7 +14,16 @@ function drawTargets(runs) {
         "div.line",
         null,
         make("h2", { id: "h-targets" }, "Where the targets fall"),
-        choice("Vertical axis", "targets", [["absolute", "by step"], ["relative", "by part of the episode"]], kind, redraw), // prettier-ignore
+        choice(
+          "Vertical axis",
+          "targets",
+          [
+            ["absolute", "by step"],
+            ["relative", "by part of the episode"],
+          ],
+          kind,
+          redraw,
+        ),
       ),
       make(
         shown.length > 1 ? "div.charts" : "div",

@@ -233,7 +233,7 @@ def test_axes_tables_and_links_of_the_page():
     assert.deepStrictEqual(texts({ low: 0, high: 400, flat: false }, TIME), ["0 min", "2 min", "4 min", "6 min"]);
     const counted = ["time/step", "train/logprob", "rollout/tokens", "train/lr"].map((name) => unitOf(name).label);
     assert.deepStrictEqual(counted,
-      [undefined, "nats", "tokens", undefined]);
+      [undefined, "nats", undefined, undefined]);
     // cells: quotes, line breaks, and what a spreadsheet would run
     assert.deepStrictEqual(csvText(["a", "b"], [["x,y", 'say "no" to'], ["=1+1", -2], ["two\nlines", null]]),
       '\ufeffa,b\r\n"x,y","say ""no"" to"\r\n\'=1+1,-2\r\n"two\nlines",\r\n');

@@ -50,7 +50,7 @@ function unitOf(name) {
   if (last.includes("bytes")) return { unit: GIBIBYTES, label: "GiB", zero: true };
   if (/^(avg|best|sgc)@\d+$|^(success|precision|recall|unreadable|first_fault)$|_(share|fraction)$/.test(last))
     return { unit: PERCENT, exact: EXACT, one: true };
-  if (/(^|_)tokens$/.test(last)) return { unit: short, label: "tokens", zero: true };
+  if (/(^|_)tokens$/.test(last)) return { unit: short, zero: true }; // the name says what
   if (/^(divergence|entropy|logprob|logprob_mismatch.*|teacher_gap|.*kl.*)$/.test(last)) return { unit: short, label: "nats" };
   return { unit: short };
 }

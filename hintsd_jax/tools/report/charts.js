@@ -12,7 +12,8 @@ const HEIGHT = 184,
 function chart(spec, series, x, alarms = [], opens = () => null) {
   const drawn = series
     .map((line) => ({ ...line, points: line.points.filter((p) => p[0] !== null && p[1] !== null) }))
-    .filter((line) => line.points.length);
+    .filter((line) => line.points.length)
+    .map((line) => ({ ...line, calm: smooth(line.points) }));
   if (!drawn.length) return null;
   const exact = spec.exact || spec.unit;
   const last = drawn.length === 1 ? make("span.now", null, exact(drawn[0].points.at(-1)[1])) : null;
@@ -81,7 +82,7 @@ function chart(spec, series, x, alarms = [], opens = () => null) {
   function drawLine(line) {
     const parts = [],
       stroke = { stroke: colour(line.n), "stroke-dasharray": dash(line.n) || null },
-      calm = smooth(line.points);
+      { calm } = line;
     if (line.band?.length > 1)
       parts.push(draw("path.band", { d: `${course(line.band)}${course([...line.band].reverse(), 2).replace("M", "L")}Z`, fill: colour(line.n) }));
     if (calm) parts.push(draw("path.line.bold", { d: course(calm), ...stroke }));

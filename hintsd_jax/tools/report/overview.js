@@ -64,10 +64,10 @@ function drawSettings(runs) {
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))].sort();
   const text = (v) => (v === undefined ? "\u2013" : typeof v === "string" ? v || "\u201c\u201d" : JSON.stringify(v));
   const differ = keys.filter((key) => new Set(runs.map((run) => text(run.config[key]))).size > 1);
-  const table = (chosen) =>
+  const table = (chosen, which) =>
     make(
       "div.scroll",
-      { tabindex: 0, role: "region", "aria-label": "Settings" },
+      { tabindex: 0, role: "region", "aria-label": `Table of ${which} settings` },
       make(
         "table.settings",
         null,
@@ -114,7 +114,7 @@ function drawSettings(runs) {
     "details",
     {
       ontoggle: () => {
-        if (all.open && !all.querySelector("table")) all.append(table(keys), versions);
+        if (all.open && !all.querySelector("table")) all.append(table(keys, "all"), versions);
       },
     },
     make("summary", null, `All ${keys.length} settings`),
@@ -123,7 +123,7 @@ function drawSettings(runs) {
     "section.config",
     { "aria-labelledby": "h-config" },
     make("h2", { id: "h-config" }, "Settings"),
-    runs.length > 1 && differ.length ? [make("p.note", null, "Those that differ:"), table(differ)] : null,
+    runs.length > 1 && differ.length ? [make("p.note", null, "Those that differ:"), table(differ, "differing")] : null,
     all,
   );
 }

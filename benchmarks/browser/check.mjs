@@ -15,6 +15,7 @@ const browser = await puppeteer.launch({
   executablePath: await chromium.executablePath(),
   args: [...chromium.args, "--no-sandbox"],
   headless: "shell",
+  protocolTimeout: 600_000,
 });
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 let wrong = 0;
@@ -23,6 +24,7 @@ let wrong = 0;
 async function opened(file, hash, width, scheme) {
   const page = await browser.newPage(),
     said = [];
+  page.setDefaultTimeout(180_000); // of a machine that has other things to do
   page.on("console", (message) => said.push(`console ${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => said.push(`error: ${error.message}`));
   page.on("dialog", (dialog) => said.push(`dialog: ${dialog.message()}`) && dialog.dismiss());

@@ -213,12 +213,17 @@ def held_out(
     return HeldOut(metrics, sampled.to_json(), greedy, list(sampled.categories), session.benchmark)
 
 
-def held_out_test(session: Session, params: dict, journal: Journal | None = None) -> HeldOut | None:
-    """The result on the test tasks of the config; None where it asks for none."""
+def held_out_test(
+    session: Session,
+    params: dict,
+    journal: Journal | None = None,
+    keep: Callable[[Scores, Rollouts], None] | None = None,
+) -> HeldOut | None:
+    """The result on the test tasks of the config; None where it asks for none. keep: as in `held_out`."""
     config = session.config
     if not config.eval.test_tasks:
         return None
-    return held_out(session, params, config.tasks.test_split, config.eval.test_tasks, journal)
+    return held_out(session, params, config.tasks.test_split, config.eval.test_tasks, journal, keep)
 
 
 def validation(session: Session, params: dict, tasks: Sequence[Mapping], journal: Journal | None) -> dict[str, float]:

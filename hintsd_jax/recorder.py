@@ -27,7 +27,7 @@ from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.config import build, continuing
 from hintsd_jax.config.schema import Config
 from hintsd_jax.errors import UserError
-from hintsd_jax.evaluate import HeldOut
+from hintsd_jax.evaluate import HeldOut, Scores
 from hintsd_jax.fork import forked
 from hintsd_jax.hindsight.analysis import Hindsight
 from hintsd_jax.models.finite import non_finite
@@ -244,6 +244,24 @@ class Recorder:
         self._counters.before = before and before.to_json()
         row = self._write(0, {**evaluated, **self._host_metrics()})
         self._completed = state, row
+
+    def keep_before(self, scores: Scores, played: Rollouts) -> None:
+        """Keeps what the starting policy did on the first `eval.record_tasks` of the test tasks."""
+        self._keep_held_out("before", 0, played)
+
+    def keep_after(self, scores: Scores, played: Rollouts) -> None:
+        """As `keep_before`, of the trained policy on the same tasks."""
+        self._keep_held_out("after", self._config.optim.steps, played)
+
+    def _keep_held_out(self, kind: str, step: int, played: Rollouts) -> None:
+        """Nothing of a split of which only results as a whole may be kept."""
+        session, most = self._session, self._config.eval.record_tasks
+        if not most or self._config.tasks.test_split in session.privacy.aggregate_splits:
+            return
+        few = lambda episodes: [episode for episode in episodes if episode.group < most]
+        chosen = played._replace(episodes=few(played.episodes), lost=few(played.lost))
+        kept = records.episode_records(chosen, Hindsight(), {}, session.algorithm, session.privacy)
+        self._folder.write_episodes(step, kept, kind)
 
     def after_step(self, step: int, state: TrainState, outcome: StepOutcome) -> None:
         """Writes down a step (counted from 1).

@@ -61,7 +61,7 @@ def train(config: Config, workdir: str) -> TrainResult:
             for text in [] if dialogues else session.overlaps(tasks):
                 recorder.note(text)
             params = session.weights(state.params)
-            before = held_out_test(session, params, recorder.journal("before", 0))
+            before = held_out_test(session, params, recorder.journal("before", 0), recorder.keep_before)
             evaluated = validation(session, params, eval_tasks, recorder.journal("eval", 0))
             recorder.before_training(state, before, evaluated)
 
@@ -104,7 +104,8 @@ def train(config: Config, workdir: str) -> TrainResult:
             recorder.after_step(step + 1, state, outcome)
             interruption.check()
 
-        after = held_out_test(session, session.weights(state.params), recorder.journal("after", config.optim.steps))
+        params, journal = session.weights(state.params), recorder.journal("after", config.optim.steps)
+        after = held_out_test(session, params, journal, recorder.keep_after)
         return recorder.finish(after)
 
 

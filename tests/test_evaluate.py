@@ -168,7 +168,7 @@ def test_evaluate_scores_the_initial_policy_where_there_is_no_checkpoint(tmp_pat
     assert first == evaluate.evaluate(config, str(tmp_path / "run"))  # the same keys, the same result
     assert "test/avg@2" in capsys.readouterr().out
     (run,) = open_runs([tmp_path / "run"])  # the report shows what was evaluated where nothing was trained
-    assert [file.name for file in run.episodes.values()] == ["evaluation_000000.jsonl"]
+    assert [file.path.name for file in run.episodes] == ["evaluation_000000.jsonl"]
     assert gather([run], most=100).overview["runs"][0]["episodes"] == 6
     assert sorted(os.listdir(tmp_path / "run"))[:1] != ["checkpoints"]
     with pytest.raises(UserError, match="belongs to another config: optim.lr"):

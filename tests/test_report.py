@@ -50,6 +50,9 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path):
         (["{run}", "--episodes", "-1"], "--episodes"),
         (["{run}", "--episodes", "1e9"], "invalid int value"),
         (["{run}", "--episode"], "expected one argument"),
+        (["--watch", "{run}"], "invalid float value"),
+        (["{run}", "--watch=0"], "--watch=0 must be 1 to"),
+        (["{run}", "--watch=nan"], "--watch=nan must be"),
         (["-x"], "WORKDIR"),
         (["", "--out=r.html"], "cannot be the name of a folder"),
         (["a\0b"], "cannot be the name of a folder"),
@@ -88,8 +91,41 @@ def test_two_thousand_episodes_are_a_small_file_soon(tmp_path):
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert len(entries_of(page)) == 2000
     assert (
-        len(page) - sum(map(len, page.split('id="chunk-')[1:])) < 150_000
+        len(page) - sum(map(len, page.split('id="chunk-')[1:])) < 250_000
     )  # what the browser reads before it can draw
+
+
+def test_watching_writes_again_what_a_run_has_written_and_ends_with_it(tmp_path, monkeypatch, capsys):
+    workdir, out = write_run(tmp_path / "run", {1: [record()]}), tmp_path / "r.html"
+    written = []
+
+    def wait(event, seconds):
+        """The run goes on while the watch waits: nothing, a torn row, a whole row, the last row."""
+        page = overview_of(out.read_text(encoding="utf-8"))
+        written.append((page["live"], len(page["runs"][0]["metrics"]["step"]), out.stat().st_ino))
+        assert seconds == 2.5
+        text = ("", '{"step": 2', '}\n{"step": 3}\n', '{"step": 4}\n')[len(written) - 1]
+        with open(workdir / "metrics.jsonl", "a") as file:
+            file.write(text)
+
+    monkeypatch.setattr(report.interruption, "wait", wait)
+    assert report.main([str(workdir), f"--out={out}", "--watch=2.5"]) == 0
+    assert [entry[:2] for entry in written] == [(2.5, 1), (2.5, 1), (2.5, 1), (2.5, 3)]
+    assert written[0] == written[1]  # nothing new: the file was left alone
+    last = overview_of(out.read_text(encoding="utf-8"))
+    assert last["live"] is None and last["runs"][0]["steps"] == 4
+    assert "at step 4 of 4" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_watch_that_is_interrupted_leaves_a_page_that_stands_still(tmp_path, monkeypatch):
+    workdir, out = write_run(tmp_path / "run", {1: [record()]}), tmp_path / "r.html"
+
+    def wait(event, seconds):
+        raise report.interruption.Interrupted("SIGINT")
+
+    monkeypatch.setattr(report.interruption, "wait", wait)
+    assert report.main([str(workdir), f"--out={out}", "--watch"]) == 0
+    assert overview_of(out.read_text(encoding="utf-8"))["live"] is None
 
 
 def test_a_broken_record_is_named(tmp_path):

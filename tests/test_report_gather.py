@@ -1,5 +1,7 @@
 """Runs become an overview and chunks; too many episodes are thinned by whole steps, and the counts stay whole."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,22 @@ def test_rows_and_entries_stand_in_the_same_order(tmp_path):
     assert columns["run"] == [0] * 50 + [1] and columns["step"] == [1] * 25 + [2] * 25 + [3]
     entries = [entry for chunk in chunks for entry in chunk]
     assert [entry["reward"] for entry in entries] == [0] * 50 + [1]
+
+
+def test_held_out_pairs_are_kept_as_pairs_and_not_among_the_targets(tmp_path):
+    path = write_run(tmp_path / "a", {step: [record(targets=(1,)) for _ in range(10)] for step in (1, 2)})
+    for name, count in (("before_000000", 9), ("after_000002", 8)):
+        lines = [json.dumps(record(f"test-{n}", n, success=n % 2 == 0)) + "\n" for n in range(count)]
+        (path / "episodes" / f"{name}.jsonl").write_text("".join(lines))
+    for most, of_each, of_training in ((1000, 8, 20), (32, 4, 20), (24, 3, 10), (7, 0, 7)):
+        content = gather.gather(open_runs([path]), most)
+        columns, names = content.overview["episodes"], content.overview["names"]
+        kinds = [names["kind"][n] for n in columns["kind"]]
+        assert kinds == ["before"] * of_each + ["training"] * of_training + ["after"] * of_each
+        tasks = [names["task"][n] for n in columns["task"]]
+        assert tasks[:of_each] == tasks[of_each + of_training :]
+        [run] = content.overview["runs"]
+        assert run["episodes"] == 37 and sum(map(sum, run["target_counts"]["absolute"])) == 20
 
 
 def test_what_is_left_out_is_counted_and_targets_count_all(tmp_path):

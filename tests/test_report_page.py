@@ -100,7 +100,7 @@ def test_nothing_is_fetched(hostile):
         (tag, attrs) for tag, attrs in tags if {"src", "srcset", "data", "action", "background", "style"} & attrs.keys()
     ]
     assert all(attrs["href"].startswith("#") for tag, attrs in tags if "href" in attrs)
-    shell = "".join(FILES.joinpath(name).read_text() for name in (*page.SCRIPTS, "page.css", "page.html"))
+    shell = "".join(FILES.joinpath(name).read_text() for name in (*page.SCRIPTS, *page.STYLES, "page.html"))
     for word in (
         "http:",
         "https:",
@@ -139,13 +139,16 @@ def test_the_files_of_the_page_travel_with_the_package():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["hintsd_jax.tools.report"]
     there = {file.name for file in FILES.iterdir() if file.is_file() and not file.name.endswith(".py")}
-    assert there == {*page.SCRIPTS, "page.css", "page.html"}
+    assert there == {*page.SCRIPTS, *page.STYLES, "page.html"}
     assert all(any(Path(name).match(pattern) for pattern in patterns) for name in there)
 
 
 def test_every_metric_that_the_page_draws_is_one_that_a_run_writes():
     """docs/metrics.md has all of them: tests/test_docs.py."""
-    drawn = re.findall(r'"((?:rollout|train|hindsight|time|memory)/\w+)"', FILES.joinpath("overview.js").read_text())
+    drawn = re.findall(
+        r'"((?:rollout|train|hindsight|time|memory)/\w+)"',
+        FILES.joinpath("curves.js").read_text() + FILES.joinpath("overview.js").read_text(),
+    )
     known = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
     assert "`time/<phase>`" in known and len(drawn) > 10
     assert [name for name in drawn if f"`{name.removeprefix('time/')}`" not in known] == []
@@ -155,7 +158,7 @@ def test_scripts_cannot_end_their_element_early():
     for name in page.SCRIPTS:
         text = FILES.joinpath(name).read_text()
         assert "</script" not in text.lower() and "<!--" not in text, name
-    assert "</style" not in FILES.joinpath("page.css").read_text().lower()
+    assert not any("</style" in FILES.joinpath(name).read_text().lower() for name in page.STYLES)
 
 
 VALUES = st.recursive(
@@ -204,6 +207,46 @@ def test_numbers_and_texts_of_the_page():
     done = subprocess.run(
         ["node", "-e", FILES.joinpath("text.js").read_text() + checks], capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_axes_tables_and_links_of_the_page():
+    checks = r"""
+    const assert = require("assert");
+    const texts = (y, unit, count = 4) => named(y, unit, count).map((tick) => tick.text);
+    // a series that never changes has its own value named, above 0
+    assert.deepStrictEqual(span([0.25, 0.25], {}), { low: 0, high: 0.3125, flat: 0.25 });
+    assert.deepStrictEqual(texts(span([0.5, 0.5], {}), TIME), ["0 ms", "500 ms"]);
+    assert.deepStrictEqual(span([0, 0], { zero: true }), { low: 0, high: 1, flat: 0 });
+    assert.deepStrictEqual(span([-2, -2], {}), { low: -2.5, high: 0, flat: -2 });
+    assert.deepStrictEqual(span([0.1 + 0.2, 0.3], {}).flat.toFixed(3), "0.300"); // but for rounding
+    assert.deepStrictEqual(span([0, 0.2], { one: true }), { low: 0, high: 0.2, flat: false });
+    assert.deepStrictEqual(span([-1, 1], { one: true }), { low: -1.12, high: 1.12, flat: false }); // no share after all
+    assert.deepStrictEqual(span([2, 5], { zero: true }).low, 0);
+    // no name twice, and each in the unit of its axis
+    for (const [high, unit] of [[0.004, TIME], [7, TIME], [400, TIME], [90000, TIME], [0.03, PERCENT],
+      [3e10, GIBIBYTES]]) {
+      const found = texts({ low: 0, high, flat: false }, unit);
+      assert(found.length >= 3 && new Set(found).size === found.length, found.join());
+    }
+    assert.deepStrictEqual(texts({ low: 0, high: 400, flat: false }, TIME), ["0 min", "2 min", "4 min", "6 min"]);
+    const counted = ["time/step", "train/logprob", "rollout/tokens", "train/lr"].map((name) => unitOf(name).label);
+    assert.deepStrictEqual(counted,
+      [undefined, "nats", undefined, undefined]);
+    // cells: quotes, line breaks, and what a spreadsheet would run
+    assert.deepStrictEqual(csvText(["a", "b"], [["x,y", 'say "no" to'], ["=1+1", -2], ["two\nlines", null]]),
+      '\ufeffa,b\r\n"x,y","say ""no"" to"\r\n\'=1+1,-2\r\n"two\nlines",\r\n');
+    // state: what is at its default is not in the link
+    location.hash = "#episodes?q=a%3Db&hide=x&hide=y";
+    const said = [link.path, link.get("q"), link.get("none"), link.values.getAll("hide")];
+    assert.deepStrictEqual(said, ["episodes", "a=b", "", ["x", "y"]]);
+    assert.deepStrictEqual(link.to("overview", { q: "", hide: ["z"], x: "wall" }), "#overview?hide=z&x=wall");
+    assert.deepStrictEqual([range("5"), range("5-12"), range("x"), range("")], [[5, 5], [5, 12], null, null]);
+    """
+    files = "".join(FILES.joinpath(f"{name}.js").read_text() for name in ("text", "link", "csv", "marks", "axes"))
+    browser = "const location = { hash: '' }; const document = { createElement: () => ({ getContext: () => null }) };"
+    done = subprocess.run(["node", "-e", browser + files + checks], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -20,6 +20,10 @@ def test_a_row_and_an_entry():
         "ended": "terminated",
         "targets": [2, 4],
         "trained": [2, 4],
+        "review": "named",
+        "missed": 0,
+        "tokens": 15,
+        "divergence": records.number(sum(sum(s["divergence"]) for s in whole["trained"]) / 6, 3),
     }
     entry = records.entry(whole)
     assert [t["feedback"] for t in entry["hindsight"]["targets"]] == [
@@ -46,6 +50,27 @@ def test_a_row_and_an_entry():
     notes = [step["note"] for step in records.entry(again)["steps"]]
     assert notes == [""] * 4 + ["cut at its token limit; its call could not be read (json)"]
     assert "streams" not in entry and "logprobs" not in entry  # token ids stay in the folder
+
+
+def test_what_hindsight_made_of_an_episode():
+    unread = record() | {"hindsight": record()["hindsight"] | {"problem": "no JSON"}}
+    half_read = record(targets=(3,)) | {"hindsight": record(targets=(3,))["hindsight"] | {"problem": "one is no step"}}
+    cases = {
+        "named": record(targets=(2,)),
+        "nothing": record(),
+        "unreadable": unread,
+        "skipped": record(hindsight=None),
+        "": record(success=True),
+    }
+    assert {name: records.row(each)["review"] for name, each in cases.items()} == {name: name for name in cases}
+    assert records.row(half_read)["review"] == "named"
+    # the true fault is step 2
+    missed = {name: records.row(each)["missed"] for name, each in cases.items()}
+    assert missed == {"named": 0, "nothing": 1, "unreadable": 1, "skipped": 0, "": 0}
+    assert records.row(half_read)["missed"] == 1
+    assert records.row(record(targets=(3,), report=None))["missed"] == 0  # nobody knows
+    held_out = records.row(record(hindsight=None), training=False)
+    assert (held_out["review"], held_out["missed"]) == ("", 0)  # of these none is looked back on
 
 
 def test_records_without_hindsight():

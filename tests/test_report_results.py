@@ -26,6 +26,21 @@ def test_they_are_the_evaluations_own():
         assert best[when]["value"] == pytest.approx(said["test/best@4"], abs=1e-5)
 
 
+def test_what_was_not_played_is_left_out_as_an_evaluation_does():
+    success_NK = AFTER_NK.astype(float)
+    success_NK[0], success_NK[1, 2] = np.nan, np.nan
+    scores = Scores(success_NK, 0, {})
+    said = scores.metrics("test") | scores.intervals("test")
+    lines = results.lines({"before": end(BEFORE_NK), "after": {"success": scores.to_json(), "greedy": []}}, "test")
+    expected = {"value": said["test/avg@4"], "low": said["test/avg_low"], "high": said["test/avg_high"]}
+    assert lines[0]["after"] == pytest.approx(expected, abs=1e-5)
+    assert lines[1]["after"]["value"] == pytest.approx(said["test/best@4"], abs=1e-5)
+    change = np.nanmean(success_NK[1:], axis=1) - BEFORE_NK[1:].mean(axis=1)
+    assert lines[0]["change"]["value"] == pytest.approx(change.mean(), abs=1e-5)
+    none = results.lines({"before": None, "after": {"success": [[None, None]], "greedy": []}}, "test")
+    assert all(line["after"] is None for line in none)
+
+
 def test_the_change_is_paired_by_task():
     line = results.lines({"before": end(BEFORE_NK), "after": end(1 - BEFORE_NK)}, "test")[0]
     low, high = interval(1 - 2 * BEFORE_NK.mean(axis=1))

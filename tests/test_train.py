@@ -129,6 +129,17 @@ def test_nothing_compiles_after_the_start(finished):
     assert set(counts) == {counts[0]}  # the row of step 0 is written before the first step
 
 
+def test_held_out_episodes_are_kept_as_they_were_scored(finished):
+    results = json.loads((finished / "held_out.json").read_text())
+    for kind, step in (("before", 0), ("after", 4)):
+        lines = (finished / "episodes" / f"{kind}_{step:06d}.jsonl").read_text().splitlines()
+        episodes = {(each["group"], each["rollout"]): each for each in map(json.loads, lines)}
+        assert len(episodes) == len(lines)
+        scored = {(n, k): bool(s) for n, row in enumerate(results[kind]["success"]) for k, s in enumerate(row)}
+        assert {place: each["success"] for place, each in episodes.items()} == scored
+        assert all(each["hindsight"] is None and each["trained"] == [] for each in episodes.values())
+
+
 def test_episodes_hold_text_spans_targets_and_no_feedback(finished):
     """Invariant 2 on the real thing: what the analyser and the environment know stands in no episode's tokens."""
     targets = 0

@@ -55,7 +55,15 @@ GROUPS = {
     "watching": Group(
         True,
         "what is measured, kept and said, and when a run stops; halve_lr of alarms.action acts from then on",
-        ("alarms.", "tracking.", "checkpoint.", "eval.every", "env.record_texts", "optim.max_nonfinite"),
+        (
+            "alarms.",
+            "tracking.",
+            "checkpoint.",
+            "eval.every",
+            "eval.record_tasks",
+            "env.record_texts",
+            "optim.max_nonfinite",
+        ),
     ),
     "length": Group(
         True,

@@ -453,6 +453,9 @@ class EvalSection(Section):
     rollouts: int = key(4, "episodes of each task", "[1, 4096]")
     test_tasks: int = key(160, "tasks of the test split, before and after; 0: none", "[0, 1073741824]")
     greedy: bool = key(True, "also one greedy episode a task, before and after")
+    record_tasks: int = key(
+        16, "of so many test tasks the sampled episodes are kept, before and after; 0: none", "[0, 1073741824]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

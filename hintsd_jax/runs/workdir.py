@@ -134,7 +134,8 @@ class Workdir:
         Whatever outside code put into a record, it is JSON: a number that is not finite is null, half a character (a
         lone surrogate) is its escape.
 
-        kind: "step", or "evaluation" for those that `--mode=evaluate` has played after that step.
+        kind: "step"; "before" or "after" for held-out tasks before and after training; "evaluation" for what
+        `--mode=evaluate` has played after that step.
         """
         path = self.path / "episodes" / f"{kind}_{step:06d}.jsonl"
         with whole_text(path) as file:

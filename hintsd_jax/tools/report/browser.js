@@ -1,46 +1,56 @@
-// The list of episodes: filters, a list that draws only the rows in sight, keys, and the place for the opened one.
+// The list of episodes: a list that draws only the rows in sight, keys, and the place for the opened one.
 
 const ROW = 54; // pixels, as in the style
-const list = { shown: [], chosen: null, opened: null, byTask: null, box: null };
+const list = { shown: [], chosen: null, opened: "", byTask: null, box: null };
 
 function lineOf(n) {
   const e = data.episodes;
   return {
     n,
     run: e.run[n],
+    kind: kindOf(n),
     step: e.step[n],
     task: data.names.task[e.task[n]],
     rollout: e.rollout[n],
     success: e.success[n],
     steps: e.steps[n],
+    tokens: e.tokens[n],
     ended: data.names.ended[e.ended[n]],
     targets: e.targets[n],
     trained: e.trained[n],
+    review: data.names.review[e.review[n]],
+    missed: e.missed[n],
+    divergence: e.divergence[n],
   };
 }
 
-// The link to an episode, or to one of its steps.
-function linkOf(n, step) {
-  const line = lineOf(n);
-  return (
-    "#" +
-    ["episode", data.runs[line.run].name, line.step, line.task, line.rollout, ...(step ? [step] : [])]
-      .map((part) => encodeURIComponent(part))
-      .join("/")
-  );
+// When an episode was played, in words.
+function whenOf(line) {
+  if (line.kind === "before" || line.kind === "after") return `held out, ${line.kind}`;
+  return line.kind === "evaluation" ? `evaluation after ${plural(line.step, "update")}` : `training step ${line.step}`;
+}
+
+// The link to an episode, or to one of its steps; the filters stay.
+function linkOf(n, step, changes) {
+  const line = lineOf(n),
+    place = isHeldOut(n) ? line.kind : line.step;
+  const parts = ["episode", data.runs[line.run].name, place, line.task, line.rollout, ...(step ? [step] : [])];
+  return link.to(parts.map((part) => encodeURIComponent(part)).join("/"), changes);
 }
 
 function findLink(parts) {
-  const [name, step, task, rollout] = parts,
+  const [name, place, task, rollout] = parts,
     e = data.episodes;
   const run = data.runs.findIndex((r) => r.name === name),
-    known = data.names.task.indexOf(task);
-  return e.run.findIndex((r, n) => r === run && e.task[n] === known && e.step[n] === Number(step) && e.rollout[n] === Number(rollout));
+    known = data.names.task.indexOf(task),
+    heldOut = place === "before" || place === "after";
+  const isThere = (n) => (heldOut ? kindOf(n) === place : !isHeldOut(n) && e.step[n] === Number(place));
+  return e.run.findIndex((r, n) => r === run && e.task[n] === known && e.rollout[n] === Number(rollout) && isThere(n));
 }
 
 function siblingsOf(n) {
   const e = data.episodes,
-    key = (m) => `${e.run[m]} ${e.step[m]} ${e.task[m]}`;
+    key = (m) => `${e.run[m]} ${e.kind[m]} ${e.step[m]} ${e.task[m]}`;
   if (!list.byTask) {
     list.byTask = new Map();
     e.run.forEach((_, m) => list.byTask.set(key(m), [...(list.byTask.get(key(m)) || []), m]));
@@ -52,53 +62,34 @@ function drawBrowser(main) {
   const total = data.runs.reduce((a, run) => a + run.episodes, 0),
     kept = data.episodes.run.length;
   if (!kept) {
-    main.replaceChildren(make("p.empty", null, "No episodes are recorded yet."));
+    const text = total ? `None of ${plural(total, "recorded episode")} is in this report (--episodes).` : "No episodes are recorded yet.";
+    main.replaceChildren(make("h1.unseen", null, "Episodes"), make("p.empty", null, text));
     return;
   }
-  const option = (value, text) => make("option", { value }, text);
-  const steps = [...new Set(data.episodes.step)].sort((a, b) => b - a);
-  const outcomes = [
-    ["", "all outcomes"],
-    ["lost", "failed"],
-    ["won", "succeeded"],
-    ["targets", "with targets"],
-    ["trained", "trained on"],
-  ];
-  list.filters = {
-    run: make(
-      "select",
-      { "aria-label": "Run", onchange: filter },
-      option("", "all runs"),
-      data.runs.map((run, n) => option(n, run.name)),
-    ),
-    step: make(
-      "select",
-      { "aria-label": "Training step", onchange: filter },
-      option("", "all training steps"),
-      steps.map((s) => option(s, `training step ${s}`)),
-    ),
-    outcome: make(
-      "select",
-      { "aria-label": "Outcome", onchange: filter },
-      outcomes.map(([v, t]) => option(v, t)),
-    ),
-    task: make("input", { type: "search", placeholder: "task", "aria-label": "Task contains", oninput: filter }),
-  };
-  list.count = make("p.note", { role: "status" });
+  list.count = make("p.note.count-line", { role: "status" });
+  list.chips = make("div.chips");
   list.rows = make("div.rows");
   list.box = make("div.list", { role: "listbox", tabindex: 0, "aria-label": "Episodes", onscroll: drawRows }, list.rows);
   const note = kept < total ? make("p.note", null, `${short(kept)} of ${short(total)} recorded episodes are in this report (--episodes).`) : null;
   list.place = make("article.open", { "aria-live": "off" }, make("p.empty", null, "Choose an episode."));
   const button = (label, by, sign) => make("button", { type: "button", "aria-label": label, title: label, onclick: () => walk(by) }, sign);
+  list.back = make("a.back", { href: "#episodes" }, "\u2190 all episodes");
   main.replaceChildren(
+    make("h1.unseen", null, "Episodes"),
     make(
       "div.browser",
       null,
       make(
         "aside.side-list",
-        null,
-        make("div.filters", null, data.runs.length > 1 ? list.filters.run : null, list.filters.step, list.filters.outcome, list.filters.task),
-        list.count,
+        { "aria-label": "List of episodes" },
+        drawFilters(),
+        list.chips,
+        make(
+          "div.line.counted",
+          null,
+          list.count,
+          csvButton("episodes", () => episodesTable(list.shown)),
+        ),
         note,
         list.box,
       ),
@@ -108,7 +99,7 @@ function drawBrowser(main) {
         make(
           "div.walk",
           null,
-          make("a.back", { href: "#episodes" }, "\u2190 all episodes"),
+          list.back,
           make("span.keys-hint", null, "\u2190 \u2192 other episodes"),
           button("Previous episode", -1, "\u2190"),
           button("Next episode", 1, "\u2192"),
@@ -118,32 +109,23 @@ function drawBrowser(main) {
     ),
   );
   new ResizeObserver(drawRows).observe(list.box);
-  filter();
 }
 
+// Shows the episodes that the link's filters let through, in its order.
 function filter() {
-  const { run, step, outcome, task } = list.filters,
-    e = data.episodes,
-    words = task.value.trim().toLowerCase();
-  const names = words ? new Set(data.names.task.flatMap((name, n) => (name.toLowerCase().includes(words) ? [n] : []))) : null;
-  list.shown = [];
-  for (let n = 0; n < e.run.length; n++) {
-    if (run.value !== "" && e.run[n] !== Number(run.value)) continue;
-    if (step.value !== "" && e.step[n] !== Number(step.value)) continue;
-    if (outcome.value === "won" && !e.success[n]) continue;
-    if (outcome.value === "lost" && e.success[n]) continue;
-    if (outcome.value === "targets" && !e.targets[n].length) continue;
-    if (outcome.value === "trained" && !e.trained[n].length) continue;
-    if (names && !names.has(e.task[n])) continue;
-    list.shown.push(n);
-  }
-  const won = list.shown.filter((n) => e.success[n]).length;
-  list.count.textContent = list.shown.length
-    ? `${plural(list.shown.length, "episode")}, ${percent(won / list.shown.length, 0)} % succeeded`
-    : "No episode is like that.";
+  list.shown = sorted(filtered());
+  list.back.href = link.to("episodes");
+  drawChips(list.chips);
+  const won = list.shown.filter((n) => data.episodes.success[n]).length;
+  const going = searching() ? `searching, ${percent(search.read / Math.ceil(data.episodes.run.length / data.chunk), 0)} %: ` : "";
+  list.count.textContent =
+    going +
+    (list.shown.length
+      ? `${plural(list.shown.length, "episode")}, ${percent(won / list.shown.length, 0)} % succeeded`
+      : going
+        ? ""
+        : "No episode is like that.");
   list.rows.style.height = `${list.shown.length * ROW}px`;
-  list.box.scrollTop = 0;
-  reveal();
   drawRows();
 }
 
@@ -160,7 +142,7 @@ function drawRows() {
 
 function drawRow(n, i) {
   const line = lineOf(n);
-  const facts = [data.runs.length > 1 ? data.runs[line.run].name : null, `training step ${line.step}`, `rollout ${line.rollout}`, plural(line.steps, "step")]
+  const facts = [data.runs.length > 1 ? data.runs[line.run].name : null, whenOf(line), `rollout ${line.rollout}`, plural(line.steps, "step")]
     .filter(Boolean)
     .join(" \u00b7 ");
   const row = make(
@@ -171,17 +153,17 @@ function drawRow(n, i) {
       "aria-selected": String(n === list.chosen),
       "aria-setsize": list.shown.length,
       "aria-posinset": i + 1,
-      "aria-label": `${line.task}, ${line.success ? "succeeded" : "failed"}, ${facts}`,
       onclick: () => {
         location.hash = linkOf(n);
       },
     },
     outcomeSign(line.success),
-    make("span.task", null, line.task),
+    make("span.task", null, make("span.unseen", null, line.success ? "succeeded: " : "failed: "), line.task),
     line.targets.length
       ? make(
           "span.count",
           { title: `targets: steps ${line.targets.join(", ")}` },
+          make("span.unseen", null, "targets at steps "),
           line.targets.slice(0, 4).map((t) => make("i", null, String(t))),
           line.targets.length > 4 ? "\u2026" : null,
         )
@@ -209,25 +191,39 @@ function walk(by) {
 }
 
 async function open(n, step) {
-  if (n === list.opened && step) return goTo(step);
+  const beside = link.get("beside") === "1" ? pairs.of(n) : undefined,
+    shown = `${n} ${beside}`;
+  if (shown === list.opened) {
+    if (step) goTo(step);
+    return null;
+  }
   list.chosen = n;
   reveal();
   drawRows();
-  let entry;
+  let entry, other;
   try {
-    entry = (await chunk(Math.floor(n / data.chunk)))[n % data.chunk];
+    entry = await entryOf(n);
+    if (beside !== undefined) other = await entryOf(beside);
   } catch (error) {
     if (n === list.chosen)
       return list.place.replaceChildren(make("p.empty", null, `This episode cannot be unpacked by this browser (${error.message}).`));
     return null;
   }
   if (n !== list.chosen) return null; // another was chosen meanwhile
-  list.place.replaceChildren(...drawEpisode(lineOf(n), entry, siblingsOf(n)));
-  list.opened = n;
-  if (step) return goTo(step);
+  list.place.classList.toggle("beside", Boolean(other));
+  const parts = other ? drawPair(n, entry, beside, other) : drawEpisode(lineOf(n), entry, siblingsOf(n));
+  list.place.replaceChildren(...parts.filter(Boolean));
+  list.opened = shown;
   list.place.parentElement.scrollTop = 0;
   scrollTo(0, 0); // on a narrow page, which scrolls as a whole
+  const found = markFound(list.place);
+  if (step) goTo(step);
+  else found?.startContainer.parentElement.scrollIntoView({ block: "center" });
   return null;
+}
+
+async function entryOf(n) {
+  return (await chunk(Math.floor(n / data.chunk)))[n % data.chunk];
 }
 
 // Chunks are unpacked when needed; the last few stay.
@@ -236,13 +232,14 @@ const unpacked = new Map();
 // The page is drawn before the chunks have arrived: whoever wants one meanwhile waits. One is whole when another element follows it.
 const arrived = new Promise((resolve) => addEventListener("DOMContentLoaded", resolve, { once: true }));
 
-async function chunk(n) {
+// keep: whether it stays unpacked; those that a search goes through do not.
+async function chunk(n, keep = true) {
   if (document.readyState === "loading" && !document.getElementById(`chunk-${n}`)?.nextElementSibling) await arrived;
-  if (!unpacked.has(n)) {
-    unpacked.set(n, unpack(document.getElementById(`chunk-${n}`).textContent));
-    if (unpacked.size > 6) unpacked.delete(unpacked.keys().next().value);
-  }
-  return unpacked.get(n);
+  if (unpacked.has(n)) return unpacked.get(n);
+  const entries = unpack(document.getElementById(`chunk-${n}`).textContent);
+  if (keep) unpacked.set(n, entries);
+  if (unpacked.size > 6) unpacked.delete(unpacked.keys().next().value);
+  return entries;
 }
 
 async function unpack(text) {

@@ -1,11 +1,12 @@
 // One episode, opened: outcome, a strip of its steps, what hindsight said, and the dialogue with the feedback at its targets.
 
-// line: the row of the list; entry: the whole episode; siblings: list numbers of the other rollouts of its task in that training step.
-function drawEpisode(line, entry, siblings) {
+// line: the row of the list; entry: the whole episode; siblings: list numbers of the other rollouts of its task in that training step;
+// name: what the ids of its steps begin with.
+function drawEpisode(line, entry, siblings, name = "step") {
   const targets = new Map((entry.hindsight?.targets || []).map((t) => [t.step, t.feedback]));
   const trained = new Map(entry.trained.map((span) => [span.step, span]));
   const faults = new Map(entry.faults.map((f) => [f.step, f.feedback]));
-  const facts = [plural(line.steps, "step"), `${line.ended || "not ended"}`, `reward ${short(entry.reward)}`];
+  const facts = [plural(line.steps, "step"), make("bdi", null, line.ended || "not ended"), `reward ${short(entry.reward)}`];
   if (targets.size) facts.push(plural(targets.size, "target"));
   const rollouts =
     siblings.length > 1
@@ -28,7 +29,7 @@ function drawEpisode(line, entry, siblings) {
           }),
         )
       : null;
-  const steps = entry.steps.map((step, i) => drawStep(step, i + 1, line, targets, trained, faults));
+  const steps = entry.steps.map((step, i) => drawStep(step, i + 1, line, targets, trained, faults, `${name}-${i + 1}`));
   return [
     make(
       "div.episode-head",
@@ -42,11 +43,12 @@ function drawEpisode(line, entry, siblings) {
       make(
         "p.note",
         null,
-        [data.runs.length > 1 ? data.runs[line.run].name : null, `training step ${line.step}`, `rollout ${line.rollout}`, ...facts]
+        [data.runs.length > 1 ? make("bdi", null, data.runs[line.run].name) : null, whenOf(line), `rollout ${line.rollout}`, ...facts]
           .filter(Boolean)
-          .join(" \u00b7 "),
+          .flatMap((fact, n) => (n ? [" \u00b7 ", fact] : [fact])),
       ),
       entry.detail ? make("p.note", null, longText(entry.detail)) : null,
+      pairLinks(line.n),
       rollouts,
       drawStrip(line, targets, trained, faults),
     ),
@@ -104,8 +106,9 @@ function drawHindsight(line, entry) {
         make("span.soft", null, ` ${how}`),
       ),
     );
-    if (hindsight.problem) box.append(make("p", null, `Its answer could not be used: ${hindsight.problem}`));
-    else if (hindsight.targets.length)
+    const part = hindsight.targets.length ? "Part of its answer" : "Its answer";
+    if (hindsight.problem) box.append(make("p", null, `${part} could not be read: ${hindsight.problem}`));
+    if (hindsight.targets.length)
       box.append(
         make(
           "ul.named",
@@ -120,10 +123,11 @@ function drawHindsight(line, entry) {
           ),
         ),
       );
-    else if (!hindsight.targets.length) box.append(make("p", null, "It named no step."));
+    else if (!hindsight.problem) box.append(make("p", null, "It named no step."));
+    if (line.missed) box.append(make("p.warn", null, "Ground truth: none of the steps that it named is a true fault."));
     if (hindsight.answer)
       box.append(make("details", null, make("summary", null, "The analyser's answer"), make("pre", null, longText(hindsight.answer, 4000))));
-  }
+  } else if (line.review === "skipped") box.append(make("p", null, make("b", null, "Hindsight "), "It failed and was not looked back on."));
   if (entry.faults.length || entry.report) {
     box.append(
       make(
@@ -163,7 +167,7 @@ function saying(who, text) {
   return make(`li.message.${who}`, null, make("div.who", null, who), make("div.words", null, longText(text)));
 }
 
-function drawStep(step, n, line, targets, trained, faults) {
+function drawStep(step, n, line, targets, trained, faults, id) {
   const span = trained.get(n),
     hit = targets.has(n),
     parts = [];
@@ -189,7 +193,7 @@ function drawStep(step, n, line, targets, trained, faults) {
   if (span) body.append(drawSpan(span));
   const action = make(
     `li.message.action${hit ? ".hit" : ""}`,
-    { id: `step-${n}`, tabindex: -1 },
+    { id, tabindex: -1 },
     make("div.who", null, make("a.number", { href: linkOf(line.n, n), "aria-label": `step ${n}` }, String(n)), "agent"),
     body,
   );

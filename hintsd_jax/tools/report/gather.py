@@ -17,11 +17,14 @@ from typing import Any
 from hintsd_jax.errors import UserError, reason
 from hintsd_jax.jsonl import read_jsonl
 from hintsd_jax.storage import AnyPath
-from hintsd_jax.tools.report import records, results
-from hintsd_jax.tools.report.reading import Run, count_lines
+from hintsd_jax.tools.report import arms, records, results
+from hintsd_jax.tools.report.reading import AFTER, BEFORE, TRAINING, EpisodeFile, Run, count_lines
 
 CHUNK = 32  # episodes that are unpacked together
-COLUMNS = ("run", "step", "task", "rollout", "success", "steps", "ended", "targets", "trained")  # of the list
+COLUMNS = ("run", "kind", "step", "task", "rollout", "success", "steps", "tokens", "ended")  # of the list
+COLUMNS += ("targets", "trained", "review", "missed", "divergence")
+NAMES = ("kind", "task", "ended", "review")  # columns of which the list holds numbers, and a table the words
+HELD_OUT_SHARE = 8  # of the episodes to keep, at most one in so many is of held-out tasks before, and as many after
 
 
 @dataclasses.dataclass
@@ -34,41 +37,58 @@ class Content:
     chunks: list[str]
 
 
-def gather(runs: Sequence[Run], most: int) -> Content:
-    """Everything a page shows of some runs, with at most `most` episodes to open.
+def gather(runs: Sequence[Run], most: int, live: float | None = None) -> Content:
+    """Everything a page shows of some runs, with at most `most` episodes to open. live: after so many seconds the page
+    loads itself again; None: it does not.
 
     Raises:
       UserError: a file of episodes holds something else.
     """
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
-    names: dict[str, dict[str, int]] = {"task": {}, "ended": {}}
-    chunks: list[str] = []
-    entries: list[dict[str, Any]] = []
-    overviews = []
+    table, overviews = _Episodes(), []
     for n, run in enumerate(runs):
         counts, kept, total = records.TargetCounts(), 0, 0
-        chosen = choose({step: count_lines(file) for step, file in run.episodes.items()}, most // len(runs))
-        for step, file in run.episodes.items():
-            episodes = [line.value for line in read_jsonl(file, "an episode")]
+        for file, most_of_file in zip(run.episodes, shares(run.episodes, most // len(runs)), strict=True):
+            episodes = [line.value for line in read_jsonl(file.path, "an episode")]
             total += len(episodes)
-            with written_by_a_run(file):
-                counts.add(step, episodes)
-                for record in episodes[: chosen[step]]:
-                    line: dict[str, Any] = records.row(record) | {"run": n, "step": step}
-                    for name, numbers in names.items():
-                        line[name] = numbers.setdefault(line[name], len(numbers))
-                    for name, column in columns.items():
-                        column.append(line[name])
-                    entries.append(as_json(records.entry(record)))
+            with written_by_a_run(file.path):
+                if file.kind == TRAINING:
+                    counts.add(file.step, episodes)
+                for record in episodes[:most_of_file]:
+                    table.add(record, {"run": n, "kind": file.kind, "step": file.step})
                     kept += 1
-                    if len(entries) == CHUNK:  # packed at once: whole runs need not fit in memory
-                        chunks.append(pack(entries))
-                        entries = []
         overviews.append(overview(run) | {"target_counts": counts.to_json(), "kept": kept, "episodes": total})
-    if entries:
-        chunks.append(pack(entries))
-    tables = {name: list(numbers) for name, numbers in names.items()}
-    return Content({"runs": overviews, "episodes": columns, "names": tables, "chunk": CHUNK}, chunks)
+    content = {"runs": overviews, "episodes": table.columns, "names": table.words, "chunk": CHUNK, "live": live}
+    return Content(content | {"compared": arms.compare(runs)}, table.packed())
+
+
+class _Episodes:
+    """The list of episodes, column by column, and their entries, packed as soon as a chunk is full: whole runs need not
+    fit in memory.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list] = {name: [] for name in COLUMNS}
+        self._numbers: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+        self._chunks: list[str] = []
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, record: Mapping[str, Any], place: Mapping[str, Any]) -> None:
+        line = {**records.row(record, training=place["kind"] == TRAINING), **place}
+        for name, numbers in self._numbers.items():
+            line[name] = numbers.setdefault(line[name], len(numbers))
+        for name, column in self.columns.items():
+            column.append(line[name])
+        self._entries.append(as_json(records.entry(record)))
+        if len(self._entries) == CHUNK:
+            self._chunks.append(pack(self._entries))
+            self._entries = []
+
+    @property
+    def words(self) -> dict[str, list[str]]:
+        return {name: list(numbers) for name, numbers in self._numbers.items()}
+
+    def packed(self) -> list[str]:
+        return [*self._chunks, *([pack(self._entries)] if self._entries else [])]
 
 
 @contextlib.contextmanager
@@ -93,9 +113,20 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
+def shares(files: Sequence[EpisodeFile], most: int) -> list[int]:
+    """How many episodes of each file to keep, its first ones, at most `most` in all: as many held-out ones before as
+    after, so that they stay pairs, and of the rest what `choose` says.
+    """
+    sizes = [count_lines(file.path) for file in files]
+    held_out = {n for n, file in enumerate(files) if file.kind in (BEFORE, AFTER)}
+    each = min([most // HELD_OUT_SHARE, *(sizes[n] for n in held_out)]) if held_out else 0
+    chosen = choose({n: size for n, size in enumerate(sizes) if n not in held_out}, most - each * len(held_out))
+    return [each if n in held_out else chosen[n] for n in range(len(files))]
+
+
 def choose(sizes: Mapping[int, int], most: int) -> dict[int, int]:
     """How many episodes of each training step to keep, at most `most` in all: whole steps, evenly spaced, the first and
-    the last among them.
+    the last among them. sizes: the episodes of each, by any number that grows with the step.
 
     Where not even one step fits whole, the last one's first episodes.
     """
@@ -127,6 +158,7 @@ def overview(run: Run) -> dict[str, Any]:
     return facts | {
         "name": run.name,
         "steps": run.steps,
+        "finished": run.is_finished,
         # what knows the ground truth is labelled wherever it shows
         "privileged": run.config.get("hindsight.select") == "oracle"
         or any(row.get("hindsight/privileged") for row in run.rows),

@@ -1,5 +1,5 @@
-// The start: reads the overview, and shows the part that the link names: #overview, #episodes, #episode/run/step/task/rollout,
-// and one step of it: .../rollout/step.
+// The start: reads the overview, and shows the part that the link names: #overview, #episodes, #episode/run/step/task/rollout (for the step also
+// before or after: held-out tasks), and one step of it: .../rollout/step; behind a ? what is chosen there (link.js).
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const drawn = new Set();
@@ -21,20 +21,31 @@ function show(part) {
   }
 }
 
+// Anew where the link says something else than what is drawn, such as after a step back in the browser's history.
+let drawnAs = null;
+function showOverview() {
+  const said = JSON.stringify([view.axis, [...view.hidden], view.means, link.get("targets")]);
+  if (drawnAs !== null && drawnAs !== said) drawn.delete("overview");
+  drawnAs = said;
+  show("overview");
+}
+
 function route() {
   tip.hide();
-  const [kind, ...rest] = location.hash.slice(1).split("/").map(decode);
-  if (kind !== "episode" && kind !== "episodes") return show("overview");
+  const [kind, ...rest] = link.path.split("/").map(decode);
+  for (const name of ["overview", "episodes"]) document.getElementById(`tab-${name}`).href = link.to(name);
+  if (kind !== "episode" && kind !== "episodes") return showOverview();
   show("episodes");
   const found = kind === "episode" ? findLink(rest) : -1;
   if (!list.box) return null; // no episode at all
+  applyFilters();
   const wide = matchMedia("(min-width: 861px)").matches;
   document.body.classList.toggle("one", found >= 0);
   if (found >= 0) return open(found, Number(rest[4]) || null);
   if (kind === "episode") {
     list.place.replaceChildren(make("p.empty", null, "The linked episode is not in this report."));
     document.body.classList.add("one");
-  } else if (wide && list.shown.length) location.replace(linkOf(list.chosen ?? firstOf()));
+  } else if (wide && list.shown.length) location.replace(linkOf(list.shown.includes(list.chosen) ? list.chosen : firstOf()));
   reveal();
   drawRows();
   return null;
@@ -45,15 +56,6 @@ function firstOf() {
   const e = data.episodes,
     last = (test) => list.shown.filter(test).reduce((best, n) => (best === null || e.step[n] > e.step[best] ? n : best), null);
   return last((n) => e.trained[n].length) ?? last((n) => e.targets[n].length) ?? list.shown[0];
-}
-
-function decode(part) {
-  try {
-    return decodeURIComponent(part);
-  } catch (error) {
-    if (error instanceof URIError) return part;
-    throw error;
-  }
 }
 
 document.addEventListener("keydown", (event) => {
@@ -67,5 +69,21 @@ document.addEventListener("keydown", (event) => {
   walk(by);
 });
 
+// A link that was drawn before a filter was chosen takes it along now, unless it chooses itself.
+document.addEventListener(
+  "click",
+  (event) => {
+    const anchor = event.target instanceof Element && event.target.closest('a[href^="#episode/"]:not([data-own])');
+    if (anchor) anchor.setAttribute("href", link.to(anchor.getAttribute("href").slice(1).split("?")[0]));
+  },
+  true,
+);
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  document.querySelector("main:not([hidden])").focus();
+});
+
 addEventListener("hashchange", route);
 route();
+live.start();

@@ -18,22 +18,23 @@ from typing import Any
 
 from hintsd_jax.tools.report.gather import Content
 
-SCRIPTS = (
-    "text.js",
-    "charts.js",
-    "results.js",
-    "overview.js",
-    "targets.js",
-    "tokens.js",
-    "episode.js",
-    "browser.js",
-    "page.js",
+STYLES = ("page.css", "episodes.css")
+SCRIPTS = tuple(
+    f"{name}.js"
+    for name in (
+        *("text", "link", "csv", "marks", "axes", "charts"),
+        *("results", "compare", "held_out", "curves", "overview", "targets"),
+        *("tokens", "episode", "search", "filters", "browser", "live", "page"),
+    )
 )
 
 
 def render(content: Content) -> str:
     """The page."""
-    style, script = _file("page.css"), f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n'
+    style, script = (
+        "".join(map(_file, STYLES)),
+        f'"use strict";\n(() => {{\n{"".join(_file(name) for name in SCRIPTS)}}})();\n',
+    )
     allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     chunks = "\n".join(

@@ -17,9 +17,21 @@ from typing import Any
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.jsonl import json_object, read_jsonl, read_object
-from hintsd_jax.storage import AnyPath, entries, is_folder, located, open_file
+from hintsd_jax.storage import AnyPath, entries, is_file, is_folder, located, open_file, size
 
-_EPISODES = re.compile(r"(step|evaluation)_(\d+)\.jsonl")
+_EPISODES = re.compile(r"(step|evaluation|before|after)_(\d+)\.jsonl")
+TRAINING, BEFORE, AFTER, EVALUATION = "training", "before", "after", "evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeFile:
+    """kind: what was played, one of the four above. step: after how many updates; of training the number of the
+    training step.
+    """
+
+    kind: str
+    step: int
+    path: AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Run:
     that ran it.
 
     rows: of `metrics.jsonl`. held_out: `{"before", "after"}` or None. evaluation: of `--mode=evaluate` or None.
-    episodes: the file of each training step, by step; where nothing was trained, that of an evaluation.
+    episodes: files in the order in which they were played: held-out tasks before training, each training step, held-out
+    tasks after it; where nothing was trained, those of evaluations.
     """
 
     name: str
@@ -38,7 +51,7 @@ class Run:
     rows: list[dict[str, Any]]
     held_out: dict[str, Any] | None
     evaluation: dict[str, Any] | None
-    episodes: dict[int, AnyPath]
+    episodes: list[EpisodeFile]
 
     @property
     def steps(self) -> int:
@@ -49,6 +62,20 @@ class Run:
     def planned(self) -> int | None:
         """Training steps in all."""
         return self.config.get("optim.steps")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all is written that this run will write. A run that only evaluated has no end."""
+        steps, done = self.planned, self.steps
+        if not isinstance(steps, int) or done < steps:
+            return False
+        return not self.config.get("eval.test_tasks") or bool((self.held_out or {}).get("after"))
+
+    def state(self) -> tuple:
+        """Changes whenever the run has written something that a report shows. Raises OSError as `storage.size`."""
+        files = [self.path / name for name in ("metrics.jsonl", "held_out.json", "evaluation.json")]
+        there = tuple(size(file) if is_file(file) else -1 for file in files)
+        return there, tuple(file.name for file in entries(self.path / "episodes"))
 
 
 def open_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
@@ -78,22 +105,29 @@ def read_run(path: AnyPath, name: str) -> Run:
     versions = stored.get("versions") or [{}]
     if not (isinstance(stored.get("config"), dict) and isinstance(versions, list) and isinstance(versions[-1], dict)):
         raise UserError(f"{path / 'config.json'} was not written by a run: give the --workdir of a run")
-    matches = ((_EPISODES.fullmatch(file.name), file) for file in entries(path / "episodes"))
-    by_kind: dict[str, dict[int, AnyPath]] = {"step": {}, "evaluation": {}}
-    for match, file in matches:
-        if match:
-            by_kind[match[1]][int(match[2])] = file
-    episodes = by_kind["step"] or by_kind["evaluation"]
     return Run(
         name=name,
         path=path,
-        config=_flat(stored["config"]),
+        config=flat(stored["config"]),
         versions=versions[-1],
         rows=[line.value for line in read_jsonl(path / "metrics.jsonl", "a metrics row", _metrics_row)],
         held_out=read_object(path / "held_out.json"),
         evaluation=read_object(path / "evaluation.json"),
-        episodes=dict(sorted(episodes.items())),
+        episodes=episode_files(path / "episodes"),
     )
+
+
+def episode_files(folder: AnyPath) -> list[EpisodeFile]:
+    """See `Run.episodes`. Of held-out tasks the newest file of each kind: a run that went on has played them again."""
+    by_kind: dict[str, list[EpisodeFile]] = {TRAINING: [], BEFORE: [], AFTER: [], EVALUATION: []}
+    for file in entries(folder):
+        if match := _EPISODES.fullmatch(file.name):
+            kind = TRAINING if match[1] == "step" else match[1]
+            by_kind[kind].append(EpisodeFile(kind, int(match[2]), file))
+    for files in by_kind.values():
+        files.sort(key=lambda file: file.step)
+    played = [*by_kind[BEFORE][-1:], *by_kind[TRAINING], *by_kind[AFTER][-1:]]
+    return played or by_kind[EVALUATION]
 
 
 def count_lines(path: AnyPath) -> int:
@@ -111,12 +145,12 @@ def _metrics_row(value: Any) -> dict[str, Any]:
     return value
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"optim.lr": 1e-4, ...}` of nested groups."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _names(paths: Sequence[AnyPath]) -> list[str]:

@@ -20,18 +20,50 @@ PER_TOKEN = ("divergence", "teacher_gap", "advantage")  # those of them that the
 BINS = 10  # of an episode's length, for relative positions
 
 
-def row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the list shows of an episode. A task that comes again in a training step has a name of its own each time."""
+NAMED, NOTHING, UNREADABLE, SKIPPED = "named", "nothing", "unreadable", "skipped"
+
+
+def row(record: Mapping[str, Any], training: bool = True) -> dict[str, Any]:
+    """What the list shows of an episode. A task that comes again in a training step has a name of its own each time.
+
+    review: what hindsight made of it (see `review`). missed: whether it was looked back on and none of the steps that
+    it named is one of those that the environment's report calls a cause. divergence: the mean over its trained tokens,
+    nats, or None. training: whether it could have been looked back on and trained on.
+    """
     again = record.get("occurrence") or 0
+    looked_back, named = review(record) if training else "", targets(record)
+    faults = {fault["step"] for fault in (record.get("report") or {}).get("faults") or ()}
     return {
         "task": str(record.get("task_id", "")) + (f" ({again + 1})" if again else ""),
         "rollout": int(record.get("rollout") or 0),
         "success": int(bool(record.get("success"))),
         "steps": len(record.get("steps") or ()),
         "ended": str(record.get("ended") or ""),
-        "targets": targets(record),
+        "targets": named,
         "trained": [span["step"] for span in record.get("trained") or ()],
+        "review": looked_back,
+        "missed": int(looked_back in (NAMED, NOTHING, UNREADABLE) and bool(faults) and not faults & set(named)),
+        "tokens": sum((step.get("stop") or 0) - (step.get("start") or 0) for step in record.get("steps") or ()),
+        "divergence": _mean_divergence(record),
     }
+
+
+def review(record: Mapping[str, Any]) -> str:
+    """What hindsight made of an episode: NAMED a step, named NOTHING, its answer was UNREADABLE; SKIPPED: it failed and
+    was not looked back on; "": it succeeded, and nobody looked.
+    """
+    hindsight = record.get("hindsight")
+    if not hindsight:
+        return "" if record.get("success") else SKIPPED
+    if hindsight.get("targets"):
+        return NAMED
+    return UNREADABLE if hindsight.get("problem") else NOTHING
+
+
+def _mean_divergence(record: Mapping[str, Any]) -> float | int | None:
+    values = [value for span in record.get("trained") or () for value in span.get("divergence") or ()]
+    finite = [value for value in map(number, values) if value is not None]
+    return number(sum(finite) / len(finite), 3) if finite else None
 
 
 def targets(record: Mapping[str, Any]) -> list[int]:

@@ -2,18 +2,15 @@
 
 function heading(runs) {
   const one = runs.length === 1 ? runs[0] : null;
-  const state = (run) => (run.planned && run.steps < run.planned ? `at training step ${run.steps} of ${run.planned}` : plural(run.steps, "training step"));
+  const state = (run) =>
+    run.planned && run.steps < run.planned ? `at training step ${run.steps} of ${run.planned}` : plural(run.steps, "training step");
   const facts = one
     ? runFacts(one)
     : [
         ["runs", String(runs.length)],
         ["environment", [...new Set(runs.map((run) => run.config["env.name"]))].join(", ")],
       ];
-  const where = one
-    ? state(one)
-    : runs.some((run) => run.planned && run.steps < run.planned)
-      ? `${runs.filter((run) => run.steps < run.planned).length} not finished`
-      : null;
+  const where = one ? state(one) : runs.some((run) => !run.finished) ? `${runs.filter((run) => !run.finished).length} not finished` : null;
   if (where) facts.unshift([one ? "training" : "state", where]);
   return make(
     "section.head",
@@ -80,7 +77,15 @@ function drawResults(runs) {
   );
   if (!measures.length && !evaluated.length) return null;
   const body = make("tbody");
-  const section = make("section.results", { "aria-labelledby": "h-results" }, make("h2", { id: "h-results" }, "Held-out success"));
+  const section = make("section.results", { "aria-labelledby": "h-results" });
+  section.append(
+    make(
+      "div.line",
+      null,
+      make("h2", { id: "h-results" }, "Held-out success"),
+      csvButton("results", () => resultsTable(runs)),
+    ),
+  );
   measures.forEach((name, place) => {
     const lines = runs
       .map((run, n) => [run, n, run.results.find((line) => line.name === name)])
@@ -94,8 +99,8 @@ function drawResults(runs) {
   for (const [run, n, line] of evaluated)
     rows.push(resultRow(runs.length > 1 ? [...label(run, n), `: ${line.name}`] : [line.name, mark(run)], line, n));
   body.append(...rows);
-  const titles = ["", "0 to 100 %", "before", "after", "change"].map((t, i) => make(i > 1 ? "th.num" : "th", { scope: "col" }, t));
-  section.append(make("table.result", null, make("thead", null, make("tr", null, titles)), body));
+  const titles = ["0 to 100 %", "before", "after", "change"].map((t, i) => make(i ? "th.num" : "th", { scope: "col" }, t));
+  section.append(make("table.result", null, make("thead", null, make("tr", null, make("td"), titles)), body));
   section.append(
     make(
       "p.note",

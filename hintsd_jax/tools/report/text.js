@@ -139,7 +139,7 @@ function longText(text, limit = 1200) {
 const tip = {
   show(lines, x, y) {
     const box = document.getElementById("tip");
-    box.replaceChildren(...lines);
+    box.replaceChildren(...lines.filter(Boolean));
     box.hidden = false;
     const width = box.offsetWidth,
       height = box.offsetHeight;

@@ -19,6 +19,8 @@ NAMES = [
     "qwen2_tiny_untied",
     "llama_tiny_scaled",
     "llama_tiny_tied",
+    "qwen3_moe_tiny_renormalised",
+    "qwen3_moe_tiny_plain",
 ]
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
 LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
@@ -35,15 +37,16 @@ def test_round_trip_through_both_forms_of_the_rope_settings(name):
         PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")})
         == config
     )
-    assert config.family == name.split("_")[0] and json.loads(json.dumps(hf)) == hf
+    assert config.family == name.split("_tiny")[0] and json.loads(json.dumps(hf)) == hf
 
 
 def test_what_the_families_are():
-    assert [(family.qk_norm, family.qkv_bias) for family in FAMILIES.values()] == [
-        (True, False),
-        (False, True),
-        (False, False),
-    ]
+    assert {name: (family.qk_norm, family.qkv_bias, family.has_experts) for name, family in FAMILIES.items()} == {
+        "qwen3": (True, False, False),
+        "qwen3_moe": (True, False, True),
+        "qwen2": (False, True, False),
+        "llama": (False, False, False),
+    }
     config = PolicyConfig.from_hf(LLAMA)
     assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
     assert config.rope_theta == 500.0
@@ -94,8 +97,8 @@ def test_what_absent_keys_mean():
     ("change", "message"),
     [
         (
-            {"architectures": ["Qwen3MoeForCausalLM"]},
-            r"architectures is \['Qwen3MoeForCausalLM'\]; supported is one of Qwen3ForCausalLM, ",
+            {"architectures": ["MixtralForCausalLM"]},
+            r"architectures is \['MixtralForCausalLM'\]; supported is one of Qwen3ForCausalLM, ",
         ),
         ({"architectures": None}, "architectures is None"),
         ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM'"),

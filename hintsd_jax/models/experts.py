@@ -141,9 +141,9 @@ def _over_devices(
         return *(shaped(leaf, dtype) for leaf, dtype in zip(out, dtypes, strict=False)), *out[2:]
     at = lambda name, kind: _part(mesh, setting.role, weights[name, "kernel"].shape, name, kind)
     layout = {key: at(*key) for key in weights}
-    experts, _, width = layout["gate", "kernel"]
-    rows = spec(x_BTD.shape, ("batch", "length", "act_embed"), mesh, setting.role)[0] or ()
-    inner = (*(experts or ()), *(width or ()))
+    experts, _, width = map(_axes, layout["gate", "kernel"])
+    rows = _axes(spec(x_BTD.shape, ("batch", "length", "act_embed"), mesh, setting.role)[0])
+    inner = (*experts, *width)
     row = PartitionSpec(rows or None)
     gathered = tuple(axis for axis in rows if axis in inner)
     summed = tuple(axis for axis in inner if axis not in gathered)
@@ -155,7 +155,7 @@ def _over_devices(
 
     def whole(key: tuple[str, str], grad: jax.Array) -> jax.Array:
         """Over devices that have other tokens, or another part of the expert, and the same of these weights."""
-        split = {axis for axes in layout[key] for axis in axes or ()}
+        split = {axis for part in layout[key] for axis in _axes(part)}
         others = tuple(axis for axis in dict.fromkeys((*rows, *inner)) if axis not in split)
         return jax.lax.psum(grad, others) if others else grad
 
@@ -164,20 +164,33 @@ def _over_devices(
         first = jax.lax.axis_index(experts) * E if experts else 0
         T = tokens[0].shape[1]
         real = None if real is None else gather(real).reshape(-1)
-        out = call(first, flat(jax.tree.map(gather, tokens)), real, weights)
+        tokens = jax.tree.map(gather, tokens)
+        if width and "down" in tokens[3]:
+            size = weights["gate", "kernel"].shape[2]
+            mine = jax.lax.dynamic_slice_in_dim(tokens[3]["down"], jax.lax.axis_index(width) * size, size, axis=2)
+            tokens = (*tokens[:3], tokens[3] | {"down": mine}, *tokens[4:])
+        out = call(first, flat(tokens), real, weights)
         back = lambda leaf, dtype: total(leaf.reshape(-1, T, leaf.shape[-1])).astype(dtype)
         dtypes = (tokens[0].dtype, tokens[1].dtype)
         grads = ({key: whole(key, leaf) for key, leaf in tree.items()} for tree in out[2:])
         return *(back(leaf, dtype) for leaf, dtype in zip(out[:2], dtypes, strict=False)), *grads
 
-    of_masks = {name: PartitionSpec(rows or None, None, width if name == "down" else None) for name in masks}
     outs = (row, row, {key: layout[key] for key in trained}) if pull else (row,)
     return jax.shard_map(
         local,
-        in_specs=((row, row, row, of_masks, (row,) * len(pull)), None if real_BT is None else row, layout),
+        in_specs=(
+            (row, row, row, dict.fromkeys(masks, row), (row,) * len(pull)),
+            None if real_BT is None else row,
+            layout,
+        ),
         out_specs=outs,
         check_vma=False,
     )((x_BTD, weight_BTK, expert_BTK, masks, pull), real_BT, weights)
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a PartitionSpec."""
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
 def _part(mesh: Any, role: str, kernel: tuple[int, ...], name: str, kind: str) -> PartitionSpec:

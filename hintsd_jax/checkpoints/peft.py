@@ -109,14 +109,15 @@ def save_adapter(
             stacked = pair[letter.lower()]
             for place, name in zip(np.ndindex(*stacked.shape[:-2]), _names(config, target, letter), strict=True):
                 tensors[name] = np.ascontiguousarray(stacked[place].T)
-    alpha = settings.alpha
+    alpha, on_experts = settings.alpha, any(len(target.shape) > 3 for target in lora.targets(config))
     description = {
         "base_model_name_or_path": base_model,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
         "r": settings.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,  # PEFT declares an integer
-        "lora_dropout": settings.dropout,
+        # A setting of training; PEFT 0.21 reads no adapter on experts that has any.
+        "lora_dropout": 0.0 if on_experts else settings.dropout,
         "use_rslora": settings.rslora,
         "target_modules": [target.hf_name for target in lora.targets(config)],
         **{key: values[0] for key, values in _SUPPORTED.items()},

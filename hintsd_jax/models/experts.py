@@ -203,6 +203,22 @@ def _part(mesh: Any, role: str, kernel: tuple[int, ...], name: str, kind: str) -
     }[kind]
 
 
+def rows_of_expert(X: int, K: int, number: int, few: int) -> int:
+    """Rows of each expert in a round, of X tokens with K of `number` experts each: twice as many as it has on average,
+    so that one round is enough but for unlike experts, in whole 8.
+    """
+    return X if few >= X else min(X, max(few, 8 * -(-2 * X * K // (8 * number))))
+
+
+def gathered_rows(kernel: tuple[int, ...], x: tuple[int, ...], mesh: Any, role: str) -> PartitionSpec:
+    """How rows of tokens [B, T, D] lie where experts of the shape of `kernel` compute them: along the mesh axes of the
+    batch that divide no expert.
+    """
+    experts, _, width = map(_axes, spec(kernel, AXES["gate"], mesh, role))
+    rows = _axes(spec(x, ("batch", "length", "act_embed"), mesh, role)[0])
+    return PartitionSpec(tuple(axis for axis in rows if axis not in (*experts, *width)) or None)
+
+
 class _Rounds(NamedTuple):
     """Who computes what when. number: of rounds; a plain 1 where one is enough whatever the router says. here_M:
     whether the choice is computed on this device. round_M: in which. place_M: where in the round's rows, of E x C.
@@ -230,7 +246,7 @@ def _rounds(setting: Setting, expert_XK: jax.Array, real_X: jax.Array | None, fi
         choice_EX = jnp.arange(X) * K + jnp.argmax(chosen_EXK, axis=-1)
         place_M = (jnp.clip(expert_XK, 0, E - 1) * X + jnp.arange(X)[:, None]).reshape(-1)
         return _Rounds(1, here_M, jnp.zeros_like(place_M), place_M, lambda _: (choice_EX, chosen_EXK.any(-1)), X)
-    C = min(X, max(setting.few, 8 * -(-2 * X * K // (8 * setting.number))))
+    C = rows_of_expert(X, K, setting.number, setting.few)
     expert_M = jnp.where(here_M, expert_XK.reshape(-1), E)
     order_M = jnp.argsort(expert_M, stable=True).astype(jnp.int32)
     stop_E = jnp.searchsorted(expert_M[order_M], jnp.arange(E), side="right").astype(jnp.int32)

@@ -131,10 +131,10 @@ def _merged(
         pairs["layers", part, module, "kernel"] = adapter["layers"][part][module]
     for parameter in parameters(policy):
         pair = pairs.get(parameter.path)
-        for n, name in enumerate(parameter.hf_names):
+        for place, name in zip(np.ndindex(*parameter.stack), parameter.hf_names, strict=True):
             weight = source.read(name, parameter.hf_shape)
             if pair is not None:
-                merged = lora.merge(weight.T, {key: stack[n] for key, stack in pair.items()}, settings).T
+                merged = lora.merge(weight.T, {key: stack[place] for key, stack in pair.items()}, settings).T
                 survival.add(weight, merged, jnp.dtype(dtype or weight.dtype))
                 weight = merged
             yield name, weight

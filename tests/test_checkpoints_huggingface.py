@@ -23,6 +23,7 @@ from hintsd_jax.models import decoder
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 TIED, UNTIED = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_untied"
+EXPERTS = FIXTURES / "qwen3_moe_tiny_plain"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -42,7 +43,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("path", [TIED, UNTIED], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [TIED, UNTIED, EXPERTS], ids=lambda path: path.name)
 def test_save_gives_back_the_same_tensors(path, tmp_path):
     config, params = load_policy(path)
     for _ in range(2):  # the second time it replaces the first
@@ -56,8 +57,24 @@ def test_save_gives_back_the_same_tensors(path, tmp_path):
     assert_equal(params_again, params)
 
 
-def test_parameters_have_the_shapes_of_init_params():
-    config, params = load_policy(UNTIED)
+def test_an_expert_that_is_missing_or_misshapen_is_named(tmp_path):
+    checkpoint = shutil.copytree(EXPERTS, tmp_path / "policy")
+    name = "model.layers.1.mlp.experts.4.up_proj.weight"
+    edit(checkpoint, lambda tensors: tensors.update({name: tensors[name][:-1].copy()}))
+    with pytest.raises(UserError, match=f"tensor {name} has shape"):
+        load_policy(checkpoint)
+    edit(checkpoint, lambda tensors: tensors.pop(name))
+    with pytest.raises(UserError, match=f"tensor {name} of shape .* is missing"):
+        load_policy(checkpoint)
+    parsed = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(parsed | {"num_local_experts": 2**20}))
+    with pytest.raises(UserError, match="config.json asks for 1048576 experts in each of 2 layers"):
+        load_policy(checkpoint)
+
+
+@pytest.mark.parametrize("path", [UNTIED, EXPERTS], ids=lambda path: path.name)
+def test_parameters_have_the_shapes_of_init_params(path):
+    config, params = load_policy(path)
     expected = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
 

@@ -22,12 +22,20 @@ from hintsd_jax.models.families import LORA_TARGETS
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BASE, ADAPTER = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_tied_adapter"
 LORA = LoraConfig(rank=2, alpha=3.0, dropout=0.1, targets=tuple(LORA_TARGETS))
+# PEFT's form of an adapter on attention and every expert.
+EXPERTS, ON_EXPERTS = FIXTURES / "qwen3_moe_tiny_renormalised", FIXTURES / "qwen3_moe_tiny_renormalised_adapter"
 A_OF_O = "base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"
 
 
 @pytest.fixture(scope="module")
 def policy():
     return huggingface.load_policy(BASE, lora=LORA)
+
+
+@pytest.fixture(scope="module")
+def with_experts():
+    some = dataclasses.replace(LORA, targets=("q_proj", "gate_proj", "up_proj", "down_proj"))
+    return huggingface.load_policy(EXPERTS, lora=some)
 
 
 @pytest.fixture
@@ -40,32 +48,34 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_logits_equal_peft(policy):
-    config, base = policy
-    adapter = load_adapter(ADAPTER, config)
-    tokens, theirs = np.load(BASE / "expected.npz")["input_ids"][:1], np.load(ADAPTER / "logits.npy")
+@pytest.mark.parametrize(("of", "on", "path"), [("policy", BASE, ADAPTER), ("with_experts", EXPERTS, ON_EXPERTS)])
+def test_logits_equal_peft(request, of, on, path):
+    config, base = request.getfixturevalue(of)
+    adapter = load_adapter(path, config)
+    tokens, theirs = np.load(on / "expected.npz")["input_ids"][:1], np.load(path / "logits.npy")
     forward = jax.jit(
         decoder.forward, static_argnums=1, compiler_options={"xla_backend_optimization_level": 0}
     )  # it compiles faster
     logits = lambda params: decoder.project(params, config, forward(params, config, tokens))
     np.testing.assert_allclose(logits(lora.attach(base, adapter)), theirs, atol=1e-5)
-    without = np.load(BASE / "expected.npz")["logits"][:1]
+    without = np.load(on / "expected.npz")["logits"][:1]
     assert np.abs(theirs - without).max() > 0.5  # the adapter does something
 
 
-def test_what_is_read_is_written_again(policy, tmp_path):
-    config, _ = policy
-    adapter = load_adapter(ADAPTER, config)
+@pytest.mark.parametrize(("of", "path"), [("policy", ADAPTER), ("with_experts", ON_EXPERTS)])
+def test_what_is_read_is_written_again(request, of, path, tmp_path):
+    config, _ = request.getfixturevalue(of)
+    adapter = load_adapter(path, config)
     expected = jax.eval_shape(lambda: lora.init_adapter(config, jax.random.key(0)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), adapter) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
     for _ in range(2):  # the second time it replaces the first
-        save_adapter(tmp_path / "out", config, adapter, "qwen3_tiny_tied")
+        save_adapter(tmp_path / "out", config, adapter, path.name.removesuffix("_adapter"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    ours, theirs = load_file(tmp_path / "out" / WEIGHTS), load_file(ADAPTER / WEIGHTS)
+    ours, theirs = load_file(tmp_path / "out" / WEIGHTS), load_file(path / WEIGHTS)
     assert set(ours) == set(theirs)
     assert_equal(ours, theirs)
     assert_equal(load_adapter(tmp_path / "out", config), adapter)
-    ours, theirs = (json.loads((path / CONFIG).read_text()) for path in (tmp_path / "out", ADAPTER))
+    ours, theirs = (json.loads((folder / CONFIG).read_text()) for folder in (tmp_path / "out", path))
     ours["target_modules"].sort(), theirs["target_modules"].sort()
     assert ours == {key: theirs[key] for key in ours}
 
@@ -77,6 +87,19 @@ def test_an_adapter_on_some_modules_round_trips(policy, tmp_path):
     adapter = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     save_adapter(tmp_path / "out", config, adapter, "base")
     assert_equal(load_adapter(tmp_path / "out", config), adapter)
+
+
+def test_an_adapter_that_one_expert_lacks_is_refused(with_experts, tmp_path):
+    config, folder = with_experts[0], shutil.copytree(ON_EXPERTS, tmp_path / "adapter")
+    tensors = load_file(folder / WEIGHTS)
+    lacking = "base_model.model.model.layers.1.mlp.experts.6.up_proj.lora_B.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=f"tensor {lacking} of shape .* is missing"):
+        load_adapter(folder, config)
+    parsed = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(parsed | {"target_modules": ["q_proj", "experts.1.up_proj"]}))
+    with pytest.raises(UserError, match="target_modules comes to up_proj in 2 of 16 experts"):
+        load_adapter(folder, config)
 
 
 def test_bfloat16_becomes_float32(policy, folder):

@@ -26,6 +26,7 @@ from hintsd_jax.training.state import create
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BIASED, NARROW = "qwen2_tiny_untied", "llama_tiny_tied"  # float32 in one file; bfloat16 in three
+EXPERTS = "qwen3_moe_tiny_renormalised"
 BESIDE = {
     "tokenizer.json": "{}",
     "chat_template.jinja": "x",
@@ -87,7 +88,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", [BIASED, NARROW])
+@pytest.mark.parametrize("name", [BIASED, NARROW, EXPERTS])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_weights_that_did_not_change_are_bit_equal_and_the_rest_comes_along(run, name, rank):
     config, workdir, base, _ = run(name, rank)
@@ -116,8 +117,9 @@ def test_all_weights_after_training_of_student_and_ema(run):
     jax.tree.map(lambda now, trained: equal(now, trained / 2), load_policy(ema)[1], expected)
 
 
-def test_merged_weights_and_adapters_compute_what_training_computed(run):
-    config, workdir, base, policy = run(BIASED, 2, random)
+@pytest.mark.parametrize("name", [BIASED, EXPERTS])
+def test_merged_weights_and_adapters_compute_what_training_computed(run, name):
+    config, workdir, base, policy = run(name, 2, random)
     student, adapter, ema = export(config, workdir)
     before, after, changed = tensors(base), tensors(student), set()
     pairs = load_file(adapter / "adapter_model.safetensors")
@@ -127,7 +129,8 @@ def test_merged_weights_and_adapters_compute_what_training_computed(run):
             weight = weight + config.lora.alpha / 2 * pairs[f"{stem}.lora_B.weight"] @ pairs[f"{stem}.lora_A.weight"]
             changed.add(name)
         np.testing.assert_allclose(after[name], weight, rtol=1e-5, atol=1e-5)
-    assert len(changed) == 3 * policy.num_layers and not np.array_equal(before[min(changed)], after[min(changed)])
+    each = 2 + (policy.experts.number if policy.experts else 1)
+    assert len(changed) == each * policy.num_layers and not np.array_equal(before[min(changed)], after[min(changed)])
 
     trained = jax.tree.map(random, lora.init_adapter(policy, jax.random.key(0)))
     jax.tree.map(np.testing.assert_array_equal, load_adapter(adapter, policy), trained)
@@ -139,7 +142,7 @@ def test_merged_weights_and_adapters_compute_what_training_computed(run):
         params, policy, jax.jit(decoder.forward, static_argnums=1)(params, policy, tokens)
     )
     attached = logits(lora.attach(load_policy(base)[1], load_adapter(adapter, policy)), policy)
-    np.testing.assert_allclose(logits(load_policy(student)[1], policy), attached, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits(load_policy(student)[1], policy), attached, atol=3e-5, rtol=1e-5)
 
 
 def test_another_dtype_is_said_in_the_config(run):

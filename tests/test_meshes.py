@@ -1,6 +1,6 @@
 """The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1, 1x8x1 and 1x1x8 devices, with 4 kv
-heads, which do not divide 8, and an odd vocabulary. What lies whole on every device is listed, by shape also for real
-policies.
+heads, which do not divide 8, and an odd vocabulary; with experts on 2x2x2 and 1x8x1. What lies whole on every device is
+listed, by shape also for real policies.
 
 Devices must exist before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
 each mesh did.
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -26,7 +27,9 @@ from hintsd_jax.training.state import OptimConfig, abstract
 MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
-LOADED = ("qwen2_tiny_tied", "llama_tiny_tied")
+LOADED = ("qwen2_tiny_tied", "llama_tiny_tied", "qwen3_moe_tiny_renormalised")
+# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight. Which is trained how.
+EXPERTS = {"2x2x2": (6, 4), "1x8x1": (8, 0)}  # mesh -> (experts, rank of an adapter on attention and experts)
 LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device
 
@@ -39,7 +42,7 @@ def play(folder):
     from hintsd_jax.checkpoints.huggingface import load_policy
     from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.models import decoder, lora
-    from hintsd_jax.models.config import LoraConfig, PolicyConfig
+    from hintsd_jax.models.config import ExpertsConfig, LoraConfig, PolicyConfig
     from hintsd_jax.models.sharding import FROZEN, make_mesh, serving_mesh, shardings
     from hintsd_jax.sampling import Engine, EngineConfig, Sampling
     from hintsd_jax.sampling.serving import ServingLayout
@@ -74,6 +77,7 @@ def play(folder):
     base = jax.tree.map(draw, jax.eval_shape(lambda key: decoder.init_params(policy, key), jax.random.key(0)))
     adapter = jax.tree.map(draw, jax.eval_shape(lambda key: lora.init_adapter(policy, key), jax.random.key(0)))
     prompts = [ids(int(rng.integers(3, 14))) for _ in range(8)]
+    prompts_11 = [ids(11) for _ in range(8)]
     host = lambda tree: [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
     class Job:
@@ -143,6 +147,42 @@ def play(folder):
             loaded[fixture] = {"placed": bool(placed), "logits": np.asarray(logits).tolist()}
         (folder / f"loaded_{name}.json").write_text(json.dumps(loaded))
 
+    @partial(jax.jit, static_argnums=1)
+    def served_hidden(weights, shape, tokens):
+        """The engine's two passes: rows of 11 tokens in 8 slots, some shorter, then one token more."""
+        length = jnp.array([11, 3, 11, 0, 11, 7, 11, 11])
+        cache = decoder.extend(
+            weights, shape, tokens, jnp.zeros(8, int), jnp.arange(8), decoder.init_cache(shape, 8, 16), length
+        )
+        return decoder.decode_step(weights, shape, tokens[:, 0], length, cache)[0]
+
+    for name, (number, rank) in EXPERTS.items():
+        shape = dataclasses.replace(
+            policy, family="qwen3_moe", experts=ExpertsConfig(number, 2, 24, True), num_layers=1,
+            lora=LoraConfig(rank, 8.0, 0.1, ("q_proj", "gate_proj", "down_proj")) if rank else None,
+        )  # fmt: skip
+        weights = jax.tree.map(draw, jax.eval_shape(partial(decoder.init_params, shape), jax.random.key(0)))
+        added = None
+        if rank:
+            added = jax.tree.map(draw, jax.eval_shape(partial(lora.init_adapter, shape), jax.random.key(0)))
+        for sizes in ((1, 1, 1), tuple(map(int, name.split("x")))):
+            mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+            there = jax.device_put(
+                weights, shardings(weights, decoder.logical_axes(shape), mesh, FROZEN if rank else "train")
+            )
+            frozen, trained = None, there
+            if rank:
+                frozen = there
+                trained = jax.device_put(added, shardings(added, lora.logical_axes(shape), mesh, "train"))
+            settings = {"loss": loss, "optim": optim, "mesh": mesh}
+            state, metrics, _ = update(frozen, create(trained, optim), batches, policy=shape, **settings)
+            serving = serving_mesh(mesh, 4)
+            with jax.set_mesh(serving):
+                served = ServingLayout(shape, serving, by_layer=False)(lora.attach(frozen, trained))
+                hidden = served_hidden(served, shape, np.asarray(prompts_11))
+            at = f"experts_{name}_on_{int(np.prod(sizes))}"
+            np.savez(folder / f"{at}.npz", *host((state.params, state.ema, metrics["loss"], hidden)))
+
     weights = jax.tree.map(jnp.asarray, {**base, "lora": adapter})
     logits = jax.jit(lambda tokens: decoder.project(weights, policy, decoder.forward(weights, policy, tokens)))
     one = json.loads((folder / "1x1x1.json").read_text())["tokens"]
@@ -187,6 +227,15 @@ def test_one_update_is_the_same(played, name):
     assert len(ours.files) >= 8
     for leaf in theirs.files:
         np.testing.assert_allclose(ours[leaf], theirs[leaf], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_that_are_divided_compute_the_same(played, name):
+    """One update, with an adapter on the experts and of all weights; prefill and a decoding step."""
+    alone, divided = (np.load(played / f"experts_{name}_on_{devices}.npz") for devices in (1, 8))
+    assert len(alone.files) >= 14
+    for leaf in alone.files:
+        np.testing.assert_allclose(divided[leaf], alone[leaf], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

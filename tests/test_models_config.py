@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.config import PolicyConfig, RopeScaling
+from hintsd_jax.models.config import ExpertsConfig, PolicyConfig, RopeScaling
 from hintsd_jax.models.families import FAMILIES
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -19,8 +19,11 @@ NAMES = [
     "qwen2_tiny_untied",
     "llama_tiny_scaled",
     "llama_tiny_tied",
+    "qwen3_moe_tiny_renormalised",
+    "qwen3_moe_tiny_plain",
 ]
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
+MOE = json.loads((FIXTURES / "qwen3_moe_tiny_plain" / "config.json").read_text())
 LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
 SCALED = LLAMA["rope_scaling"]
 
@@ -35,15 +38,16 @@ def test_round_trip_through_both_forms_of_the_rope_settings(name):
         PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")})
         == config
     )
-    assert config.family == name.split("_")[0] and json.loads(json.dumps(hf)) == hf
+    assert config.family == name.split("_tiny")[0] and json.loads(json.dumps(hf)) == hf
 
 
 def test_what_the_families_are():
-    assert [(family.qk_norm, family.qkv_bias) for family in FAMILIES.values()] == [
-        (True, False),
-        (False, True),
-        (False, False),
-    ]
+    assert {name: (family.qk_norm, family.qkv_bias, family.has_experts) for name, family in FAMILIES.items()} == {
+        "qwen3": (True, False, False),
+        "qwen3_moe": (True, False, True),
+        "qwen2": (False, True, False),
+        "llama": (False, False, False),
+    }
     config = PolicyConfig.from_hf(LLAMA)
     assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
     assert config.rope_theta == 500.0
@@ -94,8 +98,8 @@ def test_what_absent_keys_mean():
     ("change", "message"),
     [
         (
-            {"architectures": ["Qwen3MoeForCausalLM"]},
-            r"architectures is \['Qwen3MoeForCausalLM'\]; supported is one of Qwen3ForCausalLM, ",
+            {"architectures": ["MixtralForCausalLM"]},
+            r"architectures is \['MixtralForCausalLM'\]; supported is one of Qwen3ForCausalLM, ",
         ),
         ({"architectures": None}, "architectures is None"),
         ({"architectures": "Qwen3ForCausalLM"}, "architectures is 'Qwen3ForCausalLM'"),
@@ -157,6 +161,37 @@ def test_an_unsupported_config_is_refused_by_name(change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2: layers without experts among others are not supported"),
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\]: layers without experts"),
+        ({"num_experts": 6}, "num_experts and num_local_experts contradict each other"),
+        ({"num_local_experts": None}, "missing num_experts"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size must be a positive integer up to"),
+        ({"num_experts_per_tok": 6}, r"num_experts_per_tok \(6\) must not exceed num_experts \(5\)"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false, not 1"),
+        ({"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size is 64"),
+        ({"n_group": 4}, "n_group is 4"),
+    ],
+)
+def test_experts_that_the_decoder_does_not_compute_are_refused(change, message):
+    with pytest.raises(UserError, match=message) as error:
+        PolicyConfig.from_hf(MOE | change)
+    assert "\n" not in str(error.value)
+
+
+def test_experts_under_either_name_and_what_absent_keys_of_theirs_mean():
+    config = PolicyConfig.from_hf(MOE)
+    assert config.experts == ExpertsConfig(number=5, per_token=3, d_ff=28, renormalised=False)
+    released = {key: value for key, value in MOE.items() if key != "num_local_experts"} | {"num_experts": 5}
+    assert PolicyConfig.from_hf(released) == config
+    absent = ("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "router_aux_loss_coef")
+    assert PolicyConfig.from_hf({key: value for key, value in MOE.items() if key not in absent}) == config
+    with pytest.raises(UserError, match="which is impossible in qwen3_moe"):
+        PolicyConfig.from_hf(MOE, experts=None)
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -165,7 +200,7 @@ _JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(base=st.sampled_from([HF, LLAMA]), data=st.data())
+@given(base=st.sampled_from([HF, LLAMA, MOE]), data=st.data())
 def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(base, data):
     keys = st.sampled_from(sorted({*base, "rope_scaling", "rope_parameters", "quantization_config", "layer_types"}))
     hf = base | data.draw(st.dictionaries(keys, _JSON, min_size=1, max_size=2))

@@ -18,6 +18,8 @@ NAMES = [
     "qwen2_tiny_untied",
     "llama_tiny_scaled",
     "llama_tiny_tied",
+    "qwen3_moe_tiny_renormalised",
+    "qwen3_moe_tiny_plain",
 ]
 
 

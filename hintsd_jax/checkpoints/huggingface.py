@@ -9,10 +9,11 @@ dtype is checked before a byte of data is read; then tensors go to their place o
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,11 @@ def open_checkpoint(path: AnyPath, config: PolicyConfig) -> TensorFiles:
     count = len(checkpoint.file_of)
     if config.num_layers > count:  # before a million absent layers are named
         raise UserError(f"{checkpoint.listing}: has {count} tensors; config.json asks for {config.num_layers} layers")
+    if config.experts is not None and config.num_layers * config.experts.number > count:
+        raise UserError(
+            f"{checkpoint.listing}: has {count} tensors; config.json asks for {config.experts.number} experts in each"
+            f" of {config.num_layers} layers"
+        )
     expected = set()
     for parameter in parameters(config):
         for name in parameter.hf_names:
@@ -226,26 +232,34 @@ def _refuse_non_finite(checkpoint: TensorFiles, wrong: list[Parameter]) -> None:
 def _place(checkpoint: TensorFiles, parameter: Parameter, mesh: Mesh, role: str, dtype: np.dtype) -> jax.Array:
     """One parameter on the mesh in its place. Stacked ones are filled layer by layer in place."""
     layout = NamedSharding(mesh, spec(parameter.shape, parameter.axes, mesh, role))
-    parts = tuple(layout.spec)[1:] if parameter.stacked else tuple(layout.spec)
-    # of a tensor in the file, split over devices like the parameter
-    file_layout = NamedSharding(mesh, PartitionSpec(*(parts[::-1] if parameter.transposed else parts)))
+    stack = parameter.stack
+    parts = tuple(layout.spec)[1:] if stack else tuple(layout.spec)
+    if parameter.transposed:
+        parts = (*parts[:-2], *parts[:-3:-1])
+    shape, file_layout = (*stack[1:], *parameter.hf_shape), NamedSharding(mesh, PartitionSpec(*parts))
 
-    def read(name: str) -> jax.Array:
-        tensor = checkpoint.read(name, parameter.hf_shape)
-        return jax.make_array_from_callback(parameter.hf_shape, file_layout, tensor.__getitem__)
+    def read(names: Sequence[str]) -> jax.Array:
+        """A tensor of the file, or a layer's of all experts: of these each device's own are read."""
+        if len(stack) < 2:
+            return jax.make_array_from_callback(
+                shape, file_layout, checkpoint.read(names[0], parameter.hf_shape).__getitem__
+            )
+        of = lambda where: [checkpoint.read(name, parameter.hf_shape)[where[1:]] for name in names[where[0]]]
+        return jax.make_array_from_callback(shape, file_layout, lambda where: np.stack(of(where)))
 
-    if not parameter.stacked:
-        return _take(read(parameter.hf_names[0]), parameter.transposed, dtype, layout).block_until_ready()
-    stack = jnp.zeros(parameter.shape, dtype, device=layout)
-    for n, name in enumerate(parameter.hf_names):
-        stack = _write(stack, read(name), n, transposed=parameter.transposed)
-        stack.block_until_ready()  # else the host would read ahead of what devices have taken, and keep it all
-    return stack
+    names, each = parameter.hf_names, math.prod(stack[1:])
+    if not stack:
+        return _take(read(names), parameter.transposed, dtype, layout).block_until_ready()
+    whole = jnp.zeros(parameter.shape, dtype, device=layout)
+    for n in range(stack[0]):
+        whole = _write(whole, read(names[n * each : (n + 1) * each]), n, transposed=parameter.transposed)
+        whole.block_until_ready()  # else the host would read ahead of what devices have taken, and keep it all
+    return whole
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="transposed")
 def _write(stack: jax.Array, tensor: jax.Array, n: int, transposed: bool) -> jax.Array:
-    tensor = (tensor.T if transposed else tensor).astype(stack.dtype)
+    tensor = (tensor.mT if transposed else tensor).astype(stack.dtype)
     return jax.lax.dynamic_update_index_in_dim(stack, tensor, n, 0)
 
 

@@ -3,8 +3,9 @@
 """Adapters in PEFT's format in and out: adapter_config.json + adapter_model.safetensors <-> the adapter tree of
 `models.lora`.
 
-PEFT stores A as [r, in] and B as [out, r], separately for each layer; here they are [N, in, r] and [N, r, out]. Reading
-and writing walk the same targets, so what is written is read back bit for bit.
+PEFT stores A as [r, in] and B as [out, r], separately for each layer, and of experts for each expert; here they are
+[N, in, r] and [N, r, out], of experts [N, E, in, r] and [N, E, r, out]. Reading and writing walk the same targets, so
+what is written is read back bit for bit.
 
 Invariant: an adapter that loads computes here what PEFT computes with it. What this decoder does not compute (DoRA,
 biases, ranks that differ between modules, ...) is refused by the name of its key, keys that are not known among them.
@@ -14,18 +15,19 @@ they come to the same projections in every layer and to nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from typing import Any
 
 import numpy as np
 
+from hintsd_jax.checkpoints.parameters import hf_name, stacked_names
 from hintsd_jax.checkpoints.safetensors import CARD, TensorFiles, read_json, replacing, write_json, write_tensors
 from hintsd_jax.errors import UserError
 from hintsd_jax.models import lora
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.families import HF_NAMES, LORA_TARGETS
-from hintsd_jax.models.finite import non_finite
+from hintsd_jax.models.families import LORA_TARGETS
 from hintsd_jax.storage import AnyPath, is_folder, located
 
 CONFIG = "adapter_config.json"
@@ -71,11 +73,12 @@ def load_adapter(path: str | os.PathLike, config: PolicyConfig) -> lora.Adapter:
     def read(target: lora.LoraTarget, _: int) -> tuple[np.ndarray, ...]:
         pair = []
         for letter, shape in zip("AB", _hf_shapes(target, settings.rank), strict=True):
-            names = [_name(target, n, letter) for n in range(target.shape[0])]
+            names = _names(config, target, letter)
             expected.update(names)
-            pair.append(np.stack([tensors.read(name, shape).astype(np.float32).T for name in names]))
-            if wrong := [name for name, layer in zip(names, pair[-1], strict=True) if non_finite(layer)]:
+            stacked = np.stack([tensors.read(name, shape).astype(np.float32).T for name in names])
+            if wrong := [name for name, one in zip(names, stacked, strict=True) if not np.isfinite(one).all()]:
                 raise UserError(f"{path / WEIGHTS}: tensor {wrong[0]} holds NaN or infinite values; copy it again")
+            pair.append(stacked.reshape(*target.shape[:-2], *shape[::-1]))
         return tuple(pair)
 
     adapter = lora.build(config, read)
@@ -103,16 +106,18 @@ def save_adapter(
         part, module = target.path
         pair = {key: np.asarray(leaf, np.float32) for key, leaf in adapter["layers"][part][module].items()}
         for letter in "AB":
-            for n, weight in enumerate(pair[letter.lower()]):
-                tensors[_name(target, n, letter)] = np.ascontiguousarray(weight.T)
-    alpha = settings.alpha
+            stacked = pair[letter.lower()]
+            for place, name in zip(np.ndindex(*stacked.shape[:-2]), _names(config, target, letter), strict=True):
+                tensors[name] = np.ascontiguousarray(stacked[place].T)
+    alpha, on_experts = settings.alpha, any(len(target.shape) > 3 for target in lora.targets(config))
     description = {
         "base_model_name_or_path": base_model,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
         "r": settings.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,  # PEFT declares an integer
-        "lora_dropout": settings.dropout,
+        # A setting of training; PEFT 0.21 reads no adapter on experts that has any.
+        "lora_dropout": 0.0 if on_experts else settings.dropout,
         "use_rslora": settings.rslora,
         "target_modules": [target.hf_name for target in lora.targets(config)],
         **{key: values[0] for key, values in _SUPPORTED.items()},
@@ -177,25 +182,32 @@ def _targets(wanted: Any, file: AnyPath, policy: PolicyConfig) -> Any:
     by_name = {name: [m for module, m in meant.items() if module.endswith(f".{name}")] for name in LORA_TARGETS}
     for name, layers in by_name.items():
         if any(layers) != all(layers):
+            places = "layers" if len(layers) == policy.num_layers else "experts"
             raise UserError(
-                f"{file}: target_modules comes to {name} in {sum(layers)} of {len(layers)} layers: only adapters on the"
-                " same projections of every layer are supported"
+                f"{file}: target_modules comes to {name} in {sum(layers)} of {len(layers)} {places}: only adapters on"
+                " the same projections of every layer are supported"
             )
     return sorted(name for name, layers in by_name.items() if any(layers))
 
 
 def _modules(policy: PolicyConfig) -> list[str]:
     """PEFT's names of all projections of all layers."""
-    names = [HF_NAMES["/".join(("layers", *path, "kernel"))].removesuffix(".weight") for path in LORA_TARGETS.values()]
-    return [name.format(n=n) for n in range(policy.num_layers) for name in names]
+    everything = dataclasses.replace(lora.settings(policy), targets=tuple(LORA_TARGETS))
+    targets = lora.targets(dataclasses.replace(policy, lora=everything))
+    return [weight.removesuffix(".weight") for target in targets for weight in _weights(policy, target)]
 
 
-def _name(target: lora.LoraTarget, n: int, letter: str) -> str:
-    weight = HF_NAMES["/".join(("layers", *target.path, "kernel"))].format(n=n)
-    return f"base_model.model.{weight.removesuffix('weight')}lora_{letter}.weight"
+def _weights(policy: PolicyConfig, target: lora.LoraTarget) -> list[str]:
+    """Hugging Face's names of a target's weights, layer by layer, and in a layer expert by expert."""
+    return stacked_names(hf_name(policy, ("layers", *target.path, "kernel")), target.shape[:-2])
+
+
+def _names(policy: PolicyConfig, target: lora.LoraTarget, letter: str) -> list[str]:
+    prefix = "base_model.model."
+    return [f"{prefix}{weight.removesuffix('weight')}lora_{letter}.weight" for weight in _weights(policy, target)]
 
 
 def _hf_shapes(target: lora.LoraTarget, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of A and B of one layer as PEFT stores them."""
-    _, inputs, outputs = target.shape
+    """Shapes of A and B of one layer, or of one of its experts, as PEFT stores them."""
+    inputs, outputs = target.shape[-2:]
     return (rank, inputs), (outputs, rank)

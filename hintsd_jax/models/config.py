@@ -2,8 +2,9 @@
 
 """The shape and the numerics of one decoder: a Hugging Face `config.json` flows in, a hashable `PolicyConfig` out.
 
-The dense decoders of Qwen3, Qwen2 / Qwen2.5 and Llama 3 are one decoder with three switches: RMSNorm of queries and
-keys, biases of query, key and value (both in `families`), and a scaling of the rotary frequencies.
+The decoders of Qwen3, Qwen3 MoE, Qwen2 / Qwen2.5 and Llama 3 are one decoder with four switches: RMSNorm of queries and
+keys, biases of query, key and value, experts in place of the feed-forward part (all in `families`), and a scaling of
+the rotary frequencies.
 
 Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that
 are not trained (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`;
@@ -24,7 +25,8 @@ from typing import Any
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.families import FAMILIES, LORA_TARGETS
-from hintsd_jax.models.hf_keys import is_off, unknown_key
+from hintsd_jax.models.hf_keys import is_positive, short, unknown_key
+from hintsd_jax.models.rope_scaling import ROPE_KEYS, RopeScaling, read_rope
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -42,8 +44,24 @@ _HF_KEYS = {
     "tie_embeddings": "tie_word_embeddings",
     "max_positions": "max_position_embeddings",
 }
+# The same for the experts of a family that has them.
+_EXPERT_KEYS = {
+    "number": "num_experts",
+    "per_token": "num_experts_per_tok",
+    "d_ff": "moe_intermediate_size",
+    "renormalised": "norm_topk_prob",
+}
+# What else such a family's file says of them: which layers have none, which ours all have, and the loss that balances
+# the router while a model is made, which no algorithm here has.
+_EXPERT_KEYS_BESIDES = (
+    "num_local_experts",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+)
 _DIMENSIONS = tuple(name for name in _HF_KEYS if name not in ("norm_eps", "tie_embeddings"))
-# Read elsewhere: how they are read stands in `from_hf` and `_rope`.
+# Read elsewhere: how they are read stands in `from_hf` and `rope_scaling`.
 _READ_BESIDES = ("architectures", "model_type", "layer_types", "rope_theta", "rope_parameters", "rope_scaling")
 # Whether queries and keys are normed, where a file says it at all.
 _QK_NORM_KEYS = ("use_qk_norm", "qk_norm")
@@ -56,15 +74,6 @@ _HF_FIXED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-# Our field -> the key in rope_scaling or rope_parameters.
-_ROPE_KEYS = {
-    "factor": "factor",
-    "low_freq": "low_freq_factor",
-    "high_freq": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
-}
-# Of such a section: what is read.
-_ROPE_READ = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE_KEYS.values()}
 # Far above any real dimension, and low enough that no product of dimensions overflows where shapes are computed.
 _LARGEST = 2**24
 
@@ -100,31 +109,33 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """The "llama3" scaling of rotary frequencies for contexts longer than those first trained on (see `rope`).
-
-    Wavelengths, in tokens, above original_positions / low_freq are divided by `factor`, those below original_positions
-    / high_freq stay, those between are blended. Raises UserError on impossible values.
+class ExpertsConfig:
+    """The experts in place of each layer's feed-forward part: how many, how many of them a token has, how wide each is,
+    and whether the router's probabilities of these are made to sum to 1. Raises UserError on impossible values.
     """
 
-    factor: float
-    low_freq: float
-    high_freq: float
-    original_positions: int
+    number: int
+    per_token: int
+    d_ff: int
+    renormalised: bool
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if not _is_positive(value):
-                raise UserError(f"config.json: llama3 rope scaling: {name} must be a positive number, not {value!r}")
-        if self.high_freq <= self.low_freq:
+        for name, key in _EXPERT_KEYS.items():
+            value = getattr(self, name)
+            if name == "renormalised":
+                if not isinstance(value, bool):
+                    raise UserError(f"policy config: {key} must be true or false, not {short(value)}")
+            elif not _is_dimension(value):
+                raise UserError(f"policy config: {key} must be a positive integer up to {_LARGEST}, not {short(value)}")
+        if self.per_token > self.number:
             raise UserError(
-                f"config.json: llama3 rope scaling: high_freq ({self.high_freq}) must exceed low_freq ({self.low_freq})"
+                f"policy config: num_experts_per_tok ({self.per_token}) must not exceed num_experts ({self.number})"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """A dense decoder. Hashable, so that it can be a static argument of `jax.jit`.
+    """A decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
     `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
@@ -145,6 +156,7 @@ class PolicyConfig:
     max_positions: int
     family: str = "qwen3"
     rope_scaling: RopeScaling | None = None
+    experts: ExpertsConfig | None = None
     compute_dtype: str = "float32"
     remat: bool = True
     lora: LoraConfig | None = None
@@ -153,10 +165,10 @@ class PolicyConfig:
     def __post_init__(self):
         for name in _DIMENSIONS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+            if not _is_dimension(value):
                 raise UserError(
                     f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST},"
-                    f" not {_short(value)}"
+                    f" not {short(value)}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
@@ -165,12 +177,14 @@ class PolicyConfig:
         if self.head_dim % 2:
             raise UserError(f"policy config: head_dim must be even for rotary positions, not {self.head_dim}")
         for name in ("rope_theta", "norm_eps"):
-            if not _is_positive(getattr(self, name)):
-                raise UserError(f"policy config: {name} must be a positive number, not {_short(getattr(self, name))}")
+            if not is_positive(getattr(self, name)):
+                raise UserError(f"policy config: {name} must be a positive number, not {short(getattr(self, name))}")
         if not isinstance(self.tie_embeddings, bool):
-            raise UserError(f"policy config: tie_embeddings must be true or false, not {_short(self.tie_embeddings)}")
+            raise UserError(f"policy config: tie_embeddings must be true or false, not {short(self.tie_embeddings)}")
         if self.family not in FAMILIES:
             raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
+        if FAMILIES[self.family].has_experts != (self.experts is not None):
+            raise UserError(f"policy config: experts are {self.experts}, which is impossible in {self.family}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
             raise UserError(
                 f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}"
@@ -198,29 +212,30 @@ class PolicyConfig:
         architectures = hf.get("architectures")
         if not isinstance(architectures, list) or len(architectures) != 1 or str(architectures[0]) not in known:
             raise UserError(
-                f"config.json: architectures is {_short(architectures)}; supported is one of {', '.join(known)}"
+                f"config.json: architectures is {short(architectures)}; supported is one of {', '.join(known)}"
             )
         family = known[architectures[0]]
         for key, only in _HF_FIXED.items():
             if hf.get(key, only) != only:
-                raise UserError(f"config.json: {key} is {_short(hf[key])}; only {only!r} is supported")
+                raise UserError(f"config.json: {key} is {short(hf[key])}; only {only!r} is supported")
         for key in _QK_NORM_KEYS:
             if hf.get(key) not in (None, FAMILIES[family].qk_norm):
-                raise UserError(f"config.json: {key} is {_short(hf[key])}, unlike in {architectures[0]}")
+                raise UserError(f"config.json: {key} is {short(hf[key])}, unlike in {architectures[0]}")
         if hf.get("model_type") not in (None, FAMILIES[family].model_type):
             raise UserError(
-                f"config.json: model_type is {_short(hf['model_type'])}, but the architecture {architectures[0]} is of"
+                f"config.json: model_type is {short(hf['model_type'])}, but the architecture {architectures[0]} is of"
                 f" {FAMILIES[family].model_type!r}: they must belong together"
             )
-        unheard = unknown_key(hf, (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS))
+        of_experts = (*_EXPERT_KEYS.values(), *_EXPERT_KEYS_BESIDES) * FAMILIES[family].has_experts
+        unheard = unknown_key(hf, (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS, *of_experts))
         if unheard:
             raise UserError(
-                f"config.json: {ascii(unheard)[1:-1]:.60} is {_short(hf[unheard])}, which may change what the model"
+                f"config.json: {ascii(unheard)[1:-1]:.60} is {short(hf[unheard])}, which may change what the model"
                 " computes and is not supported: take another checkpoint, or remove the key if it changes nothing"
             )
         kinds = hf.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-            raise UserError(f"config.json: layer_types is {_short(kinds)}; only full_attention is supported")
+            raise UserError(f"config.json: layer_types is {short(kinds)}; only full_attention is supported")
         given = {name: hf[key] for name, key in _HF_KEYS.items() if hf.get(key) is not None}
         given.setdefault("tie_embeddings", False)
         given.setdefault("num_kv_heads", given.get("num_heads"))
@@ -229,11 +244,12 @@ class PolicyConfig:
         missing = [key for name, key in _HF_KEYS.items() if given.get(name) is None]
         if missing:
             raise UserError(f"config.json: missing {', '.join(missing)}")
-        theta, scaling = _rope(hf)
+        theta, scaling = read_rope(hf)
         unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(f"policy config: unknown override {', '.join(unknown)}")
-        return cls(**(given | {"rope_theta": theta, "rope_scaling": scaling, "family": family} | overrides))
+        found = {"rope_theta": theta, "rope_scaling": scaling, "family": family, "experts": _experts(hf, family)}
+        return cls(**(given | found | overrides))
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers and vLLM read, with both spellings of the rotary settings; weights in
@@ -242,7 +258,7 @@ class PolicyConfig:
         family, scaling = FAMILIES[self.family], None
         if self.rope_scaling is not None:
             scaling = {"rope_type": "llama3"} | {
-                key: getattr(self.rope_scaling, name) for name, key in _ROPE_KEYS.items()
+                key: getattr(self.rope_scaling, name) for name, key in ROPE_KEYS.items()
             }
         return {
             "architectures": [family.architecture],
@@ -252,19 +268,21 @@ class PolicyConfig:
             "rope_scaling": scaling,
             "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},
             **{key: value for key, value in _HF_FIXED.items() if value is not None},
+            **self._experts_to_hf(),
             "attention_dropout": 0.0,
             "dtype": "float32",
             "torch_dtype": "float32",
         }
 
+    def _experts_to_hf(self) -> dict[str, Any]:
+        if self.experts is None:
+            return {}
+        keys = {key: getattr(self.experts, name) for name, key in _EXPERT_KEYS.items()}
+        return keys | {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _is_dimension(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _head_dim(hidden_size: Any, heads: Any) -> int | None:
@@ -279,52 +297,22 @@ def _head_dim(hidden_size: Any, heads: Any) -> int | None:
     return hidden_size // heads
 
 
-def _rope(hf: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
-    """The rotary base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`
-    (older).
-
-    A file may have both; what they say must agree.
-    """
-    sections = {}
-    for name in ("rope_parameters", "rope_scaling"):
-        if (section := hf.get(name)) is not None:
-            if not isinstance(section, Mapping):
-                raise UserError(f"config.json: {name} is {_short(section)}, not an object")
-            sections[name] = section
-    thetas = [part["rope_theta"] for part in (*sections.values(), hf) if part.get("rope_theta") is not None]
-    if not thetas:
-        raise UserError("config.json: missing rope_theta (or rope_parameters.rope_theta)")
-    scalings = [_rope_scaling(name, section) for name, section in sections.items()]
-    if any(theta != thetas[0] for theta in thetas) or any(scaling != scalings[0] for scaling in scalings):
-        raise UserError("config.json: rope_parameters, rope_theta and rope_scaling contradict each other")
-    theta = float(thetas[0]) if _is_positive(thetas[0]) else thetas[0]
-    return theta, scalings[0] if scalings else None
-
-
-def _rope_scaling(section: str, rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("type", kind) != kind:
-        raise UserError(f"config.json: {section} has the rope_type {_short(kind)}, but the type {_short(rope['type'])}")
-    if kind not in ("default", "llama3"):
-        raise UserError(
-            f"config.json: {section}.rope_type is {_short(kind)}; only 'default' and 'llama3' are supported"
-        )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(
-            f"config.json: {section}.partial_rotary_factor is {_short(rope['partial_rotary_factor'])};"
-            " only 1.0 is supported"
-        )
-    unheard = sorted(key for key in rope if key not in _ROPE_READ and not is_off(rope[key]))
-    if kind == "default":
-        unheard += [key for key in _ROPE_KEYS.values() if rope.get(key) not in (None, 1)]
-    if unheard:
-        raise UserError(
-            f"config.json: {section}.{ascii(unheard[0])[1:-1]:.60} is {_short(rope[unheard[0]])}, which is not"
-            f" supported where the type is {kind!r}"
-        )
-    if kind == "default":
+def _experts(hf: Mapping[str, Any], family: str) -> ExpertsConfig | None:
+    """Those of every layer; a file that leaves layers without them is refused. None in families that have none."""
+    if not FAMILIES[family].has_experts:
         return None
-    missing = [key for key in _ROPE_KEYS.values() if rope.get(key) is None]
+    step, without = hf.get("decoder_sparse_step", 1), hf.get("mlp_only_layers")
+    if step != 1 or isinstance(step, bool) or without not in (None, []):
+        key, value = (
+            ("decoder_sparse_step", step) if step != 1 or isinstance(step, bool) else ("mlp_only_layers", without)
+        )
+        raise UserError(f"config.json: {key} is {short(value)}: layers without experts among others are not supported")
+    given = {name: hf.get(key) for name, key in _EXPERT_KEYS.items()}
+    numbers = [hf[key] for key in ("num_experts", "num_local_experts") if hf.get(key) is not None]
+    if any(number != numbers[0] for number in numbers):
+        raise UserError("config.json: num_experts and num_local_experts contradict each other")
+    given["number"] = numbers[0] if numbers else None
+    missing = [_EXPERT_KEYS[name] for name, value in given.items() if value is None and name != "renormalised"]
     if missing:
-        raise UserError(f"config.json: {section} of type llama3 lacks {', '.join(missing)}")
-    return RopeScaling(**{name: rope[key] for name, key in _ROPE_KEYS.items()})
+        raise UserError(f"config.json: missing {', '.join(missing)}")
+    return ExpertsConfig(**(given | {"renormalised": given["renormalised"] or False}))

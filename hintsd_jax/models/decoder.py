@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The dense decoder of Qwen3, Qwen2.5 and Llama 3: token ids flow in, final-normed hidden states flow out; `project`
-turns those into logits.
+"""The decoder of all families (`families`): token ids flow in, final-normed hidden states flow out; `project` turns
+those into logits.
 
 Four passes run the same `Block` on the same parameters. `forward` (the student) and `forward_branches` (the teacher: a
 trunk and branches that leave it) scan it over the stacked layers: 36 layers compile as one. `extend` (prefill) and
@@ -97,6 +97,7 @@ def forward(
     positions_BT: jax.Array | None = None,
     dropout_BT2: jax.Array | None = None,
     first_BT: jax.Array | None = None,
+    last_B: jax.Array | None = None,
 ) -> jax.Array:
     """Causal pass over whole rows -> final-normed hidden_BTD, differentiable.
 
@@ -104,14 +105,19 @@ def forward(
     index at which a token's sequence begins, where a row holds several; None: each row is one. Padding may stand on the
     right only: a token attends to those before it in its sequence, so none that counts ever attends to padding and no
     mask is needed. `dropout_BT2`, uint32, are raw keys of the sequences' adapter dropout, the same for all tokens of
-    one; the mask of a token follows from that key, its position and the module. None: no dropout.
+    one; the mask of a token follows from that key, its position and the module. None: no dropout. `last_B`, int32: the
+    last index of each row whose hidden state is looked at; experts compute no token behind it.
     """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None] - (0 if first_BT is None else first_BT)
     key_BT2 = None
     if dropout_BT2 is not None and config.lora is not None and config.lora.dropout > 0:
         key_BT2 = fold_in(dropout_BT2, jnp.broadcast_to(positions_BT, tokens_BT.shape))
-    shared = SharedInputs(rope.rotation(positions_BT, config), first_BT=first_BT, dropout_key_BT2=key_BT2)
+    real_BT = None
+    if config.experts is not None and last_B is not None:
+        real_BT = jnp.arange(tokens_BT.shape[1]) <= last_B[:, None]
+    rotation = rope.rotation(positions_BT, config)
+    shared = SharedInputs(rotation, first_BT=first_BT, dropout_key_BT2=key_BT2, real_BT=real_BT)
     return _hidden(params, config, tokens_BT, positions_BT, shared)
 
 
@@ -134,7 +140,12 @@ def forward_branches(
     P = trunk_BP.shape[1]
     positions_BP = jnp.broadcast_to(jnp.arange(P), trunk_BP.shape) - (0 if first_BP is None else first_BP)
     positions_BT = jnp.concatenate([positions_BP, positions_BM], axis=1)
-    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches, first_BT=first_BP)
+    real_BT = None
+    if config.experts is not None:
+        is_branch_BM = branches.branch_id_BM >= 0
+        stop_B = jnp.max(jnp.where(is_branch_BM, branches.prefix_stop_BM, 0), axis=1, initial=0)
+        real_BT = jnp.concatenate([jnp.arange(P) < stop_B[:, None], is_branch_BM], axis=1)
+    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches, first_BT=first_BP, real_BT=real_BT)
     tokens_BT = jnp.concatenate([trunk_BP, branch_BM], axis=1)
     return _hidden(params, config, tokens_BT, positions_BT, shared)[:, P:]
 
@@ -147,16 +158,26 @@ def init_cache(config: PolicyConfig, batch: int, length: int) -> Cache:
 
 
 def extend(
-    params: Params, config: PolicyConfig, tokens_RL: jax.Array, start_R: jax.Array, slot_R: jax.Array, cache: Cache
+    params: Params,
+    config: PolicyConfig,
+    tokens_RL: jax.Array,
+    start_R: jax.Array,
+    slot_R: jax.Array,
+    cache: Cache,
+    length_R: jax.Array | None = None,
 ) -> Cache:
     """Runs L new tokens of each row at positions start, start + 1, ... of its slot (int32) -> the cache with their keys
     and values.
 
     All rows of a layer are written before any of them attends: a row may go on where another one of its slot ends. A
-    row of a slot >= B goes nowhere. Donate the cache to update it in place.
+    row of a slot >= B goes nowhere. length_R, int32: how many tokens of each row are no padding; experts compute only
+    these. Donate the cache to update it in place.
     """
     positions_RL = start_R[:, None] + jnp.arange(tokens_RL.shape[1])
-    return _cached(params, config, tokens_RL, positions_RL, (start_R, slot_R), cache)[1]
+    real_RL = None
+    if config.experts is not None and length_R is not None:
+        real_RL = jnp.arange(tokens_RL.shape[1]) < length_R[:, None]
+    return _cached(params, config, tokens_RL, positions_RL, (start_R, slot_R), cache, real_RL)[1]
 
 
 def decode_step(
@@ -176,12 +197,14 @@ def decode_step(
     return cast(jax.Array, norm.apply({"params": params["final_norm"]}, x_B1D))[:, 0], cache
 
 
-def _cached(params: Params, config: PolicyConfig, tokens_RT, positions_RT, rows: Any, cache: Cache) -> Any:
+def _cached(
+    params: Params, config: PolicyConfig, tokens_RT, positions_RT, rows: Any, cache: Cache, real_RT: Any = None
+) -> Any:
     """(hidden states before the final norm, cache); rows: (start_R, slot_R) of `cached_attention`."""
     variables, block = _variables(params), Block(config, "serve")
     angles = rope.rotation(positions_RT, config)
     rotation = rope.Rotation(*(constrain(x, "serve", "batch", "length", "act_head_dim") for x in angles))
-    shared, updated = SharedInputs(rotation, *rows), []
+    shared, updated = SharedInputs(rotation, *rows, real_BT=real_RT), []
     x_RTD: Any = Embed(config, "serve").apply({"params": params["embed"]}, tokens_RT)
     for n, layer_cache in enumerate(cache):
         weights = {name: _layer(tree["layers"], n) for name, tree in variables.items()}

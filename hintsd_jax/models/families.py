@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""The families of dense decoders: one row each for what differs between them, and Hugging Face's names for what they
+"""The families of decoders: one row each for what differs between them, and Hugging Face's names for what they
 share. Tables only.
 
 A family that is one of the rows with other switches needs a row more, nothing else; CONTRIBUTING.md lists what a family
@@ -17,7 +17,8 @@ class Family(NamedTuple):
 
     architecture, model_type: Hugging Face's names. qk_norm: RMSNorm of each query and key head. qkv_bias: biases of
     query, key and value. states_head_dim: its config.json always has head_dim; in others an absent one means
-    hidden_size / num_attention_heads.
+    hidden_size / num_attention_heads. has_experts: each layer has experts and a router in place of one feed-forward
+    part.
     """
 
     architecture: str
@@ -25,15 +26,17 @@ class Family(NamedTuple):
     qk_norm: bool = False
     qkv_bias: bool = False
     states_head_dim: bool = False
+    has_experts: bool = False
 
 
 FAMILIES = {
     "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm=True, states_head_dim=True),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", "qwen3_moe", qk_norm=True, states_head_dim=True, has_experts=True),
     "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True),
     "llama": Family("LlamaForCausalLM", "llama"),
 }
 
-# Path in our parameter tree -> Hugging Face's tensor, for all families. "{n}" is the layer.
+# Path in our parameter tree -> Hugging Face's tensor, for all families. "{n}" is the layer, "{e}" the expert.
 HF_NAMES = {
     "embed/embedding": "model.embed_tokens.weight",
     "layers/attention_norm/scale": "model.layers.{n}.input_layernorm.weight",
@@ -52,6 +55,14 @@ HF_NAMES = {
     "layers/mlp/down/kernel": "model.layers.{n}.mlp.down_proj.weight",
     "final_norm/scale": "model.norm.weight",
     "lm_head/kernel": "lm_head.weight",
+}
+
+# In place of these names, and beside them, where a layer has experts.
+EXPERT_NAMES = {
+    "layers/mlp/router/kernel": "model.layers.{n}.mlp.gate.weight",
+    "layers/mlp/gate/kernel": "model.layers.{n}.mlp.experts.{e}.gate_proj.weight",
+    "layers/mlp/up/kernel": "model.layers.{n}.mlp.experts.{e}.up_proj.weight",
+    "layers/mlp/down/kernel": "model.layers.{n}.mlp.experts.{e}.down_proj.weight",
 }
 
 # Hugging Face's name of a projection -> where it stands in a layer of ours: what an adapter can be put on.

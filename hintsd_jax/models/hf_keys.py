@@ -10,6 +10,7 @@ that is listed as meaning nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -57,3 +58,14 @@ def unknown_key(hf: Mapping[str, Any], read: Collection[str]) -> str | None:
 def is_off(value: Any) -> bool:
     """Whether a value means that there is none: null, false, zero, or empty."""
     return value is None or (isinstance(value, bool | int | float | str | list | dict) and not value)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a number above 0, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def short(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

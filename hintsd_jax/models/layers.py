@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hintsd_jax.models import attention, rope
+from hintsd_jax.models import attention, experts, rope
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.cached_attention import KeysValues, write_and_attend
 from hintsd_jax.models.config import PolicyConfig
@@ -35,7 +35,8 @@ class SharedInputs(NamedTuple):
 
     rotation: rotary angles. start_B, slot_B: where rows stand in the cache, see `cached_attention`. branches: what the
     last M tokens of a row attend to among the others. first_BT: where the sequences of a row begin, see `attention`; of
-    its trunk where there are branches. dropout_key_BT2: raw keys (uint32) of each token's dropout.
+    its trunk where there are branches. dropout_key_BT2: raw keys (uint32) of each token's dropout. real_BT: False for
+    tokens that nobody looks at, of policies with experts; None: all are looked at.
     """
 
     rotation: rope.Rotation
@@ -44,6 +45,7 @@ class SharedInputs(NamedTuple):
     branches: Branches | None = None
     first_BT: jax.Array | None = None
     dropout_key_BT2: jax.Array | None = None
+    real_BT: jax.Array | None = None
 
 
 def _param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...], shape: tuple[int, ...]) -> Any:
@@ -119,7 +121,8 @@ def dropout_masks(config: PolicyConfig, dropout_key_BT2: jax.Array | None, layer
     """
     if dropout_key_BT2 is None or config.lora is None:
         return {}
-    inputs = {"out": config.num_heads * config.head_dim, "down": config.d_ff}
+    d_ff = config.d_ff if config.experts is None else config.experts.d_ff
+    inputs = {"out": config.num_heads * config.head_dim, "down": d_ff}
     modules = [LORA_TARGETS[target][1] for target in config.lora.targets]
     widths = {module: inputs.get(module, config.d_model) for module in modules}
     share, shape = 1.0 - config.lora.dropout, (sum(widths.values()),)
@@ -191,6 +194,53 @@ class SwiGLU(nn.Module):
         return Linear(cfg, self.role, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, masks)
 
 
+class _Kernel(nn.Module):
+    """A weight by itself, of a router or of all experts, [..., in, out], and the adapter of its name where there is
+    one.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        batch = tuple(range(len(self.shape) - 2))
+        init = nn.initializers.variance_scaling(self.scale, "fan_in", "normal", batch_axis=batch)
+        kernel = _param(self, "kernel", init, self.axes, self.shape)
+        return {"kernel": kernel} | {
+            key: self.get_variable("lora", key) for key in "ab" if self.has_variable("lora", key)
+        }
+
+
+class Experts(nn.Module):
+    """A router and the experts that it chooses for each token, each a SwiGLU (Qwen3 MoE, arXiv:2505.09388).
+
+    The router's product, softmax and choice are float32, of hidden states and weights in the compute dtype: so sampler
+    and update choose from the same numbers.
+    """
+
+    config: PolicyConfig
+    role: str
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, masks: DropoutMasks, real_BT: jax.Array | None) -> jax.Array:
+        cfg, one = self.config, self.config.experts
+        assert one is not None
+        widths = {"expert_embed": cfg.d_model, "expert_mlp": one.d_ff, "experts": one.number}
+        router = _Kernel(("embed", "router"), (cfg.d_model, one.number), name="router")()["kernel"]
+        weights = {}
+        for name, axes in experts.AXES.items():
+            shape, scale = tuple(widths[axis] for axis in axes), 1.0 / (2 * cfg.num_layers) if name == "down" else 1.0
+            weights |= {(name, key): leaf for key, leaf in _Kernel(axes, shape, scale, name=name)().items()}
+        logits_BTE = product(x_BTD, router.astype(cfg.compute_dtype), jnp.float32)
+        expert_BTK, weight_BTK = experts.route(logits_BTE, one.per_token, one.renormalised)
+        adapter = (cfg.lora.scale, cfg.lora.dropout) if cfg.lora else (0.0, 0.0)
+        setting = experts.Setting(self.role, one.number, *adapter, few=experts.FEW)
+        masks = {name: mask for name, mask in masks.items() if (name, "a") in weights}
+        return experts.mixture(setting, x_BTD, weight_BTK, weights, expert_BTK, real_BT, masks)
+
+
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`: its number, for dropout."""
 
@@ -213,7 +263,11 @@ class Block(nn.Module):
             norm(name="attention_norm")(x_BTD), positions_BT, shared, masks, cache
         )
         x_BTD = constrain(x_BTD + mixed_BTD, self.role, "batch", "length", "act_embed")
-        x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(norm(name="mlp_norm")(x_BTD), masks)
+        normed_BTD = norm(name="mlp_norm")(x_BTD)
+        if self.config.experts is None:
+            x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(normed_BTD, masks)
+        else:
+            x_BTD = x_BTD + Experts(self.config, self.role, name="mlp")(normed_BTD, masks, shared.real_BT)
         return constrain(x_BTD, self.role, "batch", "length", "act_embed"), cache
 
 

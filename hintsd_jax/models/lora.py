@@ -4,8 +4,8 @@
 acts in every pass; merged into them, it is a part of them.
 
 An adapter is a tree `{"layers": {"attention": {"query": {"a", "b"}}, ...}}` of float32 arrays stacked over layers like
-the weights: `a` [N, in, r], `b` [N, r, out]. It is all that LoRA trains: optimizer state, EMA and checkpoints have
-nothing else.
+the weights: `a` [N, in, r], `b` [N, r, out]; of experts [N, E, in, r] and [N, E, r, out]. It is all that LoRA trains:
+optimizer state, EMA and checkpoints have nothing else.
 
 Invariant: a new adapter (B = 0) and one with alpha 0 change nothing, and merged weights compute what base and adapter
 compute.
@@ -31,14 +31,14 @@ Adapter = dict[str, Any]
 
 
 class LoraTarget(NamedTuple):
-    """One adapted projection. path: where it stands in a layer. shape: of its stacked kernel, [N, in, out]. axes: the
-    kernel's logical axes.
+    """One adapted projection. path: where it stands in a layer. shape: of its stacked kernel, [N, in, out], or of
+    experts [N, E, in, out]. axes: the kernel's logical axes.
     """
 
     hf_name: str
     path: tuple[str, str]
-    shape: tuple[int, int, int]
-    axes: tuple[str, str, str]
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
 
 
 def settings(config: PolicyConfig) -> LoraConfig:
@@ -76,10 +76,10 @@ def init_adapter(config: PolicyConfig, key: jax.Array) -> Adapter:
     rank = settings(config).rank
 
     def make(target: LoraTarget, number: int):
-        N, inputs, outputs = target.shape
+        *stack, inputs, outputs = target.shape
         bound = 1.0 / math.sqrt(inputs)
-        a = jax.random.uniform(jax.random.fold_in(key, number), (N, inputs, rank), jnp.float32, -bound, bound)
-        return a, jnp.zeros((N, rank, outputs), jnp.float32)
+        a = jax.random.uniform(jax.random.fold_in(key, number), (*stack, inputs, rank), jnp.float32, -bound, bound)
+        return a, jnp.zeros((*stack, rank, outputs), jnp.float32)
 
     return build(config, make)
 
@@ -88,9 +88,10 @@ def logical_axes(config: PolicyConfig) -> Adapter:
     """The tree of `init_adapter` with a PartitionSpec of logical axis names at every leaf (see `sharding`)."""
 
     def make(target: LoraTarget, _: int):
-        layers, inputs, outputs = target.axes
-        inputs, outputs = ("adapter_embed" if name == "embed" else "adapter_split" for name in (inputs, outputs))
-        return PartitionSpec(layers, inputs, "rank"), PartitionSpec(layers, "rank", outputs)
+        *stack, inputs, outputs = target.axes
+        if "experts" not in stack:  # those of experts lie as the experts do
+            inputs, outputs = ("adapter_embed" if name == "embed" else "adapter_split" for name in (inputs, outputs))
+        return PartitionSpec(*stack, inputs, "rank"), PartitionSpec(*stack, "rank", outputs)
 
     return build(config, make)
 

@@ -33,6 +33,7 @@ FROZEN = "serve"  # the role by which training, too, lays out weights under an a
 
 # `tensor` first: query heads then lie with the kv head that they read.
 _SPLIT = (("tensor",), ("tensor", "fsdp"))
+_EVERYWHERE = (("tensor", "fsdp"), ("tensor", "fsdp"))
 _WHOLE = ((), ())
 # In this order `tensor` has what it has where it splits alone, and the others what they have of a batch.
 _SPREAD = ("tensor", "data", "fsdp")
@@ -48,6 +49,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "heads": _SPLIT,  # heads x head dimension
     "kv_heads": _SPLIT,
     "mlp": _SPLIT,
+    # of experts: they are divided over devices, and where there are too few of them their width is; tokens go to them
+    "experts": _EVERYWHERE,
+    "expert_embed": _WHOLE,
+    "expert_mlp": _EVERYWHERE,
+    "router": _WHOLE,
     "norm": _WHOLE,
     "rank": _WHOLE,
     # of an adapter: where it reads or writes the model's width, and elsewhere

@@ -259,11 +259,15 @@ class Engine:
         for first in range(0, max(len(chunks), 1), R):
             tokens_RL = np.zeros((R, bucket), np.int32)
             start_R, slots_R = np.zeros(R, np.int32), np.full(R, self.config.slots, np.int32)
+            length_R = None if self.policy.experts is None else np.zeros(R, np.int32)
             for r, chunk in enumerate(chunks[first : first + R]):
                 tokens_RL[r, : len(chunk.tokens)] = chunk.tokens
                 start_R[r], slots_R[r] = chunk.start, chunk.slot
+                if length_R is not None:
+                    length_R[r] = len(chunk.tokens)
                 stats.prefill_tokens += len(chunk.tokens)
-            self._cache = programs.prefill(params, self.policy, self._cache, tokens_RL, start_R, slots_R)
+            rows = (tokens_RL, start_R, slots_R, length_R)
+            self._cache = programs.prefill(params, self.policy, self._cache, *rows)
 
     def _start(self, state: programs.DecodeState, index: int, slot: Slot, job: Job, pending: int) -> None:
         room = min(job.context, self.config.context) - 1 - len(slot.cached)  # after the pending token

@@ -68,12 +68,13 @@ def idle_state(slots: int, context: int, max_tokens: int) -> DecodeState:
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
-def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R):
+def prefill(params, config: PolicyConfig, cache, tokens_RL, start_R, slots_R, length_R=None):
     """Writes R rows of L tokens, from position `start` on, into the given slots. Rows with slot >= B go nowhere.
 
     Rows shorter than L are padded on the right: the padding lands beyond the slot's length, where it does no harm.
+    length_R: how long they are, for policies with experts; see `decoder.extend`.
     """
-    return decoder.extend(params, config, tokens_RL, start_R, slots_R, cache)
+    return decoder.extend(params, config, tokens_RL, start_R, slots_R, cache, length_R)
 
 
 @partial(jax.jit, donate_argnums=0)

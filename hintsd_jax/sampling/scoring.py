@@ -63,7 +63,8 @@ def span_logprobs(
 @partial(jax.jit, static_argnums=1)
 def _scores(params, policy: PolicyConfig, tokens_BT: jax.Array, at_BA: jax.Array, actions_BA: jax.Array) -> jax.Array:
     """`at_BA`: the index in T whose hidden state predicts the action token."""
-    hidden_BTD = decoder.forward(params, policy, tokens_BT)
+    last_B = None if policy.experts is None else jnp.max(at_BA, axis=1)
+    hidden_BTD = decoder.forward(params, policy, tokens_BT, last_B=last_B)
     hidden_BAD = jnp.take_along_axis(hidden_BTD, at_BA[:, :, None], axis=1)
     logp_BAV = jax.nn.log_softmax(decoder.project(params, policy, hidden_BAD), axis=-1)
     return jnp.take_along_axis(logp_BAV, actions_BA[:, :, None], axis=-1)[:, :, 0]

@@ -78,7 +78,9 @@ def batch_losses(
 
     first_BT = batch.first_BT if batch.first_BT.shape[1] else None
     dropout_BT2 = None if loss.uses_ratio else batch.dropout_key_BT2
-    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_BT2=dropout_BT2, first_BT=first_BT)
+    last_B = None if policy.experts is None else jnp.max(batch.student_at_BA, axis=1)
+    rows = {"first_BT": first_BT, "last_B": last_B}
+    hidden_BTD = decoder.forward(params, policy, batch.student_BT, dropout_BT2=dropout_BT2, **rows)
     sides = {"student": side(params, hidden_BTD, batch.student_at_BA)}
     if loss.needs_teacher and batch.branch_BM.shape[1]:
         teacher = jax.lax.stop_gradient(teacher)
@@ -90,7 +92,7 @@ def batch_losses(
         if reference is None:
             raise ValueError("this loss compares the student with what was trained from: give the reference")
         start: Any = jax.lax.stop_gradient(reference)
-        hidden_BTD = decoder.forward(start, policy, batch.student_BT, first_BT=first_BT)
+        hidden_BTD = decoder.forward(start, policy, batch.student_BT, **rows)
         sides["reference"] = side(start, hidden_BTD, batch.student_at_BA)
     spans = Spans(*(getattr(batch, name) for name in Spans._fields))
     return span_losses(sides.pop("student"), spans, loss=loss, **sides)

@@ -58,7 +58,7 @@ def make_plan(config: Config) -> Planned:
     planner = Planner(policy_file(config))
     by_arithmetic = planner(config, devices)
     if not (config.plan.compile and devices.has_compiler):
-        errors = temporary_memory.ERROR.get(devices.platform, {})
+        errors = {} if by_arithmetic.policy.experts else temporary_memory.ERROR.get(devices.platform, {})
         accuracy = {kind: f"up to {errors[kind]:.0%} off" if kind in errors else "rough" for kind in PROGRAMS}
         sources = {kind: f"arithmetic, {text}" for kind, text in accuracy.items()}
         return Planned(planner, by_arithmetic, sources, errors.get("update", 0.0), "arithmetic: see docs/plan.md")

@@ -78,7 +78,8 @@ def _engine_programs(
     ids, size = lambda rows: whole((rows,), "int32"), bytes_on_one_device(served)
     for L in engine.prefill_buckets:
         R = engine.rows(L)
-        lower = partial(sampling.prefill.lower, served, policy, cache, whole((R, L), "int32"), ids(R), ids(R))
+        rows = (whole((R, L), "int32"), ids(R), ids(R), None if policy.experts is None else ids(R))
+        lower = partial(sampling.prefill.lower, served, policy, cache, *rows)
         yield Program("prefill", f"prefill {R} x {L}", under(lower), size)
     copied = ids(engine.prefill_rows)
     yield Program("copy", "copy", under(partial(sampling.copy_slots.lower, cache, copied, copied, copied, copied)))

@@ -13,6 +13,7 @@ import jax
 from tabulate import SEPARATING_LINE, tabulate
 
 from hintsd_jax.config import build
+from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.tools.planner.advice import Change, Price
 from hintsd_jax.tools.planner.fit import CONTEXT_STEP, FINE_STEP, FRACTION_KEY, Plan, Planner
 from hintsd_jax.tools.planner.programs import abstract_weights
@@ -58,16 +59,25 @@ def heading(plan: Plan) -> str:
     policy, adapter = plan.policy, build.lora_config(plan.config)
     weights = abstract_weights(policy, plan.mesh, "serve")
     size = sum(leaf.size for leaf in jax.tree.leaves({name: tree for name, tree in weights.items() if name != "lora"}))
+    active = f", {_active(policy, size) / 1e9:.4g} B of them for a token" if policy.experts else ""
     trained = f"LoRA of rank {adapter.rank}" if adapter else "all weights trained"
     mesh, serving = (" x ".join(f"{axis} {size}" for axis, size in m.shape.items()) for m in (plan.mesh, plan.serving))
     if plan.serving.shape != plan.mesh.shape:
         of_each = f" in each of {plan.devices.processes} processes" if plan.devices.processes > 1 else ""
         mesh += f"; rolling out{of_each}: {serving}"
     return (
-        f"policy   {size / 1e9:.4g} B weights: {policy.num_layers} layers x {policy.d_model:,},"
+        f"policy   {size / 1e9:.4g} B weights{active}: {policy.num_layers} layers x {policy.d_model:,},"
         f" vocabulary {policy.vocab_size:,}; {trained}; {policy.compute_dtype}\n"
         f"devices  {plan.devices.name}, mesh {mesh}"
     )
+
+
+def _active(policy: PolicyConfig, weights: int) -> int:
+    """Of so many weights those that take part in one token's logits: each is a multiplication and an addition."""
+    one = policy.experts
+    if one is None:
+        return weights
+    return weights - 3 * policy.num_layers * (one.number - one.per_token) * policy.d_model * one.d_ff
 
 
 def verdict(plan: Plan, error: float = 0.0) -> str:

@@ -20,6 +20,9 @@ update       (inputs + max(layer, teacher, reference, loss) + gathered + gradien
              without it, too
   gradients  where all weights are trained: in float32, on TPU before and after they are summed over devices, and the
              table's whole
+experts      (`models.experts`) in place of F, of the X tokens of the devices that share E experts, k for each: for each
+             expert that is here C rows of what it reads and writes, 2 D + 3 F, and the choices' k X D; with
+             gradients twice
 prefill      the scores of one row's block of keys, H L S, in float32 and in c; on GPU the empty sums of every layer,
              N R L H C in float32, which its compiler makes before all else
 decode       logits B V in float32, some times; where no kernel takes the cache (`models.decode_kernels`) a block of
@@ -33,6 +36,7 @@ docs/plan.md has every case.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +45,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
-from hintsd_jax.models import attention, cached_attention, decode_kernels, splash
+from hintsd_jax.models import attention, cached_attention, decode_kernels, experts, splash
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.sharding import spec
 from hintsd_jax.tools.planner.programs import (
@@ -120,7 +124,7 @@ class _Layout:
 
     def __init__(self, policy: PolicyConfig, mesh: AbstractMesh, role: str, rows: int):
         self.mesh, self.role, self.rows = mesh, role, rows
-        self.ffn = self.width("act_mlp", policy.d_ff)
+        self.ffn = 0 if policy.experts else self.width("act_mlp", policy.d_ff)
         self.queries = self.width("act_heads", policy.num_heads)  # query heads of a token
         self.heads = self.queries * policy.head_dim
         self.model = self.width("act_embed", policy.d_model)
@@ -144,15 +148,16 @@ def update(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
     factors, c = _factors(platform), _itemsize(policy)
     layout, T, (trunk, M, _) = _Layout(policy, mesh, "train", shapes.batch_size), length, shapes.tokens(length, pair)
     row_scores = layout.queries * _scores(policy, mesh, platform, factors, T)
-    layer = T * c * layout.token(factors.layer) + row_scores
+    of_experts = partial(_experts, policy, mesh, "train", shapes.batch_size)
+    layer = T * c * layout.token(factors.layer) + row_scores + 2 * of_experts(T)
     inputs = T * c * (layout.model if policy.remat else layout.token(factors.kept))
     logits = _LOGITS * 4 * layout.logits * max(1, config.loss.chunk_tokens // shapes.batch_size)
     teacher = reference = 0.0
     if M:
         scores = layout.queries * M * max(M, _keys_at_once(trunk)) * factors.branches
-        teacher = (trunk + M) * c * layout.token(factors.teacher) + scores
+        teacher = (trunk + M) * c * layout.token(factors.teacher) + scores + of_experts(trunk + M)
     if algorithm.loss.needs_reference:
-        reference = T * c * layout.token(factors.teacher) + row_scores
+        reference = T * c * layout.token(factors.teacher) + row_scores + of_experts(T)
     beside = (
         max(layer, teacher, reference, logits) + _gathered(policy, mesh, platform) + _gradients(policy, mesh, factors)
     )
@@ -165,7 +170,8 @@ def prefill(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: 
     L = engine.prefill_buckets[-1]
     rows, row = (_Layout(policy, mesh, "serve", number) for number in (engine.rows(L), 1))
     sums = factors.sums * policy.num_layers * L * rows.heads
-    return round(sums + (4 + _itemsize(policy)) * row.queries * L * min(engine.context, cached_attention.BLOCK))
+    scores = (4 + _itemsize(policy)) * row.queries * L * min(engine.context, cached_attention.BLOCK)
+    return round(sums + max(scores, _experts(policy, mesh, "serve", engine.rows(L), L)))
 
 
 def decode(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
@@ -177,6 +183,7 @@ def decode(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
     if not takes(keys, keys):
         block = bytes_on_one_device(keys) * at_once / engine.context
         beside = 2 * block + (4 + _itemsize(policy)) * layout.queries * at_once
+    beside = max(beside, _experts(policy, mesh, "serve", engine.slots, 1))
     return round(4 * factors.logits * layout.logits + beside)
 
 
@@ -204,6 +211,20 @@ def _scores(policy: PolicyConfig, mesh: AbstractMesh, platform: str, factors: _F
     return factors.tile * min(T, _TILE) ** 2
 
 
+def _experts(policy: PolicyConfig, mesh: AbstractMesh, role: str, rows: int, T: int) -> float:
+    """Bytes of the experts' part of a layer on one device, of `rows` rows of T tokens, without gradients."""
+    one = policy.experts
+    if one is None:
+        return 0.0
+    kernel = (one.number, policy.d_model, one.d_ff)
+    here, _, width = NamedSharding(mesh, spec(kernel, experts.AXES["gate"], mesh, role)).shard_shape(kernel)
+    tokens = (rows, T, policy.d_model)
+    X = T * NamedSharding(mesh, experts.gathered_rows(kernel, tokens, mesh, role)).shard_shape(tokens)[0]
+    per_expert = experts.rows_of_expert(X, one.per_token, one.number, experts.FEW)
+    read_and_written = here * per_expert * (2 * policy.d_model + 3 * width)
+    return _itemsize(policy) * (read_and_written + one.per_token * X * policy.d_model)
+
+
 def _gathered(policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
     """What the layers and the embedding read whole of weights that training scatters."""
     scattered = abstract_weights(policy, mesh, "train")
@@ -211,6 +232,9 @@ def _gathered(policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
         return elements_on_one_device(scattered["embed"]) * _itemsize(policy) if platform == "tpu" else 0
     whole = lambda tree: elements_on_one_device(tree) * mesh.shape["fsdp"] * _itemsize(policy)
     tables = 1 if policy.lora else 2  # student's and teacher's are not the same then
+    if policy.experts is not None:  # they stay where they are
+        router = {"router": scattered["layers"]["mlp"]["router"]}
+        scattered["layers"] = scattered["layers"] | {"mlp": router}
     return round(2 * whole(scattered["layers"]) / policy.num_layers + tables * whole(scattered["embed"]))
 
 

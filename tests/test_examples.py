@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def test_all_of_them_are_tested_here():
     assert found == ["endpoint_judge.py", "own_environment.ipynb", "own_method.py"]
 
 
-def test_the_notebook(monkeypatch, capsys):
+def test_the_notebook(monkeypatch, capsys, tmp_path):
     """Its cells one after the other, in a module of their own, with fewer steps and tasks."""
     module = types.ModuleType("notebook_of_an_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = "\n".join(cells("own_environment.ipynb"))
     shorter = f"config.update_from_flattened_dict({FEWER})\nworkdir ="
     for old, new in (("STEPS = 8", "STEPS = 2"), ("\nworkdir =", f"\n{shorter}")):

@@ -93,6 +93,25 @@ def test_frozen_weights_are_scattered_and_held_once():
     assert over["served copy"][1] == 2 * KERNELS_4B // 8
 
 
+def test_experts_are_divided_over_all_devices_and_held_once():
+    """Qwen3-30B-A3B on 8 GPUs, with an adapter on attention, and with one on the experts."""
+    expert, router, norms = 3 * 2048 * 768, 48 * 2048 * 128, 48 * (2 * 2048 + 2 * 128) + 2048
+    others = 2 * 151936 * 2048 + 48 * (2 * 2048 * 4096 + 2 * 2048 * 512)  # tables; q, o; k, v
+    whole = others + 48 * 128 * expert + router + norms
+    config = configured("qwen3-30b-a3b", "h100:8")
+    for sizes in ({}, {"mesh__fsdp": 2, "mesh__tensor": 4}, {"mesh__fsdp": 1, "mesh__tensor": 8}):
+        made = planned(configured("qwen3-30b-a3b", "h100:8", **sizes))
+        assert resident(made)["weights"][0] == 2 * (whole - router - norms) // 8 + 2 * router + 4 * norms, sizes
+        assert resident(made)["served copy"][1] == 0
+    text = table.heading(made)
+    assert f"{whole / 1e9:.4g} B weights, {(whole - 48 * 120 * expert) / 1e9:.4g} B of them for a token" in text
+    assert "30.53 B weights, 3.353 B" in text
+    on_experts = planned(config.replaced({"lora.targets": ("gate_proj", "up_proj", "down_proj")}))
+    assert resident(on_experts)["adapter"][0] == 4 * 48 * 128 * 3 * 32 * (2048 + 768) // 8
+    small, large = (planned(config.replaced({"rollout.slots": slots})).decode for slots in (8, 64))
+    assert large > 4 * small  # as many rows of each expert as there are slots
+
+
 def test_heads_that_do_not_divide_the_devices_split_the_cache_with_its_slots(tmp_path):
     shape = json.loads((SHAPES / "qwen3-4b.json").read_text()) | {"num_key_value_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(shape))

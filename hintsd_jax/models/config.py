@@ -307,7 +307,7 @@ def _experts(hf: Mapping[str, Any], family: str) -> ExpertsConfig | None:
             ("decoder_sparse_step", step) if step != 1 or isinstance(step, bool) else ("mlp_only_layers", without)
         )
         raise UserError(f"config.json: {key} is {short(value)}: layers without experts among others are not supported")
-    given = {name: hf.get(key) for name, key in _EXPERT_KEYS.items()}
+    given: dict[str, Any] = {name: hf.get(key) for name, key in _EXPERT_KEYS.items()}
     numbers = [hf[key] for key in ("num_experts", "num_local_experts") if hf.get(key) is not None]
     if any(number != numbers[0] for number in numbers):
         raise UserError("config.json: num_experts and num_local_experts contradict each other")

@@ -233,12 +233,13 @@ class Experts(nn.Module):
         for name, axes in experts.AXES.items():
             shape, scale = tuple(widths[axis] for axis in axes), 1.0 / (2 * cfg.num_layers) if name == "down" else 1.0
             weights |= {(name, key): leaf for key, leaf in _Kernel(axes, shape, scale, name=name)().items()}
-        logits_BTE = product(x_BTD, router.astype(cfg.compute_dtype), jnp.float32)
+        logits_BTE: Any = product(x_BTD, router.astype(cfg.compute_dtype), jnp.float32)
         expert_BTK, weight_BTK = experts.route(logits_BTE, one.per_token, one.renormalised)
         adapter = (cfg.lora.scale, cfg.lora.dropout) if cfg.lora else (0.0, 0.0)
         setting = experts.Setting(self.role, one.number, *adapter, few=experts.FEW)
         masks = {name: mask for name, mask in masks.items() if (name, "a") in weights}
-        return experts.mixture(setting, x_BTD, weight_BTK, weights, expert_BTK, real_BT, masks)
+        mixed_BTD: Any = experts.mixture(setting, x_BTD, weight_BTK, weights, expert_BTK, real_BT, masks)
+        return mixed_BTD
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ import pytest
 from hintsd_jax.models import decoder, experts, lora
 from hintsd_jax.models.attention import Branches
 from hintsd_jax.models.config import ExpertsConfig, LoraConfig, PolicyConfig
+from hintsd_jax.models.expert_rounds import in_rounds
 
 B, T, D, F, E, K = 3, 7, 8, 6, 8, 2  # 21 tokens: no multiple of anything
 RNG = np.random.default_rng(0)
@@ -119,8 +120,7 @@ def test_a_token_depends_on_nothing_but_itself_bit_for_bit(few):
 
 def test_as_many_rounds_as_the_fullest_expert_needs_and_none_for_padding():
     """64 tokens with 2 of 8 experts each: 32 rows of an expert at once."""
-    setting = experts.Setting("train", E, few=8)
-    rounds = lambda expert, real=None: experts._rounds(setting, jnp.asarray(expert), real, 0, E)
+    rounds = lambda expert, real=None: in_rounds(jnp.asarray(expert), real, 0, E, number=E, few=8)
     balanced = np.stack([np.arange(64) % 8, (np.arange(64) + 1) % 8], axis=1)
     crowded = np.tile([3, 4], (64, 1))
     half = jnp.arange(64) < 30

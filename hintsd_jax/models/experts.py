@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from hintsd_jax.models.expert_rounds import in_rounds, over_rounds, taken
 from hintsd_jax.models.sharding import spec
 
 # Rows that cost an expert no time beside reading its weights: 2 operations for 2 bytes a row, and accelerators do 240
@@ -203,13 +204,6 @@ def _part(mesh: Any, role: str, kernel: tuple[int, ...], name: str, kind: str) -
     }[kind]
 
 
-def rows_of_expert(X: int, K: int, number: int, few: int) -> int:
-    """Rows of each expert in a round, of X tokens with K of `number` experts each: twice as many as it has on average,
-    so that one round is enough but for unlike experts, in whole 8.
-    """
-    return X if few >= X else min(X, max(few, 8 * -(-2 * X * K // (8 * number))))
-
-
 def gathered_rows(kernel: tuple[int, ...], x: tuple[int, ...], mesh: Any, role: str) -> PartitionSpec:
     """How rows of tokens [B, T, D] lie where experts of the shape of `kernel` compute them: along the mesh axes of the
     batch that divide no expert.
@@ -219,67 +213,11 @@ def gathered_rows(kernel: tuple[int, ...], x: tuple[int, ...], mesh: Any, role: 
     return PartitionSpec(tuple(axis for axis in rows if axis not in (*experts, *width)) or None)
 
 
-class _Rounds(NamedTuple):
-    """Who computes what when. number: of rounds; a plain 1 where one is enough whatever the router says. here_M:
-    whether the choice is computed on this device. round_M: in which. place_M: where in the round's rows, of E x C.
-    rows(round) -> (choice_EC, which choice a row is, valid_EC). C: rows of an expert.
-    """
-
-    number: Any
-    here_M: jax.Array
-    round_M: jax.Array
-    place_M: jax.Array
-    rows: Callable[[Any], tuple[jax.Array, jax.Array]]
-    C: int
-
-
-def _rounds(setting: Setting, expert_XK: jax.Array, real_X: jax.Array | None, first: Any, E: int) -> _Rounds:
-    """Of the experts, `E` from `first` on are here."""
-    X, K = expert_XK.shape
-    expert_XK = expert_XK - first
-    here_XK = (expert_XK >= 0) & (expert_XK < E)
-    if real_X is not None:
-        here_XK &= real_X[:, None]
-    here_M = here_XK.reshape(-1)
-    if setting.few >= X:
-        chosen_EXK = (expert_XK[None] == jnp.arange(E)[:, None, None]) & here_XK
-        choice_EX = jnp.arange(X) * K + jnp.argmax(chosen_EXK, axis=-1)
-        place_M = (jnp.clip(expert_XK, 0, E - 1) * X + jnp.arange(X)[:, None]).reshape(-1)
-        return _Rounds(1, here_M, jnp.zeros_like(place_M), place_M, lambda _: (choice_EX, chosen_EXK.any(-1)), X)
-    C = rows_of_expert(X, K, setting.number, setting.few)
-    expert_M = jnp.where(here_M, expert_XK.reshape(-1), E)
-    order_M = jnp.argsort(expert_M, stable=True).astype(jnp.int32)
-    stop_E = jnp.searchsorted(expert_M[order_M], jnp.arange(E), side="right").astype(jnp.int32)
-    start_E = jnp.concatenate([jnp.zeros(1, jnp.int32), stop_E[:-1]])
-    rank_M = jnp.zeros_like(order_M).at[order_M].set(jnp.arange(X * K, dtype=jnp.int32), unique_indices=True)
-    at_M = jnp.clip(expert_M, 0, E - 1)
-    rank_M -= start_E[at_M]
-
-    def rows(number: Any) -> tuple[jax.Array, jax.Array]:
-        sorted_EC = start_E[:, None] + number * C + jnp.arange(C)
-        return order_M[jnp.clip(sorted_EC, 0, X * K - 1)], sorted_EC < stop_E[:, None]
-
-    number = -(-jnp.max(stop_E - start_E) // C)
-    return _Rounds(number, here_M, rank_M // C, at_M * C + rank_M % C, rows, C)
-
-
-def _over_rounds(rounds: _Rounds, one: Callable, carry: Any) -> Any:
-    """`one(number, carry)` for every round."""
-    return one(0, carry) if isinstance(rounds.number, int) else jax.lax.fori_loop(0, rounds.number, one, carry)
-
-
-def _taken(rounds: _Rounds, number: Any, rows: jax.Array, so_far_M: jax.Array) -> jax.Array:
-    """What choices have so far, and from a round's rows [E, C, ...] those that are computed in it."""
-    mine_M = rounds.here_M & (rounds.round_M == number)
-    taken_M = rows.reshape(-1, *rows.shape[2:])[rounds.place_M]
-    return jnp.where(mine_M.reshape(-1, *(1,) * (taken_M.ndim - 1)), taken_M, so_far_M)
-
-
 def _start(setting: Setting, first: Any, tokens: Any, real_X: jax.Array | None, weights: Weights) -> Any:
     """(rounds, function from a round's choices to the rows of `x` and of masks)."""
     expert_XK = tokens[2]
     E, K = weights["gate", "kernel"].shape[0], expert_XK.shape[1]
-    rounds = _rounds(setting, expert_XK, real_X, first, E)
+    rounds = in_rounds(expert_XK, real_X, first, E, setting.number, setting.few)
     few = isinstance(rounds.number, int)
 
     def of(leaf: jax.Array, choice_EC: jax.Array) -> jax.Array:
@@ -296,9 +234,9 @@ def _forward(setting: Setting, first: Any, tokens: Any, real_X: jax.Array | None
     def one(number: Any, mixed_MD: jax.Array) -> jax.Array:
         choice_EC, _ = rounds.rows(number)
         kept = {name: of(mask, choice_EC) for name, mask in masks.items()}
-        return _taken(rounds, number, _feed_forward(setting, of(x_XD, choice_EC), weights, kept), mixed_MD)
+        return taken(rounds, number, _feed_forward(setting, of(x_XD, choice_EC), weights, kept), mixed_MD)
 
-    mixed_MD = _over_rounds(rounds, one, jnp.zeros((weight_XK.size, x_XD.shape[1]), x_XD.dtype))
+    mixed_MD = over_rounds(rounds, one, jnp.zeros((weight_XK.size, x_XD.shape[1]), x_XD.dtype))
     return (_summed(mixed_MD, weight_XK),)
 
 
@@ -326,8 +264,8 @@ def _backward(
         of_rows_ECD, of_part = back((weight_EC[..., None] * pull_ECD).astype(y_ECD.dtype))
         of_weight_EC = jnp.sum(y_ECD.astype(jnp.float32) * pull_ECD, axis=-1)
         return (
-            _taken(rounds, number, of_rows_ECD, of_x_MD),
-            _taken(rounds, number, of_weight_EC, of_weight_M),
+            taken(rounds, number, of_rows_ECD, of_x_MD),
+            taken(rounds, number, of_weight_EC, of_weight_M),
             jax.tree.map(lambda a, b: a + b, of_trained, of_part),
         )
 
@@ -336,7 +274,7 @@ def _backward(
         jnp.zeros(weight_XK.size, jnp.float32),
         {key: jnp.zeros_like(weights[key]) for key in trained},
     )
-    of_x_MD, of_weight_M, of_trained = _over_rounds(rounds, one, nothing)
+    of_x_MD, of_weight_M, of_trained = over_rounds(rounds, one, nothing)
     return _summed(of_x_MD, jnp.ones_like(weight_XK)), of_weight_M.reshape(weight_XK.shape), of_trained
 
 

@@ -47,6 +47,7 @@ from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
 from hintsd_jax.models import attention, cached_attention, decode_kernels, experts, splash
 from hintsd_jax.models.config import PolicyConfig
+from hintsd_jax.models.expert_rounds import rows_of_expert
 from hintsd_jax.models.sharding import spec
 from hintsd_jax.tools.planner.programs import (
     abstract_cache,
@@ -220,7 +221,7 @@ def _experts(policy: PolicyConfig, mesh: AbstractMesh, role: str, rows: int, T: 
     here, _, width = NamedSharding(mesh, spec(kernel, experts.AXES["gate"], mesh, role)).shard_shape(kernel)
     tokens = (rows, T, policy.d_model)
     X = T * NamedSharding(mesh, experts.gathered_rows(kernel, tokens, mesh, role)).shard_shape(tokens)[0]
-    per_expert = experts.rows_of_expert(X, one.per_token, one.number, experts.FEW)
+    per_expert = rows_of_expert(X, one.per_token, one.number, experts.FEW)
     read_and_written = here * per_expert * (2 * policy.d_model + 3 * width)
     return _itemsize(policy) * (read_and_written + one.per_token * X * policy.d_model)
 

@@ -28,18 +28,18 @@ from benchmarks.batteries.battery import Case, Ending, Outcome
 from benchmarks.pages import REPO
 from hintsd_jax.config.edge import Setting, flatten, settings
 
-STAND_INS = ("train", "evaluate", "export")
+STAND_INS = {"hintsd_jax.library": ("train", "evaluate"), "hintsd_jax.export": ("export",)}  # module -> its modes
 
 
 @contextlib.contextmanager
 def stood_in() -> Iterator[list[Any]]:
     """The modes keep what they receive instead of running."""
     received: list[Any] = []
-    names = [f"hintsd_jax.{name}" for name in STAND_INS]
-    before = {name: sys.modules.get(name) for name in names}
+    before = {name: sys.modules.get(name) for name in STAND_INS}
+    keep = lambda config, workdir: received.append((config, workdir))
     streams, folder = (sys.stdout, sys.stderr), os.getcwd()
-    for name, mode in zip(names, STAND_INS):
-        module: Any = types.SimpleNamespace(**{mode: lambda config, workdir: received.append((config, workdir))})
+    for name, modes in STAND_INS.items():
+        module: Any = types.SimpleNamespace(**dict.fromkeys(modes, keep))
         sys.modules[name] = module
     try:
         yield received

@@ -90,18 +90,16 @@ def test_an_environment_an_algorithm_a_loss_part_and_a_selector(tmp_path, monkey
 
 
 def test_a_dense_model_family(tmp_path, monkeypatch):
-    """Mistral's first models are Llama's decoder under another name: a row in the table is all."""
-    folder = shutil.copytree(ROOT / "tests" / "fixtures" / "llama_tiny_tied", tmp_path / "mistral")
+    """A model that is Llama's decoder under another name: a row in the table is all."""
+    folder = shutil.copytree(ROOT / "tests" / "fixtures" / "llama_tiny_tied", tmp_path / "other")
     hf = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps(hf | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"})
-    )
+    (folder / "config.json").write_text(json.dumps(hf | {"architectures": ["OtherForCausalLM"], "model_type": "other"}))
     row = dataclasses.replace if dataclasses.is_dataclass(FAMILIES["llama"]) else type(FAMILIES["llama"])._replace
-    family = row(FAMILIES["llama"], architecture="MistralForCausalLM", model_type="mistral")
-    monkeypatch.setitem(FAMILIES, "mistral", family)
+    family = row(FAMILIES["llama"], architecture="OtherForCausalLM", model_type="other")
+    monkeypatch.setitem(FAMILIES, "other", family)
     expected = dict(np.load(folder / "expected.npz"))
     config, params = load_policy(folder)
-    assert config.family == "mistral" and config.to_hf()["architectures"] == ["MistralForCausalLM"]
+    assert config.family == "other" and config.to_hf()["architectures"] == ["OtherForCausalLM"]
     length = expected["lengths"].max()
     row_T = expected["input_ids"][expected["lengths"].argmax()]
     logits_TV = jax.jit(lambda p, ids: decoder.project(p, config, decoder.forward(p, config, ids)))(

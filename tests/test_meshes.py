@@ -27,7 +27,7 @@ from hintsd_jax.training.state import OptimConfig, abstract
 MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
-LOADED = ("qwen2_tiny_tied", "llama_tiny_tied", "qwen3_moe_tiny_renormalised")
+LOADED = ("qwen2_tiny_tied", "llama_tiny_tied", "smollm3_tiny_tied", "qwen3_moe_tiny_renormalised")
 # Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight. Which is trained how.
 EXPERTS = {"2x2x2": (6, 4), "1x8x1": (8, 0)}  # mesh -> (experts, rank of an adapter on attention and experts)
 LONG = True  # see conftest.py

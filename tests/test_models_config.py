@@ -21,8 +21,13 @@ NAMES = [
     "llama_tiny_tied",
     "qwen3_moe_tiny_renormalised",
     "qwen3_moe_tiny_plain",
+    "mistral_tiny_untied",
+    "smollm3_tiny_tied",
+    "smollm3_tiny_untied",
 ]
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
+MISTRAL = json.loads((FIXTURES / "mistral_tiny_tied" / "config.json").read_text())
+SMOLLM3 = json.loads((FIXTURES / "smollm3_tiny_tied" / "config.json").read_text())
 MOE = json.loads((FIXTURES / "qwen3_moe_tiny_plain" / "config.json").read_text())
 LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
 SCALED = LLAMA["rope_scaling"]
@@ -47,6 +52,8 @@ def test_what_the_families_are():
         "qwen3_moe": (True, False, True),
         "qwen2": (False, True, False),
         "llama": (False, False, False),
+        "mistral": (False, False, False),
+        "smollm3": (False, False, False),
     }
     config = PolicyConfig.from_hf(LLAMA)
     assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
@@ -81,10 +88,11 @@ def test_a_window_that_nothing_switches_off_is_refused():
         PolicyConfig.from_hf(LLAMA | {"sliding_window": 4096})
 
 
-def test_what_absent_keys_mean():
-    def without(hf, *keys):
-        return {key: value for key, value in hf.items() if key not in keys}
+def without(hf, *keys):
+    return {key: value for key, value in hf.items() if key not in keys}
 
+
+def test_what_absent_keys_mean():
     config = PolicyConfig.from_hf(without(LLAMA, "head_dim", "num_key_value_heads", "tie_word_embeddings"))
     assert (config.head_dim, config.num_kv_heads, config.tie_embeddings) == (48 // 6, 6, False)
     assert PolicyConfig.from_hf(without(LLAMA, "head_dim") | {"head_dim": None}).head_dim == 8
@@ -190,6 +198,40 @@ def test_experts_under_either_name_and_what_absent_keys_of_theirs_mean():
     assert PolicyConfig.from_hf({key: value for key, value in MOE.items() if key not in absent}) == config
     with pytest.raises(UserError, match="which is impossible in qwen3_moe"):
         PolicyConfig.from_hf(MOE, experts=None)
+
+
+def test_which_layers_of_smollm3_rotate():
+    assert len(SMOLLM3["no_rope_layers"]) == 5
+    absent = PolicyConfig.from_hf(without(SMOLLM3, "no_rope_layers", "no_rope_layer_interval", "tie_word_embeddings"))
+    assert absent == PolicyConfig.from_hf(SMOLLM3) and absent.unrotated == (3,) and absent.tie_embeddings
+    every_other = without(SMOLLM3, "no_rope_layers") | {"no_rope_layer_interval": 2}
+    assert PolicyConfig.from_hf(every_other).unrotated == (1, 3)
+    assert PolicyConfig.from_hf(SMOLLM3 | {"no_rope_layers": [0, 0, 0, 0, 0]}).unrotated == (0, 1, 2, 3, 4)
+    assert PolicyConfig.from_hf(SMOLLM3 | {"no_rope_layers": [1, 1, 1, 1, 1]}).unrotated == ()
+    with pytest.raises(UserError, match="layers without rotary positions are impossible in mistral"):
+        PolicyConfig.from_hf(MISTRAL, unrotated=(1,))
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        (without(MISTRAL, "sliding_window"), "sliding_window is absent, which means a window in MistralForCausalLM"),
+        (MISTRAL | {"sliding_window": 4096}, "sliding_window is 4096"),
+        (without(MISTRAL, "num_key_value_heads"), "missing num_key_value_heads"),
+        (without(SMOLLM3, "num_key_value_heads"), "missing num_key_value_heads"),
+        (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"a 0 or 1 for each of 5 layers, not \[1, 0\]"),
+        (SMOLLM3 | {"no_rope_layers": [1, 0, 1, 1, 2]}, "a 0 or 1 for each of 5 layers"),
+        (SMOLLM3 | {"no_rope_layers": "all"}, "not 'all'"),
+        (
+            without(SMOLLM3, "no_rope_layers") | {"no_rope_layer_interval": 0},
+            "no_rope_layer_interval must be a positive",
+        ),
+        (LLAMA | {"no_rope_layers": [1, 0]}, r"no_rope_layers is \[1, 0\], which may change"),
+    ],
+)
+def test_what_mistral_and_smollm3_cannot_leave_out(hf, message):
+    with pytest.raises(UserError, match=message):
+        PolicyConfig.from_hf(hf)
 
 
 _JSON = st.recursive(

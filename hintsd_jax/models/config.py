@@ -2,9 +2,9 @@
 
 """The shape and the numerics of one decoder: a Hugging Face `config.json` flows in, a hashable `PolicyConfig` out.
 
-The decoders of Qwen3, Qwen3 MoE, Qwen2 / Qwen2.5 and Llama 3 are one decoder with four switches: RMSNorm of queries and
-keys, biases of query, key and value, experts in place of the feed-forward part (all in `families`), and a scaling of
-the rotary frequencies.
+The decoders of Qwen3, Qwen3 MoE, Qwen2 / Qwen2.5, Llama 3, Mistral and SmolLM3 are one decoder with five switches:
+RMSNorm of queries and keys, biases of query, key and value, experts in place of the feed-forward part (all in
+`families`), a scaling of the rotary frequencies, and layers without rotary positions.
 
 Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that
 are not trained (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`;
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.families import FAMILIES, LORA_TARGETS
+from hintsd_jax.models.families import FAMILIES, LORA_TARGETS, Family
 from hintsd_jax.models.hf_keys import is_positive, short, unknown_key
 from hintsd_jax.models.rope_scaling import ROPE_KEYS, RopeScaling, read_rope
 
@@ -63,6 +63,8 @@ _EXPERT_KEYS_BESIDES = (
 _DIMENSIONS = tuple(name for name in _HF_KEYS if name not in ("norm_eps", "tie_embeddings"))
 # Read elsewhere: how they are read stands in `from_hf` and `rope_scaling`.
 _READ_BESIDES = ("architectures", "model_type", "layer_types", "rope_theta", "rope_parameters", "rope_scaling")
+# Which layers of a family that skips some rotate: 1 or 0 for each, or else all but every so many.
+_ROTATED_KEYS = ("no_rope_layers", "no_rope_layer_interval")
 # Whether queries and keys are normed, where a file says it at all.
 _QK_NORM_KEYS = ("use_qk_norm", "qk_norm")
 # What the decoder computes; a checkpoint that says otherwise is refused. An absent key means the value given here.
@@ -138,9 +140,10 @@ class PolicyConfig:
     """A decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
-    `remat` recomputes each layer in the backward pass of the training forward. `lora` is how an adapter acts where the
-    parameters hold one. `unknown_ids` are ranges (first, last + 1) of ids that no token has, as in padded vocabularies:
-    they have probability 0. Raises UserError on impossible shapes.
+    `unrotated` are the numbers of the layers without rotary positions, in order. `remat` recomputes each layer in the
+    backward pass of the training forward. `lora` is how an adapter acts where the parameters hold one. `unknown_ids`
+    are ranges (first, last + 1) of ids that no token has, as in padded vocabularies: they have probability 0. Raises
+    UserError on impossible shapes.
     """
 
     vocab_size: int
@@ -156,6 +159,7 @@ class PolicyConfig:
     max_positions: int
     family: str = "qwen3"
     rope_scaling: RopeScaling | None = None
+    unrotated: tuple[int, ...] = ()
     experts: ExpertsConfig | None = None
     compute_dtype: str = "float32"
     remat: bool = True
@@ -185,6 +189,8 @@ class PolicyConfig:
             raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
         if FAMILIES[self.family].has_experts != (self.experts is not None):
             raise UserError(f"policy config: experts are {self.experts}, which is impossible in {self.family}")
+        if self.unrotated and not FAMILIES[self.family].skips_rope:
+            raise UserError(f"policy config: layers without rotary positions are impossible in {self.family}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
             raise UserError(
                 f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}"
@@ -215,30 +221,11 @@ class PolicyConfig:
                 f"config.json: architectures is {short(architectures)}; supported is one of {', '.join(known)}"
             )
         family = known[architectures[0]]
-        for key, only in _HF_FIXED.items():
-            if hf.get(key, only) != only:
-                raise UserError(f"config.json: {key} is {short(hf[key])}; only {only!r} is supported")
-        for key in _QK_NORM_KEYS:
-            if hf.get(key) not in (None, FAMILIES[family].qk_norm):
-                raise UserError(f"config.json: {key} is {short(hf[key])}, unlike in {architectures[0]}")
-        if hf.get("model_type") not in (None, FAMILIES[family].model_type):
-            raise UserError(
-                f"config.json: model_type is {short(hf['model_type'])}, but the architecture {architectures[0]} is of"
-                f" {FAMILIES[family].model_type!r}: they must belong together"
-            )
-        of_experts = (*_EXPERT_KEYS.values(), *_EXPERT_KEYS_BESIDES) * FAMILIES[family].has_experts
-        unheard = unknown_key(hf, (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS, *of_experts))
-        if unheard:
-            raise UserError(
-                f"config.json: {ascii(unheard)[1:-1]:.60} is {short(hf[unheard])}, which may change what the model"
-                " computes and is not supported: take another checkpoint, or remove the key if it changes nothing"
-            )
-        kinds = hf.get("layer_types") or []
-        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-            raise UserError(f"config.json: layer_types is {short(kinds)}; only full_attention is supported")
+        _refuse(hf, FAMILIES[family])
         given = {name: hf[key] for name, key in _HF_KEYS.items() if hf.get(key) is not None}
-        given.setdefault("tie_embeddings", False)
-        given.setdefault("num_kv_heads", given.get("num_heads"))
+        given.setdefault("tie_embeddings", FAMILIES[family].ties_by_default)
+        if not FAMILIES[family].states_kv_heads:
+            given.setdefault("num_kv_heads", given.get("num_heads"))
         if not FAMILIES[family].states_head_dim and "head_dim" not in given:
             given["head_dim"] = _head_dim(hf.get("hidden_size"), hf.get("num_attention_heads"))
         missing = [key for name, key in _HF_KEYS.items() if given.get(name) is None]
@@ -249,6 +236,7 @@ class PolicyConfig:
         if unknown:
             raise UserError(f"policy config: unknown override {', '.join(unknown)}")
         found = {"rope_theta": theta, "rope_scaling": scaling, "family": family, "experts": _experts(hf, family)}
+        found["unrotated"] = _unrotated(hf, given["num_layers"]) if FAMILIES[family].skips_rope else ()
         return cls(**(given | found | overrides))
 
     def to_hf(self) -> dict[str, Any]:
@@ -269,6 +257,8 @@ class PolicyConfig:
             "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},
             **{key: value for key, value in _HF_FIXED.items() if value is not None},
             **self._experts_to_hf(),
+            **self._rotated_to_hf(),
+            **({"sliding_window": None} if family.windowed_by_default else {}),
             "attention_dropout": 0.0,
             "dtype": "float32",
             "torch_dtype": "float32",
@@ -279,6 +269,42 @@ class PolicyConfig:
             return {}
         keys = {key: getattr(self.experts, name) for name, key in _EXPERT_KEYS.items()}
         return keys | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+
+    def _rotated_to_hf(self) -> dict[str, Any]:
+        if not FAMILIES[self.family].skips_rope:
+            return {}
+        return {"no_rope_layers": [int(n not in self.unrotated) for n in range(self.num_layers)]}
+
+
+def _refuse(hf: Mapping[str, Any], family: Family) -> None:
+    """Raises UserError by the first key of a config.json that asks for what is not computed, or that nobody knows."""
+    for key, only in _HF_FIXED.items():
+        if hf.get(key, only) != only:
+            raise UserError(f"config.json: {key} is {short(hf[key])}; only {only!r} is supported")
+    for key in _QK_NORM_KEYS:
+        if hf.get(key) not in (None, family.qk_norm):
+            raise UserError(f"config.json: {key} is {short(hf[key])}, unlike in {family.architecture}")
+    if hf.get("model_type") not in (None, family.model_type):
+        raise UserError(
+            f"config.json: model_type is {short(hf['model_type'])}, but the architecture {family.architecture} is of"
+            f" {family.model_type!r}: they must belong together"
+        )
+    of_experts = (*_EXPERT_KEYS.values(), *_EXPERT_KEYS_BESIDES) * family.has_experts
+    of_rope = _ROTATED_KEYS * family.skips_rope
+    read = (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS, *of_experts, *of_rope)
+    unheard = unknown_key(hf, read)
+    if unheard:
+        raise UserError(
+            f"config.json: {ascii(unheard)[1:-1]:.60} is {short(hf[unheard])}, which may change what the model"
+            " computes and is not supported: take another checkpoint, or remove the key if it changes nothing"
+        )
+    if family.windowed_by_default and "sliding_window" not in hf:
+        raise UserError(
+            f"config.json: sliding_window is absent, which means a window in {family.architecture}; it must be null"
+        )
+    kinds = hf.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"config.json: layer_types is {short(kinds)}; only full_attention is supported")
 
 
 def _is_dimension(value: Any) -> bool:
@@ -316,3 +342,19 @@ def _experts(hf: Mapping[str, Any], family: str) -> ExpertsConfig | None:
     if missing:
         raise UserError(f"config.json: missing {', '.join(missing)}")
     return ExpertsConfig(**(given | {"renormalised": given["renormalised"] or False}))
+
+
+def _unrotated(hf: Mapping[str, Any], num_layers: Any) -> tuple[int, ...]:
+    """The layers that do not rotate: those with a 0 in the list, or, without one, every so many."""
+    rotated, interval = hf.get("no_rope_layers"), hf.get("no_rope_layer_interval", 4)
+    if not _is_dimension(num_layers):
+        return ()  # refused later
+    if rotated is None:
+        if not _is_dimension(interval):
+            raise UserError(f"config.json: no_rope_layer_interval must be a positive integer, not {short(interval)}")
+        return tuple(range(interval - 1, num_layers, interval))
+    if not isinstance(rotated, list) or len(rotated) != num_layers or any(each not in (0, 1) for each in rotated):
+        raise UserError(
+            f"config.json: no_rope_layers must have a 0 or 1 for each of {num_layers} layers, not {short(rotated)}"
+        )
+    return tuple(n for n, each in enumerate(rotated) if not each)

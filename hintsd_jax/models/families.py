@@ -18,7 +18,9 @@ class Family(NamedTuple):
     architecture, model_type: Hugging Face's names. qk_norm: RMSNorm of each query and key head. qkv_bias: biases of
     query, key and value. states_head_dim: its config.json always has head_dim; in others an absent one means
     hidden_size / num_attention_heads. has_experts: each layer has experts and a router in place of one feed-forward
-    part.
+    part. skips_rope: some layers do not rotate their queries and keys. states_kv_heads: an absent num_key_value_heads
+    is not as many as heads, but a number that only transformers knows. ties_by_default: an absent tie_word_embeddings
+    means that they are. windowed_by_default: an absent sliding_window means that there is one.
     """
 
     architecture: str
@@ -27,6 +29,10 @@ class Family(NamedTuple):
     qkv_bias: bool = False
     states_head_dim: bool = False
     has_experts: bool = False
+    skips_rope: bool = False
+    states_kv_heads: bool = False
+    ties_by_default: bool = False
+    windowed_by_default: bool = False
 
 
 FAMILIES = {
@@ -34,6 +40,8 @@ FAMILIES = {
     "qwen3_moe": Family("Qwen3MoeForCausalLM", "qwen3_moe", qk_norm=True, states_head_dim=True, has_experts=True),
     "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True),
     "llama": Family("LlamaForCausalLM", "llama"),
+    "mistral": Family("MistralForCausalLM", "mistral", states_kv_heads=True, windowed_by_default=True),
+    "smollm3": Family("SmolLM3ForCausalLM", "smollm3", skips_rope=True, states_kv_heads=True, ties_by_default=True),
 }
 
 # Path in our parameter tree -> Hugging Face's tensor, for all families. "{n}" is the layer, "{e}" the expert.

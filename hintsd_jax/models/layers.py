@@ -243,7 +243,7 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`: its number, for dropout."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`: its number."""
 
     config: PolicyConfig
     role: str
@@ -260,6 +260,7 @@ class Block(nn.Module):
         """Returns the hidden states and what `Attention` returns beside them."""
         norm = partial(RMSNorm, self.config.norm_eps, self.config.compute_dtype)
         masks = dropout_masks(self.config, shared.dropout_key_BT2, layer)
+        shared = shared._replace(rotation=rope.of_layer(shared.rotation, self.config, layer))
         mixed_BTD, cache = Attention(self.config, self.role, name="attention")(
             norm(name="attention_norm")(x_BTD), positions_BT, shared, masks, cache
         )

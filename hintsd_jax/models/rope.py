@@ -44,6 +44,14 @@ def rotation(positions_BT: jax.Array, config: PolicyConfig) -> Rotation:
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
+def of_layer(by: Rotation, config: PolicyConfig, layer: int | jax.Array) -> Rotation:
+    """A layer's own: by nothing where `config.unrotated` names it (NoPE, arXiv:2305.19466)."""
+    if not config.unrotated:
+        return by
+    rotated = jnp.array([n not in config.unrotated for n in range(config.num_layers)])[layer]
+    return Rotation(jnp.where(rotated, by.cos, 1.0), jnp.where(rotated, by.sin, 0.0))
+
+
 def rotate(x_BTHC: jax.Array, by: Rotation) -> jax.Array:
     """Rotates the pairs (i, i + C/2) of every head, the half-split layout of Hugging Face. Keeps the dtype."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]

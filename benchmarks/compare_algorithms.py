@@ -41,7 +41,7 @@ from benchmarks.pages import RESULTS
 
 # name: (label, overrides). The first is what the others are compared with.
 ARMS = {
-    "hint_sd": ("**HINT-SD**, up to 3 targets", ["algorithm=hint_sd"]),
+    "hint_sd": ("**HINT-SD**", ["algorithm=hint_sd"]),
     "hint_sd_single": ("HINT-SD, the first mistake alone", ["algorithm=hint_sd_single"]),
     "openclaw_rl": ("OpenClaw-RL: hints and verdicts a step", ["algorithm=openclaw_rl"]),
     "sdpo": ("SDPO", ["algorithm=sdpo"]),

@@ -87,7 +87,7 @@ def varied_texts(control: Sequence[str]) -> list[str]:
         texts += [unicodedata.normalize(form, text) for text in (accented, *accented.split())]
     for token in control:
         texts += [f"before{token}after", f" {token} ", f"{token}{token}", token[:-1], f"e{token}\u0301", f"1{token}\n"]
-    for file in ("hintsd_jax/sampling/engine.py", "README.md", "Makefile", "hintsd_jax/tools/report/report.js"):
+    for file in ("hintsd_jax/sampling/engine.py", "README.md", "Makefile", "hintsd_jax/tools/report/page.js"):
         if (REPO / file).exists():
             lines = (REPO / file).read_text().splitlines(keepends=True)
             texts += ["".join(lines[n : n + 6]) for n in range(0, min(len(lines), 240), 6)]

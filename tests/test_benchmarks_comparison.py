@@ -362,7 +362,7 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
     rates = {run.arm: facts["resolved"]["optim.lr"]["value"] for run, facts in reported}
     assert rates == {"hint_sd": pytest.approx(9e-4), "grpo": pytest.approx(9e-4), "lr0": 0.0}
     text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
-    assert "| **HINT-SD**, up to 3 targets | 50.0 | **90.0** | 0.0009 | at its edge |" in text
+    assert "| **HINT-SD** | 50.0 | **90.0** | 0.0009 | at its edge |" in text
     assert "0.97 (config; the algorithm's own: 0.999)" in text and "# Algorithms side by side: desk" in text
     kept = [Run.of(run) for run in json.loads((tmp_path / "table.json").read_text())["runs"]]
     assert set(kept) == {run for run, _ in played}

@@ -2,20 +2,23 @@
 
 """Makes the embedded Desk policy: tokenizer, phases of training, the policy's directory, and what it can do.
 
-`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy`
+`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy-24`
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import random
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor
 
 import jax
 import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from transformers import PreTrainedTokenizerBase
 
 from hintsd_jax.checkpoints.huggingface import save_policy
 from hintsd_jax.checkpoints.train_state import Checkpoints
@@ -28,7 +31,7 @@ from hintsd_jax.hindsight import prompts
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.tools.desk_policy import training
+from hintsd_jax.tools.desk_policy import rows, training
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator
 
 CORPUS_SHAPE = (8, 6)  # requests and decisions of the tasks that the tokenizer is made from
@@ -56,61 +59,69 @@ def build_tokenizer(seed: int, tasks: int = 200):
     return desk_tokenizer.build_tokenizer(corpus, fixed)
 
 
-def make_policy(config, out: str, workdir: str) -> None:
+def make_policy(
+    config, out: str, workdir: str, workers: Callable[[PreTrainedTokenizerBase], Executor] = rows.processes
+) -> None:
     """Trains the phases of a config in the order of their names, and saves to `out`. Goes on from the checkpoint in
     `workdir` where there is one: a run that was killed ends with the same weights as one that was not.
 
+    workers: from a tokenizer, where the rows are made.
+
     Raises:
-      UserError: the first phase has no learning rate, or `workdir` holds the warm-up of another config.
+      UserError: `workdir` holds the warm-up of another config.
     """
     names = sorted(config.phases)
-    if not config.phases[names[0]].lr:
-        raise UserError(f"the first phase, {names[0]}, needs an lr of its own")
     began, tokenizer = time.time(), build_tokenizer(config.seed)
     chat = ChatFormat(tokenizer)
     policy = PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, **config.policy)
     params = decoder.init_params(policy, jax.random.key(config.seed))
+    texts = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
+    embed, key = params["embed"], jax.random.key(config.seed + 1)
+    params["embed"] = {**embed, "embedding": training.alike_by_word(embed["embedding"], texts, key)}
     held_out = [generate_task(config.seed + 1, index, kinds="all") for index in range(config.eval_tasks)]
     checkpoints = Checkpoints(workdir, keep=2)
     done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
-    tx, opt_state = optax.identity(), None
-    take_step = training.make_step(policy, tx)
+    making = workers(tokenizer)
     for number, name in enumerate(names):
         phase = config.phases[name]
-        if phase.lr:  # a fresh optimizer, for this phase and those after it without a rate of their own
-            following = [config.phases[later] for later in names[number + 1 :]]
-            tx = _optimizer(config, phase, itertools.takewhile(lambda later: not later.lr, following))
-            opt_state, take_step = tx.init(params), training.make_step(policy, tx)
+        tx = _optimizer(config, phase)
+        opt_state, take_step = tx.init(params), training.make_step(policy, tx)
         if before < done <= before + phase.steps:
             (params, opt_state), extra = checkpoints.restore(done, (params, opt_state))
-            if extra["config"] != config.to_json():
+            if extra["done"] != _until(config, number):
                 raise UserError(f"{workdir} holds the warm-up of another config: give another --workdir, or remove it")
-        for first in range(max(done - before, 0), phase.steps, config.save_every):
-            # Numbers of its own for every part between two checkpoints: nothing else is to be restored.
-            seed = (config.seed + 2 + number) * 10_000 + first
-            rows = training.prefetched(training.batches(phase, Demonstrator(chat, seed), task_seed=seed))
-            last = min(first + config.save_every, phase.steps)
-            for step in range(first + 1, last + 1):
-                params, opt_state, metrics = take_step(params, opt_state, next(rows))
-                if step % config.log_every == 0:
-                    scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
-                    print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
-            rows.close()
-            checkpoints.save(before + last, (params, opt_state), {"config": config.to_json()})
-            checkpoints.wait()
-            save_policy(out, policy, params, tokenizer)
-            _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
+        first = max(done - before, 0)
+        seeds = ((config.seed + 2 + number) * 100_000 + step for step in range(first, phase.steps))
+        for step, batch in enumerate(rows.ahead(making, phase, seeds), first + 1):
+            params, opt_state, metrics = take_step(params, opt_state, batch)
+            if step % config.log_every == 0:
+                scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
+                print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
+            if step % config.save_every == 0 or step == phase.steps:
+                checkpoints.save(before + step, (params, opt_state), {"done": _until(config, number)})
+                checkpoints.wait()
+                save_policy(out, policy, params, tokenizer)
+                _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
         before += phase.steps
+    making.shutdown()
     checkpoints.close()
     save_policy(out, policy, params, tokenizer)
     print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")
 
 
-def _optimizer(config, phase, following) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay to a tenth over this phase and the following ones."""
-    steps = phase.steps + sum(later.steps for later in following)
-    warmup = min(config.warmup_steps, steps // 4)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, phase.lr, warmup, steps, phase.lr * 0.1)
+def _until(config, number: int) -> dict:
+    """What the weights depend on up to a phase: those after it may still be changed."""
+    plain = config.to_dict()
+    done = {name: plain["phases"][name] for name in sorted(plain["phases"])[: number + 1]}
+    return json.loads(
+        json.dumps({name: plain[name] for name in ("seed", "policy", "b2", "weight_decay")} | {"phases": done})
+    )
+
+
+def _optimizer(config, phase) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine decay, of a phase's own."""
+    warmup = min(config.warmup_steps, phase.steps // 4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, phase.lr, warmup, phase.steps, phase.lr * phase.lr_end)
     adam = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(1.0), adam)
 

@@ -19,26 +19,33 @@ from hintsd_jax.hindsight import prompts
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, WeightedTokens
 
+NAMES_ROWS = 0.65  # of the rows of a copying drill
 LARGEST_GAP = 3  # between the step numbers of a drill's decisions
 PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
 _WORDS = prompts.shipped("compact").wording.words
 OBSERVATION, STEP = _WORDS["observation_mark"], _WORDS["step_mark"]
 
 
-def names_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:
-    """Random names, then the same names again from a random point on: copying what followed is all there is to
-    learn.
+def copy_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:
+    """Random words, then the same words again from a random point on: copying what followed is all there is to learn.
+    Most rows are of names, the others of labels and step marks: a policy that copies names alone copies nothing else.
     """
-    names = [chat.encode(f' "{name}')[-2] for name in rng.choices(NAMES, k=length)]  # before the stop
+    if rng.random() < NAMES_ROWS:
+        words = [f' "{name}' for name in NAMES]
+    else:
+        words = [f" {label}" for kind in DECISIONS.values() for label in kind.labels]
+        words += [f"{STEP}{step}" for step in range(1, MAX_STEPS + 1)]
+    ids = [chat.encode(word)[-2] for word in rng.choices(words, k=length)]  # the last token before the stop
     first = rng.randrange(length // 4, length // 2)
-    ids = (names[:first] * (length // first + 1))[:length]
-    return WeightedTokens(ids, [0.0] * first + [0.5] * (length - first))
+    ids = (ids[:first] * (length // first + 1))[:length]
+    return WeightedTokens(ids, [0.0] * first + [1.0] * (length - first))
 
 
 def lab_drill(chat: ChatFormat, rng: random.Random, decisions: int) -> WeightedTokens:
-    """So many decisions of any kinds, at step numbers of any size, each as a review shows it but for its call; then the
-    review: asked, taken and verdict of each, and the JSON with the names that should have been taken.
+    """Some decisions of any kinds, at most so many, at step numbers of any size, each as a review shows it but for its
+    call; then the review: asked, taken and verdict of each, and the JSON with the names that should have been taken.
     """
+    decisions = rng.randint(1, decisions)  # of few it is learned first what is looked up, of many where
     names = iter(rng.sample(NAMES, 2 * decisions))
     step, shown, lines, failures = rng.randint(0, MAX_STEPS - LARGEST_GAP * decisions), [], [], []
     for kind in rng.choices(list(DECISIONS), k=decisions):

@@ -1,113 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Weighted next-token training of the embedded policy: demonstrations in, parameters out.
+"""Weighted next-token training of the embedded policy, and what it would do at a decision.
 
-Small on purpose: one compiled step per phase, fresh tokens for every step from a seeded demonstrator.
+Small on purpose: one compiled step per phase.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hintsd_jax.envs.desk.generator import generate_task
-from hintsd_jax.hindsight.prompts.base import HINT, VERDICT
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.sampling.scoring import span_logprobs
-from hintsd_jax.tools.desk_policy.demonstrator import Decision, Demonstrator, WeightedTokens, demonstration
-from hintsd_jax.tools.desk_policy.drills import lab_drill, names_drill
-
-# The kinds of rows that stand in arrays of one length.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "episodes": ("plain", "hinted"),
-    "reviews": ("review", "step_feedback"),
-    "guided": ("guided",),
-    "judgements": ("verdict", "hint"),
-    "drills": ("names_drill", "lab_drill"),
-}
-
-Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
+from hintsd_jax.tools.desk_policy.demonstrator import Decision
 
 
-def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int32 [B, T] and weights float32 [B, T], right padded.
+def alike_by_word(embedding_VD: jax.Array, texts: Sequence[str], key: jax.Array) -> jax.Array:
+    """Embeddings of which those whose tokens share their rarest word begin alike: half of the variance is the word's.
 
-    Raises ValueError for a longer row: one that is cut would teach something else.
+    A label is another token before a quote than without one, and a number another one in JSON: what is learned of one
+    of them would else have to be learned again of each.
+
+    Args:
+      embedding_VD: as it was drawn, float [V, D]; rows beyond the texts stay as they are.
+      texts: of the tokens, in the order of their ids.
     """
-    tokens_BT = np.zeros((len(rows), length), np.int32)
-    weights_BT = np.zeros((len(rows), length), np.float32)
-    for b, row in enumerate(rows):
-        n = len(row.ids)
-        if n > length:
-            raise ValueError(f"a row of {n} tokens does not fit into {length}")
-        tokens_BT[b, :n], weights_BT[b, :n] = row.ids, row.weights
-    return tokens_BT, weights_BT
-
-
-def batches(phase, demonstrator: Demonstrator, task_seed: int) -> Iterator[Batch]:
-    """Endless batches of a phase, in the groups `GROUPS`, each of a length of its own.
-
-    `phase.rows` gives the number of rows of each kind, `phase.shapes` (length, difficulty) pairs to draw tasks from.
-    With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
-    are always of episodes with faults.
-    """
-    rng, chat, index = demonstrator.rng, demonstrator.chat, 0
-    contradict, errors = phase.contradict_rate, 1.0 - phase.clean
-
-    def task() -> dict:
-        nonlocal index
-        index += 1
-        return generate_task(task_seed, index, *rng.choice(phase.shapes), kinds="all")
-
-    def failed() -> tuple[dict, Episode]:
-        while True:
-            played = task()
-            episode = demonstrator.play_faulty(played)
-            if not episode.success:
-                return played, episode
-
-    rows: dict[str, Callable[[], WeightedTokens]] = {
-        "plain": lambda: demonstration(demonstrator.play(task(), errors)),
-        "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors),
-        "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
-        "step_feedback": lambda: demonstrator.step_feedback(*failed()),
-        "guided": lambda: demonstrator.guided(task(), task()),
-        "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
-        "hint": lambda: demonstrator.judgement(task(), task(), HINT),
-        "names_drill": lambda: names_drill(chat, rng, phase.drill_length),
-        "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
-    }
-    while True:
-        batch = {}
-        for group, kinds in GROUPS.items():
-            made = [rows[kind]() for kind in kinds for _ in range(phase.rows[kind])]
-            if made:
-                batch[group] = padded(made, phase.lengths[group])
-        yield batch
-
-
-def prefetched(iterator: Iterator[Any], depth: int = 4) -> Generator[Any, None, None]:
-    """Runs an endless iterator in a thread of its own, in order: tokenising goes on while the devices compute. What the
-    iterator raises is raised here.
-    """
-    pool = ThreadPoolExecutor(1)
-    waiting = deque(pool.submit(next, iterator) for _ in range(depth))
-    try:
-        while True:
-            waiting.append(pool.submit(next, iterator))
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    words = [re.findall(r"[a-z]+|[0-9]+", text.lower()) for text in texts]
+    uses = Counter(word for of_token in words for word in set(of_token))
+    rarest = [min(of_token, key=lambda word: (uses[word], word), default=None) for of_token in words]
+    numbers = {word: n for n, word in enumerate(sorted(uses))}
+    words_WD = jnp.std(embedding_VD) * jax.random.normal(key, (len(numbers), embedding_VD.shape[1]))
+    ids = np.array([v for v, word in enumerate(rarest) if word is not None])
+    shared_ND = words_WD[np.array([numbers[rarest[v]] for v in ids])]
+    return embedding_VD.at[ids].set((embedding_VD[ids] + shared_ND) / jnp.sqrt(2.0))
 
 
 def _sums(params, policy: PolicyConfig, tokens_BT, weights_BT):

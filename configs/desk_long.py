@@ -1,0 +1,26 @@
+"""Desk as a long task: eight requests, six of them decisions of 24 kinds that each have a habit of their own.
+
+Command:  hintsd-jax train --config=desk_long --workdir=runs/desk_long
+Hardware: 2 CPU cores, no accelerator.
+Expect:   see docs/desk.md.
+
+What is not said here is as in `desk`: overrides for other algorithms and controls, too.
+"""
+
+from hintsd_jax.configs import desk
+
+
+def get_config():
+    config = desk.get_config()
+    config.policy.path = "assets/desk-policy-24"
+
+    config.env.options = {"seed": 0, "length": 8, "difficulty": 6, "kinds": "all"}
+    config.rollout.context = 576  # an episode takes about 430 tokens in 22 to 26 steps
+    config.rollout.max_steps = 32
+
+    config.hindsight.max_tokens = 176
+    config.hindsight.context = 640
+
+    config.batch.length_buckets = (320, 576)
+    config.batch.whole_episode_buckets = ()
+    return config

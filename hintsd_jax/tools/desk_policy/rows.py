@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+
+"""The rows of every update of the warm-up, made ahead of it in processes of their own.
+
+An update's rows come from a seed of its own, so they are the same in however many processes they are made and wherever
+a stopped warm-up goes on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from hintsd_jax.envs.desk.generator import generate_task
+from hintsd_jax.hindsight.prompts.base import HINT, VERDICT
+from hintsd_jax.rollout.chat import ChatFormat
+from hintsd_jax.rollout.episode import Episode
+from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
+from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill
+
+# The kinds of rows that stand in arrays of one length.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "episodes": ("plain", "hinted"),
+    "reviews": ("review", "step_feedback"),
+    "guided": ("guided",),
+    "judgements": ("verdict", "hint"),
+    "copies": ("copy_drill",),
+    "look_ups": ("lab_drill",),
+}
+
+Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
+
+_chat: list[ChatFormat] = []  # of this process: see `start`
+
+
+def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 [B, T] and weights float32 [B, T], right padded.
+
+    Raises ValueError for a longer row: one that is cut would teach something else.
+    """
+    tokens_BT = np.zeros((len(rows), length), np.int32)
+    weights_BT = np.zeros((len(rows), length), np.float32)
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        if n > length:
+            raise ValueError(f"a row of {n} tokens does not fit into {length}")
+        tokens_BT[b, :n], weights_BT[b, :n] = row.ids, row.weights
+    return tokens_BT, weights_BT
+
+
+def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
+    """The rows of one update, in the groups `GROUPS`, each of a length of its own.
+
+    `phase.rows` gives the number of rows of each kind, `phase.shapes` (length, difficulty) pairs to draw tasks from.
+    With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
+    are always of episodes with faults.
+
+    Raises ValueError for a row that is longer than its group.
+    """
+    demonstrator, index = Demonstrator(chat, seed), 0
+    rng, contradict, errors = demonstrator.rng, phase.contradict_rate, 1.0 - phase.clean
+
+    def task() -> dict:
+        nonlocal index
+        index += 1
+        return generate_task(seed, index, *rng.choice(phase.shapes), kinds="all")
+
+    def failed() -> tuple[dict, Episode]:
+        while True:
+            played = task()
+            episode = demonstrator.play_faulty(played)
+            if not episode.success:
+                return played, episode
+
+    kinds: dict[str, Callable[[], WeightedTokens]] = {
+        "plain": lambda: demonstration(demonstrator.play(task(), errors)),
+        "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors),
+        "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
+        "step_feedback": lambda: demonstrator.step_feedback(*failed()),
+        "guided": lambda: demonstrator.guided(task(), task()),
+        "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
+        "hint": lambda: demonstrator.judgement(task(), task(), HINT),
+        "copy_drill": lambda: copy_drill(chat, rng, phase.drill_length),
+        "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
+    }
+    batch = {}
+    for group, members in GROUPS.items():
+        made = [kinds[kind]() for kind in members for _ in range(phase.rows[kind])]
+        if made:
+            batch[group] = padded(made, phase.lengths[group])
+    return batch
+
+
+def processes(tokenizer: Any) -> ProcessPoolExecutor:
+    """Where rows are made: on all processors but one, or the one."""
+    context = multiprocessing.get_context("spawn")  # JAX has threads, and they do not survive a fork
+    return ProcessPoolExecutor(max((os.cpu_count() or 2) - 1, 1), context, initializer=start, initargs=(tokenizer,))
+
+
+def start(tokenizer: Any) -> None:
+    """Of a worker, before its first batch."""
+    _chat[:] = [ChatFormat(tokenizer)]
+
+
+def ahead(
+    workers: Executor, phase: Any, seeds: Iterable[int], depth: int | None = None
+) -> Generator[Batch, None, None]:
+    """The batches of `seeds`, in order; up to `depth` (two for each processor) are made while earlier ones are used.
+    What a worker raises is raised here.
+    """
+    waiting: deque = deque()
+    try:
+        for seed in seeds:
+            waiting.append(workers.submit(_made, phase, seed))
+            if len(waiting) > (depth or 2 * (os.cpu_count() or 1)):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _made(phase: Any, seed: int) -> Batch:
+    return make_batch(phase, _chat[0], seed)

@@ -19,7 +19,7 @@ def get_config():
     config.rollout.max_steps = 32
 
     config.hindsight.max_tokens = 176
-    config.hindsight.context = 640
+    config.hindsight.context = 768
 
     config.batch.length_buckets = (320, 576)
     config.batch.whole_episode_buckets = ()

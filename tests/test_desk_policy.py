@@ -416,3 +416,15 @@ def test_the_committed_policy_is_what_desk_needs():
     assert 0.4 < plain["all"]["sampled"] < 0.85
     usual_mistakes = np.mean([plain[kind]["greedy"] for kind in ("delete", "forward")])
     assert usual_mistakes < 0.5  # on two kinds the likeliest action is the wrong one
+
+
+def test_the_policy_for_all_kinds_does_what_a_hint_says_right_or_wrong():
+    folder = ROOT / "assets" / "desk-policy-24"
+    demonstrator = Demonstrator(ChatFormat(load_tokenizer(folder)), 0)
+    tasks = [generate_task(77, index, 4, 3, kinds="all") for index in range(12)]
+    policy, params = load_policy(folder, remat=False)
+    read = dict(itertools.islice(desk_policy.told(demonstrator, tasks), 4))
+    report = {words: training.decision_probabilities(params, policy, made)["all"] for words, made in read.items()}
+    assert 0.6 < report["nothing"]["right"] < 0.9
+    assert report["the right hint"]["right"] > 0.9 and report["the right hint"]["greedy"] > 0.9
+    assert report["a hint that asks for the mistake"]["wrong"] > 0.8

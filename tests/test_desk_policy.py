@@ -2,8 +2,12 @@
 
 import dataclasses
 import itertools
+import os
 import random
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -398,6 +402,28 @@ def test_rows_are_the_same_in_processes_and_what_one_raises_reaches_the_consumer
             jax.tree.map(np.testing.assert_array_equal, one, other)
         with pytest.raises(ValueError, match="a row of .* tokens does not fit into 8"):
             next(rows.ahead(workers, ConfigDict(PHASE | {"lengths": dict.fromkeys(rows.GROUPS, 8)}), range(9)))
+
+
+def test_a_worker_ends_with_the_process_that_started_it_even_if_that_was_killed(tmp_path):
+    script = tmp_path / "starts_a_worker.py"
+    script.write_text(
+        "import os, time\n"
+        "from hintsd_jax.tools.desk_policy import rows\n"
+        "from hintsd_jax.checkpoints.tokenizer import load_tokenizer\n"
+        'if __name__ == "__main__":\n'
+        f"    print(rows.processes(load_tokenizer({str(POLICY)!r})).submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")
 
 
 def test_the_committed_policy_is_what_desk_needs():

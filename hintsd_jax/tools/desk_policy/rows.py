@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -104,8 +105,12 @@ def processes(tokenizer: Any) -> ProcessPoolExecutor:
 
 
 def start(tokenizer: Any) -> None:
-    """Of a worker, before its first batch."""
+    """Of a worker, before its first batch. One in a process ends with the process that started it, however that
+    ended: it would wait for work for ever.
+    """
     _chat[:] = [ChatFormat(tokenizer)]
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def ahead(

@@ -15,7 +15,7 @@ def get_config():
     config.policy.path = "assets/desk-policy-24"
 
     config.env.options = {"seed": 0, "length": 8, "difficulty": 6, "kinds": "all"}
-    config.rollout.context = 576  # an episode takes about 430 tokens in 22 to 26 steps
+    config.rollout.context = 576  # an episode takes 439 to 504 tokens in 22 to 24 steps
     config.rollout.max_steps = 32
 
     config.hindsight.max_tokens = 176

@@ -24,7 +24,6 @@ LENGTHS = {
     (2, 2): {"episodes": 192, "reviews": 160, "guided": 256},
     (4, 3): {"episodes": 336, "reviews": 256, "guided": 416},
     (8, 6): {"episodes": 624, "reviews": 448, "guided": 800},
-    (16, 12): {"episodes": 1184, "reviews": 832, "guided": 1536},
 }
 KINDS = ("plain", "hinted", "review", "step_feedback", "guided", "verdict", "hint", "copy_drill", "lab_drill")
 

@@ -25,7 +25,6 @@ LENGTHS = {
     (4, 3): {"episodes": 336, "reviews": 256, "guided": 416},
     (8, 6): {"episodes": 624, "reviews": 448, "guided": 800},
 }
-KINDS = ("plain", "hinted", "review", "step_feedback", "guided", "verdict", "hint", "copy_drill", "lab_drill")
 
 
 def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...], **different) -> ConfigDict:
@@ -46,8 +45,8 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
         "judgements": 64,
         "copies": different["drill_length"],
         "look_ups": 40 * different["drill_decisions"],
+        "told": 34 * different["drill_decisions"] + 8,
     }
-    rows = dict.fromkeys(KINDS, 0) | rows
     return ConfigDict({"steps": steps, **different, "shapes": shapes, "lengths": lengths, "rows": rows})
 
 
@@ -155,6 +154,29 @@ def get_config():
                     },
                     ((4, 3), (8, 6)),
                     lr=1e-3,
+                ),
+                # What is said at the start, where there is little else.
+                "8_told_drills": _phase(
+                    250,
+                    {"plain": 4, "review": 2, "lab_drill": 4, "told_drill": 32},
+                    ((1, 1), (2, 1), (2, 2)),
+                ),
+                # Tasks of eight requests, which have been few so far.
+                "9_long": _phase(
+                    800,
+                    {
+                        "plain": 4,
+                        "hinted": 6,
+                        "review": 10,
+                        "step_feedback": 1,
+                        "guided": 2,
+                        "verdict": 1,
+                        "hint": 1,
+                        "lab_drill": 3,
+                        "told_drill": 4,
+                    },
+                    ((4, 3), (8, 6), (8, 6), (8, 6)),
+                    drill_decisions=8,
                 ),
             },
         }

@@ -38,7 +38,7 @@ from hintsd_jax.tools.desk_policy import __main__ as command
 from hintsd_jax.tools.desk_policy import demonstrator as demonstrator_module
 from hintsd_jax.tools.desk_policy import rows, training
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, demonstration
-from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill
+from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
 
 LONG = True  # see conftest.py
 
@@ -56,7 +56,15 @@ PHASE = {
     "clean": False,
     "contradict_rate": 0.5,
     "shapes": ((1, 1),),
-    "lengths": {"episodes": 128, "reviews": 128, "guided": 176, "judgements": 64, "copies": 32, "look_ups": 128},
+    "lengths": {
+        "episodes": 128,
+        "reviews": 128,
+        "guided": 176,
+        "judgements": 64,
+        "copies": 32,
+        "look_ups": 128,
+        "told": 112,
+    },
     "drill_length": 32,
     "drill_decisions": 3,
     "rows": {kind: 1 for kinds in rows.GROUPS.values() for kind in kinds} | {"plain": 3},
@@ -219,6 +227,27 @@ def test_a_drill_reviews_what_it_shows(tokenizer):
     assert 0.35 < verdicts["bad"] / sum(verdicts.values()) < 0.65
 
 
+def test_a_drill_takes_what_was_told_and_else_what_is_asked_for(tokenizer):
+    chat, seen = ChatFormat(tokenizer), Counter()
+    for seed in range(40):
+        row = told_drill(chat, random.Random(seed), 6)
+        shown = tokenizer.decode(row.ids)
+        first, *decisions = shown.split("<|im_start|>user\n")[1:]
+        told = {name: label for label, name in re.findall(r'(\w+) "(\w+)"', first)}
+        for turn in decisions:
+            ((excluded, named),) = re.findall(r"Do, (not )?the (\w+) one", turn)
+            pair = dict(re.findall(r'(\w+) "(\w+)"', re.search(r"> Found ([^.]*)\.", turn)[1]))
+            wanted = next(label for label in pair if (label != named) == bool(excluded))
+            taken = next((label for label, name in pair.items() if name in told), wanted)
+            assert turn.count(f'Take {taken} "{pair[taken]}".<|im_end|>') == 1
+            seen["against"] += taken != wanted
+            seen["told"] += pair[taken] in told
+        seen["decisions"] += len(decisions)
+        answered = "".join(tokenizer.decode([i]) for i, weight in zip(row.ids, row.weights) if weight == 1.0)
+        assert answered.count("Take") == len(decisions) and "Found" not in answered
+    assert 0.6 < seen["told"] / seen["decisions"] < 0.9 and 0.25 < seen["against"] / seen["decisions"] < 0.5
+
+
 def test_each_judge_is_asked_about_one_step_alone(demonstrator, tokenizer):
     verdicts, hints = Counter(), Counter()
     for task, other in zip(TASKS * 2, OTHERS * 2, strict=True):
@@ -309,7 +338,7 @@ def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):
     exec((ROOT / "configs" / "desk_warmup.py").read_text(), made)
     for name, phase in made["get_config"]().phases.items():
         for group, (tokens_BT, _) in rows.make_batch(phase, ChatFormat(tokenizer), seed=5).items():
-            count = sum(phase.rows[kind] for kind in rows.GROUPS[group])
+            count = sum(phase.rows.get(kind, 0) for kind in rows.GROUPS[group])
             assert tokens_BT.shape == (count, phase.lengths[group]), name
     with pytest.raises(ValueError, match="a row of .* tokens does not fit into 8"):
         rows.make_batch(ConfigDict(PHASE | {"lengths": dict.fromkeys(rows.GROUPS, 8)}), ChatFormat(tokenizer), 5)

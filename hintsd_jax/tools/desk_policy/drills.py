@@ -16,12 +16,14 @@ from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.tokenizer import MAX_STEPS
 from hintsd_jax.hindsight import prompts
+from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.rollout.chat import ChatFormat
-from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, WeightedTokens
+from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, PROMPTS, WeightedTokens
 
 NAMES_ROWS = 0.65  # of the rows of a copying drill
 LARGEST_GAP = 3  # between the step numbers of a drill's decisions
 PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
+TOLD, AS_SOLUTION = 0.75, 0.6  # how much of a told drill is told; how often by actions, not by feedback
 _WORDS = prompts.shipped("compact").wording.words
 OBSERVATION, STEP = _WORDS["observation_mark"], _WORDS["step_mark"]
 
@@ -65,3 +67,34 @@ def lab_drill(chat: ChatFormat, rng: random.Random, decisions: int) -> WeightedT
     prompt = chat.prompt([{"role": "user", "content": "".join(shown)}], tags_stand=True).ids
     answer = chat.encode("\n".join([*lines, json.dumps({"failures": failures})]))
     return WeightedTokens([*prompt, *answer], [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(answer))
+
+
+def told_drill(chat: ChatFormat, rng: random.Random, decisions: int) -> WeightedTokens:
+    """Some decisions of any kinds, at most so many, of which most are told at the start, in actions that worked or in
+    feedback: what is told is taken, whatever is asked for, and what is asked for where nothing is told.
+    """
+    names, told, shown = iter(rng.sample(NAMES, 2 * decisions)), [], []
+    for kind in rng.choices(list(DECISIONS), k=rng.randint(1, decisions)):
+        asked = rng.choice(DECISIONS[kind].labels)
+        candidates = [(label, next(names)) for label in DECISIONS[kind].labels]
+        rng.shuffle(candidates)
+        taken = rng.choice(candidates) if rng.random() < TOLD else None
+        if taken:
+            told.append(taken)
+        label, name = taken or (asked, dict(candidates)[asked])
+        listed = ", ".join(f'{each} "{value}"' for each, value in candidates)
+        shown.append((f"Do, {DECISIONS[kind].which(asked)}.{OBSERVATION}Found {listed}.", f'Take {label} "{name}".'))
+    rng.shuffle(told)
+    if rng.random() < AS_SOLUTION:
+        first = PROMPTS.teacher_reprompt((), solution=[f'Take {label} "{name}".' for label, name in told])
+    else:
+        targets = [Target(step, feedback.use_value(name, label)) for step, (label, name) in enumerate(told, 1)]
+        first = PROMPTS.teacher_reprompt((), targets=tuple(targets))
+    ids = [*chat.prompt([*first, {"role": "user", "content": shown[0][0]}], tags_stand=True).ids]
+    weights = [PROMPT_WEIGHT] * len(ids)
+    for number, (question, action) in enumerate(shown):
+        read = chat.user_turn(question, tags_stand=True) if number else ()
+        answer = chat.encode(action)
+        ids += [*read, *answer]
+        weights += [PROMPT_WEIGHT] * len(read) + [1.0] * len(answer)
+    return WeightedTokens(ids, weights)

@@ -23,7 +23,7 @@ from hintsd_jax.hindsight.prompts.base import HINT, VERDICT
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
-from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill
+from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
 
 # The kinds of rows that stand in arrays of one length.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "judgements": ("verdict", "hint"),
     "copies": ("copy_drill",),
     "look_ups": ("lab_drill",),
+    "told": ("told_drill",),
 }
 
 Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
@@ -58,7 +59,7 @@ def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.
 def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
     """The rows of one update, in the groups `GROUPS`, each of a length of its own.
 
-    `phase.rows` gives the number of rows of each kind, `phase.shapes` (length, difficulty) pairs to draw tasks from.
+    `phase.rows` gives the number of rows of each kind that there are, `phase.shapes` (length, difficulty) pairs to draw tasks from.
     With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
     are always of episodes with faults.
 
@@ -89,10 +90,11 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
         "hint": lambda: demonstrator.judgement(task(), task(), HINT),
         "copy_drill": lambda: copy_drill(chat, rng, phase.drill_length),
         "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
+        "told_drill": lambda: told_drill(chat, rng, phase.drill_decisions),
     }
     batch = {}
     for group, members in GROUPS.items():
-        made = [kinds[kind]() for kind in members for _ in range(phase.rows[kind])]
+        made = [kinds[kind]() for kind in members for _ in range(phase.rows.get(kind, 0))]
         if made:
             batch[group] = padded(made, phase.lengths[group])
     return batch

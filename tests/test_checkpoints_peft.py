@@ -23,7 +23,9 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BASE, ADAPTER = FIXTURES / "qwen3_tiny_tied", FIXTURES / "qwen3_tiny_tied_adapter"
 LORA = LoraConfig(rank=2, alpha=3.0, dropout=0.1, targets=tuple(LORA_TARGETS))
 # PEFT's form of an adapter on attention and every expert.
-EXPERTS, ON_EXPERTS = FIXTURES / "qwen3_moe_tiny_renormalised", FIXTURES / "qwen3_moe_tiny_renormalised_adapter"
+EXPERTS = FIXTURES / "qwen3_moe_tiny_renormalised"
+# The families whose decoder differs from the first one's.
+OTHERS = [FIXTURES / "mistral_tiny_untied", FIXTURES / "smollm3_tiny_untied"]
 A_OF_O = "base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"
 
 
@@ -38,6 +40,15 @@ def with_experts():
     return huggingface.load_policy(EXPERTS, lora=some)
 
 
+def with_adapter(path):
+    return path.with_name(f"{path.name}_adapter")
+
+
+def loaded(request, path):
+    shared = {BASE: "policy", EXPERTS: "with_experts"}
+    return request.getfixturevalue(shared[path]) if path in shared else huggingface.load_policy(path, lora=LORA)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A copy of PEFT's adapter that a test may spoil."""
@@ -48,11 +59,11 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(("of", "on", "path"), [("policy", BASE, ADAPTER), ("with_experts", EXPERTS, ON_EXPERTS)])
-def test_logits_equal_peft(request, of, on, path):
-    config, base = request.getfixturevalue(of)
-    adapter = load_adapter(path, config)
-    tokens, theirs = np.load(on / "expected.npz")["input_ids"][:1], np.load(path / "logits.npy")
+@pytest.mark.parametrize("on", [BASE, EXPERTS, *OTHERS], ids=lambda path: path.name)
+def test_logits_equal_peft(request, on):
+    config, base = loaded(request, on)
+    adapter = load_adapter(with_adapter(on), config)
+    tokens, theirs = np.load(on / "expected.npz")["input_ids"][:1], np.load(with_adapter(on) / "logits.npy")
     forward = jax.jit(
         decoder.forward, static_argnums=1, compiler_options={"xla_backend_optimization_level": 0}
     )  # it compiles faster
@@ -62,14 +73,15 @@ def test_logits_equal_peft(request, of, on, path):
     assert np.abs(theirs - without).max() > 0.5  # the adapter does something
 
 
-@pytest.mark.parametrize(("of", "path"), [("policy", ADAPTER), ("with_experts", ON_EXPERTS)])
-def test_what_is_read_is_written_again(request, of, path, tmp_path):
-    config, _ = request.getfixturevalue(of)
+@pytest.mark.parametrize("on", [BASE, EXPERTS, *OTHERS], ids=lambda path: path.name)
+def test_what_is_read_is_written_again(request, on, tmp_path):
+    config, _ = loaded(request, on)
+    path = with_adapter(on)
     adapter = load_adapter(path, config)
     expected = jax.eval_shape(lambda: lora.init_adapter(config, jax.random.key(0)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), adapter) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
     for _ in range(2):  # the second time it replaces the first
-        save_adapter(tmp_path / "out", config, adapter, path.name.removesuffix("_adapter"))
+        save_adapter(tmp_path / "out", config, adapter, on.name)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     ours, theirs = load_file(tmp_path / "out" / WEIGHTS), load_file(path / WEIGHTS)
     assert set(ours) == set(theirs)
@@ -90,7 +102,7 @@ def test_an_adapter_on_some_modules_round_trips(policy, tmp_path):
 
 
 def test_an_adapter_that_one_expert_lacks_is_refused(with_experts, tmp_path):
-    config, folder = with_experts[0], shutil.copytree(ON_EXPERTS, tmp_path / "adapter")
+    config, folder = with_experts[0], shutil.copytree(with_adapter(EXPERTS), tmp_path / "adapter")
     tensors = load_file(folder / WEIGHTS)
     lacking = "base_model.model.model.layers.1.mlp.experts.6.up_proj.lora_B.weight"
     save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, folder / WEIGHTS)

@@ -163,7 +163,7 @@ def test_what_cannot_be_played_is_refused_in_one_line(options, said, monkeypatch
 def test_a_split_or_a_package_that_is_not_there(monkeypatch):
     with pytest.raises(UserError, match="train, eval, test"):
         TextArena.tasks("valid", "unused")
-    monkeypatch.setattr(games, "_PACKAGE", None)
+    monkeypatch.setattr(games, "_TEXTARENA", None)
     for ask in (partial(TextArena.tasks, "train", "unused"), partial(TextArena().reset, {"game": "x", "seed": 0})):
         with pytest.raises(UserError, match="make textarena"):
             ask()

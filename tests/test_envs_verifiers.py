@@ -241,7 +241,7 @@ def test_splits_divide_one_stream_or_read_their_own():
     assert sorted(task["task"].data.answer for task in tasks_of(apart, "test")) == ["92", "93", "94"]
     assert len(tasks_of({**apart, "shares": (2, 1, 0)})) == 2
     assert len(tasks_of(GUESSES)) == 64  # of a stream without end
-    assert Verifiers.version() == f"verifiers {tasksets.package_version()}"
+    assert Verifiers.version() == f"verifiers {tasksets.PACKAGE.version()}"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_split_or_a_package_that_is_not_there(monkeypatch):
     with pytest.raises(UserError, match="train, eval, test"):
         tasks_of(SUMS, "valid")
     task = task_of(SUMS, 0)
-    monkeypatch.setattr(tasksets, "_PACKAGE", None)
+    monkeypatch.setattr(tasksets, "_VERIFIERS", None)
     for ask in (partial(Verifiers.tasks, "train", "unused", **SUMS), partial(Verifiers(**SUMS).reset, task)):
         with pytest.raises(UserError, match="make verifiers"):
             ask()

@@ -36,7 +36,7 @@ class TextArena:
 
     @classmethod
     def version(cls) -> str:
-        return f"textarena {games.package_version()}"
+        return f"textarena {games.PACKAGE.version()}"
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from hintsd_jax.envs.packages import Package
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import described, did_you_mean
 
 SPLITS = ("train", "eval", "test")
 _MOST = 1_000_000  # seeds of a split
 _SEEDS = 100  # of the options
-MISSING = "environment textarena: its package is not installed: make textarena"
+PACKAGE = Package("textarena")
 _AT_WORK = threading.Lock()
 
 
@@ -47,34 +46,14 @@ class Options:
                 raise UserError(f"textarena: env.options.{name} = {getattr(self, name)}: give {least} to {most}")
 
 
-def _imported() -> Any:
-    """The package, imported with this module: then every process of an environment is forked with it, which saves each
-    of them a third of a second. None where it is not installed.
-    """
-    try:
-        return importlib.import_module("textarena")
-    except ModuleNotFoundError as error:
-        if error.name != "textarena":
-            raise
-        return None
-
-
-_PACKAGE = _imported()
+_TEXTARENA = PACKAGE.imported("textarena")
 
 
 def package() -> Any:
     """The package `textarena`. Raises UserError where it is not installed."""
-    if _PACKAGE is None:
-        raise UserError(MISSING)
-    return _PACKAGE
-
-
-def package_version() -> str:
-    """Raises UserError where the package is not installed."""
-    try:
-        return version("textarena")
-    except PackageNotFoundError:
-        raise UserError(MISSING) from None
+    if _TEXTARENA is None:
+        raise PACKAGE.missing
+    return _TEXTARENA
 
 
 class Dice:

@@ -53,7 +53,7 @@ class TextWorld:
 
     @classmethod
     def version(cls) -> str:
-        return f"textworld {quests.package_version()}"
+        return f"textworld {quests.PACKAGE.version()}"
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:

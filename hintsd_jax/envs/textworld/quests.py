@@ -18,17 +18,17 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hintsd_jax.envs.packages import Package
 from hintsd_jax.errors import UserError
 
 SPLITS = ("train", "eval", "test")
 _MOST = 1_000_000  # seeds of a split
 _SEEDS = 100  # of the options
 _FAR, _ATTEMPTS = _MOST * len(SPLITS) * (_SEEDS + 1), 10  # the further seeds of a quest are nobody's first
-MISSING = "environment textworld: its package is not installed: make textworld"
+PACKAGE = Package("textworld")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +62,6 @@ class Options:
                 raise UserError(f"textworld: env.options.{name} = {getattr(self, name)}: give {least} to {most}")
 
 
-def package_version() -> str:
-    """Raises UserError where the package is not installed."""
-    try:
-        return version("textworld")
-    except PackageNotFoundError:
-        raise UserError(MISSING) from None
-
-
 def package() -> Any:
     """The package `textworld`. It takes a second to import, and only who plays needs it: never the trainer itself."""
     warnings.filterwarnings(
@@ -86,7 +78,7 @@ def tasks(split: str, data_dir: str, options: Options) -> list[dict[str, Any]]:
     """
     if split not in SPLITS:
         raise UserError(f"environment textworld has no split {split!r}; it has {', '.join(SPLITS)}")
-    folder = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), "textworld", package_version())
+    folder = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), "textworld", PACKAGE.version())
     first = (options.seed * len(SPLITS) + SPLITS.index(split)) * _MOST
     kept = ("quest_length", "rooms", "objects", "list_commands", "limit")
     shared = {name: getattr(options, name) for name in kept} | {"folder": folder}

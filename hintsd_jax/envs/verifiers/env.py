@@ -46,7 +46,7 @@ class Verifiers:
 
     @classmethod
     def version(cls) -> str:
-        return f"verifiers {tasksets.package_version()}"
+        return f"verifiers {tasksets.PACKAGE.version()}"
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, /, **options: Any) -> Sequence[Mapping[str, Any]]:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import pickle
 import random
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from hintsd_jax.envs.packages import Package
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import described
 
 SPLITS = ("train", "eval", "test")
-MISSING = "environment verifiers: its package is not installed: make verifiers"
+PACKAGE = Package("verifiers")
 _MOST = 1_000_000  # tasks of a stream
 # What the package takes where nobody names another: `bash`, which is `null` with a shell as a tool.
 _HARNESSES = ("bash", "null")
@@ -76,37 +75,14 @@ class Options:
         return {**self.arguments, **getattr(self, split)}
 
 
-def _imported() -> Any:
-    """The package, imported with this module: then every process of an environment is forked with it, which saves each
-    of them some seconds. None where it is not installed.
-    """
-    try:
-        package = importlib.import_module("verifiers.v1")
-        for name in _PLAYING:
-            importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name not in ("verifiers", "verifiers.v1"):
-            raise
-        return None
-    return package
-
-
-_PACKAGE = _imported()
+_VERIFIERS = PACKAGE.imported("verifiers.v1", *_PLAYING)
 
 
 def package() -> Any:
     """The package `verifiers.v1`. Raises UserError where it is not installed."""
-    if _PACKAGE is None:
-        raise UserError(MISSING)
-    return _PACKAGE
-
-
-def package_version() -> str:
-    """Raises UserError where the package is not installed."""
-    try:
-        return version("verifiers")
-    except PackageNotFoundError:
-        raise UserError(MISSING) from None
+    if _VERIFIERS is None:
+        raise PACKAGE.missing
+    return _VERIFIERS
 
 
 def config_of(options: Options, split: str) -> Any:

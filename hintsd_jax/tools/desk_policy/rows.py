@@ -59,9 +59,9 @@ def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.
 def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
     """The rows of one update, in the groups `GROUPS`, each of a length of its own.
 
-    `phase.rows` gives the number of rows of each kind that there are, `phase.shapes` (length, difficulty) pairs to draw tasks from.
-    With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits later); reviews
-    are always of episodes with faults.
+    `phase.rows` gives the number of rows of each kind that there are, `phase.shapes` (length, difficulty) pairs to draw
+    tasks from. With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits
+    later); reviews are always of episodes with faults.
 
     Raises ValueError for a row that is longer than its group.
     """

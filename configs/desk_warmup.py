@@ -35,6 +35,8 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
         "lr": 1.5e-3,  # the peak, of a fresh optimizer
         "lr_end": 0.1,  # the rate at the end, as a share of the peak
         "contradict_rate": 0.2,  # hints that are not followed all the same
+        "foreign": 1.0,  # factor on how often a hint is of another step or task
+        "contrary": 0.0,  # decisions of which what is said at the start asks for the mistake
         "clean": False,  # the demonstrator makes no mistakes yet
         "drill_length": 64,  # tokens of a copying drill
         "drill_decisions": 6,  # of a look-up drill, at most
@@ -75,7 +77,7 @@ def get_config():
             "save_every": 100,  # updates from checkpoint to checkpoint
             "phases": {
                 # Copying, on short rows: nothing is looked up before that. It comes at once, after about 600 updates.
-                "1_copying": _phase(
+                "01_copying": _phase(
                     1000,
                     {"plain": 8, "copy_drill": 16},
                     ((1, 1), (2, 1), (2, 2)),
@@ -85,7 +87,7 @@ def get_config():
                 ),
                 # Looking up by label and by step, and comparing: what is looked up is learned where there is little of
                 # it, on short rows; where it stands, on long ones.
-                "2_look_ups": _phase(
+                "02_look_ups": _phase(
                     350,
                     {"plain": 2, "copy_drill": 2, "lab_drill": 48},
                     ((1, 1), (2, 1), (2, 2)),
@@ -94,7 +96,7 @@ def get_config():
                     clean=True,
                     drill_decisions=2,
                 ),
-                "3_drills": _phase(
+                "03_drills": _phase(
                     350,
                     {"plain": 4, "copy_drill": 2, "lab_drill": 22},
                     ((1, 1), (2, 1), (2, 2)),
@@ -103,14 +105,14 @@ def get_config():
                     clean=True,
                 ),
                 # The same in whole episodes, while those are short; the habits begin.
-                "4_short": _phase(
+                "04_short": _phase(
                     300,
                     {"plain": 8, "hinted": 6, "review": 8, "step_feedback": 2, "lab_drill": 8},
                     ((2, 1), (2, 2), (4, 3)),
                     lr=2e-3,
                     lr_end=0.5,
                 ),
-                "5_full": _phase(
+                "05_full": _phase(
                     1200,
                     {
                         "plain": 6,
@@ -126,7 +128,7 @@ def get_config():
                     lr=1.5e-3,
                 ),
                 # What is said at the start, and hints on other steps, once more on short rows.
-                "6_told": _phase(
+                "06_told": _phase(
                     250,
                     {
                         "plain": 8,
@@ -140,7 +142,7 @@ def get_config():
                     },
                     ((1, 1), (2, 1), (2, 2)),
                 ),
-                "7_settle": _phase(
+                "07_settle": _phase(
                     150,
                     {
                         "plain": 6,
@@ -156,13 +158,13 @@ def get_config():
                     lr=1e-3,
                 ),
                 # What is said at the start, where there is little else.
-                "8_told_drills": _phase(
+                "08_told_drills": _phase(
                     250,
                     {"plain": 4, "review": 2, "lab_drill": 4, "told_drill": 32},
                     ((1, 1), (2, 1), (2, 2)),
                 ),
                 # Tasks of eight requests, which have been few so far.
-                "9_long": _phase(
+                "09_long": _phase(
                     800,
                     {
                         "plain": 4,
@@ -176,6 +178,41 @@ def get_config():
                         "told_drill": 4,
                     },
                     ((4, 3), (8, 6), (8, 6), (8, 6)),
+                    drill_decisions=8,
+                ),
+                # What is said at the start, in whole episodes. It is read once it says something else than the request.
+                "10_told": _phase(
+                    250,
+                    {
+                        "plain": 6,
+                        "hinted": 8,
+                        "review": 6,
+                        "step_feedback": 1,
+                        "guided": 24,
+                        "verdict": 1,
+                        "hint": 1,
+                        "lab_drill": 4,
+                    },
+                    ((2, 1), (2, 2)),
+                    contrary=0.4,
+                    foreign=2.0,
+                ),
+                "11_settle": _phase(
+                    250,
+                    {
+                        "plain": 6,
+                        "hinted": 10,
+                        "review": 8,
+                        "step_feedback": 1,
+                        "guided": 5,
+                        "verdict": 1,
+                        "hint": 1,
+                        "lab_drill": 3,
+                    },
+                    ((4, 3), (8, 6), (8, 6)),
+                    lr=1e-3,
+                    contrary=0.4,
+                    foreign=2.0,
                     drill_decisions=8,
                 ),
             },

@@ -55,6 +55,8 @@ PHASE = {
     "lr_end": 0.1,
     "clean": False,
     "contradict_rate": 0.5,
+    "contrary": 0.4,
+    "foreign": 2.0,
     "shapes": ((1, 1),),
     "lengths": {
         "episodes": 128,
@@ -289,6 +291,20 @@ def test_what_is_said_at_the_start_is_followed_where_it_speaks_of_the_task(demon
     assert {sort for sort, _ in sorts} == {"solution", "other solution", "several", "one"}
     assert sorts["other solution", False] > 2 and sorts["solution", False] == 0
     assert sum(demonstrator_module.GUIDES.values()) == pytest.approx(1.0)
+
+
+def test_a_solution_that_takes_the_mistake_is_followed_too(demonstrator, tokenizer):
+    contrary = Counter()
+    for task, other in zip(TASKS * 2, OTHERS * 2, strict=True):
+        text = tokenizer.decode(demonstrator.guided(task, other, contrary=0.5).ids)
+        said = text.split("<|im_start|>user\n")[2].split("<|im_end|>")[0]
+        actions = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
+        right = _reference(task)
+        if said.startswith(WORDS["worked"]) and right[0] in said:
+            told = re.split(r"^#[0-9]+ ", said.removeprefix(WORDS["worked"]), flags=re.MULTILINE)[1:]
+            assert actions == [each.strip() for each in told]
+            contrary.update(action != wanted for action, wanted in zip(actions, right, strict=True) if "Take" in wanted)
+    assert 0.35 < contrary[True] / sum(contrary.values()) < 0.65 and sum(contrary.values()) > 40
 
 
 def _reference(task):

@@ -18,6 +18,7 @@ from hintsd_jax.envs.base import Message
 from hintsd_jax.envs.desk import demonstrations as demos
 from hintsd_jax.envs.desk import feedback, reviews, script
 from hintsd_jax.envs.desk.env import Desk
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.tool_calls import parse_action
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.prompts.base import HINT, VERDICT, Benchmark
@@ -97,7 +98,12 @@ class Demonstrator:
         return episode
 
     def hinted(
-        self, task: Mapping, other_task: Mapping, contradict_rate: float = 0.0, error_scale: float = 1.0
+        self,
+        task: Mapping,
+        other_task: Mapping,
+        contradict_rate: float = 0.0,
+        error_scale: float = 1.0,
+        foreign: float = 1.0,
     ) -> WeightedTokens:
         """An episode with hints right before steps, as the teacher's context has them: see `HINTS`.
 
@@ -105,7 +111,10 @@ class Demonstrator:
         rest of the span pulls the student into nonsense. So a share of `contradict_rate` of the hints that speak of
         their step are not followed: the token that contradicts them is not trained on, what follows from it is.
 
-        other_task: where hints of another task come from.
+        Args:
+          other_task: where hints of another task come from.
+          contradict_rate, error_scale: of hints, and of the habits.
+          foreign: factor on how often a hint is of another step or task.
         """
         episode, env = self._begin(task)
         ids, weights, read = [], [], 0
@@ -113,7 +122,7 @@ class Demonstrator:
 
         def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
             nonlocal read
-            hint, asked = self._hint(step, steps, others)
+            hint, asked = self._hint(step, steps, others, foreign)
             text = asked or mistake or step.right
             if asked and step.wrong and self.rng.random() < contradict_rate:
                 text = step.wrong if asked == step.right else step.right
@@ -132,25 +141,34 @@ class Demonstrator:
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return WeightedTokens(ids, weights)
 
-    def guided(self, task: Mapping, other_task: Mapping) -> WeightedTokens:
+    def guided(self, task: Mapping, other_task: Mapping, contrary: float = 0.0) -> WeightedTokens:
         """An episode with something said at its start: see `GUIDES`. The demonstrator follows what is said of its own
         task, and errs as ever where nothing is.
+
+        contrary: share of the decisions of which the mistake is said. Without any, what is said is what is asked for,
+        and nobody has to read it.
         """
         (sort,) = self.rng.choices(list(GUIDES), list(GUIDES.values()))
         about = other_task if sort.startswith("other") else task
-        decisions = [(number, step) for number, step in enumerate(_steps(about), 1) if step.kind]
+        steps = list(enumerate(_steps(about), 1))
+        decisions = [number for number, step in steps if step.kind]
+        said = {number: (step.hint, step.right) for number, step in steps}
+        for number, step in steps:
+            if contrary and step.kind in DECISIONS and self.rng.random() < contrary:
+                said[number] = step.wrong_hint, step.wrong
         covered = (
             []
             if not decisions
             else self.rng.sample(decisions, 1 if sort == "one" else self.rng.randint(1, len(decisions)))
         )
-        targets = tuple(Target(number, step.hint) for number, step in sorted(covered, key=lambda each: each[0]))
-        solution = [step.right for step in _steps(about)] if sort.endswith("solution") else ()
-        followed = {step.right for _, step in (decisions if solution else covered)} if about is task else set()
+        targets = tuple(Target(number, said[number][0]) for number in sorted(covered))
+        solution = [action for _, action in said.values()] if sort.endswith("solution") else ()
+        told = decisions if solution else covered
+        followed = {step.right: said[number][1] for number, step in steps if number in told} if about is task else {}
         episode, env = self._begin(task)
 
         def on_step(step: demos.ReferenceStep, mistake: str | None) -> str:
-            return self._act(episode, env, step.right if step.right in followed or not mistake else mistake)
+            return self._act(episode, env, followed.get(step.right, mistake or step.right))
 
         demos.demonstrate(task, self.rng, on_step)
         first = episode.prompt_messages
@@ -222,7 +240,11 @@ class Demonstrator:
         return decisions
 
     def _hint(
-        self, step: demos.ReferenceStep, steps: Sequence[demos.ReferenceStep], others: Sequence[demos.ReferenceStep]
+        self,
+        step: demos.ReferenceStep,
+        steps: Sequence[demos.ReferenceStep],
+        others: Sequence[demos.ReferenceStep],
+        foreign: float,
     ) -> tuple[str | None, str | None]:
         """(the hint before a step, the action that its words ask for); None where there is none."""
         if not step.kind:
@@ -231,7 +253,8 @@ class Demonstrator:
             return self.rng.choice(
                 [(step.hint, step.right), (feedback.NEUTRAL, None), self._foreign(step, [*steps, *others])]
             )
-        (sort,) = self.rng.choices(list(HINTS), list(HINTS.values()))
+        often = [share * (foreign if sort.startswith("other") else 1.0) for sort, share in HINTS.items()]
+        (sort,) = self.rng.choices(list(HINTS), often)
         wrong = step.wrong_hint or feedback.NEUTRAL
         match sort:
             case "right":

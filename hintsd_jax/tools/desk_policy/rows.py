@@ -82,10 +82,10 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
 
     kinds: dict[str, Callable[[], WeightedTokens]] = {
         "plain": lambda: demonstration(demonstrator.play(task(), errors)),
-        "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors),
+        "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors, phase.foreign),
         "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
         "step_feedback": lambda: demonstrator.step_feedback(*failed()),
-        "guided": lambda: demonstrator.guided(task(), task()),
+        "guided": lambda: demonstrator.guided(task(), task(), phase.contrary),
         "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
         "hint": lambda: demonstrator.judgement(task(), task(), HINT),
         "copy_drill": lambda: copy_drill(chat, rng, phase.drill_length),

@@ -36,6 +36,7 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
         "lr_end": 0.1,  # the rate at the end, as a share of the peak
         "contradict_rate": 0.2,  # hints that are not followed all the same
         "foreign": 1.0,  # factor on how often a hint is of another step or task
+        "other_faults": 0.3,  # how often a fault in a review is no wrong choice
         "contrary": 0.0,  # decisions of which what is said at the start asks for the mistake
         "clean": False,  # the demonstrator makes no mistakes yet
         "drill_length": 64,  # tokens of a copying drill
@@ -197,8 +198,17 @@ def get_config():
                     contrary=0.4,
                     foreign=2.0,
                 ),
-                "11_settle": _phase(
+                # Faults that are no wrong choice, which long reviews hide as well.
+                "11_other_faults": _phase(
                     250,
+                    {"plain": 6, "hinted": 8, "review": 24, "guided": 8, "lab_drill": 4},
+                    ((1, 1), (2, 1), (2, 2)),
+                    contrary=0.4,
+                    foreign=2.0,
+                    other_faults=0.8,
+                ),
+                "12_settle": _phase(
+                    300,
                     {
                         "plain": 6,
                         "hinted": 10,
@@ -213,6 +223,7 @@ def get_config():
                     lr=1e-3,
                     contrary=0.4,
                     foreign=2.0,
+                    other_faults=0.4,
                     drill_decisions=8,
                 ),
             },

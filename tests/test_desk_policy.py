@@ -56,6 +56,7 @@ PHASE = {
     "clean": False,
     "contradict_rate": 0.5,
     "contrary": 0.4,
+    "other_faults": 0.3,
     "foreign": 2.0,
     "shapes": ((1, 1),),
     "lengths": {

@@ -52,7 +52,7 @@ GUIDES = {"solution": 0.35, "other_solution": 0.2, "several": 0.2, "one": 0.15, 
 # How the faults of reviewed episodes are drawn: every kind alike, never by the demonstrator's habits.
 ONE_FAULT, TWO_FAULTS, EACH_FAULTY = 0.45, 0.25, 0.35
 REFUSED = 0.3  # of what judges see
-OTHER_FAULT = 0.3  # how often a fault is one of script.OTHER_FAULTS instead of a wrong choice
+OTHER_FAULTS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,12 @@ class Demonstrator:
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return episode
 
-    def play_faulty(self, task: Mapping) -> Episode:
-        """An episode with one fault or some, of every kind alike, and no others."""
+    def play_faulty(self, task: Mapping, other_faults: float = OTHER_FAULTS) -> Episode:
+        """An episode with one fault or some, of every kind alike, and no others. other_faults: how often a fault is one
+        of `script.OTHER_FAULTS` instead of a wrong choice.
+        """
         episode, env = self._begin(task)
-        actions, _ = script.with_faults(task, self._drawn_faults(task), self.rng)
+        actions, _ = script.with_faults(task, self._drawn_faults(task, other_faults), self.rng)
         for text in actions:
             self._act(episode, env, text)
         return episode
@@ -280,7 +282,7 @@ class Demonstrator:
         hints = [each.hint for each in pool if each.kind and each.kind != step.kind]
         return (self.rng.choice(hints) if hints else None), None
 
-    def _drawn_faults(self, task: Mapping) -> list[tuple[str, script.Site]]:
+    def _drawn_faults(self, task: Mapping, other_faults: float) -> list[tuple[str, script.Site]]:
         """Faults of a task, each in a request of its own."""
         rng = self.rng
         kinds = {request["kind"] for request in task["requests"]} | {"forgotten_call"}
@@ -293,7 +295,7 @@ class Demonstrator:
             chosen = rng.sample(choices, min(2 if ONE_FAULT <= draw < ONE_FAULT + TWO_FAULTS else 1, len(choices)))
         drawn = {}
         for fault, site in chosen:
-            if other and rng.random() < OTHER_FAULT:
+            if other and rng.random() < other_faults:
                 fault, places = rng.choice(other)
                 site = rng.choice(places)
             drawn.setdefault(site[0], (fault, site))

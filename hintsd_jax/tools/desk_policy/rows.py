@@ -76,7 +76,7 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
     def failed() -> tuple[dict, Episode]:
         while True:
             played = task()
-            episode = demonstrator.play_faulty(played)
+            episode = demonstrator.play_faulty(played, phase.other_faults)
             if not episode.success:
                 return played, episode
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import Action, CallTimeout, ToolCall
-from hintsd_jax.envs.openenv import OpenEnv, actions, env, options, served, session, words
+from hintsd_jax.envs.openenv import OpenEnv, actions, options, served, session, words
 from hintsd_jax.envs.protocol import checked, checked_tasks
 from hintsd_jax.envs.tool_calls import parse_action, render_call
 from hintsd_jax.errors import UserError
@@ -422,8 +422,9 @@ def test_texts_of_tools():
     with pytest.raises(RuntimeError, match="more than text"):
         say({"content": [{"type": "image", "data": ""}]})
     assert words.text_of({"metadata": {"message": "m"}, "x": 1}, "metadata.message") == "m"
+    messages = {"messages": [{"content": "a", "sender": 1}, {"content": "b"}], "prompt": "p"}
+    assert words.text_of(messages, "messages") == "a\nb" and words.text_of({"m": [{"x": 1}]}, "m") == '[{"x": 1}]'
     assert words.text_of({"x": 1}, "metadata.message") == '{"x": 1}'
-    assert env.NOTHING and env.DONE
 
 
 def test_forms_of_actions():
@@ -436,6 +437,14 @@ def test_forms_of_actions():
     assert actions.form_of({"properties": base | {"n": {}}}).name == "act"
     with pytest.raises(UserError, match="takes no text"):
         of({"move": choice}, "move")
+
+
+def test_the_class_of_an_environments_actions():
+    worlds = importlib.import_module("oe_worlds")
+    expected = {"Guessing": "Guess", "Walking": "Walk", "Coins": "CallToolAction", "Both": "Guess", "Calls": "CallToolAction"}
+    found = {name: served.action_class(getattr(worlds, name)) for name in expected}
+    assert {name: action.__name__ for name, action in found.items()} == expected
+    assert served.action_class(worlds.Unsaid) is None
 
 
 def test_addresses_of_this_machine():

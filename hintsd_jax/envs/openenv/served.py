@@ -95,20 +95,22 @@ def _app_around(env_class: type, path: str, arguments: Mapping[str, Any]) -> Any
 
 def action_class(env_class: type) -> type | None:
     """The class of actions that an environment's `step` or its base `Environment[...]` names; the calls of tools where
-    it has these. None where nothing says so.
+    it takes no others. None where nothing says so.
     """
-    base = package().Action
+    from openenv.core.env_server.mcp_environment import MCPEnvironment  # pyright: ignore[reportMissingImports]
+    from openenv.core.env_server.mcp_types import CallToolAction, ListToolsAction  # pyright: ignore[reportMissingImports]
+
     try:
-        given: list[Any] = [typing.get_type_hints(env_class.step).get("action")]  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception:  # names that only a type checker knows: the base may say it all the same
-        given = []
+        hint: Any = typing.get_type_hints(env_class.step).get("action")  # pyright: ignore[reportAttributeAccessIssue]
+    except NameError:  # of a class that only a type checker imports: the base may say it all the same
+        hint = None
+    named = [*(typing.get_args(hint) or (hint,))]
     for each in env_class.__mro__:
         for generic in vars(each).get("__orig_bases__", ()):
-            given += typing.get_args(generic)
-    for action in given:
-        if isinstance(action, type) and issubclass(action, base) and action is not base:
-            return action
-    from openenv.core.env_server.mcp_environment import MCPEnvironment  # pyright: ignore[reportMissingImports]
-    from openenv.core.env_server.mcp_types import CallToolAction  # pyright: ignore[reportMissingImports]
-
-    return CallToolAction if issubclass(env_class, MCPEnvironment) else None
+            named += typing.get_args(generic)
+    base = package().Action
+    actions = [each for each in named if isinstance(each, type) and issubclass(each, base) and each is not base]
+    own = [each for each in actions if not issubclass(each, (CallToolAction, ListToolsAction))]
+    if own:
+        return own[0]
+    return CallToolAction if actions or issubclass(env_class, MCPEnvironment) else None

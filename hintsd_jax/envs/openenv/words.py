@@ -28,7 +28,7 @@ def text_of(observation: Mapping[str, Any], path: str = "") -> str:
     """
     found = _at(observation, path) if path else None
     if found is not None:
-        return plain(found)
+        return _of_messages(found) or plain(found)
     shown = {name: value for name, value in observation.items() if name not in _HIDDEN and value is not None}
     if "tool_name" not in observation or not observation.keys() & {"result", "error"}:
         values = list(shown.values())
@@ -60,6 +60,14 @@ def _of_a_tool(observation: Mapping[str, Any]) -> str:
     if any(part["type"] != "text" for part in parts):
         raise RuntimeError(f"the tool {observation['tool_name']} answers with more than text, which is not supported")
     return "\n".join(part["text"] for part in parts)
+
+
+def _of_messages(value: Any) -> str:
+    """The contents of a list of messages; "" where it is none."""
+    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+        return ""
+    contents = [message.get("content") for message in value]
+    return "\n".join(contents) if all(isinstance(content, str) for content in contents) else ""
 
 
 def _at(value: Any, path: str) -> Any:

@@ -441,7 +441,13 @@ def test_forms_of_actions():
 
 def test_the_class_of_an_environments_actions():
     worlds = importlib.import_module("oe_worlds")
-    expected = {"Guessing": "Guess", "Walking": "Walk", "Coins": "CallToolAction", "Both": "Guess", "Calls": "CallToolAction"}
+    expected = {
+        "Guessing": "Guess",
+        "Walking": "Walk",
+        "Coins": "CallToolAction",
+        "Both": "Guess",
+        "Calls": "CallToolAction",
+    }
     found = {name: served.action_class(getattr(worlds, name)) for name in expected}
     assert {name: action.__name__ for name, action in found.items()} == expected
     assert served.action_class(worlds.Unsaid) is None

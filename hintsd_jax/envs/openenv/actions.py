@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hintsd_jax.envs.base import ToolCall
+from hintsd_jax.envs.openenv.options import module
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean
 
@@ -58,8 +59,7 @@ class Form:
 
     def mistake(self, action: Mapping[str, Any]) -> str | None:
         """What of an action does not fit the schema, for the agent; None where all does."""
-        import jsonschema  # pyright: ignore[reportMissingImports]
-
+        jsonschema = module("jsonschema")
         errors = jsonschema.validators.validator_for(self.schema)(self.schema).iter_errors(dict(action))
         worst = jsonschema.exceptions.best_match(errors)
         if worst is None:

@@ -90,6 +90,12 @@ def package() -> Any:
     return _PACKAGE
 
 
+def module(name: str) -> Any:
+    """A module of the package, or of what it is installed with. Raises UserError where the package is not installed."""
+    package()
+    return importlib.import_module(name)
+
+
 def package_version() -> str:
     """Raises UserError where the package is not installed."""
     try:

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from hintsd_jax.envs.openenv.options import Options, package
+from hintsd_jax.envs.openenv.options import Options, module, package
 from hintsd_jax.errors import UserError
 from hintsd_jax.plugins import load
 from hintsd_jax.texts import described
@@ -37,8 +37,7 @@ class Place:
             return
         # A tool that refuses what an agent asks is no news of the run; the agent reads it.
         logging.getLogger("fastmcp").setLevel(logging.CRITICAL)
-        import uvicorn  # pyright: ignore[reportMissingImports]
-
+        uvicorn = module("uvicorn")
         config = uvicorn.Config(
             app_of(options.environment, options.arguments),
             host=_HOST,
@@ -93,15 +92,13 @@ def _app_around(env_class: type, path: str, arguments: Mapping[str, Any]) -> Any
         raise UserError(f"OpenEnv environment {path!r} cannot be served: {described(error)}") from error
 
 
-def action_class(env_class: type) -> type | None:
+def action_class(env_class: Any) -> type | None:
     """The class of actions that an environment's `step` or its base `Environment[...]` names; the calls of tools where
     it takes no others. None where nothing says so.
     """
-    from openenv.core.env_server.mcp_environment import MCPEnvironment  # pyright: ignore[reportMissingImports]
-    from openenv.core.env_server.mcp_types import CallToolAction, ListToolsAction  # pyright: ignore[reportMissingImports]
-
+    types = module("openenv.core.env_server.mcp_types")
     try:
-        hint: Any = typing.get_type_hints(env_class.step).get("action")  # pyright: ignore[reportAttributeAccessIssue]
+        hint: Any = typing.get_type_hints(env_class.step).get("action")
     except NameError:  # of a class that only a type checker imports: the base may say it all the same
         hint = None
     named = [*(typing.get_args(hint) or (hint,))]
@@ -110,7 +107,7 @@ def action_class(env_class: type) -> type | None:
             named += typing.get_args(generic)
     base = package().Action
     actions = [each for each in named if isinstance(each, type) and issubclass(each, base) and each is not base]
-    own = [each for each in actions if not issubclass(each, (CallToolAction, ListToolsAction))]
+    own = [each for each in actions if not issubclass(each, (types.CallToolAction, types.ListToolsAction))]
     if own:
         return own[0]
-    return CallToolAction if actions or issubclass(env_class, MCPEnvironment) else None
+    return types.CallToolAction if actions or issubclass(env_class, package().MCPEnvironment) else None

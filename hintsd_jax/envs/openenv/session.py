@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hintsd_jax.envs.base import CallTimeout
-from hintsd_jax.envs.openenv.options import package
+from hintsd_jax.envs.openenv.options import module
 
 _SECONDS = 86_400.0  # of an answer: the trainer's own limit on a call comes first
 _SCHEMA_SECONDS = 30.0
@@ -108,8 +108,7 @@ def action_schema(url: str) -> Mapping[str, Any]:
     """The JSON schema of the actions that the server at `url` takes. Raises ValueError where it is no server of the
     package, and httpx's error where none answers.
     """
-    import httpx  # pyright: ignore[reportMissingImports]
-
+    httpx = module("httpx")
     address = url.replace("ws", "http", 1) if url.startswith("ws") else url
     answer = httpx.get(f"{address}/schema", timeout=_SCHEMA_SECONDS, trust_env=not is_local(url))
     schema = answer.json().get("action") if answer.status_code == httpx.codes.OK else None
@@ -129,10 +128,9 @@ def is_local(url: str) -> bool:
 
 @functools.cache
 def _client_class() -> Any:
-    package()
-    from openenv.core.generic_client import GenericEnvClient  # pyright: ignore[reportMissingImports]
+    client: Any = module("openenv.core.generic_client").GenericEnvClient
 
-    class OneSession(GenericEnvClient):
+    class OneSession(client):
         _begun = False
 
         async def _connect_async(self) -> Any:

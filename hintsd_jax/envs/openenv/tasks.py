@@ -70,7 +70,7 @@ def _placed(options: Options) -> Place:
     except Exception as error:  # of the network, or no server of the package
         place.close()
         raise UserError(
-            f"openenv: no environment server answers at {place.url}: start it, or give another"
+            f"openenv: no environment server answers at {options.environment}: start it, or give another"
             f" env.options.environment ({described(error, with_place=False)})"
         ) from error
     return place

@@ -7,8 +7,8 @@ Hardware: as configs/textworld.py
 Expect:   see docs/openenv.md. Look at episodes before anything else: hintsd-jax check --config=openenv
           --config.env.options.environment=package.module:name
 
-A server with few sessions: --config.rollout.slots=6 --config.env.resets_ahead=2 for one with 8, --config.rollout.slots=1
---config.env.resets_ahead=0 for one with 1.
+A server with few sessions: --config.rollout.slots=6 --config.env.resets_ahead=2 for one with 8,
+--config.rollout.slots=1 --config.env.resets_ahead=0 for one with 1.
 """
 
 from hintsd_jax.configs import textworld

@@ -130,10 +130,10 @@ def by_the_package(url, task, moves, field="") -> tuple[list[Any], float | None]
         return seen, None
 
 
-def through_the_loop(given, tasks, rollouts, script, isolation="auto") -> Any:
+def through_the_loop(given, tasks, rollouts, script, isolation="auto", slots=2) -> Any:
     """What the collector makes of the scripts of all episodes."""
     chat = ChatFormat(make_tokenizer(), history="keep")
-    engine = ScriptedEngine(chat, lambda job: script(job.episode), EngineConfig(2, MOST, MOST))
+    engine = ScriptedEngine(chat, lambda job: script(job.episode), EngineConfig(slots, MOST, MOST))
     host = host_for(OpenEnv, "openenv", given, isolation, memory_gib=4.0)
     config = RolloutConfig(MOST, MOST, Sampling(1.0, 1.0, 0, MOST))
     try:
@@ -209,13 +209,15 @@ def test_whole_episodes_through_the_loop_in_processes_on_a_class_of_this_machine
     assert [episode.reward for episode in result.episodes[:4]] == [1.0, 0.0, -0.125, 1.0]
 
 
-def test_episodes_side_by_side_wait_for_a_session_of_a_server_with_two():
-    """The server gives two at once; five slots and resets ahead ask for more."""
-    server = served_here("guessing")
+@pytest.mark.parametrize(("name", "sessions"), [("Guessing", 1), ("guessing", 2)])
+def test_a_server_with_as_many_sessions_as_there_are_slots_plays_one_episode_after_the_other(name, sessions):
+    """It learns a moment too late that an episode is over, and has no session for the next one until then."""
+    server = served_here(name)
+    script = ["3", "4", "<think>5</think>6", "8"]
     try:
         given = {"environment": server.url}
         tasks = OpenEnv.tasks("train", "unused", **given, size=3)
-        result = through_the_loop(given, tasks, 2, lambda episode: ["3", "4", "<think>5</think>6", "8"], "thread")
+        result = through_the_loop(given, tasks, 2, lambda episode: script, "thread", sessions)
         expected = [by_the_package(server.url, task, ["3", "4", "6", "8"], "guess")[1] for task in tasks]
     finally:
         server.close()

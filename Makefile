@@ -13,7 +13,7 @@ CODE   := hintsd_jax configs tests benchmarks docs examples
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages site test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages site test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers openenv desk-policy real-policy real-parity clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -28,6 +28,7 @@ help:
 	@echo "make textworld    install TextWorld"
 	@echo "make textarena    install TextArena"
 	@echo "make verifiers    install the package verifiers"
+	@echo "make openenv      install OpenEnv"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy-24 again (80 minutes)"
@@ -57,6 +58,9 @@ textarena: $(VENV)/.installed-textarena
 
 # The package that runs tasksets of verifiers.
 verifiers: $(VENV)/.installed-verifiers
+
+# OpenEnv's client and server.
+openenv: $(VENV)/.installed-openenv
 
 test: lint $(VENV)/.installed-bfcl $(VENV)/.installed-textworld $(VENV)/.installed-textarena $(LIBTPU)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=8
@@ -135,6 +139,11 @@ $(VENV)/.installed-textarena: requirements-textarena.txt $(VENV)/.installed
 $(VENV)/.installed-verifiers: requirements-verifiers.txt $(VENV)/.installed
 	@echo "installing requirements-verifiers.txt"
 	@$(PIP) -r requirements-verifiers.txt
+	@touch $@
+
+$(VENV)/.installed-openenv: requirements-openenv.txt $(VENV)/.installed
+	@echo "installing requirements-openenv.txt"
+	@$(PIP) -r requirements-openenv.txt
 	@touch $@
 
 # The engine's own step unpacks the apps; what it unpacks beside the package stays under .cache too.

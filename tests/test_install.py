@@ -106,7 +106,7 @@ def test_it_is_the_wheel_that_is_imported(installed, tmp_path):
     )
     file, extras = run(installed / "bin" / "python", "-c", code, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(installed) and not Path(file).is_relative_to(ROOT)
-    assert extras == "bfcl cuda dev gs mlflow s3 tpu trackio wandb"
+    assert extras == "bfcl cuda dev gs mlflow openenv s3 tpu trackio wandb"
     assert (Path(file).parent / "py.typed").exists()
     assert "optim.lr" in run(installed / "bin" / "python", "-m", "hintsd_jax", "--help", cwd=tmp_path)
 

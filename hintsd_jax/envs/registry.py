@@ -20,6 +20,7 @@ _PATHS = {
     "appworld": "hintsd_jax.envs.appworld:AppWorld",
     "textarena": "hintsd_jax.envs.textarena:TextArena",
     "textworld": "hintsd_jax.envs.textworld:TextWorld",
+    "openenv": "hintsd_jax.envs.openenv:OpenEnv",
     "verifiers": "hintsd_jax.envs.verifiers:Verifiers",
 }
 

@@ -352,7 +352,7 @@ def test_what_cannot_be_played_is_refused_in_one_line(given, told):
 def test_a_split_or_a_package_that_is_not_there(monkeypatch):
     with pytest.raises(UserError, match="train, eval, test"):
         OpenEnv.tasks("valid", "unused", **GUESSING)
-    monkeypatch.setattr(options, "_PACKAGE", None)
+    monkeypatch.setattr(options, "_OPENENV", None)
     reset = partial(OpenEnv(**GUESSING).reset, {"id": "x", "seed": 0})
     for ask in (partial(OpenEnv.tasks, "train", "unused", **GUESSING), reset):
         with pytest.raises(UserError, match="make openenv"):

@@ -44,7 +44,7 @@ class OpenEnv:
 
     @classmethod
     def version(cls) -> str:
-        return f"openenv {options.package_version()}"
+        return f"openenv {options.PACKAGE.version()}"
 
     @classmethod
     def tasks(cls, split: str, data_dir: str, /, **given: Any) -> Sequence[Mapping[str, Any]]:

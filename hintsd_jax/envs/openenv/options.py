@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from hintsd_jax.envs.packages import Package
 from hintsd_jax.errors import UserError
 
 SPLITS = ("train", "eval", "test")
@@ -17,8 +17,16 @@ MOST = 1_000_000  # seeds of a split
 _SEEDS = 100  # of the options
 _SCHEMES = ("http://", "https://", "ws://", "wss://")
 _OURS = ("seed", "episode_id")  # of a reset
-_MISSING = "environment openenv: its package is not installed: make openenv"
-_PARTS = ("generic_client", "env_server.http_server", "env_server.mcp_environment")  # what is needed to play
+PACKAGE = Package("openenv")
+_PARTS = (  # what is needed to play
+    "openenv.core.generic_client",
+    "openenv.core.env_server.http_server",
+    "openenv.core.env_server.mcp_environment",
+    "uvicorn",
+    "httpx",
+    "jsonschema",
+    "websockets.asyncio.client",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,42 +71,17 @@ class Options:
         return self.environment.startswith(_SCHEMES)
 
 
-def _imported() -> Any:
-    """The package, imported with this module: then every process of an environment is forked with it, which saves each
-    of them seconds. None where it is not installed.
-    """
-    try:
-        package = importlib.import_module("openenv.core")
-        for name in _PARTS:
-            importlib.import_module(f"openenv.core.{name}")
-        for name in ("uvicorn", "httpx", "jsonschema", "websockets.asyncio.client"):
-            importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != "openenv":
-            raise
-        return None
-    return package
-
-
-_PACKAGE = _imported()
+_OPENENV = PACKAGE.imported("openenv.core", *_PARTS)
 
 
 def package() -> Any:
     """The package `openenv.core`. Raises UserError where it is not installed."""
-    if _PACKAGE is None:
-        raise UserError(_MISSING)
-    return _PACKAGE
+    if _OPENENV is None:
+        raise PACKAGE.missing
+    return _OPENENV
 
 
 def module(name: str) -> Any:
     """A module of the package, or of what it is installed with. Raises UserError where the package is not installed."""
     package()
     return importlib.import_module(name)
-
-
-def package_version() -> str:
-    """Raises UserError where the package is not installed."""
-    try:
-        return version("openenv")
-    except PackageNotFoundError:
-        raise UserError(_MISSING) from None

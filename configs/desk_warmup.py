@@ -2,7 +2,7 @@
 
 Command:  make desk-policy, which is
           python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy-24
-Hardware: 2 CPU cores, 80 minutes.
+Hardware: 2 CPU cores, less than three hours.
 Expect:   assets/desk-policy-24; what it can do, and what not: docs/desk.md. (assets/desk-policy is of an earlier
           warm-up, on six kinds.)
 
@@ -15,6 +15,11 @@ must be copied too, or a review never learns its step numbers. Look-ups come fro
 updates (97 % of the names); from rows with up to six they did not come in 500 (10 %). Tokens of one word begin alike
 (`training.alike_by_word`). Then hints that are right, wrong and of other steps, so that words count and not their
 presence; reviews whose faults fall on every kind alike; plain rows beside all that, or the habits drift.
+
+Reviews of long episodes come from long episodes: after phase 7, which had few, their recall was 77 %, after phase 9 it
+was 99 %. A solution at the start is not read as long as it says what the request says too: the same task's solution
+helped .02 more than another's after drills, .04 after 200 updates of solutions of which some decisions were the
+mistake, on short rows, and .21 once those stood in long ones.
 """
 
 from ml_collections import ConfigDict

@@ -156,7 +156,7 @@ class Demonstrator:
         decisions = [number for number, step in steps if step.kind]
         said = {number: (step.hint, step.right) for number, step in steps}
         for number, step in steps:
-            if contrary and step.kind in DECISIONS and self.rng.random() < contrary:
+            if contrary and step.kind in DECISIONS and step.wrong and step.wrong_hint and self.rng.random() < contrary:
                 said[number] = step.wrong_hint, step.wrong
         covered = (
             []

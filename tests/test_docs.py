@@ -106,6 +106,8 @@ def refused(words: list[str], complete: bool) -> str:
     match words:
         case ["export", _] | [".", ".venv/bin/activate"] | ["pip", "check"]:
             return ""
+        case ["openenv", "init", _] | ["uvicorn", _, *_]:  # of OpenEnv, which is not installed here
+            return ""
         case ["pip", "install", "--no-deps", "-r", file]:
             return "" if (ROOT / file).is_file() else "no such file"
         case ["make", target]:

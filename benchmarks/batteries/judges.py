@@ -41,7 +41,7 @@ from tests.chat_server import serving
 KEY = "sk-Zz9+4711/0815-secret=="
 MAX_TOKENS = 512
 HEAD = b"HTTP/1.1 200 OK\r\n"
-SETTINGS = EndpointSection(model="m", key_env="JUDGE_KEY", timeout_s=1.0, retries=1, backoff_s=0.0, max_failures=50)
+SETTINGS = EndpointSection(model="m", key_env="JUDGE_KEY", timeout_s=5.0, retries=1, backoff_s=0.0, max_failures=50)
 STEPS = ("hint_sd step: max_tokens", "hint_sd step: truncated", "hint_sd step: too long", "hint_sd step: right")
 
 Script = Callable[[Any], object]

@@ -14,7 +14,8 @@ def get_config():
     config = desk.get_config()
     config.policy.path = "assets/desk-policy-24"
 
-    config.env.options = {"seed": 0, "length": 8, "difficulty": 6, "kinds": "all"}
+    # Not seed 0: its test tasks were looked at while the policy was made.
+    config.env.options = {"seed": 1, "length": 8, "difficulty": 6, "kinds": "all"}
     config.rollout.context = 576  # an episode takes 439 to 504 tokens in 22 to 24 steps
     config.rollout.max_steps = 32
 

@@ -57,6 +57,21 @@ def test_a_wait_without_end_is_ended_by_it(wait):
             wait()
 
 
+def test_one_that_python_ignores_is_raised_at_the_next_point():
+    class Dying:
+        def __del__(self):
+            send()
+            time.sleep(30)
+
+    before = sys.unraisablehook
+    with handled():
+        Dying()
+        assert requested()
+        with pytest.raises(Interrupted):
+            interruption.wait(threading.Event(), 30)
+    assert sys.unraisablehook is before
+
+
 def test_what_is_left_can_still_be_waited_for_and_other_threads_go_on():
     done, seen = threading.Event(), []
     with handled(), deferred():

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 # For launchers: the same command continues the run (EX_TEMPFAIL of sysexits.h); and the shell's status after Ctrl-C.
@@ -82,10 +83,12 @@ def handled() -> Iterator[None]:
     outer, _requests = _requests, requests
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, lambda number, _: _arrived(requests)) for number in _SIGNALS}
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_ignored, requests, sys.unraisablehook)
     watcher.start()
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
@@ -180,6 +183,16 @@ def _arrived(requests: _Requests) -> None:
     while not requests.why and time.monotonic() < until:
         time.sleep(0.001)
     check()
+
+
+def _ignored(requests: _Requests, outer: Callable[[Any], object], unraisable: Any) -> None:
+    """Python ignores what is raised in a destructor, or where the garbage collector calls back: so an Interrupted there
+    was not raised, and the next point at which the run can be left raises it.
+    """
+    if isinstance(unraisable.exc_value, Interrupted):
+        requests.raised = False
+    else:
+        outer(unraisable)
 
 
 def _watch(reading: int, requests: _Requests) -> None:

@@ -2,11 +2,11 @@
 
 Command:  make desk-policy, which is
           python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy-24
-Hardware: 2 CPU cores, less than three hours.
+Hardware: 2 CPU cores, about three hours.
 Expect:   assets/desk-policy-24; what it can do, and what not: docs/desk.md. (assets/desk-policy is of an earlier
           warm-up, on six kinds.)
 
-All phases run in one sitting. A run that was stopped goes on with the same command, from its last checkpoint in
+All phases run in one go. A run that was stopped goes on with the same command, from its last checkpoint in
 runs/desk_policy (--workdir); phases that have not begun may be changed meanwhile. Remove that folder to begin anew.
 
 What the order follows, as it was found by trying: nothing is looked up before copying is learned, and copying comes

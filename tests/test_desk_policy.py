@@ -185,7 +185,7 @@ def test_faults_fall_on_every_kind_alike(demonstrator):
     counts, faults = Counter(), Counter()
     for index in range(200):
         task = generate_task(79, index, 8, 6, "all")
-        drawn = demonstrator._drawn_faults(task, demonstrator_module.OTHER_FAULTS)
+        drawn = demonstrator._drawn_faults(task, demonstrator_module.OTHER_SHARE)
         assert len({hour for _, (hour, _) in drawn}) == len(drawn) > 0
         counts[len(drawn)] += 1
         faults.update(fault for fault, _ in drawn)

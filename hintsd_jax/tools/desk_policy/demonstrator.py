@@ -52,7 +52,7 @@ GUIDES = {"solution": 0.35, "other_solution": 0.2, "several": 0.2, "one": 0.15, 
 # How the faults of reviewed episodes are drawn: every kind alike, never by the demonstrator's habits.
 ONE_FAULT, TWO_FAULTS, EACH_FAULTY = 0.45, 0.25, 0.35
 REFUSED = 0.3  # of what judges see
-OTHER_FAULTS = 0.3
+OTHER_SHARE = 0.3  # of faults that are no wrong choice, where nobody says another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Demonstrator:
         demos.demonstrate(task, self.rng, on_step, error_scale)
         return episode
 
-    def play_faulty(self, task: Mapping, other_faults: float = OTHER_FAULTS) -> Episode:
+    def play_faulty(self, task: Mapping, other_faults: float = OTHER_SHARE) -> Episode:
         """An episode with one fault or some, of every kind alike, and no others. other_faults: how often a fault is one
         of `script.OTHER_FAULTS` instead of a wrong choice.
         """
@@ -115,7 +115,8 @@ class Demonstrator:
 
         Args:
           other_task: where hints of another task come from.
-          contradict_rate, error_scale: of hints, and of the habits.
+          contradict_rate: share of such hints that are not followed.
+          error_scale: factor on the habits' rates.
           foreign: factor on how often a hint is of another step or task.
         """
         episode, env = self._begin(task)

@@ -2,11 +2,11 @@
 of one kind alone, and the chance of the right candidate is looked at for every kind, before and after.
 
   python -m benchmarks.carry_over --out=benchmarks/results/carry_over.md
-  python -m benchmarks.carry_over --kinds=all --length=8 --difficulty=6 --policy=DIR
+  python -m benchmarks.carry_over --policy=DIR --updates=6 --rows=12 --tasks=20
 
 Where one distils matters if the others hardly change: the wanted bound is 5 points. Lessons are decisions of the
 train split: cross-entropy on the whole right action, without a hint and after right steps only, by Adam at the
-learning rate of configs/desk.py. The chances are of the test split, at temperature 1, after right steps too.
+same learning rate for every kind. The chances are of the test split, at temperature 1, after right steps too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import optax
 from benchmarks.pages import markdown_table
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
-from hintsd_jax.envs.desk.kinds import CATALOGUES
+from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.tasks import desk_tasks
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
@@ -54,14 +54,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=100, help="of the test split")
     parser.add_argument("--updates", type=int, default=8, help="on each kind")
     parser.add_argument("--rows", type=int, default=16, help="lessons an update")
-    parser.add_argument("--length", type=int, default=4, help="requests a task")
-    parser.add_argument("--difficulty", type=int, default=3, help="decisions a task")
-    parser.add_argument("--kinds", choices=sorted(CATALOGUES), default="six", help="of decisions")
+    parser.add_argument("--length", type=int, default=8, help="requests a task")
+    parser.add_argument("--difficulty", type=int, default=6, help="decisions a task")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     policy, params = load_policy(arguments.policy, remat=False)
     demonstrator = Demonstrator(ChatFormat(load_tokenizer(arguments.policy)), seed=0)
-    shape = {name: getattr(arguments, name) for name in ("length", "difficulty", "kinds")}
+    shape = {"length": arguments.length, "difficulty": arguments.difficulty}
 
     def decisions(split: str, count: int) -> list[Decision]:
         tasks = desk_tasks(split, arguments.data_dir, **shape)[:count]
@@ -85,14 +84,14 @@ def main() -> None:
         return chances(weights)
 
     before, lines = chances(params), []
-    for kind in CATALOGUES[arguments.kinds]:
+    for kind in DECISIONS:
         own, mean, most, change = changes(before, taught([d for d in train if d.kind == kind]), kind)
         within = "yes" if abs(change) <= BOUND else "no"
         lines.append([kind, f"{before[kind]:.2f}", f"{own:+.2f}", f"{mean:+.2f}", f"{change:+.2f} ({most})", within])
         print(*lines[-1], flush=True)
     head = ["taught", "p(right) before", "its change", "others, mean", "others, largest", f"within {BOUND:.2f}"]
     shown = f"{arguments.updates} updates of {arguments.rows} lessons on one kind; {arguments.length} requests,"
-    shown += f" {arguments.difficulty} decisions, kinds: {arguments.kinds}; {arguments.tasks} test tasks"
+    shown += f" {arguments.difficulty} decisions; {arguments.tasks} test tasks"
     text = f"# What a lesson at one kind does to the others\n\n{shown}.\n\n{markdown_table(head, lines)}\n"
     print(text)
     if arguments.out:

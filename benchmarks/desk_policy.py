@@ -2,7 +2,7 @@
 success at the start, nothing.
 
   python -m benchmarks.desk_policy --out=benchmarks/results/desk_policy.md
-  python -m benchmarks.desk_policy --kinds=all --length=8 --difficulty=6 --policy=DIR
+  python -m benchmarks.desk_policy --length=16 --difficulty=12 --policy=DIR
 
 All at temperature 1, after right steps only. "Sampled" is the mean probability of the whole right action, "greedy" the
 share of decisions where the right action is likelier than the usual mistake; "p(right)" and "p(mistake)" are of the one
@@ -21,7 +21,6 @@ from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.desk.demonstrations import ReferenceStep, reference_steps
 from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.envs.desk.feedback import without_names
-from hintsd_jax.envs.desk.kinds import CATALOGUES
 from hintsd_jax.envs.desk.tasks import desk_tasks
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy.demonstrator import PROMPTS, Decision, Demonstrator
@@ -70,20 +69,19 @@ def main() -> None:
     parser.add_argument("--policy", default="assets/desk-policy")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--length", type=int, default=4, help="requests a task")
-    parser.add_argument("--difficulty", type=int, default=3, help="decisions a task")
-    parser.add_argument("--kinds", choices=sorted(CATALOGUES), default="six", help="of decisions")
+    parser.add_argument("--length", type=int, default=8, help="requests a task")
+    parser.add_argument("--difficulty", type=int, default=6, help="decisions a task")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.policy)
     policy, params = load_policy(arguments.policy, remat=False)
-    shape = {name: getattr(arguments, name) for name in ("length", "difficulty", "kinds")}
+    shape = {"length": arguments.length, "difficulty": arguments.difficulty}
     tasks = desk_tasks("test", arguments.data_dir, **shape)[: arguments.tasks]
     reports = {
         words: decision_probabilities(params, policy, decisions)
         for words, decisions in told(Demonstrator(ChatFormat(tokenizer), seed=0), tasks)
     }
-    shown = f"{arguments.length} requests, {arguments.difficulty} decisions, kinds: {arguments.kinds}"
+    shown = f"{arguments.length} requests, {arguments.difficulty} decisions"
     text = f"# A policy on {len(tasks)} test tasks of Desk\n\n{shown}.\n"
     lines = []
     nothing = reports["nothing"]["all"]

@@ -56,7 +56,7 @@ def measure(section: Section, path: Path) -> None:
     tokenizer = load_tokenizer(path)
     chat = ChatFormat(tokenizer)
     player = Demonstrator(chat, 0)
-    episodes = [player.play(generate_task(0, index)) for index in range(rows)]
+    episodes = [player.play(generate_task(0, index, 4, 3)) for index in range(rows)]
     length = max(len(episode.tokens) for episode in episodes)
     tokens_BT = np.zeros((rows, length), np.int32)
     for b, episode in enumerate(episodes):

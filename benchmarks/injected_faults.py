@@ -51,7 +51,6 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
     """
     if environment == "desk":
         from hintsd_jax.envs.desk import script
-        from hintsd_jax.envs.desk.kinds import CATALOGUES
 
         def request(task: Mapping, episode: Episode, step: int) -> str:
             """The kind of request that was open; one is closed by an action without a call."""
@@ -59,8 +58,7 @@ def scripts_of(environment: str, style: str, options: Mapping[str, Any] = Mappin
             return task["requests"][sum(not (action.calls or action.problem) for action in actions)]["kind"]
 
         # What the embedded policy saw in its warm-up, with hints in the demonstrator's words, and what it never saw.
-        decisions = [f"wrong_{kind}" for kind in CATALOGUES[options.get("kinds", "six")]]
-        known = [kind for kind in script.CHOICES if kind in decisions or kind == "forgotten_call"]
+        known = list(script.CHOICES)
         other = [kind for kind in script.FAULTS if kind not in script.CHOICES]
         right = lambda task: script.ground_truth(task, style).actions
         faulty = lambda task, kind, seed: script.with_fault(task, kind, seed, style=style)

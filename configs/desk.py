@@ -2,7 +2,7 @@
 
 Command:  hintsd-jax train --config=desk --workdir=runs/desk   (or: make demo)
 Hardware: 2 CPU cores, no accelerator.
-Expect:   held-out Avg@4 from 38 % to about 90 %, greedy success from 15 % to 95 % and more; see docs/desk.md.
+Expect:   held-out Avg@4 from 20 % to about 85 % on tasks of eight requests; see docs/desk.md.
 
 Other algorithms and controls are overrides: --config.algorithm=grpo, --config.hindsight.select=random,
 --config.optim.lr=0 (nothing may rise), --config.hindsight.analyser=environment (PRIVILEGED: reads the ground truth, the
@@ -21,37 +21,37 @@ def get_config():
     config.mesh.data, config.mesh.fsdp = -1, 1  # a copy on every device
 
     config.env.name = "desk"
-    config.env.options = {"seed": 0, "length": 4, "difficulty": 3}
+    # Eight requests, six of them decisions. Not seed 0: its test tasks were looked at while the policy was made.
+    config.env.options = {"seed": 1, "length": 8, "difficulty": 6}
     config.env.call_timeout_s = 10.0
     config.tasks.tasks_per_step = 16
     config.tasks.rollouts = 4
 
     config.rollout.slots = 64
-    config.rollout.context = 288  # an episode takes about 245 tokens in 11 or 12 steps
-    config.rollout.max_steps = 16
+    config.rollout.context = 576  # an episode takes 439 to 504 tokens in 22 to 24 steps
+    config.rollout.max_steps = 32
     config.rollout.max_action_tokens = 32
     config.rollout.prefill_buckets = (9, 16, 64)  # what the office answers takes 9, 15 to 17, 19 or 22 tokens
     config.rollout.prefill_rows = 6
     config.rollout.overlap_env = False  # an office answers in microseconds
 
     config.hindsight.prompts = "compact"  # the only ones that the embedded policy was brought up with
-    config.hindsight.max_tokens = 112
-    config.hindsight.context = 400
+    config.hindsight.max_tokens = 176
+    config.hindsight.context = 768
 
-    config.batch.length_buckets = (160, 288)
+    config.batch.length_buckets = (320, 576)
     config.batch.branch_buckets = (72,)
     config.batch.action_buckets = (36,)
-    config.batch.whole_episode_buckets = (640, 176)
     config.batch.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.
-    config.optim.lr = 3e-4
-    # 0.999 would freeze these teachers over 12 updates; SDPO's own is 0.95.
+    config.optim.lr = 1e-3
+    # 0.999 would freeze these teachers over 8 updates; SDPO's own is 0.95.
     for name in ("hint_sd", "hint_sd_single", "hint_sd+grpo", "openclaw_rl"):
         config.algorithm_defaults[name] = {"optim": {"ema_decay": 0.97}}
     # The embedded policy was brought up to follow what stands right before a step, not within an earlier message.
     config.algorithm_defaults["openclaw_rl"]["hindsight"] = {"feedback_position": "target"}
-    config.optim.steps = 12
+    config.optim.steps = 8
 
     config.eval.every = 4
     config.eval.tasks = 40

@@ -10,8 +10,13 @@ from hintsd_jax.configs import desk
 
 def get_config():
     config = desk.get_config()
+    config.env.options = {"seed": 0, "length": 4, "difficulty": 3}
     config.tasks.tasks_per_step = 4
     config.rollout.slots = 16
+    config.rollout.context = 288
+    config.rollout.max_steps = 16
+    config.hindsight.max_tokens = 112
+    config.hindsight.context = 400
     # One shape of each program: most of so short a run is compiling.
     config.rollout.prefill_buckets = (16, 288)
     config.batch.length_buckets = (288,)

@@ -1,10 +1,9 @@
-"""Makes an embedded Desk policy for all 24 kinds of decision.
+"""Makes the embedded Desk policy.
 
 Command:  make desk-policy, which is
-          python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy-24
+          python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
 Hardware: 2 CPU cores, about three hours.
-Expect:   assets/desk-policy-24; what it can do, and what not: docs/desk.md. (assets/desk-policy is of an earlier
-          warm-up, on six kinds.)
+Expect:   assets/desk-policy; what it can do, and what not: docs/desk.md.
 
 All phases run in one go. A run that was stopped goes on with the same command, from its last checkpoint in
 runs/desk_policy (--workdir); phases that have not begun may be changed meanwhile. Remove that folder to begin anew.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.habits import FORGETS, HABITS, error_rate
-from hintsd_jax.envs.desk.kinds import CATALOGUES, DECISIONS, FAMILIES, FOLLOW_UPS, PLAIN_KINDS
+from hintsd_jax.envs.desk.kinds import DECISIONS, FAMILIES, FOLLOW_UPS, PLAIN_KINDS
 from hintsd_jax.envs.desk.names import NAMES
 
 
@@ -19,19 +19,14 @@ def test_no_label_belongs_to_two_kinds_and_half_of_the_kinds_exclude():
     assert len(labels) == len(set(labels)) == 2 * len(DECISIONS) == 48
     assert Counter(kind.excludes for kind in DECISIONS.values()) == {True: 12, False: 12}
     assert all(Counter(kind.family.effect for kind in DECISIONS.values())[f.effect] == 4 for f in FAMILIES.values())
-    assert not any(DECISIONS[kind].excludes for kind in CATALOGUES["six"])
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0, 1))
 def test_tasks_of_any_length(index, length, share):
     difficulty = round(share * length)
-    task = generate_task(11, index, length, difficulty, "all")
-    assert (
-        task
-        == generate_task(11, index, length, difficulty, "all")
-        != generate_task(12, index, length, difficulty, "all")
-    )
+    task = generate_task(11, index, length, difficulty)
+    assert task == generate_task(11, index, length, difficulty) != generate_task(12, index, length, difficulty)
     requests = task["requests"]
     decisions = [request for request in requests if request["kind"] in DECISIONS]
     assert (len(requests), len(decisions)) == (length, difficulty)
@@ -53,7 +48,7 @@ def test_tasks_of_any_length(index, length, share):
 def test_kinds_repeat_and_follow_ups_come_after_what_they_follow():
     repeated = followed = sent = 0
     for index in range(50):
-        requests = generate_task(13, index, 16, 12, "all")["requests"]
+        requests = generate_task(13, index, 16, 12)["requests"]
         kinds = [request["kind"] for request in requests if request["label"]]
         repeated += len(set(kinds)) < len(kinds)
         made, copies = set(), set()
@@ -75,16 +70,15 @@ def test_kinds_repeat_and_follow_ups_come_after_what_they_follow():
 @pytest.mark.parametrize(
     "shape, says",
     [
-        ((0, 0, "all"), "1 request or more"),
-        ((3, 4, "all"), "0 to all are decisions, got length=3, difficulty=4"),
-        ((61, 61, "all"), "up to 240 names.*244 are too many"),
-        ((9, 3, "six"), "six kinds has 0-6 decisions and 0-2 other requests, got length=9"),
+        ((0, 0), "1 request or more"),
+        ((3, 4), "0 to all are decisions, got length=3, difficulty=4"),
+        ((61, 61), "up to 240 names.*244 are too many"),
     ],
 )
 def test_what_cannot_be_made_is_refused(shape, says):
     with pytest.raises(ValueError, match=says):
         generate_task(0, 0, *shape)
-    assert len(NAMES) == 240 and len(generate_task(0, 0, 60, 60, "all")["requests"]) == 60
+    assert len(NAMES) == 240 and len(generate_task(0, 0, 60, 60)["requests"]) == 60
 
 
 def errs(kind, wanted, listed):
@@ -130,7 +124,7 @@ def test_the_start_at_length_8(temperature, low, high):
     accuracy = 1 - sum(expected_errors(kind, sharp) for kind in HABITS) / len(HABITS)
     played, decided = [], []
     for index in range(1500):
-        task = generate_task(14, index, 8, 6, "all")
+        task = generate_task(14, index, 8, 6)
         chances = [1.0, 1.0]
         for request in task["requests"]:
             chances[request["label"] is not None] *= 1 - sharp(error_rate(task, request))

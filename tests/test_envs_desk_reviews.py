@@ -11,7 +11,7 @@ from hintsd_jax.envs.desk import reviews, script
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.kinds import DECISIONS
 
-TASKS = [generate_task(9, index, 8, 6, "all") for index in range(60)]
+TASKS = [generate_task(9, index, 8, 6) for index in range(60)]
 
 
 def test_reviews_of_any_play_name_the_reported_faults():

@@ -11,7 +11,7 @@ from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.tool_calls import parse_action
 
-TASKS = [*(generate_task(5, index) for index in range(10)), *(generate_task(5, n, 8, 6, "all") for n in range(50))]
+TASKS = [*(generate_task(5, index) for index in range(10)), *(generate_task(5, n, 8, 6) for n in range(50))]
 HARMLESS = ("wrong_order",)  # within one request the order does not count
 
 
@@ -98,9 +98,9 @@ def test_kinds_of_sites():
     assert script.sites(task, "wrong_copy") == [(hours.index("copy"), 1)]
     assert script.sites(task, "forgotten_call") == [(hours.index("tell"), 1)]
     assert script.sites(task, "wrong_order") == [(hours.index("tell"), 0)]
-    assert script.sites(task, "early_stop") == [(3, 0)]
+    assert script.sites(task, "early_stop") == [(len(hours) - 1, 0)]
     assert [hour for hour, _ in script.sites(task, "dropped_call")] == [
-        hour for hour in range(4) if hours[hour] != "tell"
+        hour for hour, kind in enumerate(hours) if kind != "tell"
     ]
     absent = next(kind for kind in DECISIONS if kind not in hours)
     assert script.sites(task, f"wrong_{absent}") == [] and script.with_fault(task, f"wrong_{absent}", 0) is None

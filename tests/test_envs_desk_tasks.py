@@ -43,9 +43,9 @@ def test_seed_and_shape_are_options(data_dir, monkeypatch):
     assert first[:2] == [first[0], first[1]]
 
 
-def test_any_length_with_all_kinds(data_dir, monkeypatch):
+def test_any_length(data_dir, monkeypatch):
     monkeypatch.setattr(desk_tasks_module, "SPLITS", {"train": 3, "eval": 3, "test": 3})
-    tasks = {split: Desk.tasks(split, data_dir, length=40, difficulty=30, kinds="all") for split in ("train", "test")}
+    tasks = {split: Desk.tasks(split, data_dir, length=40, difficulty=30) for split in ("train", "test")}
     assert all(len(task["requests"]) == 40 for split in tasks.values() for task in split)
     assert tasks["train"][0] != tasks["test"][0]
 
@@ -53,11 +53,9 @@ def test_any_length_with_all_kinds(data_dir, monkeypatch):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"length": 9, "difficulty": 3}, "a Desk task of six kinds has"),
-        ({"length": 2, "difficulty": 7}, "a Desk task of six kinds has"),
-        ({"length": 0, "difficulty": 0}, "a Desk task of six kinds has"),
-        ({"length": 99, "difficulty": 50, "kinds": "all"}, "names.* are too many, got length=99, difficulty=50"),
-        ({"kinds": "al"}, "env.options.kinds = 'al' is unknown: .*all"),
+        ({"length": 2, "difficulty": 7}, "0 to all are decisions, got length=2, difficulty=7"),
+        ({"length": 0, "difficulty": 0}, "a Desk task has 1 request or more"),
+        ({"length": 99, "difficulty": 50}, "names.* are too many, got length=99, difficulty=50"),
         ({"length": "4"}, "env.options.length = '4': must be a whole number"),
         ({"difficulty": 2.5}, "env.options.difficulty = 2.5: must be a whole number"),
     ],

@@ -47,7 +47,7 @@ class Desk:
     ) -> Sequence[Mapping[str, Any]]:
         """The tasks of `train`, `eval` or `test`.
 
-        Options: `seed`, `length` (requests a task), `difficulty` (decisions a task), `kinds` ("six" or "all"), and
+        Options: `seed`, `length` (requests a task), `difficulty` (decisions a task), and
         those of the constructor, on which the tasks do not depend. Raises UserError as the constructor and
         `desk_tasks`.
         """

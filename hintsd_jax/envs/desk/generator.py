@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Seeded generator of Desk tasks: (seed, index, length, difficulty, kinds) in, one task of JSON values out.
+"""Seeded generator of Desk tasks: (seed, index, length, difficulty) in, one task of JSON values out.
 
 A task is a list of user requests: decisions (`kinds.DECISIONS`) and neutral ones between them. `tell` asks for two
 things, of which the second is easily forgotten; `add` is one call; a follow-up looks at what an earlier decision made.
 Where a copy is made before a file is sent, it is the copy that is sent. So a wrong choice travels on, and shows late,
 in what the agent reads, when nothing can be undone.
 
-`kinds = "six"`: six kinds of decision, none of which repeats within a task, and no follow-ups; what the embedded policy
-was brought up with. `"all"`: 24 kinds, which may repeat, and tasks as long as there are names for.
+Kinds may repeat within a task, and tasks are as long as there are names for.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
-from hintsd_jax.envs.desk.kinds import CATALOGUES, DECISIONS, FOLLOW_UPS, PLAIN_KINDS
+from hintsd_jax.envs.desk.kinds import DECISIONS, FOLLOW_UPS, PLAIN_KINDS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.office import EFFECTS, Office
 
@@ -39,8 +38,8 @@ class _Drafts:
     things: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3, kinds: str = "six") -> dict:
-    """One task: `length` requests, `difficulty` of them decisions; `kinds`: a key of `kinds.CATALOGUES`.
+def generate_task(seed: int, index: int, length: int = 8, difficulty: int = 6) -> dict:
+    """One task: `length` requests, `difficulty` of them decisions.
 
     Returns:
       `{"id", "world", "requests"}`: `world` is the office at the start; a request has `kind, text, lookup, label,
@@ -49,35 +48,21 @@ def generate_task(seed: int, index: int, length: int = 4, difficulty: int = 3, k
       choice).
 
     Raises:
-      ValueError: there are no tasks of this length and difficulty: too few kinds, or too few names.
+      ValueError: there are no tasks of this length and difficulty, such as one with too few names.
     """
-    _check(length, difficulty, kinds)
-    known = sorted(CATALOGUES[kinds])
-    rng = random.Random(f"desk-{seed}-{index}-{length}-{difficulty}" + ("" if kinds == "six" else f"-{kinds}"))
+    _check(length, difficulty)
+    # The last word is left of an earlier choice; without it all tasks, and every figure measured on them, were others.
+    rng = random.Random(f"desk-{seed}-{index}-{length}-{difficulty}-all")
     office = Office(listings={}, files={}, mails=[], slots=[], events=[], contacts={})
     drafts = _Drafts(rng, iter(rng.sample(NAMES, len(NAMES))), office)
-    if kinds == "six":
-        planned = rng.sample(known, difficulty) + rng.sample(PLAIN_KINDS, length - difficulty)
-    else:
-        planned = rng.choices(known, k=difficulty) + ["neutral"] * (length - difficulty)
+    planned = rng.choices(sorted(DECISIONS), k=difficulty) + ["neutral"] * (length - difficulty)
     rng.shuffle(planned)
     requests = [_decision(kind, drafts) if kind in DECISIONS else _neutral(kind, drafts) for kind in planned]
     return {"id": f"desk-{seed}-{index}", "world": office.to_json(), "requests": requests}
 
 
-def _check(length: int, difficulty: int, kinds: str) -> None:
+def _check(length: int, difficulty: int) -> None:
     shape = f"got length={length}, difficulty={difficulty}"
-    if kinds == "six":
-        if (
-            not 0 <= difficulty <= len(CATALOGUES[kinds])
-            or not 0 <= length - difficulty <= len(PLAIN_KINDS)
-            or not length
-        ):
-            raise ValueError(
-                f"a Desk task of six kinds has 0-{len(CATALOGUES[kinds])} decisions and 0-{len(PLAIN_KINDS)} other"
-                f" requests, {shape}"
-            )
-        return
     if length < 1 or not 0 <= difficulty <= length:
         raise ValueError(f"a Desk task has 1 request or more, of which 0 to all are decisions, {shape}")
     needed = NAMES_A_DECISION * difficulty + NAMES_A_NEUTRAL * (length - difficulty)

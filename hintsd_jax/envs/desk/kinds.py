@@ -164,5 +164,3 @@ DECISIONS: dict[str, DecisionKind] = {
 }
 FOLLOW_UPS: dict[str, Family] = {f"check_{name}": family for name, family in FAMILIES.items()}
 PLAIN_KINDS = ("tell", "add")
-# What `env.options.kinds` may name. The embedded policy was brought up with six kinds.
-CATALOGUES: dict[str, tuple[str, ...]] = {"six": tuple(FAMILIES), "all": tuple(DECISIONS)}

@@ -21,9 +21,7 @@ import tensorflow_datasets as tfds
 from hintsd_jax.envs.datasets import TaskBuilder, data_source
 from hintsd_jax.envs.desk import generator, names, office
 from hintsd_jax.envs.desk import kinds as kinds_module
-from hintsd_jax.envs.desk.kinds import CATALOGUES
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import did_you_mean
 
 SPLITS = {"train": 4000, "eval": 200, "test": 400}
 
@@ -36,12 +34,11 @@ def generator_hash() -> str:
 
 @dataclasses.dataclass
 class DeskConfig(tfds.core.BuilderConfig):
-    """seed: of the tasks. length: requests a task. difficulty: decisions a task. kinds: of `kinds.CATALOGUES`."""
+    """seed: of the tasks. length: requests a task. difficulty: decisions a task."""
 
     seed: int = 0
-    length: int = 4
-    difficulty: int = 3
-    kinds: str = "six"
+    length: int = 8
+    difficulty: int = 6
 
 
 class DeskTasks(TaskBuilder):
@@ -59,7 +56,7 @@ class DeskTasks(TaskBuilder):
             # Three seeds a task set, far from each other's: no split draws from another's random numbers.
             seed, index = config.seed * len(SPLITS) + number, 0
             while count:
-                task = generator.generate_task(seed, index, config.length, config.difficulty, config.kinds)
+                task = generator.generate_task(seed, index, config.length, config.difficulty)
                 index += 1
                 requests = json.dumps([request["text"] for request in task["requests"]])
                 if requests not in earlier:
@@ -89,22 +86,20 @@ class ParsedTasks(Sequence):
 
 
 def desk_tasks(
-    split: str, data_dir: str, seed: int = 0, length: int = 4, difficulty: int = 3, kinds: str = "six"
+    split: str, data_dir: str, seed: int = 0, length: int = 8, difficulty: int = 6
 ) -> Sequence[Mapping[str, Any]]:
     """The tasks of `train`, `eval` or `test`, built on the first call.
 
     Raises:
-      UserError: there is no task of this length, difficulty and kinds, or as `envs.datasets.data_source`.
+      UserError: there is no task of this length and difficulty, or as `envs.datasets.data_source`.
     """
-    if kinds not in CATALOGUES:
-        raise UserError(f"env.options.kinds = {kinds!r} is unknown: {did_you_mean(str(kinds), CATALOGUES)}")
     for option, value in (("seed", seed), ("length", length), ("difficulty", difficulty)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"env.options.{option} = {value!r}: must be a whole number")
     try:
-        generator.generate_task(seed, 0, length, difficulty, kinds)
+        generator.generate_task(seed, 0, length, difficulty)
     except ValueError as error:
         raise UserError(f"env.options: {error}") from error
-    name = f"s{seed}_l{length}_d{difficulty}_{kinds}_{generator_hash()}"
-    config = DeskConfig(name=name, seed=seed, length=length, difficulty=difficulty, kinds=kinds)
+    name = f"s{seed}_l{length}_d{difficulty}_{generator_hash()}"
+    config = DeskConfig(name=name, seed=seed, length=length, difficulty=difficulty)
     return ParsedTasks(data_source(DeskTasks, data_dir, split, config=config))

@@ -2,7 +2,7 @@
 
 """Makes the embedded Desk policy: tokenizer, phases of training, the policy's directory, and what it can do.
 
-`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy-24`
+`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy`
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_tokenizer(seed: int, tasks: int = 200):
     """The tokenizer from all that is said in, of and about `tasks` demonstrated tasks."""
     rng, corpus = random.Random(seed), []
     for index in range(tasks):
-        task = generate_task(seed, index, *CORPUS_SHAPE, kinds="all")
+        task = generate_task(seed, index, *CORPUS_SHAPE)
         actions, text = demonstrations.played(task, rng)
         corpus += [
             text,
@@ -78,7 +78,7 @@ def make_policy(
     texts = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
     embed, key = params["embed"], jax.random.key(config.seed + 1)
     params["embed"] = {**embed, "embedding": training.alike_by_word(embed["embedding"], texts, key)}
-    held_out = [generate_task(config.seed + 1, index, kinds="all") for index in range(config.eval_tasks)]
+    held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
     checkpoints = Checkpoints(workdir, keep=2)
     done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
     making = workers(tokenizer)

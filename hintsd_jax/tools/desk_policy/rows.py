@@ -71,7 +71,7 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
     def task() -> dict:
         nonlocal index
         index += 1
-        return generate_task(seed, index, *rng.choice(phase.shapes), kinds="all")
+        return generate_task(seed, index, *rng.choice(phase.shapes))
 
     def failed() -> tuple[dict, Episode]:
         while True:

@@ -42,6 +42,7 @@ def get_config():
     config.batch.length_buckets = (320, 576)
     config.batch.branch_buckets = (72,)
     config.batch.action_buckets = (36,)
+    config.batch.whole_episode_buckets = ()  # derived
     config.batch.rows_per_device = 4
 
     # A policy of half a million weights takes, and needs, far larger updates than the released 4B one.

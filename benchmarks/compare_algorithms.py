@@ -6,7 +6,7 @@
       the same in slices: call it until it says that all are done
   python -m benchmarks.compare_algorithms --search-lr=0.3,1,3 --read
       run nothing: tables and figures of what is there
-  python -m benchmarks.compare_algorithms --read --collected=benchmarks/results/compare_methods.json
+  python -m benchmarks.compare_algorithms --read --collected=benchmarks/results/compare_desk.json
       the same from the kept results alone
   python -m benchmarks.compare_algorithms --config=textworld eval.tasks=20
       with any config, shipped or a file

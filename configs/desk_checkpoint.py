@@ -23,7 +23,7 @@ def get_config():
     config.lora.rank, config.lora.alpha = 16, 32.0
 
     config.env.name = "desk"
-    # Two requests, one with a choice: 450 to 560 tokens of prompt with the tokenizers of Qwen2.5 and SmolLM2.
+    # Two requests, one with a choice: 476 to 552 tokens of prompt with Qwen2.5's tokenizer.
     config.env.options = {"seed": 0, "length": 2, "difficulty": 1, "instructions": "full", "tools": "relevant"}
     config.env.call_timeout_s = 10.0
     config.tasks.tasks_per_step = 2  # raise

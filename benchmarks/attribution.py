@@ -16,8 +16,7 @@ feedback: see `benchmarks.feedback_effect`. It is the analyser's own where it na
           says when it is asked about the step ("asked").
 own:      the same policy's own failed rollouts; here the environment's report is the truth.
 
-Writes benchmarks/results/attribution_<environment>.md and .json, and the tables between the markers of
-docs/attribution.md.
+Writes benchmarks/results/attribution_<environment>.md and .json; what they say stands in docs/attribution.md.
 """
 
 from __future__ import annotations
@@ -29,13 +28,12 @@ from benchmarks import feedback_effect, hindsight_setup
 from benchmarks.feedback_effect import bold
 from benchmarks.hindsight_setup import ANALYSERS, MODELS, Setup, analyse, feedback_on_steps
 from benchmarks.injected_faults import THIRDS, Case, Scripts, inject, scripts_of
-from benchmarks.pages import REPO, RESULTS, fill, markdown_table
+from benchmarks.pages import RESULTS, markdown_table
 from benchmarks.rates import cell, percent, ratio
 from hintsd_jax.evaluate import EVAL_STEP
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.random_keys import job_key
 
-PAGE = REPO / "docs/attribution.md"
 SPLITS = {"desk": "test", "appworld": "train"}  # of AppWorld nothing else may be looked at task by task
 
 
@@ -221,8 +219,6 @@ def main() -> None:
     head += f" {len(tasks)} tasks of {splits}, one place a kind and task, drawn by the seed {seed}."
     head += " 95 % intervals by bootstrap over episodes."
     hindsight_setup.write(arguments.out or RESULTS / f"attribution_{config.env.name}", f"{head}\n\n{text}", results)
-    if not arguments.out:
-        fill(PAGE, f"attribution_{config.env.name}", text.replace("## ", "#### "))
 
 
 if __name__ == "__main__":

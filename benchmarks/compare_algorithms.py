@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from benchmarks import comparison_search, comparison_tables, comparison_teachers
 from benchmarks.comparison import read_summaries, retimed
-from benchmarks.comparison_runs import Run, run_all, worth, write_summary
+from benchmarks.comparison_runs import Run, Runner, worth, write_summary
 from benchmarks.comparison_search import Choice
 from benchmarks.comparison_settings import config_of, settings_of
 from benchmarks.pages import RESULTS
@@ -176,7 +176,7 @@ def numbers(text: str, kind: type, option: str) -> list:
         raise SystemExit(f"error: {option}={text}: give numbers separated by commas") from error
 
 
-def carry_out(arguments: argparse.Namespace, collected: Sequence[dict]) -> Found:
+def carry_out(arguments: argparse.Namespace, collected: Sequence[dict], runner: Runner) -> Found:
     """Runs what is left to run, unless it is only to be read, and gathers what is there and in `collected`."""
     workdir, once = arguments.workdir.absolute(), arguments.once.split(",")
     seeds = numbers(arguments.seeds, int, "--seeds")
@@ -201,7 +201,7 @@ def carry_out(arguments: argparse.Namespace, collected: Sequence[dict]) -> Found
             return there
         planned = {run: facts_of(arguments, run, choices) for run in runs}
         refuse_others(planned, there)
-        run_all(arguments, workdir, [planned[run] for run in runs if there.get(run, {}).get("status") != "finished"])
+        runner.run_all(workdir, [planned[run] for run in runs if there.get(run, {}).get("status") != "finished"])
         return gather(workdir, collected)
 
     if searched:
@@ -225,7 +225,7 @@ def main() -> None:
         "--out", type=Path, default=RESULTS / "compare_algorithms", help="tables and figures; without a suffix"
     )
     arguments = options.parse_intermixed_args()
-    found = carry_out(arguments, read_summaries(arguments.collected))
+    found = carry_out(arguments, read_summaries(arguments.collected), Runner(arguments))
     if not found.runs and not found.searched:
         raise SystemExit(
             f"error: no summary in {arguments.workdir}: run some arms first, or name their --collected files"

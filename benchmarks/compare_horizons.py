@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks import compare_algorithms, comparison_tables
 from benchmarks.compare_algorithms import LABELS, Found
 from benchmarks.comparison import Estimate, by_arm, contrast, level, mean_of, read_summaries
+from benchmarks.comparison_runs import Runner
 from benchmarks.comparison_settings import edge_of
 from benchmarks.pages import RESULTS, markdown_table
 from hintsd_jax.config.edge import flatten
@@ -156,11 +157,11 @@ def main() -> None:
     lengths = sorted(set(compare_algorithms.numbers(arguments.lengths, int, "--lengths")))
     if not lengths or lengths[0] < 1:
         raise SystemExit(f"error: --lengths={arguments.lengths}: give lengths above 0")
-    collected = read_summaries(arguments.collected)
+    collected, runner = read_summaries(arguments.collected), Runner(arguments)
     found: dict[int, Found] = {}
     for length in lengths:
         of_length = [run for run in collected if run["settings"].get(arguments.length_key) == str(length)]
-        found[length] = compare_algorithms.carry_out(at_length(arguments, length), of_length)
+        found[length] = compare_algorithms.carry_out(at_length(arguments, length), of_length, runner)
         print(f"length {length}: {found[length].left} runs are left, {found[length].failed} of them failed", flush=True)
     runs = [run for each in found.values() for run in (*each.runs, *each.searched)]
     if arguments.collect:

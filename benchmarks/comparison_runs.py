@@ -62,10 +62,13 @@ class Run(NamedTuple):
 
 
 class Runner:
-    """Runs one run at a time in each thread, on that thread's own cores, until `stop` is set."""
+    """Runs one run at a time in each thread, on that thread's own cores, until the command's time is over or it is
+    asked to stop by SIGTERM or SIGINT. One for a whole command, whatever that runs.
+    """
 
-    def __init__(self, arguments: argparse.Namespace, workdir: Path):
-        self.arguments, self.workdir, self.stop = arguments, workdir, threading.Event()
+    def __init__(self, arguments: argparse.Namespace):
+        """The options are those of `compare_algorithms`: jobs, cores_per_job, minutes."""
+        self.arguments, self.stop = arguments, threading.Event()
         self.deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
         cores, per_job = sorted(os.sched_getaffinity(0)), arguments.cores_per_job
         if arguments.jobs * per_job > len(cores):
@@ -73,26 +76,35 @@ class Runner:
                 f"error: --jobs={arguments.jobs} x --cores-per-job={per_job} exceeds the {len(cores)} cores here:"
                 " lower one of them"
             )
-        self._cores = queue.SimpleQueue()
-        for job in range(arguments.jobs):
-            self._cores.put(cores[job * per_job : (job + 1) * per_job])
+        self._cores = [cores[job * per_job : (job + 1) * per_job] for job in range(arguments.jobs)]
         self.machine = {"cpu": cpu_model(), "cores": len(cores), "jobs": arguments.jobs, "cores_per_job": per_job}
 
-    def pin(self) -> None:
-        """Gives the calling thread its cores; processes that it starts inherit them. XLA makes as many threads as it
-        may use cores.
-        """
-        cores = self._cores.get()
-        if cores:
-            os.sched_setaffinity(0, cores)
+    def run_all(self, workdir: Path, wanted: Sequence[Mapping]) -> None:
+        """Carries on with these runs (see `run`) as far as the time goes."""
+        free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        for cores in self._cores:
+            free.put(cores)
 
-    def run(self, facts: Mapping) -> None:
+        def pin() -> None:
+            """Gives the calling thread its cores; processes that it starts inherit them. XLA makes as many threads as
+            it may use cores.
+            """
+            if cores := free.get():
+                os.sched_setaffinity(0, cores)
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *unused: self.stop.set())  # no process is left behind
+        with concurrent.futures.ThreadPoolExecutor(self.arguments.jobs, initializer=pin) as pool:
+            for future in [pool.submit(self.run, workdir, facts) for facts in wanted]:
+                future.result()
+
+    def run(self, workdir: Path, facts: Mapping) -> None:
         """Runs or continues one run and writes its summary; nothing where it is finished.
 
         facts: `arm`, `seed`, `factor` (in a search), `config`, `settings` and `overrides`, which win over these.
         """
         run = Run.of(facts)
-        folder = self.workdir / run.folder
+        folder = workdir / run.folder
         if (folder / "held_out.json").exists():
             write_summary(folder)
             return
@@ -189,15 +201,3 @@ def cpu_model() -> str:
 
 def worth(summary: dict) -> tuple[bool, int]:
     return summary["status"] == "finished", len(summary["rows"].get("step", ()))
-
-
-def run_all(arguments: argparse.Namespace, workdir: Path, wanted: Sequence[Mapping]) -> None:
-    """Carries on with these runs (see `Runner.run`) as far as the time goes. The options are those of
-    `compare_algorithms`: jobs, cores_per_job, minutes.
-    """
-    runner = Runner(arguments, workdir)
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *unused: runner.stop.set())  # no process is left behind
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs, initializer=runner.pin) as pool:
-        for future in [pool.submit(runner.run, facts) for facts in wanted]:
-            future.result()

@@ -5,6 +5,7 @@ trained.
 import json
 import os
 import re
+import signal
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -22,7 +23,7 @@ from benchmarks import (
     comparison_tables,
 )
 from benchmarks.comparison import Curve, retimed
-from benchmarks.comparison_runs import Run
+from benchmarks.comparison_runs import Run, Runner
 from hintsd_jax.statistics import DIFFERENCE, crossed_interval, interval
 
 LABELS = {"hint_sd": "**HINT-SD**", "openclaw_rl": "OpenClaw", "environment": "PRIVILEGED: report"}
@@ -336,7 +337,7 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
     """The processes are played here: each leaves what a run would."""
     played = []
 
-    def play(arguments, workdir, wanted):
+    def play(runner, workdir, wanted):
         for facts in wanted:
             run = Run.of(facts)
             played.append((run, facts))
@@ -347,7 +348,7 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
             folder.mkdir(parents=True)
             (folder / "summary.json").write_text(json.dumps(found))
 
-    monkeypatch.setattr(compare_algorithms, "run_all", play)
+    monkeypatch.setattr(Runner, "run_all", play)
     monkeypatch.setattr(compare_algorithms, "figures", lambda: None)
     options = [f"--workdir={tmp_path}/runs", f"--out={tmp_path}/table", "--arms=hint_sd,grpo,lr0", "--seeds=0,1"]
     search = ["--search-lr=1,3", "--search-seeds=7"]
@@ -378,6 +379,36 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
     assert exit.value.code == 0 and re.sub(" +", " ", (tmp_path / "table.md").read_text()) == text
 
 
+def test_a_command_that_is_stopped_in_the_search_starts_nothing_more(tmp_path, monkeypatch):
+    """Each process here asks the command to stop as soon as it is looked at."""
+    started = []
+
+    class Process:
+        def __init__(self, command, **options):
+            started.append(command)
+
+        def poll(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def terminate(self):
+            pass
+
+        def wait(self):
+            return -signal.SIGTERM
+
+    monkeypatch.setattr(comparison_runs.subprocess, "Popen", Process)
+    options = [f"--workdir={tmp_path}", "--arms=hint_sd,grpo,lr0", "--search-lr=1,3", "--seeds=0,1"]
+    monkeypatch.setattr(sys, "argv", ["compare", *options, f"--collect={tmp_path}/all.json"])
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) as exit:
+            compare_algorithms.main()
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    assert exit.value.code == 75 and len(started) == 1  # not one of those that need no search either
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -394,7 +425,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path, option, me
     arguments = options.parse_args(words)
     arguments.workdir = tmp_path
     with pytest.raises(SystemExit, match=re.escape(message)):
-        compare_algorithms.carry_out(arguments, [])
+        compare_algorithms.carry_out(arguments, [], Runner(arguments))
 
 
 @pytest.mark.parametrize("config", ["desk", "textworld", "bfcl_smoke"])

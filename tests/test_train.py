@@ -351,7 +351,11 @@ class OneQuestion(Worded):
         return Judgement(-1.0, parsed.targets[0].feedback) if parsed.targets else Judgement(1.0)
 
 
-MIXED = {"tasks.tasks_per_step": 1, "tasks.rollouts": 6, "seed": 2}  # six rollouts of one task, which do not all end alike
+MIXED = {
+    "tasks.tasks_per_step": 1,
+    "tasks.rollouts": 6,
+    "seed": 2,
+}  # six rollouts of one task, which do not all end alike
 ARMS = {
     "openclaw_rl": {"algorithm": "openclaw_rl", "hindsight.prompts": f"{__name__}:OneQuestion"},
     "sdpo": {"algorithm": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},

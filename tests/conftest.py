@@ -24,15 +24,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes to the Hub: those about it ha
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
-# Tracing makes millions of short-lived objects, and each full collection looks at all that a long suite holds: a tenth
-# of the time of the tests that compile.
-gc.set_threshold(100_000, 50, 1000)
-
 # A shell's background jobs ignore SIGINT, and so would every process that a test starts and then interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+
+# Tracing makes millions of short-lived objects, and each full collection looks at all that a long suite holds: a tenth
+# of the time of the tests that compile.
+gc.set_threshold(100_000, 50, 1000)
 
 
 def has_libtpu() -> bool:

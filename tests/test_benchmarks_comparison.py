@@ -361,9 +361,9 @@ def test_every_arm_searches_before_it_is_run_and_the_test_tasks_stay_out_of_it(t
     assert {run for run, _ in searched} == {Run(arm, 7, f) for arm in ("hint_sd", "grpo") for f in (1.0, 3.0)}
     assert all("eval.test_tasks=0" in facts["overrides"] for _, facts in searched)
     rates = {run.arm: facts["resolved"]["optim.lr"]["value"] for run, facts in reported}
-    assert rates == {"hint_sd": pytest.approx(9e-4), "grpo": pytest.approx(9e-4), "lr0": 0.0}
+    assert rates == {"hint_sd": pytest.approx(3e-3), "grpo": pytest.approx(3e-3), "lr0": 0.0}
     text = re.sub(" +", " ", (tmp_path / "table.md").read_text())
-    assert "| **HINT-SD** | 50.0 | **90.0** | 0.0009 | at its edge |" in text
+    assert "| **HINT-SD** | 50.0 | **90.0** | 0.003 | at its edge |" in text
     assert "0.97 (config; the algorithm's own: 0.999)" in text and "# Algorithms side by side: desk" in text
     kept = [Run.of(run) for run in json.loads((tmp_path / "table.json").read_text())["runs"]]
     assert set(kept) == {run for run, _ in played}

@@ -24,11 +24,12 @@ def runs_at(length, seeds=(0, 1, 2)):
 
 
 def test_lengths_grow_in_proportion_and_the_configs_own_length_changes_nothing():
-    grown = dict(each.split("=") for each in compare_horizons.overrides_at("desk", "env.options.length", 6))
-    assert grown["env.options.length"] == "6" and grown["env.options.difficulty"] == "5"  # 4.5
-    assert grown["rollout.context"] == "432" and grown["rollout.max_steps"] == "24"  # 288 and 16 at length 4
-    assert grown["batch.length_buckets"] == "(240,432,)" and grown["hindsight.context"] == "600"
-    assert compare_horizons.overrides_at("desk", "env.options.length", 4) == ["env.options.length=4"]
+    grown = dict(each.split("=") for each in compare_horizons.overrides_at("desk", "env.options.length", 12))
+    assert grown["env.options.length"] == "12" and grown["env.options.difficulty"] == "9"
+    assert grown["rollout.context"] == "864" and grown["rollout.max_steps"] == "48"  # 576 and 32 at length 8
+    assert grown["batch.length_buckets"] == "(480,864,)" and grown["hindsight.context"] == "1152"
+    assert compare_horizons.overrides_at("desk", "env.options.length", 8) == ["env.options.length=8"]
+    assert "env.options.difficulty=3" in compare_horizons.overrides_at("desk", "env.options.length", 3)  # 2.25
     open_ones = compare_horizons.overrides_at("textworld", "env.options.quest_length", 2)
     assert not [each for each in open_ones if each.startswith(("batch.", "hindsight.context"))]
     with pytest.raises(SystemExit, match="--length-key=env.name: config desk gives 'desk' there, no length"):

@@ -168,7 +168,9 @@ def table(results: Mapping[str, Mapping]) -> str:
             lines.append([name, targets, row["episodes"], *rates[:3], *gains[:3], *rates[3:], gains[3]])
     notes = []
     for name, result in results.items():
-        rates = ", ".join(f"{measure} {value:.2f}" for measure, value in result["attribution"].items())
+        rates = ", ".join(
+            f"{measure} {value:.2f}" for measure, value in result["attribution"].items() if measure != "checked_targets"
+        )
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(result["dropped"].items())) or "nothing"
         counted = f"{result['targets']} targets in {result['episodes']} failed episodes"
         notes.append(f"- {name}: {counted}; {rates or 'faults unknown'}; dropped: {dropped}")

@@ -56,10 +56,12 @@ _MEND_NUMBERS = (
 @dataclasses.dataclass
 class Counters:
     """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
-    episodes, lost_episodes: begun so far, and taken by environments' failures. empty_updates: that had nothing to train
-    on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in a row. before: the
-    held-out result before training. lr_scale: what alarms made of the learning rate. alarms, endpoint: what these two
-    remember. rows: the digest of metrics.jsonl; dialogues: that of the file that an offline algorithm learns from.
+    episodes, lost_episodes: begun so far, and taken by environments' failures. targets, checked_targets, true_targets:
+    named so far, those of episodes whose faults the environment knows, and the faults among these. empty_updates: that
+    had nothing to train on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in
+    a row. before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms,
+    endpoint: what these two remember. rows: the digest of metrics.jsonl; dialogues: that of the file that an offline
+    algorithm learns from.
     """
 
     step: int = 0
@@ -67,6 +69,9 @@ class Counters:
     tokens: int = 0
     episodes: int = 0
     lost_episodes: int = 0
+    targets: int = 0
+    checked_targets: int = 0
+    true_targets: int = 0
     empty_updates: int = 0
     skipped_updates: int = 0
     nonfinite_updates: int = 0
@@ -366,6 +371,10 @@ class Recorder:
         counters.empty_updates += step_line.is_empty(row)
         counters.episodes += outcome.rollouts.begun
         counters.lost_episodes += outcome.rollouts.failed
+        checked = int(row.get("hindsight/checked_targets", 0))
+        counters.targets += row["hindsight/targets"]
+        counters.checked_targets += checked
+        counters.true_targets += round(row.get("hindsight/precision", 0.0) * checked)
         counters.skipped_updates += bool(row["train/nonfinite"])
         counters.nonfinite_updates = counters.nonfinite_updates + 1 if row["train/nonfinite"] else 0
         counters.step, counters.seconds = step, time.monotonic() - self._began

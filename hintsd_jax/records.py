@@ -161,6 +161,7 @@ def result_tables(
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
     spent: `seconds`, `tokens` (sampled in training), `episodes` (begun), `lost_episodes` (by environments' failures),
+    `targets`, `checked_targets` and `true_targets` (see `recorder.Counters`),
     `empty_updates` (nothing to train on) and `skipped_updates` (a number was not finite).
     """
     config, algorithm = session.config, session.algorithm
@@ -176,6 +177,11 @@ def result_tables(
         "wall time": progress.format_seconds(spent["seconds"]),
         "tokens": f"{spent['tokens']:,} sampled in training",
     }
+    if targets := spent.get("targets"):
+        facts["hindsight"] = f"{targets:,} steps named"
+        if checked := spent.get("checked_targets"):
+            share = spent["true_targets"] / checked
+            facts["hindsight"] += f"; {100 * share:.0f} % of the {checked:,} that can be checked were faults"
     if lost := spent.get("lost_episodes"):
         facts["episodes"] = f"{lost:,} of {spent['episodes']:,} in training lost to environments' failures"
     if skipped := spent.get("skipped_updates"):

@@ -280,7 +280,7 @@ def test_attribution_against_counting_by_hand():
             analysis((2, 3), (2, 3)),
         ]
     )
-    assert rates == pytest.approx({"precision": 3 / 5, "recall": 3 / 6, "first_fault": 2 / 4})
+    assert rates == pytest.approx({"checked_targets": 5, "precision": 3 / 5, "recall": 3 / 6, "first_fault": 2 / 4})
     assert attribution([]) == {}
 
 

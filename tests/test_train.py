@@ -88,7 +88,11 @@ def test_a_run_leaves_its_record(finished):
     assert stored["config"]["optim"]["steps"] == 4 and stored["versions"]
     held_out = json.loads((finished / "held_out.json").read_text())
     assert np.shape(held_out["before"]["success"]) == np.shape(held_out["after"]["success"]) == (4, 2)
-    assert "test Avg@2" in (finished / "result.md").read_text()
+    result = (finished / "result.md").read_text()
+    targets, share, checked = re.search(r"hindsight: (\d+) steps named; (\d+) % of the (\d+) that can", result).groups()
+    assert "test Avg@2" in result and int(targets) == int(checked) == sum(row["hindsight/targets"] for row in rows[1:])
+    hits = [row["hindsight/precision"] * row["hindsight/targets"] for row in rows if row.get("hindsight/targets")]
+    assert int(share) == round(100 * sum(hits) / int(targets))
     assert list((finished / "tensorboard").iterdir())
 
 

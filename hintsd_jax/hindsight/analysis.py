@@ -43,7 +43,8 @@ def attribution(analyses: Sequence[Analysis]) -> dict[str, float]:
 
     Returns:
       precision: targets that are true faults / targets; recall: true faults that are targets / faults; first_fault:
-      share of episodes whose first fault is a target. Absent where nothing is known.
+      share of episodes whose first fault is a target; checked_targets: how many targets precision is of. Absent where
+      nothing is known.
     """
     targets = correct = faults = first = episodes = 0
     for analysis in analyses:
@@ -54,4 +55,5 @@ def attribution(analyses: Sequence[Analysis]) -> dict[str, float]:
         episodes, targets, faults = episodes + 1, targets + len(steps), faults + len(true)
         correct, first = correct + len(true & steps), first + (min(true) in steps)
     rates = {"precision": (correct, targets), "recall": (correct, faults), "first_fault": (first, episodes)}
-    return {name: part / whole for name, (part, whole) in rates.items() if whole}
+    known = {"checked_targets": float(targets)} if episodes else {}
+    return known | {name: part / whole for name, (part, whole) in rates.items() if whole}

@@ -89,7 +89,7 @@ for count, spec in ((8, P("x")), (4, P(None, None, "x")), (8, P("x", "y")), (8, 
     devices = np.array(jax.devices()[:count]).reshape(-1, 2 if "y" in spec else 1)
     laid = jax.device_put(x, NamedSharding(Mesh(devices, ("x", "y")), spec))
     found.append(sums.checksums([laid])["0"])
-    text = sums._summed(sums._everywhere([laid]), False).lower([laid]).compile().as_text()
+    text = sums._summed(sums._everywhere([laid]), False).lower(laid).compile().as_text()
     assert "all-gather" not in text and "all-to-all" not in text
 print(json.dumps(found))
 """

@@ -38,7 +38,8 @@ def checksums(tree: Any) -> dict[str, str]:
     leaves = [_plain(leaf) for _, leaf in named]
     on_device = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     in_rows = all(len(leaf.sharding.device_set) == 1 and _platform(leaf) == "cpu" for leaf in on_device)
-    summed = iter(np.asarray(_summed(_everywhere(on_device), in_rows)(on_device)) if on_device else ())
+    sums_of = _summed(_everywhere(on_device), in_rows)
+    summed = iter(jax.device_get([sums_of(leaf) for leaf in on_device]))
     sums = [next(summed) if isinstance(leaf, jax.Array) else host_sums(leaf) for leaf in leaves]
     return {
         name: f"{leaf.dtype}{list(leaf.shape)} {int(first):08x}{int(second):08x}"
@@ -85,16 +86,15 @@ def _everywhere(leaves: list[jax.Array]) -> jax.sharding.Sharding | None:
 
 @functools.cache
 def _summed(where: jax.sharding.Sharding | None, in_rows: bool) -> Any:
-    """The compiled sums of a list of arrays: uint32 [number of arrays, 2].
+    """The compiled sums of an array: uint32 [2]. One program a shape: most arrays of a state share theirs with others
+    (moments, the EMA), and one program of them all takes several times as long to compile.
 
     in_rows: row after row of the first dimension. XLA for CPUs keeps what is summed in memory, at twice the size of an
     array; a row of it is small. Where an array is split over devices there may be no such row.
     """
 
-    def checksum(leaves: list[jax.Array]) -> jax.Array:
-        return jnp.stack(
-            [_row_by_row(leaf) if in_rows and leaf.ndim > 1 and leaf.size else _sums(leaf) for leaf in leaves]
-        )
+    def checksum(leaf: jax.Array) -> jax.Array:
+        return _row_by_row(leaf) if in_rows and leaf.ndim > 1 and leaf.size else _sums(leaf)
 
     return jax.jit(checksum, out_shardings=where)
 

@@ -81,7 +81,7 @@ class RunSection(Section):
     def hold(self, slots: int, context: int) -> None:
         """Weights, train state and a full cache, all random."""
         policy = self.policy
-        shapes = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0))
+        shapes = decoder.abstract_params(policy)
         self.frozen = jax.device_put(random_like(shapes, policy.compute_dtype), jax.NamedSharding(self.mesh, jax.P()))
         adapter = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))
         self.state = state.create(random_like(adapter, "float32", 1), self.optim)

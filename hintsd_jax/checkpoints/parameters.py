@@ -81,7 +81,7 @@ def hf_name(config: PolicyConfig, path: tuple[str, ...]) -> str:
 @functools.cache
 def parameters(config: PolicyConfig) -> tuple[Parameter, ...]:
     """Every parameter of a policy without adapter, in the order of the tree."""
-    shapes = jax.eval_shape(functools.partial(decoder.init_params, config), jax.random.key(0))
+    shapes = decoder.abstract_params(config)
     axes = jax.tree.leaves(decoder.logical_axes(config), is_leaf=lambda node: isinstance(node, PartitionSpec))
     listed = jax.tree_util.tree_flatten_with_path(shapes)[0]
     paths = [tuple(key.key for key in path) for path, _ in listed]

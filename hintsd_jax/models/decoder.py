@@ -17,6 +17,7 @@ its row, and a row's result does not depend on the other rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -75,9 +76,20 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
     return nn.meta.unbox(_init(config, key))
 
 
+@functools.cache
+def _boxed_shapes(config: PolicyConfig) -> Any:
+    """Shapes of the parameters, boxed with their logical axes. Traced once: loading, placing and adapting all ask."""
+    return jax.eval_shape(partial(_init, config), jax.random.key(0))
+
+
+def abstract_params(config: PolicyConfig) -> Params:
+    """The tree of `init_params` with a `jax.ShapeDtypeStruct` at every leaf."""
+    return nn.meta.unbox(_boxed_shapes(config))
+
+
 def logical_axes(config: PolicyConfig) -> Params:
     """The tree of `init_params` with a PartitionSpec of logical axis names at every leaf (see `sharding`)."""
-    return nn.get_partition_spec(jax.eval_shape(partial(_init, config), jax.random.key(0)))
+    return nn.get_partition_spec(_boxed_shapes(config))
 
 
 def _variables(params: Params) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def settings(config: PolicyConfig) -> LoraConfig:
 def targets(config: PolicyConfig) -> tuple[LoraTarget, ...]:
     """The projections that `config.lora` adapts, in the order of `LORA_TARGETS`."""
     adapted = settings(config).targets
-    shapes = jax.eval_shape(functools.partial(decoder.init_params, config), jax.random.key(0))["layers"]
+    shapes = decoder.abstract_params(config)["layers"]
     axes = decoder.logical_axes(config)["layers"]
     return tuple(
         LoraTarget(name, (part, module), shapes[part][module]["kernel"].shape, tuple(axes[part][module]["kernel"]))

@@ -144,7 +144,7 @@ def _unstacked(leaf: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
 @functools.cache
 def _shapes(policy: PolicyConfig) -> tuple[Any, Any]:
     """All weights and their logical axes; traced once, because a plan asks for many layouts."""
-    weights = jax.eval_shape(partial(decoder.init_params, policy), jax.random.key(0))
+    weights = decoder.abstract_params(policy)
     axes = decoder.logical_axes(policy)
     if policy.lora:
         weights["lora"] = jax.eval_shape(partial(lora.init_adapter, policy), jax.random.key(0))

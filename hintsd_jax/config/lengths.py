@@ -62,7 +62,8 @@ def derived(config: Config) -> Config:
             pairs = pairs[1:]
         changes["batch.branch_buckets"], changes["batch.action_buckets"] = (tuple(part) for part in zip(*pairs))
     if not batch.whole_episode_buckets:
-        changes["batch.whole_episode_buckets"] = rounded(2 * context), rounded(max(context / 2, action))
+        actions = rounded(max(context / 2, action))
+        changes["batch.whole_episode_buckets"] = rounded(max(2 * context, actions + 1)), actions
     if not config.hindsight.context:
         changes["hindsight.context"] = rounded(context + answer + QUESTION)
     return config.replaced(changes)

@@ -114,10 +114,16 @@ def main(argv: Sequence[str]) -> int:
         except UserError as error:
             line = error
         except interruption.Interrupted as stop:
-            print(f"interrupted ({stop}): the same command continues from the last checkpoint", file=sys.stderr)
+            print(f"interrupted ({stop}): the same command {_after(argv)}", file=sys.stderr)
             return stop.status
         print(f"error: {' '.join(str(line).split())}", file=sys.stderr)
         return 2
+
+
+def _after(argv: Sequence[str]) -> str:
+    """What a command that was interrupted does when it is given again; it may not have been read yet."""
+    modes = {word.removeprefix("--mode=") for word in argv if word in MODES or word.startswith("--mode=")}
+    return "begins anew" if modes & (MODES.keys() - {"train"}) else "continues from the last checkpoint"
 
 
 def _main(argv: Sequence[str]) -> int:

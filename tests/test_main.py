@@ -264,6 +264,9 @@ def test_a_bug_keeps_its_traceback_and_an_interrupt_is_no_bug(modes, capsys):
         entry.main([CONFIG, "--workdir=bug"])
     assert entry.main([CONFIG, "--workdir=interrupted"]) == 130
     assert "continues from the last checkpoint" in capsys.readouterr().err
+    for words in (["evaluate"], ["--mode=export"]):
+        assert entry.main([*words, CONFIG, "--workdir=interrupted"]) == 130
+        assert "(SIGINT): the same command begins anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "-h"], ["help"]])

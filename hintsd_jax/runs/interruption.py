@@ -33,7 +33,7 @@ _SLICE_S = 0.2  # between two looks at the request, while waiting
 _PATIENCE_S = 1.0  # for a reader of the output that does not read
 
 ASKED = "stopping: what is under way is finished or given up, and saved; the same signal again leaves at once"
-LEFT = "left at once: the same command continues from the last checkpoint"
+LEFT = "left at once: the same command trains on from the last checkpoint, and begins anything else anew"
 
 
 class Interrupted(BaseException):

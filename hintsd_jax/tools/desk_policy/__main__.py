@@ -81,29 +81,30 @@ def make_policy(
     held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
     checkpoints = Checkpoints(workdir, keep=2)
     done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
-    making = workers(tokenizer)
-    for number, name in enumerate(names):
-        phase = config.phases[name]
-        tx = _optimizer(config, phase)
-        opt_state, take_step = tx.init(params), training.make_step(policy, tx)
-        if before < done <= before + phase.steps:
-            (params, opt_state), extra = checkpoints.restore(done, (params, opt_state))
-            if extra["done"] != _until(config, number):
-                raise UserError(f"{workdir} holds the warm-up of another config: give another --workdir, or remove it")
-        first = max(done - before, 0)
-        seeds = ((config.seed + 2 + number) * 100_000 + step for step in range(first, phase.steps))
-        for step, batch in enumerate(rows.ahead(making, phase, seeds), first + 1):
-            params, opt_state, metrics = take_step(params, opt_state, batch)
-            if step % config.log_every == 0:
-                scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
-                print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
-            if step % config.save_every == 0 or step == phase.steps:
-                checkpoints.save(before + step, (params, opt_state), {"done": _until(config, number)})
-                checkpoints.wait()
-                save_policy(out, policy, params, tokenizer)
-                _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
-        before += phase.steps
-    making.shutdown()
+    with workers(tokenizer) as making:
+        for number, name in enumerate(names):
+            phase = config.phases[name]
+            tx = _optimizer(config, phase)
+            opt_state, take_step = tx.init(params), training.make_step(policy, tx)
+            if before < done <= before + phase.steps:
+                (params, opt_state), extra = checkpoints.restore(done, (params, opt_state))
+                if extra["done"] != _until(config, number):
+                    raise UserError(
+                        f"{workdir} holds the warm-up of another config: give another --workdir, or remove it"
+                    )
+            first = max(done - before, 0)
+            seeds = ((config.seed + 2 + number) * 100_000 + step for step in range(first, phase.steps))
+            for step, batch in enumerate(rows.ahead(making, phase, seeds), first + 1):
+                params, opt_state, metrics = take_step(params, opt_state, batch)
+                if step % config.log_every == 0:
+                    scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
+                    print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
+                if step % config.save_every == 0 or step == phase.steps:
+                    checkpoints.save(before + step, (params, opt_state), {"done": _until(config, number)})
+                    checkpoints.wait()
+                    save_policy(out, policy, params, tokenizer)
+                    _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
+            before += phase.steps
     checkpoints.close()
     save_policy(out, policy, params, tokenizer)
     print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")

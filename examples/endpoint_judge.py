@@ -20,18 +20,19 @@ from hintsd_jax.library import TrainResult, load_config, train
 
 def judge(question: str) -> str:
     """The first step that takes another thing than the user had asked for, by the words of the episode."""
-    asked = ""
+    named, excluded = "", False
     candidates: dict[str, str] = {}
     for number, step in re.findall(r"^#(\d+) (.*?)(?=^#\d+ |\Z)", question[question.index("Task:") :], re.M | re.S):
         action, _, observation = step.partition("\n> ")
         taken = re.match(r'Take (\w+) "(\w+)"', action)
-        if taken and asked and asked in candidates and taken[1] != asked:
+        if taken and named in candidates and (taken[1] == named) == excluded:
+            asked = next(label for label in candidates if (label == named) != excluded)
             feedback = f'Use {asked} "{candidates[asked]}".'
             return json.dumps({"failures": [{"step": int(number), "feedback": feedback}]})
         found = re.findall(r'(\w+) "(\w+)"', observation) if observation.startswith("Found ") else []
         candidates = dict(found) or candidates
-        said = re.search(r"the (\w+) one", observation)
-        asked = said[1] if said else asked
+        if said := re.search(r"(not )?the (\w+) one", observation):
+            named, excluded = said[2], bool(said[1])
     return json.dumps({"failures": []})
 
 

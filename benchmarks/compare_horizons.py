@@ -44,22 +44,30 @@ _COUNTS = ("env.options.difficulty", "rollout.max_steps")  # not rounded up to w
 Lengths = Mapping[int, Mapping[str, Mapping[int, Mapping]]]  # length -> arm -> seed -> run
 
 
-def overrides_at(config: str, key: str, length: int) -> list[str]:
-    """What makes a config one of tasks of this length; nothing where they have it already.
-
-    Raises:
-      SystemExit: the config has no such key, or no number there.
-    """
-    values = flatten(edge_of(config, {}))
-    own = values.get(key)
+def own_length(config: str, key: str) -> int:
+    """The length of a config's tasks. Raises SystemExit where it has no such key, or no number there."""
+    own = flatten(edge_of(config, {})).get(key)
     if not isinstance(own, int) or own < 1:
         raise SystemExit(f"error: --length-key={key}: config {config} gives {own!r} there, no length")
+    return own
+
+
+def overrides_at(config: str, key: str, length: int) -> list[str]:
+    """What makes a config one of tasks of this length; nothing where they have it already, so that runs of
+    `compare_algorithms` are those of the config's own length.
+
+    Raises:
+      SystemExit: as `own_length`.
+    """
+    values, own = flatten(edge_of(config, {})), own_length(config, key)
+    if length == own:
+        return []
 
     def scaled(value: int, name: str) -> int:
         return math.ceil(value * length / own) if name in _COUNTS else 8 * math.ceil(value * length / own / 8)
 
     changes: dict[str, Any] = {key: length}
-    for name in FOLLOWING if length != own else ():
+    for name in FOLLOWING:
         value = values.get(name)
         if isinstance(value, tuple | list) and value:
             changes[name] = f"({','.join(str(scaled(each, name)) for each in value)},)"
@@ -159,8 +167,9 @@ def main() -> None:
         raise SystemExit(f"error: --lengths={arguments.lengths}: give lengths above 0")
     collected, runner = read_summaries(arguments.collected), Runner(arguments)
     found: dict[int, Found] = {}
+    own = str(own_length(arguments.config, arguments.length_key))
     for length in lengths:
-        of_length = [run for run in collected if run["settings"].get(arguments.length_key) == str(length)]
+        of_length = [run for run in collected if run["settings"].get(arguments.length_key, own) == str(length)]
         found[length] = compare_algorithms.carry_out(at_length(arguments, length), of_length, runner)
         print(f"length {length}: {found[length].left} runs are left, {found[length].failed} of them failed", flush=True)
     runs = [run for each in found.values() for run in (*each.runs, *each.searched)]

@@ -10,13 +10,12 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from tests.configs import TINY
+from tests.configs import MIXED, TINY
 
 matplotlib.use("agg")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # The shapes of tests/test_train.py: their programs are compiled once for all.
-SHORT = TINY | {"optim.steps": 1, "eval.every": 0, "eval.tasks": 1, "eval.test_tasks": 0}
-SHORT |= {"tasks.tasks_per_step": 1, "tasks.rollouts": 6, "seed": 2}  # does not end alike
+SHORT = TINY | MIXED | {"optim.steps": 1, "eval.every": 0, "eval.tasks": 1, "eval.test_tasks": 0}
 
 FEWER = {key: TINY[key] for key in ("tasks.tasks_per_step", "tasks.rollouts", "rollout.slots")}
 FEWER |= {"eval.tasks": 1, "eval.test_tasks": 3}

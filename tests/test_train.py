@@ -30,7 +30,7 @@ from hintsd_jax.runs.metrics import read_metrics
 from hintsd_jax.train import train
 from hintsd_jax.training.batching import make_batches
 from tests.chat_server import serving
-from tests.configs import TINY, tiny_config
+from tests.configs import MIXED, TINY, tiny_config
 
 LONG = True  # see conftest.py
 REPO = Path(__file__).parents[1]
@@ -90,9 +90,11 @@ def test_a_run_leaves_its_record(finished):
     assert np.shape(held_out["before"]["success"]) == np.shape(held_out["after"]["success"]) == (4, 2)
     result = (finished / "result.md").read_text()
     targets, share, checked = re.search(r"hindsight: (\d+) steps named; (\d+) % of the (\d+) that can", result).groups()
-    assert "test Avg@2" in result and int(targets) == int(checked) == sum(row["hindsight/targets"] for row in rows[1:])
-    hits = [row["hindsight/precision"] * row["hindsight/targets"] for row in rows if row.get("hindsight/targets")]
-    assert int(share) == round(100 * sum(hits) / int(targets))
+    assert "test Avg@2" in result and int(targets) == sum(row["hindsight/targets"] for row in rows[1:])
+    known = [row for row in rows if row.get("hindsight/checked_targets")]
+    assert 0 < int(checked) == sum(row["hindsight/checked_targets"] for row in known) <= int(targets)
+    hits = sum(row["hindsight/precision"] * row["hindsight/checked_targets"] for row in known)
+    assert int(share) == round(100 * hits / int(checked))
     assert list((finished / "tensorboard").iterdir())
 
 
@@ -355,11 +357,6 @@ class OneQuestion(Worded):
         return Judgement(-1.0, parsed.targets[0].feedback) if parsed.targets else Judgement(1.0)
 
 
-MIXED = {
-    "tasks.tasks_per_step": 1,
-    "tasks.rollouts": 6,
-    "seed": 2,
-}  # six rollouts of one task, which do not all end alike
 ARMS = {
     "openclaw_rl": {"algorithm": "openclaw_rl", "hindsight.prompts": f"{__name__}:OneQuestion"},
     "sdpo": {"algorithm": "sdpo", "hindsight.analyser": "initial_policy", "loss.support": "teacher_topk"},

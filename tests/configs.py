@@ -11,7 +11,7 @@ from hintsd_jax.configs import desk_smoke
 POLICY = Path(__file__).parents[1] / "assets" / "desk-policy"
 
 
-# Tasks of two requests: half the steps and half the shapes of the four that desk_smoke has, for half of the tests' time.
+# Tasks of two requests: half the steps and shapes of the four that desk_smoke has, for half of the tests' time.
 SHORT_TASKS = {
     "env.options.length": 2,
     "env.options.difficulty": 2,

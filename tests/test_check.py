@@ -17,7 +17,7 @@ def test_a_script_is_played_and_everything_shown(tmp_path, capsys):
         '<tool_call>\n{"name": \n</tool_call>\n---\nDone.'
     )
     changes = {"check.script": str(tmp_path / "script.txt"), "check.rollouts": 1, "rollout.max_steps": 4}
-    # more than the episode takes
+    changes |= {"env.options.length": 3}  # two are closed by steps without a call
     changes |= {"rollout.context": 288, "batch.length_buckets": (288,), "hindsight.context": 400}
     assert check(smoke_config(tmp_path / "data", changes))
     out = capsys.readouterr().out

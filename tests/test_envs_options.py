@@ -13,7 +13,10 @@ def test_an_unknown_option_and_one_of_another_type_are_one_line(options):
     for wrong in ("x", 1.5, True, None, [3]):
         with pytest.raises(UserError, match=r"env\.options\.max_observation_chars is .*: give a value of type int"):
             options.parse({"max_observation_chars": wrong})
-    with pytest.raises(UserError, match="has no option 'max_observation_char'; did you mean 'max_observation_chars'"):
+    with pytest.raises(
+        UserError,
+        match="env.options.max_observation_char: environment .* such option; did you mean 'max_observation_chars'",
+    ):
         options.parse({"max_observation_char": 5})
 
 

@@ -23,7 +23,8 @@ def read(cls: type[T], environment: str, options: Mapping[str, Any]) -> T:
     defaults = {field.name: _default(field) for field in dataclasses.fields(any_class)}
     for name, value in options.items():
         if name not in defaults:
-            raise UserError(f"{environment} has no option {name!r}; {did_you_mean(name, defaults)}")
+            known = did_you_mean(name, defaults)
+            raise UserError(f"env.options.{name}: environment {environment!r} has no such option; {known}")
         kind = type(defaults[name])
         others = {float: (int,), tuple: (list,)}.get(kind, ())
         if type(value) is not kind and type(value) not in others:

@@ -24,7 +24,7 @@ from typing import Any
 from hintsd_jax.envs.base import Fault, Message, Report, Start, StepResult
 from hintsd_jax.envs.code_blocks import CODE
 from hintsd_jax.errors import UserError
-from hintsd_jax.texts import described, encodable, is_encodable
+from hintsd_jax.texts import described, did_you_mean, encodable, is_encodable
 
 START_ROLES = ("system", "user", "assistant", "tool")
 OBSERVATION_ROLES = ("user", "tool")
@@ -198,9 +198,20 @@ def _check_options(make: Any, split: str, data_dir: str, options: Mapping[str, A
     except (TypeError, ValueError):  # not written in Python: the call will tell
         return
     try:
-        signature.bind(split, data_dir, **options)
+        first = signature.bind_partial(split, data_dir).arguments
     except TypeError as error:
-        raise UserError(f"env.options do not fit environment {shown(name)}: {error}") from error
+        raise UserError(f"tasks() of environment {shown(name)} takes no split and data_dir: {error}") from error
+    rest = [each for each in signature.parameters.values() if each.name not in first]
+    known = {each.name: each for each in rest if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    unknown = (
+        [] if any(each.kind == each.VAR_KEYWORD for each in rest) else [key for key in options if key not in known]
+    )
+    if unknown:
+        hint = did_you_mean(str(unknown[0]), known) if known else "it takes none"
+        raise UserError(f"env.options.{unknown[0]}: environment {shown(name)} has no such option; {hint}")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise UserError(f"env.options.{key} is missing: environment {shown(name)} needs it")
 
 
 def _asked(what: str, ask: Callable[[], Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -212,7 +223,7 @@ def _asked(what: str, ask: Callable[[], Any], options: Mapping[str, Any] = Mappi
     except BaseException as error:  # SystemExit too: an environment cannot end the run
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if type(error) is TypeError else None
         if unknown and unknown[1] in options:  # `tasks` takes any option and passes it on
-            raise UserError(f"env.options do not fit: {what}: {error}") from error
+            raise UserError(f"env.options.{unknown[1]}: {what} has no such option") from error
         raise UserError(f"{what} failed: {described(error)}") from error
 
 

@@ -43,7 +43,15 @@ class Desk:
 
     @classmethod
     def tasks(
-        cls, split: str, data_dir: str, *, instructions: str = "short", tools: str = "all", **options: Any
+        cls,
+        split: str,
+        data_dir: str,
+        *,
+        seed: int = 0,
+        length: int = 8,
+        difficulty: int = 6,
+        instructions: str = "short",
+        tools: str = "all",
     ) -> Sequence[Mapping[str, Any]]:
         """The tasks of `train`, `eval` or `test`.
 
@@ -52,7 +60,7 @@ class Desk:
         `desk_tasks`.
         """
         cls(instructions=instructions, tools=tools)
-        return desk_tasks(split, data_dir, **options)
+        return desk_tasks(split, data_dir, seed, length, difficulty)
 
     def __init__(self, *, instructions: str = "short", tools: str = "all", **options: Any):
         del options

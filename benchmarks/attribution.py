@@ -102,8 +102,9 @@ def measure(setup: Setup, name: str, cases: Sequence[Case], scripts: Scripts, se
 
 def own_failures(setup: Setup, name: str, tasks: Sequence[Mapping], scripts: Scripts, seed: int) -> dict:
     """The policy's own failed rollouts. By what its faults are sorted by: `recall` of the report's faults, `precision`
-    of the named steps, and `same_words`: of the named steps that are faults, those whose feedback is the report's to
-    the letter.
+    of the named steps, `same_words`: of the named steps that are faults, those whose feedback is the report's to
+    the letter, and `asked`: of all faults, those where it is so when the analyser is asked about the step, as arms that
+    choose their steps otherwise do.
     """
     session = setup.policy
     params, rollouts = session.weights(session.trained), setup.config.tasks.rollouts
@@ -112,6 +113,11 @@ def own_failures(setup: Setup, name: str, tasks: Sequence[Mapping], scripts: Scr
     failed = [episode for episode in episodes if not episode.success and episode.report and episode.report.faults]
     keyed = [(episode, job_key(seed, 1, f"{name} {episode.task_id}", episode.rollout)) for episode in failed]
     counts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    given = [(*each, fault) for each in keyed for fault in hindsight_setup.report_of(each[0]).faults or ()]
+    asked, _ = feedback_on_steps(setup, name, [(episode, key, fault.step) for episode, key, fault in given])
+    for (episode, _, fault), target in zip(given, asked, strict=True):
+        for kind in (scripts.sort(task_of[episode.task_id], episode, fault.step), "all"):
+            counts[kind]["asked"].append(target is not None and target.feedback == fault.feedback)
     for analysis in analyse(setup, name, keyed).analyses:
         episode = analysis.episode
         truth = {fault.step: fault.feedback for fault in hindsight_setup.report_of(episode).faults or ()}
@@ -124,7 +130,7 @@ def own_failures(setup: Setup, name: str, tasks: Sequence[Mapping], scripts: Scr
                     counts[kind]["precision"].append(step in truth)
                 if step in truth and step in named:
                     counts[kind]["same_words"].append(named[step] == truth[step])
-    rates = ("recall", "precision", "same_words")
+    rates = ("recall", "precision", "same_words", "asked")
     rows = {
         kind: {rate: ratio(counts[kind][rate]) for rate in rates}
         for kind in sorted(counts, key=lambda kind: (kind == "all", kind))
@@ -161,10 +167,10 @@ def own_table(name: str, result: Mapping) -> str:
     rows, lines = result["by"], []
     for kind, row in rows.items():
         faults, steps = (0 if row[rate] is None else round(row[rate]["n"]) for rate in ("recall", "precision"))
-        recall, precision, same = (percent(row[rate]) for rate in ("recall", "precision", "same_words"))
-        lines.append([bold(kind, rows.keys() - {"all"}), faults, recall, steps, precision, same])
+        rates = [percent(row[rate]) for rate in ("precision", "same_words", "asked")]
+        lines.append([bold(kind, rows.keys() - {"all"}), faults, percent(row["recall"]), steps, *rates])
     head = ["what", "faults", "recall, %", "steps named", "precision, %"]
-    head.append("the report's own words, % of the right ones")
+    head += ["the report's own words, % of the right ones", "the same when asked about a fault, %"]
     caption = (
         f"**{name}**: {result['failed']} failed of {result['episodes']} rollouts; the environment's report is the"
         " truth, intervals over steps"

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from hintsd_jax.config import base, build
 from hintsd_jax.envs.desk import Desk, script
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.errors import UserError
+from hintsd_jax.hindsight.analysis import Analysis, Hindsight
 from hintsd_jax.hindsight.targets import Target
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
@@ -293,6 +295,34 @@ def test_placement_with_a_policy_that_obeys_what_it_has_just_read():
         assert rates == {"none": 0.0, "start": 0.0, "target": 1.0, "retry": 0.0, "retry_start": 1.0}
         assert row["gain"]["target - none"]["value"] == 1.0 and row["episodes"] == len(episodes)
     assert "| environment | all targets" in placement.table({"environment": found})
+
+
+def test_own_failures_are_held_against_the_report(injected, monkeypatch):
+    """Of every second failure the analyser names the fault, of those every second in the report's words; asked about
+    the step it says them in every third.
+    """
+    cases, _ = injected
+    episodes = [case.episode for case in cases]
+    fault = {id(episode): episode.report.faults[0] for episode in episodes}
+    words = lambda episode, right: fault[id(episode)].feedback if right else "Something else."
+
+    def analyse(setup, name, keyed):
+        of = lambda n, episode: (Target(fault[id(episode)].step, words(episode, n % 4 == 0)),) if n % 2 == 0 else ()
+        return Hindsight([Analysis(episode, of(n, episode)) for n, (episode, _) in enumerate(keyed)])
+
+    def feedback_on_steps(setup, name, given):
+        assert [step for *_, step in given] == [fault[id(episode)].step for episode, *_ in given]
+        return [Target(step, words(e, True)) if n % 3 == 0 else None for n, (e, _, step) in enumerate(given)], {}
+
+    monkeypatch.setattr(attribution, "analyse", analyse)
+    monkeypatch.setattr(attribution, "feedback_on_steps", feedback_on_steps)
+    monkeypatch.setattr(Session, "play", lambda *arguments, **options: SimpleNamespace(episodes=episodes))
+    found = attribution.own_failures(setup_of(engine=object()), "policy", TASKS, SCRIPTS, 0)
+    n = len(episodes)
+    of_all = {rate: found["by"]["all"][rate]["value"] for rate in ("recall", "precision", "same_words", "asked")}
+    known = {"recall": -(-n // 2) / n, "precision": 1.0, "same_words": -(-n // 4) / -(-n // 2), "asked": -(-n // 3) / n}
+    assert of_all == pytest.approx(known, abs=1e-6) and found["failed"] == n
+    assert "the same when asked about a fault, %" in attribution.own_table("policy", found)
 
 
 @pytest.mark.skipif(

@@ -71,10 +71,15 @@ def _what(request: Mapping[str, Any], new: Sequence[tuple[str, Mapping[str, str]
     return " ".join([*words, *([ARGUMENT] if faulty else []), verdict])
 
 
+def says_more_than_ok(line: str) -> bool:
+    """Whether a line says what was chosen or what went wrong."""
+    return len(line.split()) > 2
+
+
 def review_answer(lines: Sequence[str], faults: Sequence[Fault]) -> str:
     """The analyser's answer in the format that is asked for: the lines that say more than `ok`, then the JSON."""
     failures = [{"step": fault.step, "feedback": fault.feedback} for fault in faults]
-    told = [line for line in lines if len(line.split()) > 2]
+    told = [line for line in lines if says_more_than_ok(line)]
     return "\n".join([*told, json.dumps({"failures": failures})])
 
 

@@ -41,6 +41,7 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
         "contradict_rate": 0.2,  # hints that are not followed all the same
         "foreign": 1.0,  # factor on how often a hint is of another step or task
         "other_faults": 0.3,  # how often a fault in a review is no wrong choice
+        "of_told": 0.0,  # how often a step that feedback is asked for is one that a review speaks of; else any
         "contrary": 0.0,  # decisions of which what is said at the start asks for the mistake
         "clean": False,  # the demonstrator makes no mistakes yet
         "drill_length": 64,  # tokens of a copying drill

@@ -339,7 +339,9 @@ def test_weights_that_break_are_never_saved(data_dir, tmp_path, monkeypatch):
 
 
 class OneQuestion(Worded):
-    """A judge that is asked one question, in a review's form: the only one that the committed policy can answer."""
+    """A judge that is asked one question, in a review's form: to `compact`'s two the committed policy says -1 of
+    refused calls alone.
+    """
 
     def __init__(self):
         super().__init__(shipped("compact").wording)

@@ -53,7 +53,6 @@ GUIDES = {"solution": 0.35, "other_solution": 0.2, "several": 0.2, "one": 0.15, 
 ONE_FAULT, TWO_FAULTS, EACH_FAULTY = 0.45, 0.25, 0.35
 REFUSED = 0.3  # of what judges see
 OTHER_SHARE = 0.3  # of faults that are no wrong choice, where nobody says another
-ASKED_OF_TOLD = 0.7  # how often a step that feedback is asked for is one of which a review has a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +205,14 @@ class Demonstrator:
         messages = PROMPTS.review(episode, BENCHMARK, max_targets, MAX_CHARS)
         return self._answer(messages, reviews.review_answer(lines, faults[:max_targets]))
 
-    def step_feedback(self, task: Mapping, episode: Episode) -> WeightedTokens:
-        """The right feedback on one given step, faulty or not: most often one of which a review has a line, as there is
-        no more to say of the others than that they were right.
+    def step_feedback(self, task: Mapping, episode: Episode, of_told: float = 0.0) -> WeightedTokens:
+        """The right feedback on one given step, faulty or not.
+
+        of_told: how often it is one of which a review has a line; else any. Of most steps there is nothing to say.
         """
         actions = [step.text for step in episode.steps]
         told = [n for n, line in enumerate(reviews.review(task, actions)[0], 1) if reviews.says_more_than_ok(line)]
-        asked = told if told and self.rng.random() < ASKED_OF_TOLD else range(1, len(actions) + 1)
+        asked = told if told and self.rng.random() < of_told else range(1, len(actions) + 1)
         step = self.rng.choice(asked)
         line, feedback = reviews.step_feedback(task, actions, step)
         messages = PROMPTS.step_feedback(episode, BENCHMARK, step, MAX_CHARS)

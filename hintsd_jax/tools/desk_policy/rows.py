@@ -84,7 +84,7 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
         "plain": lambda: demonstration(demonstrator.play(task(), errors)),
         "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors, phase.foreign),
         "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
-        "step_feedback": lambda: demonstrator.step_feedback(*failed()),
+        "step_feedback": lambda: demonstrator.step_feedback(*failed(), phase.of_told),
         "guided": lambda: demonstrator.guided(task(), task(), phase.contrary),
         "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
         "hint": lambda: demonstrator.judgement(task(), task(), HINT),

@@ -49,12 +49,17 @@ def check(config: Config) -> bool:
     benchmark = f" ({session.benchmark})" if session.benchmark else ""
     print(f"environment {config.env.name}{benchmark}: {len(tasks):,} tasks in {split}")
     print(*session.chat_notes, sep="\n", end="\n" * bool(session.chat_notes))
-    played = session.play(session.weights(session.trained), chosen, settings.rollouts, step=0)
+    played = session.play(session.weights(session.trained), chosen, settings.rollouts, step=0, refuse=False)
     for episode in (*played.episodes, *played.lost):
         print(*_lines(episode, session, chosen[episode.group]), sep="\n")
     problems = list(_problems(played, chosen))
     print(*problems, sep="\n", end="\n" * bool(problems))
-    print(f"{len(played.episodes)} of {played.begun} episodes were played; {_verdict(problems)}")
+    steps = [step for episode in (*played.episodes, *played.lost) for step in episode.steps]
+    if cut := sum(bool(step.cut) for step in steps):
+        limit = config.rollout.max_action_tokens
+        print(f"{cut} of {len(steps)} actions were cut at rollout.max_action_tokens = {limit}")
+    print(f"{len(played.episodes)} of {played.begun} episodes were played; {_verdict(problems)}", flush=True)
+    session.refuse_unplayed(played)
     return not problems
 
 
@@ -73,14 +78,15 @@ def _script(path: str) -> list[str]:
 
 def _lines(episode: Episode, session: Session, task: Mapping) -> Iterator[str]:
     """An episode for people."""
-    chat = session.chat
+    chat, author = session.chat, "the script" if session.config.check.script else "the policy"
     yield f"\n=== task {episode.task_id}, rollout {episode.rollout} " + "=" * 20
     yield f"the task holds: {', '.join(sorted(map(str, task)))}"
     yield f"--- prompt, {episode.prompt_length:,} tokens, {len(episode.tools)} tools"
     yield chat.text(episode.streams[0].tokens[: episode.prompt_length])
     for number, step in enumerate(episode.steps, 1):
         tokens = episode.streams[step.stream].tokens
-        yield f"--- step {number}: the policy wrote {step.stop - step.start} tokens{' and was cut' if step.cut else ''}"
+        cut = " and was cut" if step.cut else ""
+        yield f"--- step {number}: {author} wrote {step.stop - step.start} tokens{cut}"
         yield chat.text(tokens[step.start : step.stop])
         cut_at = step.stop - step.start if step.cut else 0
         yield f"--- read as {_read(parse_action(step.text, chat.style, cut_at, episode.callable_at(number)))}"

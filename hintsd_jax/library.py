@@ -46,8 +46,9 @@ def load_config(named: str, overrides: Mapping[str, Any] | None = None) -> Confi
     Raises:
       UserError: no such config, or a key that it does not have.
     """
-    config = files.load(named)
-    for key, value in (overrides or {}).items():
+    config, overrides = files.load(named), overrides or {}
+    edge.change_environment(config, overrides.get("env.name", config.env.name))
+    for key, value in overrides.items():
         if problem := edge.unknown_key(key):
             raise UserError(problem)
         section: Any = config

@@ -122,14 +122,15 @@ class Recorder:
         plan, stream = run_plan(self._config), processes.screen()
         self._progress = Progress(plan, start, stream, compiled=run_metrics.compile_seconds)
         session.watch = Watch(self._progress, folder.own_file(FAILURES))
-        for key, (there, now) in folder.changed.items():
-            self.note(f"{key} was {there!r} and is {now!r} from here on")
-        self._writer = None if self.continues else self._opened_writer(None, None)
+        self._writer = None
+        if not self.continues:
+            self._adopt_settings()
+            self._writer = self._opened_writer(None, None)
 
     @classmethod
     def open(cls, session: Session, workdir: str, shapes: BatchShapes) -> Recorder:
         """Opens and locks the workdir. Raises UserError as `Workdir.open` and `MetricsWriter` do."""
-        folder = open_workdir(session, workdir, continuing.may_differ, adopt=True)
+        folder = open_workdir(session, workdir, continuing.may_differ)
         try:
             recorder = cls(session, folder, Checkpoints.open(folder.run_path, session.config))
         except BaseException:
@@ -191,6 +192,7 @@ class Recorder:
                 f"sft.path {self._config.sft.path} holds other dialogues than those that the run began with: give these"
                 " again, or another --workdir"
             )
+        self._adopt_settings()
         self._say_new_schedule()
         self._writer = self._opened_writer(self._resume_step, self._counters.rows)
         self._began = time.monotonic() - self._counters.seconds
@@ -198,6 +200,12 @@ class Recorder:
         if self._session.endpoint:
             self._session.endpoint.used |= self._counters.endpoint
         return state
+
+    def _adopt_settings(self) -> None:
+        """When nothing refuses them any more."""
+        for key, (there, now) in self._folder.changed.items():
+            self.note(f"{key} was {there!r} and is {now!r} from here on")
+        self._folder.adopt(self._config)
 
     def fork(self, shape: TrainState) -> TrainState:
         """The state of another run's checkpoint, see `fork.forked`; the first line says what it is."""

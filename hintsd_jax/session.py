@@ -214,16 +214,16 @@ class Session:
         greedy: bool = False,
         journal: Journal | None = None,
         over: Callable[[int, Episode | None], object] = lambda place, episode: None,
+        refuse: bool = True,
     ) -> Rollouts:
         """`rollouts` episodes of every task with these weights, those that other processes have played too; see
         `rollout.collector.run_episodes`.
 
         journal: keeps what the outside world answers; None where nothing is resumed. over: as in `run_episodes`, of
-        those that this process plays.
+        those that this process plays. refuse: whether `refuse_unplayed` follows.
 
         Raises:
-          UserError: not a single prompt fits the context; or, as long as none was ever played, environments failed so
-            that no episode could be.
+          UserError: as `refuse_unplayed`.
         """
         env = self.config.env
         numbers = processes.share(len(tasks) * rollouts)
@@ -253,6 +253,14 @@ class Session:
         )
         played = Rollouts.together(processes.gather(own, "rollouts"))
         self.has_played |= bool(played.episodes)
+        if refuse:
+            self.refuse_unplayed(played)
+        return played
+
+    def refuse_unplayed(self, played: Rollouts) -> None:
+        """Raises UserError where not a single prompt fits the context, or, as long as no episode was ever played,
+        environments failed so that none could be.
+        """
         if not played.episodes and not played.failed:
             raise UserError(
                 f"all {played.begun} prompts are longer than rollout.context ="
@@ -263,12 +271,12 @@ class Session:
             )
         if not self.has_played:
             first = next(failure for failure in played.failures if failure.call != "close")
+            where = f"{first.call} of task {first.task_id}: {first.reason}: {first.detail}"
             raise UserError(
-                f"none of {played.begun} episodes could be played: environment {env.name!r} failed in {played.failed}"
-                f" of them, first in {first.call} of task {first.task_id}: {first.reason}: {first.detail}. Nothing is"
-                " scored or trained on; mend the environment, and the same command goes on"
+                f"none of {played.begun} episodes could be played: environment {self.config.env.name!r} failed in"
+                f" {played.failed} of them, first in {where}. Nothing is scored or trained on; mend the environment, and"
+                " the same command goes on"
             )
-        return played
 
     def analyser(self, trained: Params | None, step: int, journal: Journal | None = None) -> Analyser:
         """Who looks back on the episodes of a training step.
@@ -323,14 +331,13 @@ class Session:
         return Answers.together(processes.gather(answers, "analysis"))
 
 
-def open_workdir(session: Session, path: str, may_differ: Callable[[str], bool], adopt: bool = False) -> Workdir:
+def open_workdir(session: Session, path: str, may_differ: Callable[[str], bool]) -> Workdir:
     """`Workdir.open`, in the first process before all others."""
     opened = partial(
         Workdir.open,
         path,
         session.config,
         may_differ=may_differ,
-        adopt=adopt,
         benchmark=session.benchmark,
         prompts={"set": session.config.hindsight.prompts, "digest": prompts.digest(session.algorithm.prompts)},
         process=processes.index(),

@@ -5,8 +5,15 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+# Where code stands that nobody looks into first: Python's own, installed packages, this one.
+_OTHERS = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")) + (
+    str(Path(__file__).parent),
+)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
@@ -31,11 +38,20 @@ def encodable(text: str) -> str:
 
 
 def described(error: BaseException, with_place: bool = True) -> str:
-    """An exception of code that is not ours in one line: its type, its message, and the innermost place."""
+    """An exception of code that is not ours in one line: its type, its message, and the innermost place in the user's
+    own files, or else the innermost.
+    """
     try:
         message = " ".join(encodable(str(error)[:600]).split())[:300]
     except BaseException as second:  # a __str__ that fails must not hide the failure that it belongs to
         message = f"(its message cannot be read: {type(second).__name__})"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames and with_place else ""
+    place = _place(traceback.extract_tb(error.__traceback__)) if with_place else ""
     return encodable(f"{type(error).__name__}: {message}{place}")[:400]
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """ " (my_envs.py, line 12, in delete_file)", or "" where there are no frames."""
+    theirs = [frame for frame in frames if not frame.filename.startswith(_OTHERS)]
+    for frame in (theirs or frames)[-1:]:
+        return f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+    return ""

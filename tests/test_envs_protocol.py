@@ -171,7 +171,7 @@ TASKS = [
     (
         raising(ValueError("a\nb\ud800")),
         {},
-        "tasks.. of environment 'e', split 'train' failed: ValueError: a b.* .in tasks",
+        "tasks.. of environment 'e', split 'train' failed: ValueError: a b. .test_envs_protocol.py, line .*, in tasks",
     ),
     (raising(SystemExit(0)), {}, "failed: SystemExit: 0"),
     (raising(TypeError("unsupported operand")), {"size": 3}, "failed: TypeError: unsupported operand"),

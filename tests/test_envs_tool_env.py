@@ -182,7 +182,11 @@ def test_calls_that_do_not_fit_are_the_agents_mistakes_and_reach_no_tool(name, a
 
 
 @pytest.mark.parametrize(
-    ("name", "detail"), [("break_down", "ValueError: the till is on fire"), ("unwritable", "TypeError")]
+    ("name", "detail"),
+    [
+        ("break_down", "ValueError: the till is on fire"),
+        ("unwritable", "Shop.unwritable returned {1, 2}, which is no JSON"),
+    ],
 )
 def test_what_else_a_tool_raises_is_a_fault_of_the_world(name, detail):
     with EnvPool(ThreadHost(Shop), 1, 10.0) as pool:
@@ -355,11 +359,12 @@ def test_values_of_ones_own_types_and_tools_of_base_classes():
             """Draws a point."""
             return [at.x, at.y]
 
-        def look(self):  # no tool any more
-            return ""
+        look = None  # no tool any more
 
     env, start = opened(Base)
     assert "look" not in env.tools and list(tools_of(Base))[-1] == "draw" and len(start.tools) == 5
+    with pytest.raises(UserError, match="tool Base.look has no @tool: repeat it, or write look = None to take it"):
+        type("Base", (Shop,), {"look": lambda self: ""})
     assert texts(env, ("draw", {"at": {"x": 1}}), ("draw", {"at": {"y": 1}})) == [
         "[1, 0]",
         "Error: draw: at.x is missing.",

@@ -105,7 +105,7 @@ def test_a_good_environment():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("boom\nand more"), "ValueError: boom and more (in behaviour, line"),
+        (ValueError("boom\nand more"), "ValueError: boom and more (test_rollout_env_pool.py, line"),
         (SystemExit(3), "SystemExit: 3"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
         (RecursionError("deep"), "RecursionError: deep"),

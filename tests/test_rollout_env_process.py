@@ -103,8 +103,8 @@ DEEDS = {
     "forges another shape": (ENV_DIED, "sent what is no answer"),
     "forges a failure": (ENV_DIED, "sent what is no answer: ValueError"),
     "forges deep JSON": (ENV_DIED, "sent what is no answer: RecursionError"),
-    "exits": (ENV_ERROR, "SystemExit: 0 (in raise_it"),
-    "raises half a character": (ENV_ERROR, "ValueError: boom ? (in raise_it"),
+    "exits": (ENV_ERROR, "SystemExit: 0 (rogue.py, line"),
+    "raises half a character": (ENV_ERROR, "ValueError: boom ? (rogue.py, line"),
     "raises what cannot be read": (ENV_ERROR, "Mute: (its message cannot be read: SystemExit)"),
     "raises a time-out": (ENV_TIMEOUT, "CallTimeout: nobody answers"),
     "NaN": (ENV_ERROR, "ProtocolError: the reward is nan"),
@@ -332,6 +332,10 @@ def test_where_an_environment_runs():
         assert type(host_for(env_class, "x.y:Env", {}, isolation, 1.0)) is kind
     with pytest.raises(UserError, match="isolation of environment 'e' is 'fork': use 'thread' or 'process'"):
         host_for(make(isolation="fork"), "e", {}, "auto", 1.0)
+    of_a_script = type("Env", (), {"__module__": "__main__"})
+    assert type(host_for(of_a_script, "__main__:Env", {}, "auto", 1.0)) is ThreadHost
+    with pytest.raises(UserError, match="of the script that runs, .* move it into a module, or set env.isolation"):
+        host_for(of_a_script, "__main__:Env", {}, "process", 1.0)
 
 
 def test_hung_threads_are_refused_at_some_number(monkeypatch):

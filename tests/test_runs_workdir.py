@@ -82,11 +82,12 @@ def test_what_may_differ_is_the_config_from_then_on_where_a_run_continues(tmp_pa
     wanted = {"optim.steps": (60, 100), "rollout.slots": (8, 4)}
     with Workdir.open(tmp_path, now) as workdir:  # an evaluation
         assert workdir.changed == wanted and stored(tmp_path)["config"]["optim"]["steps"] == 60
-    with Workdir.open(tmp_path, now, adopt=True) as workdir:
-        assert workdir.changed == wanted
+    with Workdir.open(tmp_path, now) as workdir:
+        workdir.adopt(now)
     assert stored(tmp_path)["config"]["optim"]["steps"] == 100
     assert stored(tmp_path)["changed"] == [{"checkpoint": 40, "optim.steps": [60, 100], "rollout.slots": [8, 4]}]
-    with Workdir.open(tmp_path, now, adopt=True) as workdir:
+    with Workdir.open(tmp_path, now) as workdir:
+        workdir.adopt(now)
         assert workdir.changed == {} and len(stored(tmp_path)["changed"]) == len(stored(tmp_path)["versions"]) == 1
 
 
@@ -96,7 +97,7 @@ def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path):
     older = stored(tmp_path)
     del older["config"]["sft"], older["config"]["rollout"]["mask_cut_episodes"]
     (tmp_path / "config.json").write_text(json.dumps(older))
-    with Workdir.open(tmp_path, a_config(), adopt=True) as workdir:
+    with Workdir.open(tmp_path, a_config()) as workdir:
         assert workdir.changed == {}
     with pytest.raises(UserError, match=r"another config: sft.path \(there '', now 'x.jsonl'\): give the same"):
         Workdir.open(tmp_path, a_config(sft__path="x.jsonl"))

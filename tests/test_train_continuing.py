@@ -73,6 +73,7 @@ def test_a_run_goes_on_for_more_steps_with_other_memory(config, copied, capsys):
     assert kept["config"]["optim"]["steps"] == 3 and kept["changed"][0]["optim.steps"] == [2, 3]
     with pytest.raises(UserError, match="is at step 3 already, beyond optim.steps = 2"):
         train(config(), str(copied))
+    assert json.loads((copied / "config.json").read_text()) == kept  # a command that is refused changes nothing
 
 
 def test_a_damaged_latest_stops_a_run_or_gives_way(config, copied, finished, capsys):

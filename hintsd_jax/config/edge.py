@@ -143,6 +143,13 @@ def add_option(config: ConfigDict, key: str, text: str) -> bool:
     return True
 
 
+def change_environment(config: ConfigDict, name: str) -> None:
+    """Before an override of `env.name`: the options of the environment that the config was written for go with it."""
+    if name != config.env.name:
+        config.env.options = ConfigDict()
+        config.env.options.unlock()
+
+
 def flatten(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Nested mappings -> {"dotted.key": value}; an empty mapping is a value."""
     flat = {}

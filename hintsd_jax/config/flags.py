@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hintsd_jax import storage
 from hintsd_jax.config import files, reference
-from hintsd_jax.config.edge import add_option, settings, unknown_key
+from hintsd_jax.config.edge import add_option, change_environment, settings, unknown_key
 from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean, is_encodable
@@ -67,6 +67,8 @@ def parse(words: Sequence[str]) -> Flags:
     flags.DEFINE_bool("print_config", False, FLAGS["print_config"], flag_values=values)
     try:
         if config is not None:
+            for name in filter(None, (re.fullmatch(r"--?config\.env\.name=(.*)", word) for word in words)):
+                change_environment(config, name[1])
             words = _new_options(config, words)
             config_flags.DEFINE_config_dict(
                 "config", config, FLAGS["config"], flag_values=values, sys_argv=["hintsd-jax", *words]

@@ -14,13 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from hintsd_jax.envs.base import Action, CallError, Message, Report, Start, StepResult, ToolCall
-from hintsd_jax.envs.protocol import shown
+from hintsd_jax.envs.base import Action, CallError, Fault, Message, Report, Start, StepResult, ToolCall
+from hintsd_jax.envs.protocol import ProtocolError, shown
 from hintsd_jax.envs.typed_tools import Tool, tool, tools_of
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean
 
-__all__ = ["CallError", "ToolEnv", "tool"]
+__all__ = ["CallError", "Fault", "Report", "ToolEnv", "tool"]
 
 DONE = "Ok."  # what a tool that returns None has to say
 MAX_NAME_CHARS = 100  # of a tool's name as a model wrote it, where it is looked for and said back
@@ -114,7 +114,11 @@ class ToolEnv(ABC):
             return f"Error: {error}."
         if isinstance(value, str):
             return value
-        return DONE if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        try:
+            return DONE if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            what = f"tool {type(self).__name__}.{tool.name} returned {shown(value)}"
+            raise ProtocolError(f"{what}, which is no JSON ({error}): return text, or what JSON can hold") from error
 
 
 def _says(text: str) -> Message:

@@ -63,15 +63,22 @@ class Tool:
 
 
 def tools_of(cls: type) -> dict[str, Tool]:
-    """The tools of a class by name: base classes first, each in the order in which it has them. A method without the
-    mark takes that of the one that it overrides away.
+    """The tools of a class by name: base classes first, each in the order in which it has them. `name = None` takes one
+    of a base class away.
 
     Raises:
-      UserError: a tool's signature or docstring does not say what a call needs. One line that names the method.
+      UserError: a tool's signature or docstring does not say what a call needs, or a tool is overridden by a method
+        without the mark. One line that names the method.
     """
     names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))
-    marked = {name: inspect.getattr_static(cls, name) for name in names}
-    return {name: _read(cls, name, value) for name, value in marked.items() if _is_marked(value)}
+    members = {name: inspect.getattr_static(cls, name) for name in names}
+    inherited = {name for base in cls.__mro__[1:] for name, value in vars(base).items() if _is_marked(value)}
+    for name in sorted(inherited):
+        if members[name] is not None and not _is_marked(members[name]):
+            raise UserError(
+                f"tool {cls.__name__}.{name} has no @tool: repeat it, or write {name} = None to take it away"
+            )
+    return {name: _read(cls, name, value) for name, value in members.items() if _is_marked(value)}
 
 
 def _is_marked(value: Any) -> bool:

@@ -233,18 +233,25 @@ def host_for(env_class: type, name: str, options: Mapping[str, Any], isolation: 
 
     Args:
       name: of the config, registered or a path.
-      isolation: "thread", "process" or "auto": what the class names in `isolation`, else "process".
+      isolation: "thread", "process" or "auto": what the class names in `isolation`, else "process"; but "thread" for a
+        class of the script or notebook that runs, which no process of its own can import.
       memory_gib: that one process may take.
 
     Raises:
-      UserError: the class names something else.
+      UserError: the class names something else; it needs a process, and none could import it.
     """
+    importable = env_class.__module__ != "__main__"
     if isolation == AUTO:
-        isolation = getattr(env_class, "isolation", PROCESS)
+        isolation = getattr(env_class, "isolation", PROCESS if importable else THREAD)
         if isolation not in (THREAD, PROCESS):
             raise UserError(
                 f"isolation of environment {shown(name)} is {shown(isolation)}: use {THREAD!r} or {PROCESS!r}"
             )
     if isolation == THREAD:
         return ThreadHost(partial(env_class, **options))
+    if not importable:
+        raise UserError(
+            f"environment {shown(name)} is a class of the script that runs, which a process of its own cannot import:"
+            f" move it into a module, or set env.isolation = {THREAD}"
+        )
     return ProcessHost(path_of(name), options, memory_gib)

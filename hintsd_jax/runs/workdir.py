@@ -77,21 +77,19 @@ class Workdir:
         config: Config,
         *,
         may_differ: Callable[[str], bool] = continuing.may_differ,
-        adopt: bool = False,
         benchmark: str = "",
         prompts: Mapping[str, str] | None = None,
         process: int = 0,
     ) -> Workdir:
         """Creates or reopens the folder, locks it and writes `config.json`.
 
-        A reopened folder keeps its config; versions other than the last ones are added to its `versions` list, because
-        a run that continues under another jax need not be bit-equal.
+        A reopened folder keeps its config until `adopt`; versions other than the last ones are added to its `versions`
+        list, because a run that continues under another jax need not be bit-equal.
 
         Args:
           path: the folder, its parents are created too; or an address of a store.
           config: the config of this run.
           may_differ: whether a dotted key may differ from the stored config.
-          adopt: what differs is the config from now on, and what it was, is kept beside it: a run continues with it.
           benchmark: its version, to stand among `versions`; "" where there is none, or no task is played.
           prompts: the name of the set of prompts and the digest of its words, to stand beside the config; None where
             none is read. A run continues with the same words only.
@@ -106,11 +104,22 @@ class Workdir:
         make_folder(path)
         lock = locks.take(path, note=lambda text: print(text, file=sys.stderr))
         try:
-            changed = _keep_config(path / "config.json", config, may_differ, adopt, benchmark, prompts)
+            changed = _keep_config(path / "config.json", config, may_differ, benchmark, prompts)
         except BaseException:
             lock.release()
             raise
         return cls(path, lock, run_path, process, changed)
+
+    def adopt(self, config: Config) -> None:
+        """A run goes on with `config`: what differs is the folder's config from now on, and what it was stands beside
+        it.
+        """
+        path = self.path / "config.json"
+        stored = read_object(path, "a config written by this program")
+        if self.changed and stored is not None:
+            step = max(_saved_steps(self.path), default=0)
+            changed = [*stored.get("changed", []), {"checkpoint": step, **self.changed}]
+            _write_json(path, stored | {"config": config.to_dict(), "changed": changed})
 
     def check_lock(self) -> None:
         """Raises UserError where another process has taken the folder over, which can happen in a store alone."""
@@ -199,7 +208,6 @@ def _keep_config(
     path: AnyPath,
     config: Config,
     may_differ: Callable[[str], bool],
-    adopt: bool,
     benchmark: str,
     prompts: Mapping[str, str] | None,
 ) -> dict[str, tuple[Any, Any]]:
@@ -229,17 +237,17 @@ def _keep_config(
     here = versions() | ({"benchmark": benchmark} if benchmark else {})
     is_known = bool(known) and here.items() <= known[-1].items()
     is_recorded = prompts is None or stored.get("prompts") is not None
-    if is_known and is_recorded and not (adopt and changed):
-        return changed
     if not is_recorded:
         stored["prompts"] = dict(prompts or {})
-    if adopt and changed:
-        step = max(_saved_steps(path.parent), default=0)
-        stored |= {"config": now, "changed": [*stored.get("changed", []), {"checkpoint": step, **changed}]}
-    with whole_text(path) as file:
-        json.dump({**stored, "versions": known if is_known else [*known, here]}, file, indent=2)
-        file.write("\n")
+    if not (is_known and is_recorded):
+        _write_json(path, {**stored, "versions": known if is_known else [*known, here]})
     return changed
+
+
+def _write_json(path: AnyPath, value: Mapping[str, Any]) -> None:
+    with whole_text(path) as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
 
 
 def _check_words(path: AnyPath, there: Any, now: Mapping[str, str] | None) -> None:

@@ -51,12 +51,7 @@ def load_config(named: str, overrides: Mapping[str, Any] | None = None) -> Confi
     for key, value in overrides.items():
         if problem := edge.unknown_key(key):
             raise UserError(problem)
-        section: Any = config
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section[parent]
-        with section.unlocked(), section.ignore_type():
-            section[last] = value
+        edge.set_key(config, key, value)
     return config
 
 

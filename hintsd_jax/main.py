@@ -87,7 +87,10 @@ def run(command: Command) -> int:
             raise UserError("report needs folders of runs: hintsd-jax report WORKDIR [WORKDIR ...]")
         return importlib.import_module("hintsd_jax.tools.report.command").main(command.rest)
     if command.config is None:
-        raise UserError(f"--config is missing: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}")
+        where = "" if command.workdir is None else f", and --workdir={command.workdir} holds no run"
+        raise UserError(
+            f"--config is missing{where}: {flags.FLAGS['config']}; shipped are {', '.join(files.shipped())}"
+        )
     without_workdir = {"check": "hintsd_jax.check", "plan": "hintsd_jax.tools.planner.plan"}.get(command.mode)
     workdir = "" if without_workdir or command.print_config else flags.checked_workdir(command.workdir)
     validation.check(command.config)  # before importing jax takes a second

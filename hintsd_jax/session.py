@@ -274,8 +274,8 @@ class Session:
             where = f"{first.call} of task {first.task_id}: {first.reason}: {first.detail}"
             raise UserError(
                 f"none of {played.begun} episodes could be played: environment {self.config.env.name!r} failed in"
-                f" {played.failed} of them, first in {where}. Nothing is scored or trained on; mend the environment, and"
-                " the same command goes on"
+                f" {played.failed} of them, first in {where}. Nothing is scored or trained on; mend the environment,"
+                " and the same command goes on"
             )
 
     def analyser(self, trained: Params | None, step: int, journal: Journal | None = None) -> Analyser:

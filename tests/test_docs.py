@@ -85,6 +85,16 @@ def test_the_shortest_run_as_docs_running_has_it(in_checkout, capsys):
     assert (in_checkout / "report.html").exists() and any((in_checkout / "runs/desk_smoke/export").iterdir())
 
 
+def test_an_environment_of_ones_own_is_checked_as_docs_environments_has_it(in_checkout, capsys):
+    text = (ROOT / "docs" / "environments.md").read_text()
+    (in_checkout / "script.txt").write_text(blocks(text, "text")[0])
+    found = [words[1:] for words in commands(text) if words[1] == "check"]
+    for words in found:
+        assert main(words) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert len(found) == 2 and "Error: found nothing." in said and said.count("kept to the protocol") == 2
+
+
 @pages
 def test_commands_are_understood(page, in_checkout, capsys):
     text = page.read_text()

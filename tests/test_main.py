@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import hintsd_jax
 from hintsd_jax import library
 from hintsd_jax import main as entry
 from hintsd_jax.config import edge, files, flags
+from hintsd_jax.config.build import build
 from hintsd_jax.errors import UserError
 from hintsd_jax.runs import interruption
 
@@ -63,6 +65,29 @@ def test_runs_the_mode_with_overrides(modes):
     assert (train, workdir) == ("train", "runs/a") and [name for name, *_ in others] == ["evaluate", "export", "plan"]
     assert (config.optim.lr, config.rollout.prefill_buckets, config.policy.remat) == (1e-4, (8, 16), True)
     assert others[1][1].env.options["length"] == 2
+
+
+@pytest.mark.parametrize("named", ["desk_smoke", "bfcl_smoke", "desk_checkpoint", "appworld_qwen3_4b"])
+def test_without_a_config_that_of_the_run_is_taken(modes, tmp_path, named):
+    flags = [f"--config={named}", "--config.policy.path=p", "--config.env.options.seed=5", "--config.optim.lr=1e-4"]
+    assert entry.main(["train", *flags, f"--workdir={tmp_path}"]) == 0
+    (tmp_path / "config.json").write_text(json.dumps({"config": modes[0][1].to_dict() | {"older": 1}}))
+    assert entry.main(["export", f"--workdir={tmp_path}"]) == 0
+    assert entry.main([f"--workdir={tmp_path}", "--config.optim.steps=9", "--config.env.options.other=1"]) == 0
+    first, exported, longer = (config for _, config, _ in modes)
+    assert exported == first and longer.optim.steps == 9 and longer.env.options == {**first.env.options, "other": 1}
+
+
+def test_another_environment_has_none_of_the_options_of_the_configs_own(modes):
+    for words, options in {
+        ("--config.env.name=my_envs:Shredder",): {},
+        ("--config.env.options.size=10", "--config.env.name=my_envs:Shredder"): {"size": 10},
+        ("--config.env.name=desk",): {"seed": 0, "length": 4, "difficulty": 3},
+    }.items():
+        assert entry.main([CONFIG, "--workdir=w", *words]) == 0
+        assert modes[-1][1].env.options == options
+        keys = (word.removeprefix("--config.").split("=") for word in reversed(words))
+        assert build(library.load_config("desk_smoke", dict(keys))).env.options.keys() == options.keys()
 
 
 RUN = [CONFIG, "--workdir=w"]
@@ -158,7 +183,7 @@ RUN = [CONFIG, "--workdir=w"]
         ([CONFIG, "--workdir=~nobody-of-that-name/w"], "--workdir = '~nobody-of-that-name/w' names the home folder of"),
         ([CONFIG, "--workdir=" + "w" * 300], "File name too long"),
         # config files
-        (["--workdir=w"], "--config is missing"),
+        (["--workdir=w"], "--config is missing, and --workdir=w holds no run: "),
         (["--config"], "--config has no value"),
         (["--config=", "--workdir=w"], "--config is empty"),
         (["--config=configs/nowhere.py", "--workdir=w"], "the config file configs/nowhere.py does not exist"),

@@ -143,6 +143,16 @@ def add_option(config: ConfigDict, key: str, text: str) -> bool:
     return True
 
 
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key, whatever its type so far."""
+    *parents, last = key.split(".")
+    section: Any = config
+    for parent in parents:
+        section = section[parent]
+    with section.unlocked(), section.ignore_type():
+        section[last] = value
+
+
 def change_environment(config: ConfigDict, name: str) -> None:
     """Before an override of `env.name`: the options of the environment that the config was written for go with it."""
     if name != config.env.name:

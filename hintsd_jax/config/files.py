@@ -17,9 +17,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from hintsd_jax.config.edge import plain, unknown_key
+from hintsd_jax.config.edge import base, flatten, plain, set_key, unknown_key
 from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.errors import UserError, reason
+from hintsd_jax.jsonl import read_object
+from hintsd_jax.storage import located
 from hintsd_jax.texts import did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # in a checkout a link to the configs at its top
@@ -45,6 +47,23 @@ def find(named: str) -> Path:
     if path.exists() or "/" in named or named.endswith(".py"):
         raise UserError(f"the config file {named} {'is no file' if path.exists() else 'does not exist'}")
     raise UserError(f"config {shown(named)} is neither shipped nor a file: {did_you_mean(named, shipped())}")
+
+
+def of_run(workdir: str) -> ConfigDict | None:
+    """The config of the run in a folder, to be changed by flags like that of a file; None where none is kept there.
+
+    Raises:
+      UserError: its `config.json` cannot be read.
+    """
+    stored = read_object(located(workdir) / "config.json", "a config written by this program")
+    kept = (stored or {}).get("config")
+    if not isinstance(kept, dict):
+        return None  # who opens the folder says what is wrong with it
+    config = base()
+    for key, value in flatten(kept).items():
+        if unknown_key(key) is None:  # a version of before may have had others
+            set_key(config, key, tuple(value) if isinstance(value, list) else value)
+    return config
 
 
 def load(named: str) -> ConfigDict:

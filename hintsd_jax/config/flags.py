@@ -26,7 +26,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean, is_encodable
 
 FLAGS = {
-    "config": "name of a shipped config, or path of a file with a get_config()",
+    "config": "name of a shipped config, or path of a file with a get_config(); else that of the run in --workdir",
     "workdir": "folder of this run, or gs://bucket/folder; one that holds a run already continues it",
     "mode": "what to do, if the first word does not say it",
     "print_config": "print the resolved config and end",
@@ -38,7 +38,9 @@ _SETTINGS = "settings are written --config.key=value"
 
 
 class Flags(NamedTuple):
-    """Parsed flags. config: not checked yet; None where none is named. rest: the words that are no flags."""
+    """Parsed flags. config: not checked yet; where none is named that of the run in `workdir`, or None. rest: the words
+    that are no flags.
+    """
 
     config: ConfigDict | None
     workdir: str | None
@@ -62,7 +64,10 @@ def parse(words: Sequence[str]) -> Flags:
         override = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
         if override and (problem := unknown_key(override[1]) or _list_problem(override[1], override[2])):
             raise UserError(problem)
-    config = None if named is None else files.load(named)
+    if named is not None:
+        config = files.load(named)
+    else:
+        config = None if workdir is None else files.of_run(checked_workdir(workdir))
     values = flags.FlagValues()
     flags.DEFINE_bool("print_config", False, FLAGS["print_config"], flag_values=values)
     try:

@@ -17,6 +17,12 @@ PLAYED |= {"train/skipped": 1, "train/loss": 0.0}
             "0 targets named, 3 of 3 answers unreadable (1 truncated, 2 unparsable),"
             " update skipped: nothing to train on",
         ),
+        (
+            {"hindsight/questions": 16, "hindsight/readable_answers": 6, "hindsight/dropped/bad_step": 4}
+            | {"hindsight/dropped/nothing_named": 2, "hindsight/dropped/unparsable": 10},
+            "0 targets named, 10 of 16 answers unreadable (10 unparsable), looking back: 4 bad_step, 2 nothing_named,"
+            " update skipped: nothing to train on",
+        ),
         ({"hindsight/failed_episodes": 0, "rollout/success": 1.0}, "update skipped: no episode failed"),
         (
             {"hindsight/questions": 2, "hindsight/readable_answers": 2, "hindsight/dropped/nothing_named": 2},

@@ -8,7 +8,7 @@ that what is printed and what is kept never differ. A step that learnt nothing s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 Row = Mapping[str, float | None]
 
@@ -58,9 +58,18 @@ def _hindsight(row: Row) -> Iterator[str]:
     if questions or dropped or targets:
         yield f"{targets:g} {'target' if targets == 1 else 'targets'} named"
     if unreadable := questions - readable:
-        yield f"{unreadable:g} of {questions:g} answers unreadable" + (f" ({dropped})" if dropped else "")
-    elif dropped and is_empty(row):
+        why = _counted(row, "hindsight/dropped/", lambda word: word not in _NOT_UNREADABLE)
+        yield f"{unreadable:g} of {questions:g} answers unreadable" + (f" ({why})" if why else "")
+        dropped = _counted(row, "hindsight/dropped/", lambda word: word in _NOT_UNREADABLE)
+    if dropped and is_empty(row):
         yield f"looking back: {dropped}"
+
+
+# Reasons for a target less that are no unreadable answer's.
+_NOT_UNREADABLE = {
+    *("nothing_named", "bad_step", "empty_feedback", "repeated_step", "over_limit"),  # of one that was read
+    *("no_steps", "no_report"),  # where nobody was asked
+}
 
 
 def _update(row: Row) -> Iterator[str]:
@@ -77,7 +86,7 @@ def _update(row: Row) -> Iterator[str]:
         return
     elif (loss := row.get("train/loss")) is not None:
         yield f"loss {loss:.4f}"
-    if not row.get("train/nonfinite") and (lost := _counted(row, "train/dropped/", _TOO_LONG)):
+    if not row.get("train/nonfinite") and (lost := _counted(row, "train/dropped/", lambda word: word in _TOO_LONG)):
         yield f"actions not trained on: {lost}"
 
 
@@ -85,8 +94,8 @@ def _update(row: Row) -> Iterator[str]:
 _TOO_LONG = ("action_too_long", "student_too_long", "teacher_too_long")
 
 
-def _counted(row: Row, prefix: str, only: tuple[str, ...] = ()) -> str:
+def _counted(row: Row, prefix: str, wanted: Callable[[str], bool] = lambda word: True) -> str:
     """What a row counts under a prefix, "2 unparsable, 1 truncated"; "" where that is nothing."""
     names = {name: name.removeprefix(prefix) for name in row if name.startswith(prefix)}
-    counts = [f"{row[name]:g} {word}" for name, word in names.items() if row[name] and (not only or word in only)]
+    counts = [f"{row[name]:g} {word}" for name, word in names.items() if row[name] and wanted(word)]
     return ", ".join(counts)

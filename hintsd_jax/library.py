@@ -47,7 +47,7 @@ def load_config(named: str, overrides: Mapping[str, Any] | None = None) -> Confi
       UserError: no such config, or a key that it does not have.
     """
     config, overrides = files.load(named), overrides or {}
-    edge.change_environment(config, overrides.get("env.name", config.env.name))
+    edge.change_environment(config, overrides.get("env.name"))
     for key, value in overrides.items():
         if problem := edge.unknown_key(key):
             raise UserError(problem)

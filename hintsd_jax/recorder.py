@@ -36,6 +36,7 @@ from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs import metrics as run_metrics
 from hintsd_jax.runs import nonfinite, step_line
 from hintsd_jax.runs.alarms import Alarm, AlarmConfig, Alarms, not_finite
+from hintsd_jax.runs.counters import Counters
 from hintsd_jax.runs.interruption import Interrupted
 from hintsd_jax.runs.journal import Journal
 from hintsd_jax.runs.progress import Progress
@@ -51,36 +52,6 @@ _MEND_NUMBERS = (
     "Lower optim.lr, set optim.clip_norm, or look into the folder nonfinite/ of the workdir, which holds the batches;"
     " the same command continues the run"
 )
-
-
-@dataclasses.dataclass
-class Counters:
-    """What travels with a checkpoint beside the state. step: completed. seconds, tokens: spent and sampled so far.
-    episodes, lost_episodes: begun so far, and taken by environments' failures. targets, checked_targets, true_targets:
-    named so far, those of episodes whose faults the environment knows, and the faults among these. empty_updates: that
-    had nothing to train on. skipped_updates: that met a number that is not finite; nonfinite_updates: the last ones in
-    a row. before: the held-out result before training. lr_scale: what alarms made of the learning rate. alarms,
-    endpoint: what these two remember. rows: the digest of metrics.jsonl; dialogues: that of the file that an offline
-    algorithm learns from.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    episodes: int = 0
-    lost_episodes: int = 0
-    targets: int = 0
-    checked_targets: int = 0
-    true_targets: int = 0
-    empty_updates: int = 0
-    skipped_updates: int = 0
-    nonfinite_updates: int = 0
-    before: dict[str, Any] | None = None
-    lr_scale: float = 1.0
-    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)
-    endpoint: dict[str, int] = dataclasses.field(default_factory=dict)
-    rows: str = ""
-    dialogues: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +161,11 @@ class Recorder:
         if self._counters.dialogues != self._digest_of_dialogues:
             raise UserError(
                 f"sft.path {self._config.sft.path} holds other dialogues than those that the run began with: give these"
+                " again, or another --workdir"
+            )
+        if self._counters.tasks not in ("", self._session.tasks_digest):
+            raise UserError(
+                f"environment {self._config.env.name!r} has other tasks than those that the run began with: give these"
                 " again, or another --workdir"
             )
         self._adopt_settings()
@@ -388,6 +364,7 @@ class Recorder:
         counters.step, counters.seconds = step, time.monotonic() - self._began
         counters.tokens += outcome.rollouts.stats.sampled_tokens + outcome.hindsight.generated_tokens
         counters.alarms, counters.dialogues = self._alarms.state, self._digest_of_dialogues
+        counters.tasks = self._session.tasks_digest
         counters.endpoint = dict(self._session.endpoint.used) if self._session.endpoint else {}
 
     def _save(self, step: int, state: TrainState, row: Mapping[str, Any], *, due: bool, broken: bool) -> None:

@@ -161,7 +161,7 @@ def result_tables(
     tasks have categories, each has its own lines, and there are 95 % intervals over tasks.
 
     spent: `seconds`, `tokens` (sampled in training), `episodes` (begun), `lost_episodes` (by environments' failures),
-    `targets`, `checked_targets` and `true_targets` (see `recorder.Counters`),
+    `targets`, `checked_targets` and `true_targets` (see `runs.counters.Counters`),
     `empty_updates` (nothing to train on) and `skipped_updates` (a number was not finite).
     """
     config, algorithm = session.config, session.algorithm

@@ -8,6 +8,8 @@ Training and evaluation share it. Everything is loaded and checked here, before 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Protocol
@@ -91,6 +93,7 @@ class Session:
     endpoint: Endpoint | None = None
     watch: Watch = dataclasses.field(default_factory=Nobody)
     has_played: bool = False
+    _splits: dict[str, Sequence[Mapping]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """An environment may have words of its own, which the algorithm then speaks with."""
@@ -187,8 +190,21 @@ class Session:
     def tasks(self, split: str, limit: int | None = None) -> Sequence[Mapping]:
         """The tasks of a split, or its first `limit`. Raises UserError as `checked_tasks`."""
         env = self.config.env
-        tasks = checked_tasks(self.env_class, split, env.data_dir, env.options, env.name)
+        if split not in self._splits:
+            self._splits[split] = checked_tasks(self.env_class, split, env.data_dir, env.options, env.name)
+        tasks = self._splits[split]
         return tasks if limit is None else tasks[:limit]
+
+    @cached_property
+    def tasks_digest(self) -> str:
+        """Of the held-out tasks and of the first of those that are trained on: a run that goes on must find them again,
+        or it compares what cannot be compared. What JSON cannot hold counts by its type.
+        """
+        tasks, count = self.config.tasks, self.config.eval
+        parts = {tasks.train_split: 100, tasks.eval_split: count.tasks, tasks.test_split: count.test_tasks}
+        as_json = lambda value: dict(value) if isinstance(value, Mapping) else type(value).__name__
+        held = [(split, self.tasks(split, number)) for split, number in parts.items() if number]
+        return hashlib.sha256(json.dumps(held, default=as_json, skipkeys=True).encode()).hexdigest()[:16]
 
     def overlaps(self, tasks: Sequence[Mapping]) -> list[str]:
         """A line for each held-out split that has tasks of the training split, alike in all that they hold."""

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from hintsd_jax.privacy import Privacy
-from hintsd_jax.recorder import Counters, Recorder, react
+from hintsd_jax.recorder import Recorder, react
 from hintsd_jax.records import rollout_metrics
 from hintsd_jax.rollout.episode import Episode, Step
 from hintsd_jax.rollout.played import Rollouts
 from hintsd_jax.runs.alarms import NOT_FINITE, Alarm
+from hintsd_jax.runs.counters import Counters
 from hintsd_jax.runs.workdir import Workdir
 from hintsd_jax.sampling import SamplingStats
 

@@ -76,6 +76,19 @@ def test_a_run_goes_on_for_more_steps_with_other_memory(config, copied, capsys):
     assert json.loads((copied / "config.json").read_text()) == kept  # a command that is refused changes nothing
 
 
+def test_a_run_goes_on_with_the_tasks_that_it_began_with_alone(config, copied, monkeypatch):
+    original, longer = Desk.tasks, config(optim__steps=3)
+    for changed in ("train", "eval"):
+
+        def tasks(split, data_dir, changed=changed, **options):
+            found = list(original(split, data_dir, **options))
+            return [*found[:1], {**found[1], "requests": []}, *found[2:]] if split == changed else found
+
+        monkeypatch.setattr(Desk, "tasks", tasks)
+        with pytest.raises(UserError, match="environment 'desk' has other tasks than those that the run began with"):
+            train(longer, str(copied))
+
+
 def test_a_damaged_latest_stops_a_run_or_gives_way(config, copied, finished, capsys):
     flip(largest_file(copied / "checkpoints" / "2" / "state"))
     before = (copied / "metrics.jsonl").read_bytes()

@@ -153,11 +153,12 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
         section[last] = value
 
 
-def change_environment(config: ConfigDict, name: str) -> None:
-    """Before an override of `env.name`: the options of the environment that the config was written for go with it."""
-    if name != config.env.name:
-        config.env.options = ConfigDict()
-        config.env.options.unlock()
+def change_environment(config: ConfigDict, name: str | None) -> None:
+    """Before an override of `env.name`, if there is one: the options of the config's own environment go with it."""
+    env: Any = config.env
+    if name not in (None, env.name):
+        env.options = ConfigDict()
+        env.options.unlock()
 
 
 def flatten(tree: Mapping | ConfigDict, prefix: str = "") -> dict[str, Any]:

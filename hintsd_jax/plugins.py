@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hintsd_jax.errors import UserError
@@ -36,7 +37,11 @@ def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
         raise UserError(f"{kind} {path!r}: {error}") from error
     except Exception as error:  # the user's module may fail in any way at import
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            reason = f"there is no such module in {Path.cwd()} nor elsewhere on Python's path"
         raise UserError(f"{kind} {path!r}: cannot import {module_name!r} ({reason})") from error
     if not hasattr(module, name):
-        raise UserError(f"{kind} {path!r}: module {module_name!r} has no {name!r}")
+        own = [each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        hint = did_you_mean(name, own) if own else "it defines nothing"
+        raise UserError(f"{kind} {path!r}: module {module_name!r} has no {name!r}; {hint}")
     return getattr(module, name)

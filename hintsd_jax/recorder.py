@@ -30,6 +30,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.evaluate import HeldOut, Scores
 from hintsd_jax.fork import forked
 from hintsd_jax.hindsight.analysis import Hindsight
+from hintsd_jax.jsonl import read_object
 from hintsd_jax.models.finite import non_finite
 from hintsd_jax.results import TrainResult
 from hintsd_jax.rollout.played import Rollouts
@@ -298,11 +299,21 @@ class Recorder:
         saved = "nothing" if latest is None else f"step {latest}"
         raise UserError(f"stopped at step {step} {why}; {saved} is saved. {remedy}")
 
+    def finished(self) -> TrainResult | None:
+        """What `finish` gave, its table printed again, where the run that is continued was finished already."""
+        kept = read_object(self._folder.run_path / "held_out.json") or {}
+        if not self._counters.step == kept.get("step") == self._config.optim.steps:
+            return None
+        return self._finish(kept.get("after"))
+
     def finish(self, after: HeldOut | None) -> TrainResult:
         """Writes `held_out.json` and `result.md`, prints the last table, and returns where all that is."""
+        return self._finish(after and after.to_json())
+
+    def _finish(self, result: Mapping[str, Any] | None) -> TrainResult:
         self._checkpoints.wait()
         self._progress.close()
-        before, result = self._counters.before, after and after.to_json()
+        before = self._counters.before
         metrics = [(held_out or {}).get("metrics", {}) for held_out in (before, result)]
         counters = self._counters
         spent = dataclasses.asdict(counters)

@@ -54,6 +54,8 @@ def train(config: Config, workdir: str) -> TrainResult:
 
     with interruption.deferred(), Recorder.open(session, workdir, shapes) as recorder:
         state = first_state(session, recorder)
+        if recorder.continues and (finished := recorder.finished()):
+            return finished
         with recorder.timer("compile"):
             state = compile_programs(session, state, take_update)
         if not recorder.continues:

@@ -213,6 +213,11 @@ def test_tasks_that_cannot_be_played_are_refused_in_one_line(tasks, options, mes
     assert "\n" not in str(error.value) and str(error.value).encode() and len(str(error.value)) < 700
 
 
+def test_tasks_that_are_no_class_method_are_refused():
+    with pytest.raises(UserError, match="tasks of environment 'e' is a plain method: write @classmethod above it"):
+        checked_tasks(type("Env", (), {"tasks": lambda self, split, data_dir: []}), "train", "data", {}, "e")
+
+
 def test_tasks_are_read_once_or_as_they_are_drawn():
     class Many(list):
         def __len__(self):

@@ -10,7 +10,7 @@ import pytest
 
 from hintsd_jax.envs.base import Action, Fault, Report, ToolCall
 from hintsd_jax.envs.desk.office import tool_docs
-from hintsd_jax.envs.protocol import checked
+from hintsd_jax.envs.protocol import ProtocolError, checked
 from hintsd_jax.envs.registry import resolve
 from hintsd_jax.envs.tool_calls import parse_action, render_call
 from hintsd_jax.envs.tool_env import CallError, ToolEnv, tool
@@ -179,6 +179,12 @@ def test_calls_that_do_not_fit_are_the_agents_mistakes_and_reach_no_tool(name, a
     [text] = texts(env, (name, arguments))
     assert text.startswith("Error: ") and said in text and len(text) < 400 and "\n" not in text
     assert env.seen == [] and env.shelf == {"apple": 2} and not env.over
+
+
+def test_a_first_message_that_is_none_is_a_fault_that_names_begin():
+    mute = type("Mute", (Shop,), {"begin": lambda self, task: None})
+    with pytest.raises(ProtocolError, match="begin returned NoneType: return the user's first message, a text"):
+        opened(mute)
 
 
 @pytest.mark.parametrize(

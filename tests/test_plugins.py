@@ -39,10 +39,11 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_reason(tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
     (tmp_path / "torn_plugin.py").write_text("def (\n")
-    assert "cannot import 'no_such_module' (ModuleNotFoundError" in problem("no_such_module:x")
+    assert "cannot import 'no_such_module' (there is no such module in /" in problem("no_such_module:x")
     assert "cannot import 'broken_plugin' (ZeroDivisionError: division by zero)" in problem("broken_plugin:x")
     assert "cannot import 'torn_plugin' (SyntaxError" in problem("torn_plugin:x")
 
 
 def test_a_module_without_the_name():
     assert "module 'math' has no 'squareroot'" in problem("math:squareroot")
+    assert "module 'fractions' has no 'Fracton'; did you mean 'Fraction'?" in problem("fractions:Fracton")

@@ -483,3 +483,14 @@ def test_an_endpoint_that_babbles_is_counted_and_an_alarm_stops_the_run(data_dir
         assert server.requests[0].body["temperature"] == 0.6 and "Find the steps" in server.requests[0].question
         train(config, str(path))  # nothing is left to do but the last table
         assert len(server.requests) == asked
+
+
+def test_a_finished_run_says_its_last_table_again_at_once(finished, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hintsd_jax.train.compile_programs", None)
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    result = train(tiny_config(data_dir, {"policy.path": stored_policy_path(copy)}), str(copy))
+    said = json.loads((finished / "held_out.json").read_text())
+    assert (result.step, result.before, result.after) == (4, said["before"]["metrics"], said["after"]["metrics"])
+    assert (copy / "held_out.json").read_bytes() == (finished / "held_out.json").read_bytes()
+    assert (copy / "result.md").read_text() == (finished / "result.md").read_text()
+    assert "test Avg@2" in capsys.readouterr().out

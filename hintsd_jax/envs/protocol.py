@@ -108,6 +108,8 @@ def checked_tasks(
     """
     where = f"environment {shown(name)}, split {shown(split)}"
     make: Any = getattr(env_class, "tasks", None)
+    if inspect.isfunction(inspect.getattr_static(env_class, "tasks", None)):
+        raise UserError(f"tasks of environment {shown(name)} is a plain method: write @classmethod above it")
     _check_options(make, split, data_dir, options, name)
 
     def read() -> tuple[Any, int]:

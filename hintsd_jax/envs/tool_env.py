@@ -81,7 +81,10 @@ class ToolEnv(ABC):
         """See `Environment.reset`."""
         self.steps, self.over = 0, False
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        user: Message = {"role": "user", "content": self.begin(task)}
+        said: Any = self.begin(task)
+        if not isinstance(said, str):
+            raise ProtocolError(f"begin returned {type(said).__name__}: return the user's first message, a text")
+        user: Message = {"role": "user", "content": said}
         return Start((*system, user), tuple(tool.schema for tool in self.tools.values()))
 
     def step(self, action: Action) -> StepResult:

@@ -93,7 +93,7 @@ class Session:
     endpoint: Endpoint | None = None
     watch: Watch = dataclasses.field(default_factory=Nobody)
     has_played: bool = False
-    _splits: dict[str, Sequence[Mapping]] = dataclasses.field(default_factory=dict)
+    _splits: dict[str, Sequence[Mapping]] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """An environment may have words of its own, which the algorithm then speaks with."""

@@ -84,8 +84,10 @@ def test_another_environment_has_none_of_the_options_of_the_configs_own(modes):
         ("--config.env.options.size=10", "--config.env.name=my_envs:Shredder"): {"size": 10},
         ("--config.env.name=desk",): {"seed": 0, "length": 4, "difficulty": 3},
     }.items():
-        assert entry.main([CONFIG, "--workdir=w", *words]) == 0
-        assert modes[-1][1].env.options == options
+        apart = [part for word in words for part in word.split("=")]
+        for given in (words, apart):
+            assert entry.main([CONFIG, "--workdir=w", *given]) == 0
+            assert modes[-1][1].env.options == options
         keys = (word.removeprefix("--config.").split("=") for word in reversed(words))
         assert build(library.load_config("desk_smoke", dict(keys))).env.options.keys() == options.keys()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_origin
 
@@ -56,6 +56,7 @@ def parse(words: Sequence[str]) -> Flags:
     """
     words, named = take(words, "config")
     words, workdir = take(words, "workdir")
+    words = _joined(words)
     for word in words:
         if re.match(r"--?(flagfile|undefok)\b", word):  # absl's own, which would add and forgive flags unseen
             raise UserError(f"unknown flag {word.partition('=')[0]}: {_SETTINGS}")
@@ -101,6 +102,21 @@ def take(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
         if value is None or (match[1] is None and value.startswith("-")):  # the next flag is no value of this one
             raise UserError(f"--{flag} has no value: {FLAGS[flag]}")
     return rest, value
+
+
+def _joined(words: Iterable[str]) -> list[str]:
+    """The words with --config.KEY VALUE as --config.KEY=VALUE; one that is true or false may have no value."""
+    joined, waits = [], False
+    for word in words:
+        if waits and not word.startswith("-"):
+            joined[-1] += f"={word}"
+            waits = False
+            continue
+        joined.append(word)
+        key = re.fullmatch(r"--?config\.([^=]*)", word)
+        setting = settings().get(key[1]) if key else None
+        waits = key is not None and (setting is None or setting.kind is not bool)
+    return joined
 
 
 def _new_options(config: ConfigDict, words: Sequence[str]) -> list[str]:

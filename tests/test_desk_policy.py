@@ -57,6 +57,7 @@ PHASE = {
     "contrary": 0.4,
     "other_faults": 0.3,
     "foreign": 2.0,
+    "of_told": 0.5,
     "shapes": ((1, 1),),
     "lengths": {
         "episodes": 128,
@@ -201,10 +202,12 @@ def test_reviews_parse_to_the_environments_own_faults(demonstrator, tokenizer):
         if episode.success:
             continue
         parsed = parse_failures(answer_of(demonstrator.review(task, episode, 3), tokenizer), len(episode.steps), 3)
-        _, faults = reviews.review(task, [step.text for step in episode.steps])
+        lines, faults = reviews.review(task, [step.text for step in episode.steps])
         assert [(t.step, t.feedback) for t in parsed.targets] == [(f.step, f.feedback) for f in faults[:3]]
         advised = answer_of(demonstrator.step_feedback(task, episode), tokenizer)
         assert parse_failures(advised, len(episode.steps), 1).targets
+        of_told = answer_of(demonstrator.step_feedback(task, episode, of_told=1.0), tokenizer)
+        assert of_told.partition("\n")[0] in [line for line in lines if reviews.says_more_than_ok(line)]
         checked += 1
     assert checked > 30
 

@@ -355,7 +355,7 @@ def test_in_the_pool_a_failure_ends_its_episode_only_and_no_worker_stays(workers
 
 def test_options_are_checked():
     for options, message in {
-        ("rot", "x"): "no option 'rot'; did you mean 'root'",
+        ("rot", "x"): "env.options.rot: .* has no such option; did you mean 'root'",
         ("reward", "dense"): "no reward 'dense'; known: fraction, sparse",
         ("require_fences", 1): "give a value of type bool",
         ("root", None): "give a value of type str",

@@ -11,8 +11,8 @@ from hintsd_jax.errors import UserError
 from tests.bfcl_helpers import all_categories
 
 WRONG = [
-    ({"max_prompt_char": 1}, "no option 'max_prompt_char'.*max_prompt_chars"),
-    ({"category": "multi_turn_base"}, "no option 'category'.*categories"),
+    ({"max_prompt_char": 1}, "env.options.max_prompt_char: .* no such option.*max_prompt_chars"),
+    ({"category": "multi_turn_base"}, "env.options.category: .* no such option.*categories"),
     ({"format": "offical"}, "no format 'offical'; known: official, paper"),
     ({"max_observation_chars": 0}, "max_observation_chars 1 or more"),
     ({"unreadable_calls": "ignore"}, "no unreadable_calls 'ignore'; known: tell, end_turn"),

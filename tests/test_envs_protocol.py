@@ -216,6 +216,8 @@ def test_tasks_that_cannot_be_played_are_refused_in_one_line(tasks, options, mes
 def test_tasks_that_are_no_class_method_are_refused():
     with pytest.raises(UserError, match="tasks of environment 'e' is a plain method: write @classmethod above it"):
         checked_tasks(type("Env", (), {"tasks": lambda self, split, data_dir: []}), "train", "data", {}, "e")
+    bare = type("Env", (), {"tasks": lambda split, data_dir: [{"id": "a"}]})  # called on the class, it needs no mark
+    assert len(checked_tasks(bare, "train", "data", {}, "e")) == 1
 
 
 def test_tasks_are_read_once_or_as_they_are_drawn():

@@ -108,7 +108,8 @@ def checked_tasks(
     """
     where = f"environment {shown(name)}, split {shown(split)}"
     make: Any = getattr(env_class, "tasks", None)
-    if inspect.isfunction(inspect.getattr_static(env_class, "tasks", None)):
+    written = inspect.getattr_static(env_class, "tasks", None)
+    if inspect.isfunction(written) and next(iter(inspect.signature(written).parameters), "") in ("self", "cls"):
         raise UserError(f"tasks of environment {shown(name)} is a plain method: write @classmethod above it")
     _check_options(make, split, data_dir, options, name)
 
@@ -205,10 +206,8 @@ def _check_options(make: Any, split: str, data_dir: str, options: Mapping[str, A
         raise UserError(f"tasks() of environment {shown(name)} takes no split and data_dir: {error}") from error
     rest = [each for each in signature.parameters.values() if each.name not in first]
     known = {each.name: each for each in rest if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
-    unknown = (
-        [] if any(each.kind == each.VAR_KEYWORD for each in rest) else [key for key in options if key not in known]
-    )
-    if unknown:
+    takes_any = any(each.kind == each.VAR_KEYWORD for each in rest)
+    if unknown := [] if takes_any else [key for key in options if key not in known]:
         hint = did_you_mean(str(unknown[0]), known) if known else "it takes none"
         raise UserError(f"env.options.{unknown[0]}: environment {shown(name)} has no such option; {hint}")
     for key, parameter in known.items():

@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
 def _after(argv: Sequence[str]) -> str:
     """What a command that was interrupted does when it is given again; it may not have been read yet."""
     modes = {word.removeprefix("--mode=") for word in argv if word in MODES or word.startswith("--mode=")}
-    return "begins anew" if modes & (MODES.keys() - {"train"}) else "continues from the last checkpoint"
+    return "begins anew" if modes & (MODES.keys() - {"train"}) else "continues from the last checkpoint, if any"
 
 
 def _main(argv: Sequence[str]) -> int:

@@ -29,6 +29,8 @@ LENGTHS = {
     (4, 3): {"episodes": 336, "reviews": 256, "guided": 416},
     (8, 6): {"episodes": 624, "reviews": 448, "guided": 800},
 }
+# Of the last phases, on long rows.
+LATE = {"lr": 1e-3, "contrary": 0.4, "foreign": 2.0, "other_faults": 0.4, "drill_decisions": 8}
 
 
 def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...], **different) -> ConfigDict:
@@ -225,11 +227,7 @@ def get_config():
                         "lab_drill": 3,
                     },
                     ((4, 3), (8, 6), (8, 6)),
-                    lr=1e-3,
-                    contrary=0.4,
-                    foreign=2.0,
-                    other_faults=0.4,
-                    drill_decisions=8,
+                    **LATE,
                 ),
                 # The question about a given step, of which there was one row in 30: answers were right on 9 % of the
                 # faults and 2 % of the right choices. Most steps have nothing to say, so rows of those that have.
@@ -246,12 +244,8 @@ def get_config():
                         "lab_drill": 3,
                     },
                     ((4, 3), (8, 6)),
-                    lr=1e-3,
                     of_told=0.7,
-                    contrary=0.4,
-                    foreign=2.0,
-                    other_faults=0.4,
-                    drill_decisions=8,
+                    **LATE,
                 ),
                 # And of others again, as they had got worse: 70 % of faults, 90 % of right choices, 88 % of the rest.
                 "14_settle": _phase(
@@ -267,12 +261,8 @@ def get_config():
                         "lab_drill": 3,
                     },
                     ((4, 3), (8, 6), (8, 6)),
-                    lr=1e-3,
                     of_told=0.5,
-                    contrary=0.4,
-                    foreign=2.0,
-                    other_faults=0.4,
-                    drill_decisions=8,
+                    **LATE,
                 ),
             },
         }

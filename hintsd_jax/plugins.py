@@ -15,6 +15,8 @@ from typing import Any
 from hintsd_jax.errors import UserError
 from hintsd_jax.texts import did_you_mean
 
+_MOST_NAMES = 8  # of a module in a message
+
 
 def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
     """The object at a path "package.module:name".
@@ -42,6 +44,7 @@ def load(path: str, kind: str, known: Iterable[str] = ()) -> Any:
         raise UserError(f"{kind} {path!r}: cannot import {module_name!r} ({reason})") from error
     if not hasattr(module, name):
         own = [each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        hint = did_you_mean(name, own) if own else "it defines nothing"
+        more = f" and {len(own) - _MOST_NAMES} more" if len(own) > _MOST_NAMES else ""
+        hint = did_you_mean(name, own, f"it defines {', '.join(own[:_MOST_NAMES]) or 'nothing'}{more}")
         raise UserError(f"{kind} {path!r}: module {module_name!r} has no {name!r}; {hint}")
     return getattr(module, name)

@@ -302,9 +302,11 @@ class Recorder:
     def finished(self) -> TrainResult | None:
         """What `finish` gave, its table printed again, where the run that is continued was finished already."""
         kept = read_object(self._folder.run_path / "held_out.json") or {}
-        if not self._counters.step == kept.get("step") == self._config.optim.steps:
+        after = kept.get("after")
+        is_whole = after is None or (isinstance(after, dict) and isinstance(after.get("metrics"), dict))
+        if not (is_whole and self._counters.step == kept.get("step") == self._config.optim.steps):
             return None
-        return self._finish(kept.get("after"))
+        return self._finish(after)
 
     def finish(self, after: HeldOut | None) -> TrainResult:
         """Writes `held_out.json` and `result.md`, prints the last table, and returns where all that is."""

@@ -198,13 +198,12 @@ class Session:
     @cached_property
     def tasks_digest(self) -> str:
         """Of the held-out tasks and of the first of those that are trained on: a run that goes on must find them again,
-        or it compares what cannot be compared. What JSON cannot hold counts by its type.
+        or it compares what cannot be compared.
         """
         tasks, count = self.config.tasks, self.config.eval
-        parts = {tasks.train_split: 100, tasks.eval_split: count.tasks, tasks.test_split: count.test_tasks}
-        as_json = lambda value: dict(value) if isinstance(value, Mapping) else type(value).__name__
-        held = [(split, self.tasks(split, number)) for split, number in parts.items() if number]
-        return hashlib.sha256(json.dumps(held, default=as_json, skipkeys=True).encode()).hexdigest()[:16]
+        parts = ((tasks.train_split, 100), (tasks.eval_split, count.tasks), (tasks.test_split, count.test_tasks))
+        held = [f"{split} {_written(task)}" for split, number in parts if number for task in self.tasks(split, number)]
+        return hashlib.sha256("\n".join(held).encode()).hexdigest()[:16]
 
     def overlaps(self, tasks: Sequence[Mapping]) -> list[str]:
         """A line for each held-out split that has tasks of the training split, alike in all that they hold."""
@@ -345,6 +344,17 @@ class Session:
         self.watch.began("answers", len(own))
         answers = ask([questions[number] for number in own])
         return Answers.together(processes.gather(answers, "analysis"))
+
+
+def _written(task: Mapping) -> str:
+    """A task as text that is the same in every process, unlike a `repr`, which may hold addresses, and sets in any
+    order: what JSON cannot hold counts by its type, and a task that it cannot hold at all by its id.
+    """
+    as_json = lambda value: dict(value) if isinstance(value, Mapping) else type(value).__name__
+    try:
+        return json.dumps(task, default=as_json, skipkeys=True)
+    except (ValueError, RecursionError):  # it holds itself
+        return json.dumps(task["id"])
 
 
 def open_workdir(session: Session, path: str, may_differ: Callable[[str], bool]) -> Workdir:

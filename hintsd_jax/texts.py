@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# Where code stands that nobody looks into first: Python's own, installed packages, this one.
-_OTHERS = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")) + (
-    str(Path(__file__).parent),
+# Where code stands that nobody looks into first: this package, installed ones, Python's own.
+_OTHERS = (
+    f"{Path(__file__).parent}{os.sep}",
+    *(f"{sysconfig.get_paths()[kind]}{os.sep}" for kind in ("purelib", "platlib", "stdlib")),
+    "<frozen ",
 )
 
 

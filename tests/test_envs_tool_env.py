@@ -371,6 +371,7 @@ def test_values_of_ones_own_types_and_tools_of_base_classes():
     assert "look" not in env.tools and list(tools_of(Base))[-1] == "draw" and len(start.tools) == 5
     with pytest.raises(UserError, match="tool Base.look has no @tool: repeat it, or write look = None to take it"):
         type("Base", (Shop,), {"look": lambda self: ""})
+    assert "look" not in type("Leaf", (Base,), {"look": lambda self: ""}).tools  # a method of one's own, by now
     assert texts(env, ("draw", {"at": {"x": 1}}), ("draw", {"at": {"y": 1}})) == [
         "[1, 0]",
         "Error: draw: at.x is missing.",

@@ -78,6 +78,16 @@ def test_without_a_config_that_of_the_run_is_taken(modes, tmp_path, named):
     assert exported == first and longer.optim.steps == 9 and longer.env.options == {**first.env.options, "other": 1}
 
 
+@pytest.mark.parametrize(
+    "kept", [{"env": 3}, {"optim": {}}, {"optim": None}, {"env": {"name": None}}, {"env": {"options": 7}}]
+)
+def test_a_runs_config_that_is_damaged_is_refused_in_one_line(modes, tmp_path, capsys, kept):
+    (tmp_path / "config.json").write_text(json.dumps({"config": kept}))
+    for words in ([], ["--config.env.name=desk"]):
+        said = refusal(capsys, "export", f"--workdir={tmp_path}", *words)
+        assert f"{tmp_path / 'config.json'} is of no use (" in said and "give the run's --config" in said
+
+
 def test_another_environment_has_none_of_the_options_of_the_configs_own(modes):
     for words, options in {
         ("--config.env.name=my_envs:Shredder",): {},

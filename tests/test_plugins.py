@@ -46,4 +46,6 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_reason(tmp_path, mon
 
 def test_a_module_without_the_name():
     assert "module 'math' has no 'squareroot'" in problem("math:squareroot")
+    assert "has no 'Qqqqqqq'; it defines " in problem("typing:Qqqqqqq") and " more" in problem("typing:Qqqqqqq")
+    assert len(problem("typing:Qqqqqqq")) < 300
     assert "module 'fractions' has no 'Fracton'; did you mean 'Fraction'?" in problem("fractions:Fracton")

@@ -332,10 +332,9 @@ def test_where_an_environment_runs():
         assert type(host_for(env_class, "x.y:Env", {}, isolation, 1.0)) is kind
     with pytest.raises(UserError, match="isolation of environment 'e' is 'fork': use 'thread' or 'process'"):
         host_for(make(isolation="fork"), "e", {}, "auto", 1.0)
-    of_a_script = type("Env", (), {"__module__": "__main__"})
-    assert type(host_for(of_a_script, "__main__:Env", {}, "auto", 1.0)) is ThreadHost
+    assert type(host_for(make(), "__main__:Env", {}, "auto", 1.0)) is ThreadHost
     with pytest.raises(UserError, match="of the script that runs, .* move it into a module, or set env.isolation"):
-        host_for(of_a_script, "__main__:Env", {}, "process", 1.0)
+        host_for(make(), "__main__:Env", {}, "process", 1.0)
 
 
 def test_hung_threads_are_refused_at_some_number(monkeypatch):

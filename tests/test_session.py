@@ -5,12 +5,14 @@ import json
 import shutil
 from collections import Counter
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.envs.base import Report, Start, StepResult
+from hintsd_jax.envs.desk.env import Desk
 from hintsd_jax.errors import UserError
 from hintsd_jax.session import Session, step_tasks
 from tests.configs import POLICY, smoke_config
@@ -56,6 +58,28 @@ def test_unknown_options_and_impossible_tasks_are_refused(tmp_path):
     config = desk_config(tmp_path, **{"env.options": {"sead": 0}})
     with pytest.raises(UserError, match="env.options.sead: environment 'desk' has no such option; did you mean 'seed'"):
         Session.open(config).tasks("train")
+
+
+class Odd(Desk):
+    """Its tasks hold what JSON cannot, and one of them itself."""
+
+    ring: ClassVar[list] = []
+
+    @classmethod
+    def tasks(cls, split, data_dir):
+        return [
+            {"id": "a", "any": {object(), "b", 3}, ("t",): 1, "bytes": b"x", "nan": float("nan"), "half": "\ud800"},
+            {"id": "b", "ring": cls.ring},
+        ]
+
+
+def test_the_digest_of_tasks_is_the_same_wherever_it_is_made(tmp_path):
+    Odd.ring.append(Odd.ring)
+    config = desk_config(tmp_path, **{"env.name": f"{__name__}:Odd", "env.options": {}, "eval.test_tasks": 2})
+    digests = {dataclasses.replace(session).tasks_digest for session in [Session.open(config)] * 2}
+    assert len(digests) == 1
+    fewer = config.replaced({"eval.test_tasks": 1})
+    assert dataclasses.replace(Session.open(config), config=fewer).tasks_digest not in digests
 
 
 def test_a_vocabulary_that_does_not_match_is_refused(tmp_path):

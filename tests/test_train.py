@@ -494,3 +494,7 @@ def test_a_finished_run_says_its_last_table_again_at_once(finished, data_dir, tm
     assert (copy / "held_out.json").read_bytes() == (finished / "held_out.json").read_bytes()
     assert (copy / "result.md").read_text() == (finished / "result.md").read_text()
     assert "test Avg@2" in capsys.readouterr().out
+    for after in ("x", {"metrics": 3}):  # damaged: it is evaluated again
+        (copy / "held_out.json").write_text(json.dumps({"step": 4, "after": after}))
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            train(tiny_config(data_dir, {"policy.path": stored_policy_path(copy)}), str(copy))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from hintsd_jax.config import validation
 from hintsd_jax.config.edge import base, flatten, plain, set_key, unknown_key
 from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.errors import UserError, reason
@@ -53,9 +54,10 @@ def of_run(workdir: str) -> ConfigDict | None:
     """The config of the run in a folder, to be changed by flags like that of a file; None where none is kept there.
 
     Raises:
-      UserError: its `config.json` cannot be read.
+      UserError: its `config.json` cannot be read, or no run could begin with what it holds.
     """
-    stored = read_object(located(workdir) / "config.json", "a config written by this program")
+    path = located(workdir) / "config.json"
+    stored = read_object(path, "a config written by this program")
     kept = (stored or {}).get("config")
     if not isinstance(kept, dict):
         return None  # who opens the folder says what is wrong with it
@@ -63,6 +65,10 @@ def of_run(workdir: str) -> ConfigDict | None:
     for key, value in flatten(kept).items():
         if unknown_key(key) is None:  # a version of before may have had others
             set_key(config, key, tuple(value) if isinstance(value, list) else value)
+    try:
+        validation.check(config)
+    except UserError as error:
+        raise UserError(f"{path} is of no use ({error}): give the run's --config") from error
     return config
 
 

@@ -72,12 +72,11 @@ def tools_of(cls: type) -> dict[str, Tool]:
     """
     names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))
     members = {name: inspect.getattr_static(cls, name) for name in names}
-    inherited = {name for base in cls.__mro__[1:] for name, value in vars(base).items() if _is_marked(value)}
-    for name in sorted(inherited):
-        if members[name] is not None and not _is_marked(members[name]):
-            raise UserError(
-                f"tool {cls.__name__}.{name} has no @tool: repeat it, or write {name} = None to take it away"
-            )
+    for name, value in members.items():
+        overridden = [vars(base)[name] for base in cls.__mro__ if name in vars(base)][1:2]
+        if value is not None and not _is_marked(value) and any(map(_is_marked, overridden)):
+            where = f"tool {cls.__name__}.{name}"
+            raise UserError(f"{where} has no @tool: repeat it, or write {name} = None to take it away")
     return {name: _read(cls, name, value) for name, value in members.items() if _is_marked(value)}
 
 

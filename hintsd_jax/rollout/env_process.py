@@ -240,7 +240,7 @@ def host_for(env_class: type, name: str, options: Mapping[str, Any], isolation: 
     Raises:
       UserError: the class names something else; it needs a process, and none could import it.
     """
-    importable = env_class.__module__ != "__main__"
+    importable = not path_of(name).startswith("__main__:")
     if isolation == AUTO:
         isolation = getattr(env_class, "isolation", PROCESS if importable else THREAD)
         if isolation not in (THREAD, PROCESS):

@@ -2,10 +2,10 @@
 Qwen2.5-Coder-0.5B-Instruct.
 
 Command:  make openenv real-policy && hintsd-jax train --config=openenv --workdir=runs/openenv
-          --config.env.options.environment=package.module:name, or the URL of a server: docs/openenv.md
+          --config.env.name=openenv:package.module:name, or the URL of a server: docs/openenv.md
 Hardware: as configs/textworld.py
 Expect:   see docs/openenv.md. Look at episodes before anything else: hintsd-jax check --config=openenv
-          --config.env.options.environment=package.module:name
+          --config.env.name=openenv:package.module:name
 
 A server with few sessions: --config.rollout.slots=6 --config.env.resets_ahead=2 for one with 8,
 --config.rollout.slots=1 --config.env.resets_ahead=0 for one with 1.

@@ -2,10 +2,10 @@
 Qwen2.5-Coder-0.5B-Instruct.
 
 Command:  make verifiers real-policy && hintsd-jax train --config=verifiers --workdir=runs/verifiers
-          --config.env.options.taskset=ID, of a taskset that is installed: docs/verifiers.md
+          --config.env.name=verifiers:ID, of a taskset that is installed: docs/verifiers.md
 Hardware: as configs/textworld.py
 Expect:   see docs/verifiers.md. Look at episodes before anything else: hintsd-jax check --config=verifiers
-          --config.env.options.taskset=ID
+          --config.env.name=verifiers:ID
 
 Long prompts and answers take more: --config.rollout.context=4096 --config.rollout.max_action_tokens=512
 """

@@ -41,18 +41,24 @@ __all__ = [
 def load_config(named: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a shipped name ("desk") or of a file, to be changed as you like: `config.optim.steps = 3`.
 
-    overrides: by dotted key, as on the command line: {"optim.steps": 3}.
+    overrides: by dotted key, as on the command line: {"optim.steps": 3}. A class of your own stands for its path:
+    {"env.name": MyEnvironment}.
 
     Raises:
       UserError: no such config, or a key that it does not have.
     """
-    config, overrides = files.load(named), overrides or {}
+    config = files.load(named)
+    overrides = {key: _path_of(value) if isinstance(value, type) else value for key, value in (overrides or {}).items()}
     edge.change_environment(config, overrides.get("env.name"))
     for key, value in overrides.items():
         if problem := edge.unknown_key(key):
             raise UserError(problem)
         edge.set_key(config, key, value)
     return config
+
+
+def _path_of(part: type) -> str:
+    return f"{part.__module__}:{part.__qualname__}"
 
 
 def train(config: ConfigDict | Config, workdir: str | os.PathLike) -> TrainResult:

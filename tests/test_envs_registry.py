@@ -5,9 +5,11 @@ import types
 
 import pytest
 
+from hintsd_jax import library
+from hintsd_jax.config.build import build
 from hintsd_jax.envs import registry
 from hintsd_jax.envs.base import Environment, Report, Start, StepResult
-from hintsd_jax.envs.registry import register, resolve
+from hintsd_jax.envs.registry import register, resolve, whole
 from hintsd_jax.errors import UserError
 from hintsd_jax.main import cli
 
@@ -46,6 +48,31 @@ def test_a_path_and_a_registered_name_give_the_class():
     register("echo", "an_environment_module:Echo")  # the same again is no conflict
     assert resolve("echo") is Echo
     assert isinstance(Echo(), Environment)
+
+
+@pytest.mark.parametrize(
+    "given, name, options",
+    [
+        ("verifiers:my-taskset", "verifiers", {"taskset": "my-taskset"}),
+        ("openenv:https://there.example:8000/a", "openenv", {"environment": "https://there.example:8000/a"}),
+        ("openenv:my_env.server.app:app", "openenv", {"environment": "my_env.server.app:app"}),
+        ("desk:Desk", "desk:Desk", {}),  # a module of the user's that is called so
+        ("verifiers", "verifiers", {}),
+    ],
+)
+def test_a_name_may_say_what_another_package_is_to_play(given, name, options):
+    assert whole(given, {"seed": 3}) == (name, {"seed": 3, **options})
+    assert whole(given, options) == (name, options)
+    config, own = build(library.load_config("verifiers", {"env.name": given})), {"size": 1000, "seed": 0}
+    assert config.env.name == name and config.env.options.items() >= options.items()
+    assert (config.env.options.items() >= own.items()) == (name == "verifiers")
+
+
+def test_a_name_and_an_option_that_say_otherwise_are_refused():
+    with pytest.raises(UserError, match="'verifiers:a', but env.options.taskset = 'b': give one of the two"):
+        whole("verifiers:a", {"taskset": "b"})
+    with pytest.raises(UserError, match="name the environment after the colon"):
+        whole("openenv:", {})
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from hintsd_jax.config import lengths, validation
 from hintsd_jax.config.edge import by_algorithm, flatten, plain, settings
 from hintsd_jax.config.fields import expanded, shown
 from hintsd_jax.config.schema import Config, Section
+from hintsd_jax.envs import registry
 from hintsd_jax.hindsight import prompts, selectors
 from hintsd_jax.models.config import LoraConfig
 from hintsd_jax.models.sharding import AXES
@@ -41,7 +42,10 @@ def build(edge: ConfigDict | Mapping[str, Any]) -> Config:
     tree = plain(edge)
     values = validation.check(tree)
     chosen = algorithms.find(values["algorithm"])
-    config = lengths.derived(_with_home(_decided(_typed(Config, tree), chosen)))
+    config = _typed(Config, tree)
+    name, options = registry.whole(config.env.name, config.env.options)
+    config = config.replaced({"env.name": name, "env.options": options})
+    config = lengths.derived(_with_home(_decided(config, chosen)))
     validation.refuse(validation.value_problems(flatten(config.to_dict())))  # what was derived may be beyond all
     selectors.find(config.hindsight.select)  # one of the user's own is looked for now, not after the first rollouts
     prompts.find(config.hindsight.prompts)

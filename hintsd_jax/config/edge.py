@@ -154,9 +154,11 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def change_environment(config: ConfigDict, name: str | None) -> None:
-    """Before an override of `env.name`, if there is one: the options of the config's own environment go with it."""
+    """Before an override of `env.name`, if there is one: the options of the config's own environment go with it, unless
+    it is the same one ("openenv:URL" of "openenv").
+    """
     env: Any = config.env
-    if name not in (None, env.name):
+    if name not in (None, env.name) and not name.startswith(f"{env.name}:"):
         env.options = ConfigDict()
         env.options.unlock()
 

@@ -140,7 +140,11 @@ class DistributedSection(Section):
 class EnvSection(Section):
     """The environment."""
 
-    name: str = key("bfcl", "a registered name, or package.module:Class")
+    name: str = key(
+        "bfcl",
+        "a registered name, or package.module:Class; verifiers:ID and openenv:URL (or app) name their option taskset or"
+        " environment with it",
+    )
     options: dict[str, Any] = key({}, "keyword arguments of the environment's constructor and of its `tasks`")
     call_style: str = key(
         "auto",

@@ -8,6 +8,9 @@ an environment whose packages are not installed is in nobody's way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hintsd_jax.envs.base import Environment
 from hintsd_jax.errors import UserError
 from hintsd_jax.plugins import load
@@ -23,6 +26,8 @@ _PATHS = {
     "openenv": "hintsd_jax.envs.openenv:OpenEnv",
     "verifiers": "hintsd_jax.envs.verifiers:Verifiers",
 }
+# Registered names that play what another package has -> the option that says what. "openenv:URL" names both.
+_PARTS = {"verifiers": "taskset", "openenv": "environment"}
 
 
 def register(name: str, path: str) -> None:
@@ -43,6 +48,24 @@ def register(name: str, path: str) -> None:
 def path_of(name_or_path: str) -> str:
     """The path "package.module:Class" of a registered name; a path as it is."""
     return _PATHS.get(name_or_path, name_or_path)
+
+
+def whole(name: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Name and options where a name may hold an option: "verifiers:ID" is verifiers with {"taskset": ID}, and
+    "openenv:URL or app" is openenv with {"environment": URL or app}; any other name is as it was.
+
+    Raises:
+      UserError: nothing stands after the colon, or the options say otherwise.
+    """
+    word, colon, part = name.partition(":")
+    if not colon or word not in _PARTS:
+        return name, options
+    option = _PARTS[word]
+    if not part:
+        raise UserError(f"env.name = {name!r}: name the {option} after the colon, or leave the colon out")
+    if options.get(option, part) != part:
+        raise UserError(f"env.name = {name!r}, but env.options.{option} = {options[option]!r}: give one of the two")
+    return word, {**options, option: part}
 
 
 def resolve(name_or_path: str) -> type[Environment]:

@@ -57,6 +57,11 @@ ARMS = {
     "start": ("HINT-SD, feedback at the start", ["algorithm=hint_sd", "hindsight.feedback_position=start"]),
     "oracle": ("PRIVILEGED: true steps, own feedback", ["algorithm=hint_sd", "hindsight.select=oracle"]),
     "environment": ("PRIVILEGED: the environment's report", ["algorithm=hint_sd", "hindsight.analyser=environment"]),
+    "missed60": ("HINT-SD, 60 % of its targets", ["algorithm=benchmarks.dulled:Missed60"]),
+    "missed30": ("HINT-SD, 30 % of its targets", ["algorithm=benchmarks.dulled:Missed30"]),
+    "moved60": ("HINT-SD, 40 % of its targets on other steps", ["algorithm=benchmarks.dulled:Moved60"]),
+    "moved30": ("HINT-SD, 70 % of its targets on other steps", ["algorithm=benchmarks.dulled:Moved30"]),
+    "moved0": ("HINT-SD, all of its targets on other steps", ["algorithm=benchmarks.dulled:Moved0"]),
     "self_training": ("self-training: its own unselected samples", ["algorithm=self_training"]),
     "lr0": ("learning rate 0, 3 updates", ["algorithm=hint_sd", "optim.lr=0.0", "optim.steps=3"]),
 }

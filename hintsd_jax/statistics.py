@@ -15,8 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, norm
-from scipy.stats import t as student_t
+import scipy  # scipy.stats, a second of importing, is loaded where it is first used
 
 RESAMPLES = 10_000
 MIN_SEEDS = 3  # fewer say nothing about how seeds vary
@@ -44,7 +43,7 @@ def interval(
         raise ValueError("no values: an interval needs at least one")
     if np.ptp(values_N) == 0:
         return without_spread(float(values_N[0]), len(values_N), level, span)
-    result = bootstrap((values_N,), np.mean, confidence_level=level, **_options())
+    result = scipy.stats.bootstrap((values_N,), np.mean, confidence_level=level, **_options())
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
@@ -70,7 +69,7 @@ def crossed_interval(values_SN: np.ndarray, level: float = 0.95, span: Span | No
     if np.ptp(values_SN) == 0:
         return without_spread(float(values_SN[0, 0]), tasks, level, span)
     tail, generator = (1 - level) / 2, np.random.default_rng(0)
-    widened = np.sqrt(seeds / (seeds - 1)) * student_t.ppf(1 - tail, seeds - 1) / norm.ppf(1 - tail)
+    widened = np.sqrt(seeds / (seeds - 1)) * scipy.stats.t.ppf(1 - tail, seeds - 1) / scipy.stats.norm.ppf(1 - tail)
     mean, mean_S, means_R = values_SN.mean(), values_SN.mean(axis=1), []
     for count in np.diff([*range(0, RESAMPLES, _AT_ONCE), RESAMPLES]):
         share_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), count) / seeds
@@ -119,8 +118,8 @@ def ratio_interval(
         return np.divide(parts.sum(axis), counted, out=np.full(np.shape(counted), np.nan), where=counted != 0)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # of resamples without a whole: left out below
-        result = bootstrap((parts_N, wholes_N), ratio, paired=True, confidence_level=level, **_options())
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # of resamples without a whole: left out below
+        result = scipy.stats.bootstrap((parts_N, wholes_N), ratio, paired=True, confidence_level=level, **_options())
     low, high = np.nanquantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

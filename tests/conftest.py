@@ -42,9 +42,12 @@ def has_libtpu() -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, so that none is left to one process at the end; what needs libtpu is skipped without it."""
+    """Long files first, so that none is left to one process at the end, and of these the one whose compiled programs
+    others load; what needs libtpu is skipped without it.
+    """
     if not has_libtpu():
         for item in items:
             if item.get_closest_marker("libtpu"):
                 item.add_marker(pytest.mark.skip(reason="no TPU compiler: `make libtpu` (Linux x86_64 only)"))
-    items.sort(key=lambda item: not getattr(item.module, "LONG", False))
+    of_all = "test_train.py"
+    items.sort(key=lambda item: (item.path.name != of_all, not getattr(item.module, "LONG", False)))

@@ -28,8 +28,8 @@ MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
 LOADED = ("qwen2_tiny_tied", "llama_tiny_tied", "smollm3_tiny_tied", "qwen3_moe_tiny_renormalised")
-# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight. The first are trained by
-# an adapter, on attention too, which is no other one where there are no experts.
+# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight. The first are trained
+# by an adapter, on attention too, which is no other one where there are no experts.
 EXPERTS = {"2x2x2": (6, 4), "1x8x1": (8, 0)}  # mesh -> (experts, rank of the adapter)
 LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device

@@ -118,7 +118,8 @@ def ratio_interval(
         return np.divide(parts.sum(axis), counted, out=np.full(np.shape(counted), np.nan), where=counted != 0)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # of resamples without a whole: left out below
+        # Of resamples without a whole: they are left out below.
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         result = scipy.stats.bootstrap((parts_N, wholes_N), ratio, paired=True, confidence_level=level, **_options())
     low, high = np.nanquantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -15,8 +15,10 @@ import pytest
 from absl import logging
 
 from hintsd_jax import library
+from hintsd_jax.algorithms.hint_sd import HintSD
 from hintsd_jax.checkpoints.huggingface import load_policy
 from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.envs.desk import Desk
 from hintsd_jax.errors import UserError
 from hintsd_jax.library import TextEngine, evaluate, load_config, train
 from hintsd_jax.main import main
@@ -50,6 +52,9 @@ def test_importing_it_changes_nothing_in_the_process():
 def test_configs_by_name_with_changes():
     config = load_config("desk_smoke", {"optim.steps": 1, "env.options.length": 2, "hindsight.select": "random"})
     assert (config.optim.steps, config.env.options["length"], config.hindsight.select) == (1, 2, "random")
+    own = load_config("desk_smoke", {"env.name": Desk, "algorithm": HintSD})
+    assert (own.env.name, own.algorithm) == ("hintsd_jax.envs.desk.env:Desk", "hintsd_jax.algorithms.hint_sd:HintSD")
+    assert not own.env.options  # those of the config are of its own environment
     with pytest.raises(UserError, match="unknown config key optim.step: did you mean optim.steps?"):
         load_config("desk_smoke", {"optim.step": 1})
 

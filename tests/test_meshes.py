@@ -205,7 +205,9 @@ def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meshes")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths}
+    # Twice the threads that XLA takes for 8 devices: with as many as devices, all may wait for each other in a sum while
+    # what the last device needs is queued behind them (a rendezvous that timed out, seen once).
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths, "PJRT_NPROC": "16"}
     done = subprocess.run([sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

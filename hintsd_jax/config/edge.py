@@ -158,7 +158,7 @@ def change_environment(config: ConfigDict, name: str | None) -> None:
     it is the same one ("openenv:URL" of "openenv").
     """
     env: Any = config.env
-    if name not in (None, env.name) and not name.startswith(f"{env.name}:"):
+    if name not in (None, env.name) and not str(name).startswith(f"{env.name}:"):
         env.options = ConfigDict()
         env.options.unlock()
 

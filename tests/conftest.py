@@ -49,5 +49,5 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("libtpu"):
                 item.add_marker(pytest.mark.skip(reason="no TPU compiler: `make libtpu` (Linux x86_64 only)"))
-    of_all = "test_train.py"
-    items.sort(key=lambda item: (item.path.name != of_all, not getattr(item.module, "LONG", False)))
+    shared = "test_train.py"
+    items.sort(key=lambda item: (item.path.name != shared, not getattr(item.module, "LONG", False)))

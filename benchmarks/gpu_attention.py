@@ -58,6 +58,7 @@ def measure(section: Section) -> None:
                     about = note(calls(program), f"{temporary_bytes(program) / GIB:.2f} GiB left to it", apart)
                     emit(what, ms=ms, **values, note=about)
     _measure_cached(section)
+    _measure_chunks(section)
 
 
 def _with_gradient(attend):
@@ -111,6 +112,32 @@ def _measure_cached(section: Section) -> None:
                 what = f"cached, {sizes.slots} slots x {sizes.context:,}, {fill:,} tokens, one layer, {name}"
                 emit(what, ms=ms, **values, note=note(calls(program), apart))
                 seconds = None
+
+
+def _measure_chunks(section: Section) -> None:
+    """A chunk of a prompt after what its slot has, in one layer: as prefill does it, and the plain form."""
+    policy, sizes = section.policy, section.sizes
+    K, C, S = policy.num_kv_heads, policy.head_dim, sizes.context
+    attends = {
+        "plain": partial(cached_attention.by_row, cached_attention.BLOCK),
+        PLATFORM: cached_attention.attend_rows,
+    }
+    for length, before in sizes.prefills:
+        keys = jax.random.split(jax.random.key(2), 3)
+        shapes = [(1, K, policy.num_heads // K, length, C), (sizes.slots, K, S, C), (sizes.slots, K, S, C)]
+        q, k, v = (jax.random.normal(key, shape, policy.compute_dtype) for key, shape in zip(keys, shapes, strict=True))
+        arguments = (q * C**-0.5, k, v, jnp.zeros(1, jnp.int32), before + 1 + jnp.arange(length, dtype=jnp.int32)[None])
+        plain = None
+        for name, attend in attends.items():
+            what = f"chunk of {length:,} after {before:,}, one layer, {name}"
+            with guarded(what):
+                program, seconds = compiled(jax.jit(attend).lower(*arguments))
+                ms, out = median_ms(partial(program, *arguments), inner=20), program(*arguments)
+                rate = work.mixing(policy, 1) // policy.num_layers * work.causal(length, before) / ms / 1e9
+                apart = "" if plain is None else f"apart by {_apart(out, plain):.1e} at most"
+                plain = out if plain is None else plain
+                values = {"TFLOP/s": rate, "of ceiling": section.of_ceiling(rate, "bfloat16"), "compile s": seconds}
+                emit(what, ms=ms, **values, note=note(calls(program), apart))
 
 
 def _apart(a: Any, b: Any) -> float:

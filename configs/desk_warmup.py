@@ -15,6 +15,9 @@ updates (97 % of the names); from rows with up to six they did not come in 500 (
 (`training.alike_by_word`). Then hints that are right, wrong and of other steps, so that words count and not their
 presence; reviews whose faults fall on every kind alike; plain rows beside all that, or the habits drift.
 
+`--config=configs/desk_warmup.py:16` has one phase more, for tasks of sixteen requests, which the embedded policy cannot
+review: what benchmarks/compare_horizons.py starts from there. It is not in assets/.
+
 Reviews of long episodes come from long episodes: after phase 7, which had few, their recall was 77 %, after phase 9 it
 was 99 %. A solution at the start is not read as long as it says what the request says too: the same task's solution
 helped .02 more than another's after drills, .04 after 200 updates of solutions of which some decisions were the
@@ -28,6 +31,7 @@ LENGTHS = {
     (2, 2): {"episodes": 192, "reviews": 160, "guided": 256},
     (4, 3): {"episodes": 336, "reviews": 256, "guided": 416},
     (8, 6): {"episodes": 624, "reviews": 448, "guided": 800},
+    (16, 12): {"episodes": 1184, "reviews": 832, "guided": 1408},
 }
 # Of the last phases, on long rows.
 LATE = {"lr": 1e-3, "contrary": 0.4, "foreign": 2.0, "other_faults": 0.4, "drill_decisions": 8}
@@ -60,8 +64,11 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
     return ConfigDict({"steps": steps, **different, "shapes": shapes, "lengths": lengths, "rows": rows})
 
 
-def get_config():
-    return ConfigDict(
+def get_config(requests: str = "8"):
+    """Of a policy for tasks of up to so many requests, 8 or 16."""
+    if requests not in ("8", "16"):
+        raise ValueError(f"requests: {requests}, must be 8 or 16")
+    config = ConfigDict(
         {
             "seed": 1000,  # tasks of the trainer's splits come from other seeds
             "policy": {
@@ -267,3 +274,21 @@ def get_config():
             },
         }
     )
+    if requests == "16":
+        config.phases["15_sixteen"] = _phase(
+            600,
+            {
+                "plain": 5,
+                "hinted": 8,
+                "review": 10,
+                "step_feedback": 8,
+                "guided": 4,
+                "verdict": 1,
+                "hint": 1,
+                "lab_drill": 3,
+            },
+            ((8, 6), (16, 12), (16, 12)),
+            of_told=0.5,
+            **LATE,
+        )
+    return config

@@ -10,7 +10,7 @@ H query heads in G = H / K groups.
 
 A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU a
 decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
-slots. On accelerators it does so by a library's kernel (`decode_kernels`); where none takes the shapes it reads larger
+slots. On accelerators it does so by a library's kernel (`cache_kernels`); where none takes the shapes it reads larger
 blocks of all slots, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of a
 prefill read their own blocks everywhere.
 
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from hintsd_jax.models import decode_kernels
+from hintsd_jax.models import cache_kernels
 from hintsd_jax.models.sharding import spec
 
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [B, K, S, C]
@@ -129,9 +129,7 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
         slot_R, is_here_R = _here(slot_axes, slot_R, start_R, keys_BKSC)
         put = lambda old_BKSC, new_RKTC: _write(old_BKSC, new_RKTC, slot_R, is_here_R, start_R)
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC), put(values_BKSC, v_RKTC)
-        attend = partial(
-            jax.lax.platform_dependent, cpu=partial(_by_row, _CPU_PREFILL_BLOCK), default=partial(_by_row, BLOCK)
-        )
+        attend = attend_rows
     length_RT = jnp.where(is_here_R[:, None], start_R[:, None] + 1 + jnp.arange(T), 0)
     mixed_RKGTC = attend(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT)
     mixed_RTHC = mixed_RKGTC.transpose(0, 3, 1, 2, 4).reshape(R, T, H, C).astype(q_RTHC.dtype)
@@ -160,7 +158,7 @@ def _write(old_BKSC: jax.Array, new_RKTC: jax.Array, slot_R, is_here_R, start_R)
     return jax.lax.fori_loop(0, len(slot_R), one, old_BKSC)
 
 
-def _by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
+def by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
     """Every row reads the blocks of its own slot up to its own length -> mixed_RKGTC, float32."""
     (R, K, _, _, C), S = q_RKGTC.shape, keys_BKSC.shape[2]
     block = min(block, S)
@@ -234,11 +232,21 @@ def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Ar
 def attend_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
     """Row b, one token, reads slot b in the form that the platform has for these shapes -> mixed_BKGTC, float32."""
     forms: dict[str, Any] = {"cpu": _listed_blocks, "default": attend_all_slots}
-    if decode_kernels.fits_tpu(q_BKGTC, keys_BKSC):
-        forms["tpu"] = decode_kernels.attend_tpu
-    if decode_kernels.fits_gpu(q_BKGTC, keys_BKSC):
-        forms["cuda"] = decode_kernels.attend_gpu
+    if cache_kernels.fits_tpu(q_BKGTC, keys_BKSC):
+        forms["tpu"] = cache_kernels.attend_tpu
+    if cache_kernels.fits_gpu(q_BKGTC, keys_BKSC):
+        forms["cuda"] = cache_kernels.attend_gpu
     return jax.lax.platform_dependent(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, **forms)
+
+
+def attend_rows(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
+    """Row r, some tokens, each of which sees one key more than the one before it, reads slot `slot_R[r]` in the form
+    that the platform has for these shapes -> mixed_RKGTC, float32.
+    """
+    forms: dict[str, Any] = {"cpu": partial(by_row, _CPU_PREFILL_BLOCK), "default": partial(by_row, BLOCK)}
+    if cache_kernels.fits_gpu(q_RKGTC, keys_BKSC):
+        forms["cuda"] = cache_kernels.attend_gpu
+    return jax.lax.platform_dependent(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, **forms)
 
 
 def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:

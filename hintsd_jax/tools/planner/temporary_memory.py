@@ -23,9 +23,10 @@ update       (inputs + max(layer, teacher, reference, loss) + gathered + gradien
 experts      (`models.experts`) in place of F, of the X tokens of the devices that share E experts, k for each: for each
              expert that is here C rows of what it reads and writes, 2 D + 3 F, and the choices' k X D; with
              gradients twice
-prefill      the scores of one row's block of keys, H L S, in float32 and in c; on GPU the empty sums of every layer,
-             N R L H C in float32, which its compiler makes before all else
-decode       logits B V in float32, some times; where no kernel takes the cache (`models.decode_kernels`) a block of
+prefill      what the GPU's kernel (`models.cache_kernels`) leaves of each part of the keys and makes of it, R L H C in
+             float32; elsewhere the scores of one row's block of keys, H L S, in float32 and in c, and on a GPU that
+             has no kernel for the shapes the empty sums of every layer, N R L H C in float32
+decode       logits B V in float32, some times; where no kernel takes the cache (`models.cache_kernels`) a block of
              keys and values of all slots, B S K C each, and its scores
 
 The formulas follow the code and the largest buffers of compiled programs; their factors (`_FACTORS`) are fitted to what
@@ -45,7 +46,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from hintsd_jax.config import build
 from hintsd_jax.config.schema import Config
-from hintsd_jax.models import attention, cached_attention, decode_kernels, experts, splash
+from hintsd_jax.models import attention, cache_kernels, cached_attention, experts, splash
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.expert_rounds import rows_of_expert
 from hintsd_jax.models.sharding import spec
@@ -170,9 +171,14 @@ def prefill(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: 
     engine, factors = build.engine_config(config), _factors(platform)
     L = engine.prefill_buckets[-1]
     rows, row = (_Layout(policy, mesh, "serve", number) for number in (engine.rows(L), 1))
+    beside = _experts(policy, mesh, "serve", engine.rows(L), L)
+    keys, _ = abstract_cache(config, policy, mesh)[0]
+    if platform == "gpu" and cache_kernels.fits_gpu(keys, keys):
+        parts = -(-engine.context // cache_kernels.part_of(L * policy.num_heads // policy.num_kv_heads, engine.context))
+        return round(max(4 * L * rows.heads * (parts + 1), beside))
     sums = factors.sums * policy.num_layers * L * rows.heads
     scores = (4 + _itemsize(policy)) * row.queries * L * min(engine.context, cached_attention.BLOCK)
-    return round(sums + max(scores, _experts(policy, mesh, "serve", engine.rows(L), L)))
+    return round(sums + max(scores, beside))
 
 
 def decode(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: str) -> int:
@@ -180,7 +186,7 @@ def decode(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
     engine, factors = build.engine_config(config), _factors(platform)
     layout, (keys, _) = _Layout(policy, mesh, "serve", engine.slots), abstract_cache(config, policy, mesh)[0]
     beside, at_once = 0.0, min(engine.context, cached_attention.BLOCK)
-    takes: Any = decode_kernels.fits_tpu if platform == "tpu" else decode_kernels.fits_gpu
+    takes: Any = cache_kernels.fits_tpu if platform == "tpu" else cache_kernels.fits_gpu
     if not takes(keys, keys):
         block = bytes_on_one_device(keys) * at_once / engine.context
         beside = 2 * block + (4 + _itemsize(policy)) * layout.queries * at_once

@@ -44,7 +44,7 @@ def measures(result: Mapping[str, Any], split: str) -> dict[str, np.ndarray]:
     # null, here NaN, is what an environment failed to play: no failure of the policy, and left out as in an evaluation
     success_NK, greedy_N = np.asarray(success, dtype=float), np.asarray(greedy, dtype=float)
     category_N = np.asarray(result.get("categories") or [""] * len(success_NK))
-    k, by_name, played_N = success_NK.shape[1], {}, np.isfinite(success_NK).any(axis=1)
+    k, by_name, played_N = len(success[0]), {}, np.isfinite(success_NK).any(axis=1)
     avg_N, best_N = np.full((2, len(success_NK)), np.nan)
     avg_N[played_N], best_N[played_N] = np.nanmean(success_NK[played_N], 1), np.nanmax(success_NK[played_N], 1)
     for category in (None, *sorted(set(category_N) - {""})):

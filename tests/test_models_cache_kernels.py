@@ -1,5 +1,5 @@
-"""The libraries' decoding kernels, run as Python on this CPU, against NumPy in float64: ragged lengths, idle slots,
-grouped queries, parts that do and do not divide; which shapes go to them; and what the compilers make of them.
+"""The kernels of attention to a cache, run as Python on this CPU, against NumPy in float64: ragged lengths, idle slots,
+grouped queries, chunks of prompts, parts that do and do not divide; and which shapes go to them.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from hintsd_jax.models import cached_attention, decode_kernels
+from hintsd_jax.models import cache_kernels, cached_attention
 
 C = 128
 
@@ -36,11 +36,11 @@ def oracle(q_BKGTC, keys_BKSC, values_BKSC, length_B):
 
 def on_tpu(*arrays):
     with pltpu.force_tpu_interpret_mode():
-        return jax.jit(lambda *arrays: decode_kernels.attend_tpu(*arrays))(*arrays)
+        return jax.jit(lambda *arrays: cache_kernels.attend_tpu(*arrays))(*arrays)
 
 
 def on_gpu(*arrays):
-    return jax.jit(lambda *arrays: decode_kernels.attend_gpu(*arrays, interpret=True))(*arrays)
+    return jax.jit(lambda *arrays: cache_kernels.attend_gpu(*arrays, interpret=True))(*arrays)
 
 
 def length_BT(lengths):
@@ -56,7 +56,7 @@ def length_BT(lengths):
     ],
 )
 def test_a_kernel_is_attention_to_each_slots_own_keys(attend, kv_heads, group, positions, lengths, monkeypatch):
-    monkeypatch.setattr(decode_kernels, "PAGES", (128,))
+    monkeypatch.setattr(cache_kernels, "PAGES", (128,))
     q, keys, values = draw(len(lengths), kv_heads, group, positions)
     slots = jnp.arange(len(lengths))
     mixed = attend(q, keys, values, slots, length_BT(lengths))
@@ -82,24 +82,51 @@ def test_neighbours_slots_and_what_lies_beyond_change_no_bit(attend):
 
 
 @pytest.mark.parametrize(
+    ("group", "tokens", "positions", "rows"),  # rows: (slot, tokens before)
+    [
+        (3, 5, 96, ((1, 0), (0, 90), (3, 7))),  # fewer queries than a block of threads takes
+        (2, 50, 600, ((2, 0), (1, 549), (0, 511))),  # two tiles of queries, two parts of keys
+        (1, 1, 40, ((0, 39),)),
+    ],
+)
+def test_on_gpu_tokens_of_a_chunk_see_what_was_before_them(group, tokens, positions, rows):
+    B, K, T = 4, 2, tokens
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+    q_RKGTC = normal(len(rows), K, group, T, C) * C**-0.5
+    keys_BKSC, values_BKSC = normal(B, K, positions, C), normal(B, K, positions, C)
+    slot_R, start_R = (jnp.asarray(column, jnp.int32) for column in zip(*rows, strict=True))
+    length_RT = jnp.where(slot_R[:, None] < B - 1, start_R[:, None] + 1 + jnp.arange(T), 0)  # the last: not here
+    mixed_RKGTC = np.asarray(on_gpu(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT))
+    for t in range(T):
+        of_rows = [np.asarray(x)[np.asarray(slot_R)] for x in (keys_BKSC, values_BKSC)]
+        expected = oracle(q_RKGTC[:, :, :, t : t + 1], *of_rows, np.asarray(length_RT)[:, t])
+        np.testing.assert_allclose(mixed_RKGTC[:, :, :, t : t + 1], expected, atol=1e-2)
+    plain = cached_attention.by_row(64, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT)
+    np.testing.assert_allclose(mixed_RKGTC, plain, atol=1e-2)
+    alone = on_gpu(q_RKGTC[:1], keys_BKSC, values_BKSC, slot_R[:1], length_RT[:1])
+    np.testing.assert_array_equal(mixed_RKGTC[:1], alone)  # whatever is filled beside it
+
+
+@pytest.mark.parametrize(
     ("positions", "dims", "dtype", "tpu", "gpu"),
     [
         (24576, 128, "bfloat16", True, True),
         (24576, 64, "bfloat16", False, True),  # a TPU's lanes are 128 wide
         (24576, 128, "float32", False, False),
         (24576, 80, "bfloat16", False, False),
-        (24576 + 64, 128, "bfloat16", False, True),
-        (1000, 128, "bfloat16", False, False),
+        (1000, 128, "bfloat16", False, True),
+        (1000, 96, "bfloat16", False, False),
     ],
 )
 def test_only_shapes_that_they_take_go_to_the_kernels(positions, dims, dtype, tpu, gpu):
     q, keys = (jnp.empty((1, 1, n, dims), dtype) for n in (4, positions))
-    assert (decode_kernels.fits_tpu(q, keys), decode_kernels.fits_gpu(q, keys)) == (tpu, gpu)
+    assert (cache_kernels.fits_tpu(q, keys), cache_kernels.fits_gpu(q, keys)) == (tpu, gpu)
 
 
 def test_a_gpu_too_old_for_the_kernel_has_the_plain_form(monkeypatch):
     q, keys = (jnp.empty((1, 1, n, C), "bfloat16") for n in (4, 256))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for is_new in (False, True):
-        monkeypatch.setattr(decode_kernels.cudnn, "gpu_is_here", lambda is_new=is_new: is_new)
-        assert decode_kernels.fits_gpu(q, keys) == is_new
+        monkeypatch.setattr(cache_kernels.cudnn, "gpu_is_here", lambda is_new=is_new: is_new)
+        assert cache_kernels.fits_gpu(q, keys) == is_new

@@ -44,6 +44,11 @@ _COUNTS = ("env.options.difficulty", "rollout.max_steps")  # not rounded up to w
 Lengths = Mapping[int, Mapping[str, Mapping[int, Mapping]]]  # length -> arm -> seed -> run
 
 
+def word_of(key: str) -> str:
+    """What a length is called in tables and figures: "length", or Desk's "difficulty"."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
 def own_length(config: str, key: str) -> int:
     """The length of a config's tasks. Raises SystemExit where it has no such key, or no number there."""
     own = flatten(edge_of(config, {})).get(key)
@@ -102,7 +107,8 @@ def page(by_length: Lengths, key: str) -> str:
         for length, arms in by_length.items()
     }
     some = next(iter(by_length[max(by_length)][first].values()))
-    header = ["arm", *(f"length {length}" for length in by_length)]
+    word = word_of(key)
+    header = ["arm", *(f"{word} {length}" for length in by_length)]
     names = list(dict.fromkeys(arm for arms in by_length.values() for arm in arms))
     ahead = differences(by_length)
     seeds_at = lambda length, arm: len(by_length[length].get(arm, {}))
@@ -117,7 +123,7 @@ def page(by_length: Lengths, key: str) -> str:
         for arm, of_arm in ahead.items()
     ]
     step = lambda seeds: f"{mean_of(seeds, 'time/step'):.2f}"
-    lines = [f"- length {length}: `{' '.join(f'{k}={v}' for k, v in of.items())}`" for length, of in settings.items()]
+    lines = [f"- {word} {length}: `{' '.join(f'{k}={v}' for k, v in of.items())}`" for length, of in settings.items()]
     counts = [[LABELS.get(arm, arm), *(str(seeds_at(length, arm) or "") for length in by_length)] for arm in names]
     counted = {len(next(iter(arms[first].values()))["after"]["success"]) for arms in by_length.values()}
     tasks = " or ".join(map(str, sorted(counted)))
@@ -125,7 +131,7 @@ def page(by_length: Lengths, key: str) -> str:
         "\n\n".join(
             [
                 f"# Algorithms against the horizon: {some['config']}",
-                f"The length of tasks is `{key}`. Held-out Avg@k, %, on {tasks} tasks at each length."
+                f"Tasks by their `{key}`. Held-out Avg@k, %, on {tasks} tasks at each {word}."
                 f" {comparison_tables.INTERVALS}",
                 f"## `{first}` minus each, points\n\n{markdown_table(header, minus)}",
                 "## Success after training, %\n\n"
@@ -194,7 +200,12 @@ def write(arguments: argparse.Namespace, by_length: Lengths, runs: Sequence[Mapp
     ahead = differences(by_length)
     figures = compare_algorithms.figures()
     if figures and ahead:
-        figures.against_horizon(ahead, next(iter(next(iter(by_length.values())))), arguments.out.with_suffix(".svg"))
+        figures.against_horizon(
+            ahead,
+            next(iter(next(iter(by_length.values())))),
+            arguments.out.with_suffix(".svg"),
+            word_of(arguments.length_key),
+        )
 
 
 if __name__ == "__main__":

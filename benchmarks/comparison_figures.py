@@ -93,8 +93,12 @@ def overview(arms: Mapping, labels: Mapping[str, str], path: Path) -> Path:
         return save(figure, path)
 
 
-def against_horizon(differences: Mapping[str, Mapping[float, Estimate]], first: str, path: Path) -> Path:
-    """The first arm minus each other one (arm -> length -> estimate), points, against the length of tasks."""
+def against_horizon(
+    differences: Mapping[str, Mapping[float, Estimate]], first: str, path: Path, called: str = "length"
+) -> Path:
+    """The first arm minus each other one (arm -> length -> estimate), points, against the length of tasks, or what it
+    is called.
+    """
     with plt.rc_context(STYLE):
         height = 4.2
         figure, axes = plt.subplots(figsize=(7.6, height), layout="constrained")
@@ -116,7 +120,7 @@ def against_horizon(differences: Mapping[str, Mapping[float, Estimate]], first: 
         axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
         axes.minorticks_off()
         axes.set_xlim(0.85 * lengths[0], 1.15 * lengths[-1])
-        axes.set_xlabel("length of tasks")
+        axes.set_xlabel(f"{called} of tasks")
         axes.set_ylabel(f"Avg@k of {first} minus it, points\nbars: 95 % intervals")
         name_lines(axes, height, last_points)
         return save(figure, path)

@@ -53,9 +53,13 @@ trap 'pass_on TERM' TERM
 trap 'pass_on HUP' HUP
 
 command_of() { # sets COMMAND, of process $1 with its coordinator at port $2
-    local variables=() flags=() first
+    local variables=() flags=() first threads cores
     if ((OPTIONS[devices])); then
         variables+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=${OPTIONS[devices]}")
+        # Twice the threads that XLA takes for as many devices: where all of them wait for each other in a sum, what
+        # the last device needs must not be queued behind them.
+        threads=$((2 * OPTIONS[devices])) cores="$(getconf _NPROCESSORS_ONLN)"
+        variables+=("PJRT_NPROC=${PJRT_NPROC:-$((threads > cores ? threads : cores))}")
         # jax keeps compiled programs for process 0 alone, which would then be far ahead; CPUs wait 30 s for one another.
         ((OPTIONS[processes] > 1)) && variables+=(JAX_ENABLE_COMPILATION_CACHE=false)
     elif ((OPTIONS[gpus])); then

@@ -46,6 +46,8 @@ def test_the_first_arm_minus_each_at_each_length_over_common_seeds():
     text = re.sub(" +", " ", compare_horizons.page(by_length, "env.options.length"))
     assert f"| GRPO | {ahead['grpo'][2].text('+')} | {ahead['grpo'][8].text('+')} |" in text
     assert "| GRPO | 3 | 2 |" in text and "on 50 tasks at each length" in text
+    by_decisions = compare_horizons.page(by_length, "env.options.difficulty")
+    assert "| difficulty 2 |" in re.sub(" +", " ", by_decisions) and "length" not in by_decisions.split("## Seeds")[0]
     by_length[2].pop("hint_sd")
     with pytest.raises(SystemExit, match="grpo has no finished run|hint_sd has no finished run at length 2"):
         compare_horizons.page({8: by_length[8], 2: by_length[2]}, "env.options.length")

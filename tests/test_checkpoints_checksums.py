@@ -97,7 +97,8 @@ print(json.dumps(found))
 
 def test_the_same_on_every_mesh_and_nothing_is_gathered():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    # Twice the threads: see tests/test_meshes.py.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "PJRT_NPROC": "16"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(set(json.loads(done.stdout))) == 1

@@ -123,10 +123,11 @@ def test_local_gives_every_process_its_devices_and_its_number():
     assert status == 0 and len(commands(output)) == 3
     for number, words in enumerate(commands(output)):
         variables = ["JAX_PLATFORMS=cpu", "XLA_FLAGS=--xla_force_host_platform_device_count=4"]
-        assert words[:4] == ["env", *variables, "JAX_ENABLE_COMPILATION_CACHE=false"]
+        variables.append(f"PJRT_NPROC={max(8, os.cpu_count())}")  # devices that wait for each other need more threads
+        assert words[:5] == ["env", *variables, "JAX_ENABLE_COMPILATION_CACHE=false"]
         settings = {"coordinator": "127.0.0.1:77", "processes": 3, "process": number}
         flags = [f"--config.distributed.{key}={value}" for key, value in settings.items()]
-        assert words[5:] == ["-m", "hintsd_jax", *TRAIN, *flags]
+        assert words[6:] == ["-m", "hintsd_jax", *TRAIN, *flags]
     output, _, _ = launched("local.sh", "--processes=2", "--gpus=4", "--dry-run", "--", *TRAIN)
     assert [words[1] for words in commands(output)] == [f"CUDA_VISIBLE_DEVICES={ids}" for ids in ("0,1,2,3", "4,5,6,7")]
     output, _, _ = launched("local.sh", "--processes=1", "--dry-run", "--", *TRAIN)

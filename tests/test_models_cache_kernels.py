@@ -11,8 +11,16 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from hintsd_jax.models import cache_kernels, cached_attention
+from hintsd_jax.tools.planner import topologies
 
 C = 128
+# Cards with the least memory that a block of threads may share, 99 KiB: of Ada's kind.
+SMALL_CARD = (
+    topologies.GPU_TARGETS["a100-40gb"]
+    .replace("major: 8 minor: 0", "major: 8 minor: 9")
+    .replace("shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912", "shared_memory_per_core: 102400")
+    + " shared_memory_per_block_optin: 101376"
+)
 
 
 def draw(slots, kv_heads, group, positions, seed=0):
@@ -130,3 +138,19 @@ def test_a_gpu_too_old_for_the_kernel_has_the_plain_form(monkeypatch):
     for is_new in (False, True):
         monkeypatch.setattr(cache_kernels.cudnn, "gpu_is_here", lambda is_new=is_new: is_new)
         assert cache_kernels.fits_gpu(q, keys) == is_new
+
+
+@pytest.mark.skipif(not topologies.can_compile_for_gpus(), reason="jax's CUDA plugin is not installed")
+@pytest.mark.parametrize("kind", ["a100-40gb", "h100", "l40"])
+@pytest.mark.parametrize("dims", [64, 128, 256])
+@pytest.mark.parametrize("tokens", [1, 16, 256])
+def test_the_gpu_kernel_fits_the_cards(kind, dims, tokens, monkeypatch):
+    monkeypatch.setitem(topologies.GPU_TARGETS, "l40", SMALL_CARD)
+    mesh = topologies.gpu_mesh(kind, 1, 2**35)
+    whole = jax.NamedSharding(mesh, jax.P())
+    shape = lambda *dims, dtype="bfloat16": jax.ShapeDtypeStruct(dims, dtype, sharding=whole)
+    cache, of_rows = shape(8, 4, 4096, dims), [shape(8, dtype="int32"), shape(8, tokens, dtype="int32")]
+    with jax.set_mesh(mesh):
+        attend = jax.jit(lambda *arrays: cache_kernels.attend_gpu(*arrays))
+        lowered = attend.lower(shape(8, 4, 4, tokens, dims), cache, cache, *of_rows)
+    assert "triton" in (topologies.compiled(lowered, topologies.GPU_OPTIONS).as_text() or "")

@@ -34,7 +34,7 @@ PAGES = (1024, 512, 256, 128)
 # it scores at once, and the fewest positions that it reads.
 _QUERIES, _ELEMENTS, _PART = 64, 64 * 128, 512
 _FEWEST = 16  # rows that tensor cores multiply: fewer queries are filled up
-_WARPS, _STAGES = 4, 3  # of a block of threads, and of loading ahead
+_WARPS = 4  # of a block of threads
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
 
 
@@ -82,6 +82,7 @@ def attend_gpu(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, *, interpret:
     N, Q = R * K, T * G
     tile = min(_QUERIES, max(_FEWEST, pl.next_power_of_2(Q)))
     block = max(_FEWEST, _ELEMENTS // C)
+    stages = 3 if C <= 128 else 2  # of loading ahead: what they take must fit into the 99 KiB of smaller cards
     part = part_of(Q, S)
     parts = pl.cdiv(S, part)
     by_query = lambda *dims: pl.BlockSpec((None, None, tile, *dims), lambda n, i, j: (n, j, i, *(0 for _ in dims)))
@@ -94,7 +95,7 @@ def attend_gpu(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, *, interpret:
         in_specs=[of_row, of_row, pl.BlockSpec((None, tile, C), lambda n, i, j: (n, i, 0)), everywhere, everywhere],
         out_specs=[by_query(C), by_query(), by_query()],
         out_shape=[made(C), made(), made()],
-        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=stages),
         interpret=interpret,
         name="flash_attention_to_cache",
     )(

@@ -6,6 +6,7 @@ PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check install
 LIBTPU := .cache/libtpu
 PARITY := .cache/parity-venv
 SITE   := .cache/site-venv
+PACKAGES := .cache/packages-venv
 APPWORLD      := .cache/appworld-venv
 APPWORLD_ROOT := .cache/appworld-root
 CODE   := hintsd_jax configs tests benchmarks docs examples
@@ -13,7 +14,7 @@ CODE   := hintsd_jax configs tests benchmarks docs examples
 # Programs compiled once are kept: a second run starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help install demo smoke test lint pages site test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers openenv desk-policy real-policy real-parity clean
+.PHONY: help install demo smoke test lint pages site test-tpu tpu-table libtpu bfcl appworld textworld textarena verifiers openenv desk-policy real-policy real-parity test-packages clean
 
 help:
 	@echo "make install      make .venv with the package in it; then: . .venv/bin/activate"
@@ -29,6 +30,7 @@ help:
 	@echo "make textarena    install TextArena"
 	@echo "make verifiers    install the package verifiers"
 	@echo "make openenv      install OpenEnv"
+	@echo "make test-packages  the tests of verifiers, OpenEnv and the trackers on the real packages, each in an environment of its own"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
 	@echo "make desk-policy  make assets/desk-policy again (4 hours)"
@@ -97,6 +99,12 @@ real-policy: $(PARITY)/.installed
 real-parity: real-policy
 	$(PARITY)/bin/python -m benchmarks.real_parity --write
 
+# What the needs of these packages exclude from one environment, and from .venv.
+test-packages: $(PACKAGES)/verifiers/.installed $(PACKAGES)/openenv/.installed $(PACKAGES)/trackers/.installed
+	$(PACKAGES)/verifiers/bin/python -m pytest -q tests/test_envs_verifiers.py
+	$(PACKAGES)/openenv/bin/python -m pytest -q tests/test_envs_openenv.py
+	$(PACKAGES)/trackers/bin/python -m pytest -q tests/test_runs_trackers.py
+
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache build dist site *.egg-info
 
@@ -164,6 +172,15 @@ $(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-bfcl
 	@$(PY) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install -r requirements.txt -r requirements-parity.txt --editable .
 	@$(PARITY)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r requirements-bfcl.txt
+	@touch $@
+
+$(PACKAGES)/verifiers/.installed: requirements-verifiers.txt
+$(PACKAGES)/openenv/.installed: requirements-openenv.txt
+$(PACKAGES)/trackers/.installed: requirements-wandb.txt requirements-trackio.txt requirements-mlflow.txt
+$(PACKAGES)/%/.installed: requirements.txt requirements-dev.txt $(VENV)/.made
+	@echo "making $(@D) with $(filter requirements%, $^)"
+	@$(PY) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --quiet --disable-pip-version-check install $(foreach file, $(filter requirements%, $^), -r $(file)) --editable .
 	@touch $@
 
 # The site is made of the files alone: its environment has nothing of the package's.

@@ -173,7 +173,7 @@ def prefill(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: 
     rows, row = (_Layout(policy, mesh, "serve", number) for number in (engine.rows(L), 1))
     beside = _experts(policy, mesh, "serve", engine.rows(L), L)
     keys, _ = abstract_cache(config, policy, mesh)[0]
-    if platform == "gpu" and cache_kernels.fits_gpu(keys, keys):
+    if platform == "gpu" and _kernel_takes(keys, platform):
         parts = -(-engine.context // cache_kernels.part_of(L * policy.num_heads // policy.num_kv_heads, engine.context))
         return round(max(4 * L * rows.heads * (parts + 1), beside))
     sums = factors.sums * policy.num_layers * L * rows.heads
@@ -186,12 +186,16 @@ def decode(config: Config, policy: PolicyConfig, mesh: AbstractMesh, platform: s
     engine, factors = build.engine_config(config), _factors(platform)
     layout, (keys, _) = _Layout(policy, mesh, "serve", engine.slots), abstract_cache(config, policy, mesh)[0]
     beside, at_once = 0.0, min(engine.context, cached_attention.BLOCK)
-    takes: Any = cache_kernels.fits_tpu if platform == "tpu" else cache_kernels.fits_gpu
-    if not takes(keys, keys):
+    if not _kernel_takes(keys, platform):
         block = bytes_on_one_device(keys) * at_once / engine.context
         beside = 2 * block + (4 + _itemsize(policy)) * layout.queries * at_once
     beside = max(beside, _experts(policy, mesh, "serve", engine.slots, 1))
     return round(4 * factors.logits * layout.logits + beside)
+
+
+def _kernel_takes(keys: Any, platform: str) -> bool:
+    """Whether a kernel reads the cache, of which these are a layer's keys."""
+    return (cache_kernels.fits_tpu if platform == "tpu" else cache_kernels.fits_gpu)(keys, keys)
 
 
 def _factors(platform: str) -> _Factors:

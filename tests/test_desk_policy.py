@@ -355,7 +355,8 @@ def test_a_lesson_teaches_the_right_action_and_its_carry_over_is_of_other_kinds(
 def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):
     made = {}
     exec((ROOT / "configs" / "desk_warmup.py").read_text(), made)
-    for name, phase in made["get_config"]().phases.items():
+    phases = {**made["get_config"]().phases, **made["get_config"]("16").phases}
+    for name, phase in phases.items():
         for group, (tokens_BT, _) in rows.make_batch(phase, ChatFormat(tokenizer), seed=5).items():
             count = sum(phase.rows.get(kind, 0) for kind in rows.GROUPS[group])
             assert tokens_BT.shape == (count, phase.lengths[group]), name
@@ -413,7 +414,7 @@ def test_a_policy_is_made_and_goes_on_where_it_was_stopped(tokenizer, tmp_path, 
     shape |= {"rope_theta": 500.0, "norm_eps": 1e-6, "tie_embeddings": True, "max_positions": 512, "remat": False}
     phase = PHASE | {"rows": dict.fromkeys(PHASE["rows"], 0) | {"plain": 1}, "steps": 2}
     settings = {"seed": 1000, "policy": shape, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 1, "eval_tasks": 1}
-    settings |= {"log_every": 1, "save_every": 1, "phases": {"1_a": phase, "2_b": phase}}
+    settings |= {"start": "", "log_every": 1, "save_every": 1, "phases": {"1_a": phase, "2_b": phase}}
     config = ConfigDict(settings)
     monkeypatch.setattr(command, "build_tokenizer", lambda seed: tokenizer)
 
@@ -439,6 +440,13 @@ def test_a_policy_is_made_and_goes_on_where_it_was_stopped(tokenizer, tmp_path, 
     config.phases["1_a"].lr = 0.5
     with pytest.raises(UserError, match="warm-up of another config: give another --workdir"):
         made("whole")
+    # From a policy that is there, with its own tokenizer; at a rate of 0 it stays what it was.
+    monkeypatch.setattr(command, "build_tokenizer", lambda seed: 1 / 0)
+    config = ConfigDict(settings | {"start": str(tmp_path / "whole"), "phases": {"1_a": phase | {"lr": 0.0}}})
+    np.testing.assert_array_equal(made("from_it")[0], whole)
+    config.policy.d_ff = 32
+    with pytest.raises(UserError, match="whole has another shape than the config's policy"):
+        made("of_another_shape")
 
 
 def test_rows_are_the_same_in_processes_and_what_one_raises_reaches_the_consumer(tokenizer):

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 import jax
 import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hintsd_jax.checkpoints.huggingface import save_policy
+from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
+from hintsd_jax.checkpoints.tokenizer import load_tokenizer
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.envs.desk import demonstrations, reviews
 from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
@@ -68,16 +70,12 @@ def make_policy(
     workers: from a tokenizer, where the rows are made.
 
     Raises:
-      UserError: `workdir` holds the warm-up of another config.
+      UserError: `workdir` holds the warm-up of another config, or `config.start` is no policy of its shape.
     """
-    names = sorted(config.phases)
-    began, tokenizer = time.time(), build_tokenizer(config.seed)
-    chat = ChatFormat(tokenizer)
+    names, began = sorted(config.phases), time.time()
     policy = PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, **config.policy)
-    params = decoder.init_params(policy, jax.random.key(config.seed))
-    texts = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
-    embed, key = params["embed"], jax.random.key(config.seed + 1)
-    params["embed"] = {**embed, "embedding": training.alike_by_word(embed["embedding"], texts, key)}
+    tokenizer, params = _started(config.start, policy) if config.start else _begun(config.seed, policy)
+    chat = ChatFormat(tokenizer)
     held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
     checkpoints = Checkpoints(workdir, keep=2)
     done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
@@ -110,12 +108,29 @@ def make_policy(
     print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")
 
 
+def _begun(seed: int, policy: PolicyConfig) -> tuple[PreTrainedTokenizerFast, Any]:
+    """The tokenizer, and random weights of which those of tokens that share a word are alike."""
+    tokenizer, params = build_tokenizer(seed), decoder.init_params(policy, jax.random.key(seed))
+    texts = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
+    embed, key = params["embed"], jax.random.key(seed + 1)
+    embedding = training.alike_by_word(embed["embedding"], texts, key)
+    return tokenizer, params | {"embed": {**embed, "embedding": embedding}}
+
+
+def _started(path: str, policy: PolicyConfig) -> tuple[PreTrainedTokenizerFast, Any]:
+    """Those of a policy that is there."""
+    found, params = load_policy(path, remat=policy.remat)
+    if found != policy:
+        raise UserError(f"{path} has another shape than the config's policy: {found}, not {policy}")
+    return load_tokenizer(path), params
+
+
 def _until(config, number: int) -> dict:
     """What the weights depend on up to a phase: those after it may still be changed."""
     plain = config.to_dict()
     done = {name: plain["phases"][name] for name in sorted(plain["phases"])[: number + 1]}
     return json.loads(
-        json.dumps({name: plain[name] for name in ("seed", "policy", "b2", "weight_decay")} | {"phases": done})
+        json.dumps({name: plain[name] for name in ("seed", "start", "policy", "b2", "weight_decay")} | {"phases": done})
     )
 
 

@@ -43,7 +43,7 @@ class Sizes:
     updates: tuple[tuple[int, int, int], ...] = ((4096, 768, 256), (8192, 3072, 1536))
     lengths: tuple[int, ...] = (4096, 8192)
     actions: int = 1024
-    decoded: int = 64
+    decoded: int = 256
     square: int = 8192
     copied: int = 2 * GIB
 

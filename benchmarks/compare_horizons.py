@@ -2,7 +2,7 @@
 arm is ahead of each other one at each.
 
   python -m benchmarks.compare_horizons --lengths=4,8,16 --arms=hint_sd,openclaw_rl,grpo,random
-  python -m benchmarks.compare_horizons --lengths=4,8,16 --read --collected=benchmarks/results/compare_horizons.json
+  python -m benchmarks.compare_horizons --lengths=4,8,16 --read --collected=benchmarks/results/compare_horizons_16.json
   python -m benchmarks.compare_horizons --config=textworld --length-key=env.options.quest_length --lengths=1,2,4
 
 All options of `compare_algorithms` hold at every length, the search for learning rates (--search-lr) too. Steps,

@@ -16,7 +16,7 @@ updates (97 % of the names); from rows with up to six they did not come in 500 (
 presence; reviews whose faults fall on every kind alike; plain rows beside all that, or the habits drift.
 
 `--config=configs/desk_warmup.py:16 --out=DIR --workdir=DIR` goes on from the embedded policy, which cannot review tasks
-of sixteen requests, by one phase on such tasks: half an hour. docs/desk.md has what the policy does; it is not kept.
+of sixteen requests, by one phase on such tasks: under an hour. docs/desk.md has what the policy does; it is not kept.
 
 Reviews of long episodes come from long episodes: after phase 7, which had few, their recall was 77 %, after phase 9 it
 was 99 %. A solution at the start is not read as long as it says what the request says too: the same task's solution

@@ -95,6 +95,7 @@ def test_neighbours_slots_and_what_lies_beyond_change_no_bit(attend):
         (3, 5, 96, ((1, 0), (0, 90), (3, 7))),  # fewer queries than a block of threads takes
         (2, 50, 600, ((2, 0), (1, 549), (0, 511))),  # two tiles of queries, two parts of keys
         (1, 1, 40, ((0, 39),)),
+        (2, 3, 9, ((0, 0), (1, 6))),  # fewer keys, too
     ],
 )
 def test_on_gpu_tokens_of_a_chunk_see_what_was_before_them(group, tokens, positions, rows):

@@ -33,7 +33,7 @@ PAGES = (1024, 512, 256, 128)
 # GPU, found on an H200: queries (of all heads that read a kv head) that a block of threads has, elements of keys that
 # it scores at once, and the fewest positions that it reads.
 _QUERIES, _ELEMENTS, _PART = 64, 64 * 128, 512
-_FEWEST = 16  # rows that tensor cores multiply: fewer queries are filled up
+_FEWEST = 16  # rows, and columns, that tensor cores multiply: fewer queries or keys are filled up
 _WARPS = 4  # of a block of threads
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
 
@@ -56,7 +56,7 @@ def part_of(queries: int, positions: int) -> int:
     """Keys that a block of threads reads on GPU, of a slot of so many positions, where so many queries read a kv head:
     the more of these, the longer, as there are blocks enough and what parts leave to be merged stays small.
     """
-    return min(max(_PART, pl.next_power_of_2(2 * queries)), pl.next_power_of_2(positions))
+    return min(max(_PART, pl.next_power_of_2(2 * queries)), max(_FEWEST, pl.next_power_of_2(positions)))
 
 
 def attend_tpu(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:

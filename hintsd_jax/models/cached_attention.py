@@ -10,9 +10,9 @@ H query heads in G = H / K groups.
 
 A row's keys are read block by block and merged by log-sum-exp as in flash attention (arXiv:2205.14135). On CPU a
 decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
-slots. On accelerators it does so by a library's kernel (`cache_kernels`); where none takes the shapes it reads larger
-blocks of all slots, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of a
-prefill read their own blocks everywhere.
+slots. On accelerators a kernel reads what is in the slots (`cache_kernels`); where none takes the shapes, larger blocks
+of all slots are read, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of
+a prefill read their own blocks everywhere, on GPU by the kernel.
 
 Invariants: a query attends to the positions up to its own, in its own slot; a block beyond them is not read or changes
 no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own

@@ -1,4 +1,4 @@
-"""Attention alone, at the shapes of a policy: what runs on this device, and beside it cuDNN's, which is not wired in.
+"""Attention alone, at the shapes of a policy: what runs on this device, the plain forms, and cuDNN's through jax.
 Part of `benchmarks.gpu`.
 
 `jax.nn.dot_product_attention(implementation="cudnn")` needs an NVIDIA GPU; elsewhere its rows fail, and say so.

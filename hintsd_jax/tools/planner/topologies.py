@@ -101,9 +101,8 @@ def gpu_mesh(kind: str, count: int, memory: int, data: int = 1, fsdp: int = -1, 
     """
     target = f"gpu_device_info {{ {GPU_TARGETS[kind]} device_memory_size: {memory} }}"
     target += ' platform_name: "CUDA" dnn_version_info { major: 9 }'
-    target += (
-        f' device_description_str: "NVIDIA {kind.split("-")[0].upper()}"'  # by it jax knows what its kernels may use
-    )
+    # By its name jax knows what its kernels may use there.
+    target += f' device_description_str: "NVIDIA {kind.split("-")[0].upper()}"'
     try:
         described = topologies.get_topology_desc(kind, "cuda", target_config=target, topology=f"1x1x{count}")
     except Exception as error:  # the plugin reports by several kinds

@@ -21,7 +21,7 @@ def draw(slots, positions, rows, tokens, dtype="float32"):
     return *(normal(rows, tokens, n, C) for n in (HEADS, KV_HEADS, KV_HEADS)), cache
 
 
-def oracle(q, k, v, cache, start_R, slot_R):
+def oracle(q, k, v, cache, start_R, slot_R, window=None):
     """Token by token in float64 -> (mixed, keys, values)."""
     q, k, v, keys, values = (np.array(x, np.float64) for x in (q, k, v, *cache))
     slots, _, positions, _ = keys.shape
@@ -32,11 +32,12 @@ def oracle(q, k, v, cache, start_R, slot_R):
         if at < positions:
             keys[slot, :, at], values[slot, :, at] = k[r, t], v[r, t]
     for r, t, slot, at in places:
+        seen = slice(0 if window is None else max(0, at + 1 - window), at + 1)
         for h in range(HEADS):
             n = h // (HEADS // KV_HEADS)
-            scores = keys[slot, n, : at + 1] @ q[r, t, h] / np.sqrt(C)
+            scores = keys[slot, n, seen] @ q[r, t, h] / np.sqrt(C)
             weights = np.exp(scores - scores.max())
-            mixed[r, t, h] = weights @ values[slot, n, : at + 1] / weights.sum()
+            mixed[r, t, h] = weights @ values[slot, n, seen] / weights.sum()
     return mixed, keys, values
 
 

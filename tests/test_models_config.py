@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
-from hintsd_jax.models.config import ExpertsConfig, PolicyConfig, RopeScaling
+from hintsd_jax.models.config import ExpertsConfig, PolicyConfig
 from hintsd_jax.models.families import FAMILIES
+from hintsd_jax.models.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = [
@@ -24,6 +25,13 @@ NAMES = [
     "mistral_tiny_untied",
     "smollm3_tiny_tied",
     "smollm3_tiny_untied",
+    "mistral_tiny_windowed",
+    "olmo2_tiny_untied",
+    "olmo3_tiny_untied",
+    "olmo3_tiny_tied",
+    "gemma3_tiny_tied",
+    "gemma3_tiny_scaled",
+    "qwen3_tiny_yarn",
 ]
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
 MISTRAL = json.loads((FIXTURES / "mistral_tiny_tied" / "config.json").read_text())
@@ -31,6 +39,9 @@ SMOLLM3 = json.loads((FIXTURES / "smollm3_tiny_tied" / "config.json").read_text(
 MOE = json.loads((FIXTURES / "qwen3_moe_tiny_plain" / "config.json").read_text())
 LLAMA = json.loads((FIXTURES / "llama_tiny_tied" / "config.json").read_text())  # with rope_theta and rope_scaling
 SCALED = LLAMA["rope_scaling"]
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+OLMO3 = json.loads((FIXTURES / "olmo3_tiny_untied" / "config.json").read_text())
+GEMMA3 = json.loads((FIXTURES / "gemma3_tiny_tied" / "config.json").read_text())  # in its older form
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,24 +50,25 @@ def test_round_trip_through_both_forms_of_the_rope_settings(name):
     hf = config.to_hf()
     assert PolicyConfig.from_hf(hf) == config
     assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key != "rope_parameters"}) == config
-    assert (
-        PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in ("rope_theta", "rope_scaling")})
-        == config
-    )
+    old = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+    assert PolicyConfig.from_hf({key: value for key, value in hf.items() if key not in old}) == config
     assert config.family == name.split("_tiny")[0] and json.loads(json.dumps(hf)) == hf
 
 
 def test_what_the_families_are():
     assert {name: (family.qk_norm, family.qkv_bias, family.has_experts) for name, family in FAMILIES.items()} == {
-        "qwen3": (True, False, False),
-        "qwen3_moe": (True, False, True),
-        "qwen2": (False, True, False),
-        "llama": (False, False, False),
-        "mistral": (False, False, False),
-        "smollm3": (False, False, False),
+        "qwen3": ("each_head", False, False),
+        "qwen3_moe": ("each_head", False, True),
+        "qwen2": ("none", True, False),
+        "llama": ("none", False, False),
+        "mistral": ("none", False, False),
+        "smollm3": ("none", False, False),
+        "olmo2": ("all_heads", False, False),
+        "olmo3": ("all_heads", False, False),
+        "gemma3": ("each_head", False, False),
     }
     config = PolicyConfig.from_hf(LLAMA)
-    assert (config.qk_norm, config.qkv_bias, config.rope_scaling) == (False, False, RopeScaling(8.0, 1.0, 4.0, 32))
+    assert (config.switches, config.rope_scaling) == (FAMILIES["llama"], Llama3Scaling(8.0, 1.0, 4.0, 32))
     assert config.rope_theta == 500.0
 
 
@@ -118,9 +130,15 @@ def test_what_absent_keys_mean():
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
         ({"layer_types": 3}, "layer_types is 3"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is {'quant_method': 'fp8'}"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope_scaling.rope_type is 'dynamic'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "type yarn lacks original_max_position_embeddings"),
+        ({"rope_scaling": YARN | {"truncate": False}}, "rope_scaling.truncate is False, which is not"),
+        ({"rope_scaling": YARN | {"mscale": 1.0}}, "rope_scaling.mscale is 1.0, which is not"),
+        ({"rope_scaling": YARN | {"low_freq_factor": 2.0}}, "rope_scaling.low_freq_factor is 2.0, which is not"),
+        ({"rope_scaling": YARN | {"beta_fast": 0.5}}, r"beta_fast \(0.5\) must exceed beta_slow \(1.0\)"),
+        ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor must be a positive number, not 0"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_parameters.rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope_parameters.rope_type is 'longrope'"),
         (
             {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}},
             "rope_parameters.partial_rotary_factor is 0.5",
@@ -216,7 +234,16 @@ def test_which_layers_of_smollm3_rotate():
     ("hf", "message"),
     [
         (without(MISTRAL, "sliding_window"), "sliding_window is absent, which means a window in MistralForCausalLM"),
-        (MISTRAL | {"sliding_window": 4096}, "sliding_window is 4096"),
+        (MISTRAL | {"sliding_window": 0}, "sliding_window must be a positive integer, not 0"),
+        (
+            MISTRAL | {"layer_types": ["sliding_attention"] * 3},
+            "layer_types is .* only full_attention are supported here",
+        ),
+        (
+            MISTRAL | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+            "layer_types are of two kinds, unlike in MistralForCausalLM",
+        ),
+        (MISTRAL | {"sliding_window": 8, "sliding_window_pattern": 2}, "pattern is 2, unlike in MistralForCausalLM"),
         (without(MISTRAL, "num_key_value_heads"), "missing num_key_value_heads"),
         (without(SMOLLM3, "num_key_value_heads"), "missing num_key_value_heads"),
         (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"a 0 or 1 for each of 5 layers, not \[1, 0\]"),
@@ -234,6 +261,60 @@ def test_what_mistral_and_smollm3_cannot_leave_out(hf, message):
         PolicyConfig.from_hf(hf)
 
 
+def test_which_layers_have_a_window():
+    config = PolicyConfig.from_hf(MISTRAL | {"sliding_window": 4096})
+    assert (config.window, config.windowed, config.window_rope_theta) == (4096, (0, 1, 2), None)
+    assert PolicyConfig.from_hf(MISTRAL).windowed == ()
+    with pytest.raises(UserError, match=r"layers \(0,\) with a window are impossible in mistral"):
+        PolicyConfig.from_hf(MISTRAL | {"sliding_window": 4096}, windowed=(0,))
+    config = PolicyConfig.from_hf(OLMO3)
+    assert (config.window, config.windowed) == (3, (0, 1, 2, 4))
+    assert PolicyConfig.from_hf(without(OLMO3, "layer_types")) == config  # every fourth has none
+    older = without(OLMO3, "rope_parameters") | {"rope_theta": 500.0, "rope_scaling": YARN}
+    assert PolicyConfig.from_hf(older) == config and config.rope_scaling == YarnScaling(4.0, 32)
+    config = PolicyConfig.from_hf(GEMMA3)
+    assert (config.window, config.windowed) == (5, (0, 1, 2, 3, 4, 6)) and config.tie_embeddings
+    assert (config.rope_theta, config.window_rope_theta, config.scores_dim) == (1e6, 100.0, 12)
+    every_other = PolicyConfig.from_hf(GEMMA3 | {"sliding_window_pattern": 2, "_sliding_window_pattern": 2})
+    assert every_other.windowed == (0, 2, 4, 6)
+    scaled = PolicyConfig.from_hf(GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert scaled.rope_scaling == LinearScaling(8.0)
+    assert PolicyConfig.from_hf(without(GEMMA3, "tie_word_embeddings", "cache_implementation")) == config
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        (without(GEMMA3, "sliding_window"), "sliding_window is absent, which means a window in Gemma3ForCausalLM"),
+        (without(GEMMA3, "query_pre_attn_scalar"), "scores_dim is None, which is impossible in gemma3"),
+        (
+            without(GEMMA3, "rope_local_base_freq"),
+            r"missing rope_local_base_freq \(or rope_parameters.sliding_attention",
+        ),
+        (without(GEMMA3, "head_dim"), "missing head_dim"),
+        (GEMMA3 | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a positive number, not 0"),
+        (GEMMA3 | {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; only 'gelu_pytorch_tanh'"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        (GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        (GEMMA3 | {"_sliding_window_pattern": 3}, r"sliding_window_pattern must be one positive integer, not \[6, 3\]"),
+        (GEMMA3 | {"architectures": ["Gemma3ForConditionalGeneration"]}, "supported is one of"),
+        (OLMO3 | {"layer_types": ["full_attention"]}, "layer_types must name each of 5 layers, not 1"),
+        (OLMO3 | {"layer_types": ["chunked_attention"] * 5}, "only full_attention and sliding_attention are supported"),
+        (
+            OLMO3 | {"rope_parameters": OLMO3["rope_parameters"] | {"sliding_attention": YARN | {"rope_theta": 5.0}}},
+            "rope_parameters.sliding_attention is scaled, which is not supported",
+        ),
+        (OLMO3 | {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters has 'rope_theta' beside full_attention"),
+        (OLMO3 | {"rope_theta": 7.0}, "contradict each other"),
+        (HF | {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64, which may change"),
+        (HF | {"rope_local_base_freq": 5.0}, "rope_local_base_freq is 5.0, which may change"),
+    ],
+)
+def test_what_gemma3_and_olmo3_cannot_leave_out(hf, message):
+    with pytest.raises(UserError, match=message):
+        PolicyConfig.from_hf(hf)
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -242,7 +323,7 @@ _JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(base=st.sampled_from([HF, LLAMA, MOE]), data=st.data())
+@given(base=st.sampled_from([HF, LLAMA, MOE, OLMO3, GEMMA3]), data=st.data())
 def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(base, data):
     keys = st.sampled_from(sorted({*base, "rope_scaling", "rope_parameters", "quantization_config", "layer_types"}))
     hf = base | data.draw(st.dictionaries(keys, _JSON, min_size=1, max_size=2))

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
-from hintsd_jax.models.families import EXPERT_NAMES, HF_NAMES
+from hintsd_jax.models.families import FAMILIES, HF_NAMES, hf_names
 
 _STACKED = ("layers", "experts")  # logical axes along which tensors are separate there, the first ones here
 EMBED, HEAD = HF_NAMES["embed/embedding"], HF_NAMES["lm_head/kernel"]
@@ -74,8 +74,7 @@ def stacked_names(name: str, stack: tuple[int, ...]) -> list[str]:
 
 def hf_name(config: PolicyConfig, path: tuple[str, ...]) -> str:
     """Of a parameter's tensors there, "{n}" the layer, "{e}" the expert."""
-    key = "/".join(path)
-    return EXPERT_NAMES[key] if config.experts is not None and key in EXPERT_NAMES else HF_NAMES[key]
+    return hf_names(FAMILIES[config.family])["/".join(path)]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ of keys at a time, and stretches are merged by log-sum-exp as in flash attention
 array of all heads exists.
 
 A row holds one sequence, or several one behind the other: then `first_BT`, int32, is the index at which the sequence of
-each token begins.
+each token begins. In a layer with a window a token sees itself and so many tokens before it.
 
 Invariants: a query attends to the keys that its mask names, nothing else; a stretch that is hidden from it changes no
 bit of its result; the softmax is float32.
@@ -41,6 +41,15 @@ class Branches(NamedTuple):
     prefix_start_BM: jax.Array
     prefix_stop_BM: jax.Array
     branch_id_BM: jax.Array
+
+
+class Window(NamedTuple):
+    """keys: how many a token sees at most, itself included. acts: whether this layer has the window, bool; layers of
+    one scan differ in it.
+    """
+
+    keys: int
+    acts: jax.Array
 
 
 class _Partial(NamedTuple):
@@ -135,21 +144,48 @@ def _finish(softmax: _Partial, dtype) -> jax.Array:
 
 
 def attend_causal(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, first_BT: jax.Array | None = None
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    first_BT: jax.Array | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
-    """Attention within a row: query t attends to keys first..t, by default to 0..t. Differentiable. In tiles (`tiled`),
-    but long rows go through a kernel on TPU (`splash`) and, in 16 bits and with one sequence in a row, on GPU
-    (`cudnn`).
+    """Attention within a row: query t attends to keys first..t, by default to 0..t, of these to the last of a window.
+    Differentiable. In tiles (`tiled`), but long rows go through a kernel on TPU (`splash`) and, in 16 bits, without a
+    window and with one sequence in a row, on GPU (`cudnn`).
     """
-    forms: dict[str, Any] = {
-        "cpu": partial(tiled.attend_causal, largest=_CPU_TILE, keep=True),
-        "default": partial(tiled.attend_causal, largest=_TILE),
-    }
+    if window is not None and window.keys >= q_BTHC.shape[1]:
+        window = None
+    seen_BT = _first_seen(first_BT, window, q_BTHC.shape[1])
+
+    def in_tiles(largest: int, keep: bool = False):
+        return lambda q, k, v, first_BT, seen_BT: tiled.attend_causal(q, k, v, seen_BT, largest, keep)
+
+    def by_kernel(full, windowed):
+        """A kernel has one window, or none, for all layers: the layer chooses among two."""
+        if window is None:
+            return lambda q, k, v, first_BT, _: full(q, k, v, first_BT)
+        return lambda *arrays: jax.lax.cond(
+            window.acts, windowed, lambda q, k, v, first_BT, _: full(q, k, v, first_BT), *arrays
+        )
+
+    forms: dict[str, Any] = {"cpu": in_tiles(_CPU_TILE, keep=True), "default": in_tiles(_TILE)}
     if splash.fits(q_BTHC, k_BTKC):
-        forms["tpu"] = splash.attend_causal
+        keys = None if window is None else window.keys
+        forms["tpu"] = by_kernel(
+            splash.attend_causal, lambda q, k, v, first_BT, _: splash.attend_causal(q, k, v, first_BT, keys)
+        )
     if first_BT is None and cudnn.fits(q_BTHC, k_BTKC):
-        forms["cuda"] = cudnn.attend_causal
-    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, **forms)
+        forms["cuda"] = by_kernel(cudnn.attend_causal, in_tiles(_TILE))
+    return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, seen_BT, **forms)
+
+
+def _first_seen(first_BT: jax.Array | None, window: Window | None, T: int) -> jax.Array | None:
+    """The index of the first key that a query sees, [B or 1, T]; None where that is 0 for all."""
+    if window is None:
+        return first_BT
+    begin_1T = jnp.where(window.acts, jnp.maximum(jnp.arange(T) - window.keys + 1, 0), 0)[None]
+    return begin_1T if first_BT is None else jnp.maximum(first_BT, begin_1T)
 
 
 def rows_may_be_packed(platform: str) -> bool:
@@ -166,28 +202,46 @@ def attend_past(
     past_k_BSKC: jax.Array,
     past_v_BSKC: jax.Array,
     branches: Branches,
+    positions_BM: jax.Array | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
-    """Branches after past keys: a token attends to a range of the S past keys, and to its own branch up to itself.
-    Not differentiable in reverse.
+    """Branches after past keys: a token attends to a range of the S past keys, and to its own branch up to itself; in
+    a layer with a window to the last of these, by its position (int32), which counts from the range's start. Not
+    differentiable in reverse.
     """
     q_BKGMC = _grouped(q_BMHC, k_BMKC.shape[2])
+    M, start_BM = q_BMHC.shape[1], branches.prefix_start_BM
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
-    own = _partial(q_BKGMC, k_BMKC, v_BMKC, same_BMM & jnp.tri(same_BMM.shape[1], dtype=bool)[None])
+    visible_BMM = same_BMM & jnp.tri(M, dtype=bool)[None]
+    if window is not None:
+        is_far_MM = jnp.tri(M, k=-window.keys, dtype=bool)
+        visible_BMM &= ~(window.acts & is_far_MM)[None]
+        begin_BM = start_BM + jnp.maximum(positions_BM - window.keys + 1, 0)
+        start_BM = jnp.where(window.acts, begin_BM, start_BM)
+    own = _partial(q_BKGMC, k_BMKC, v_BMKC, visible_BMM)
     if past_k_BSKC.shape[1]:
-        prefix = _attend_prefix(q_BKGMC, past_k_BSKC, past_v_BSKC, branches.prefix_start_BM, branches.prefix_stop_BM)
+        prefix = _attend_prefix(q_BKGMC, past_k_BSKC, past_v_BSKC, start_BM, branches.prefix_stop_BM)
         own = _merge(prefix, own)
     return _finish(own, q_BMHC.dtype)
 
 
 def attend_branches(
-    q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, branches: Branches, first_BP: jax.Array | None = None
+    q_BTHC: jax.Array,
+    k_BTKC: jax.Array,
+    v_BTKC: jax.Array,
+    branches: Branches,
+    first_BP: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
     """A trunk of P tokens and M branch tokens in one row of T = P + M. The trunk is causal (see `attend_causal`);
-    branches attend to ranges of it. Not differentiable in reverse.
+    branches attend to ranges of it (see `attend_past`). Not differentiable in reverse.
     """
     P = q_BTHC.shape[1] - branches.branch_id_BM.shape[1]
     q, k, v = q_BTHC[:, P:], k_BTKC[:, P:], v_BTKC[:, P:]
-    mixed_BMHC = attend_past(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches)
+    positions_BM = None if positions_BT is None else positions_BT[:, P:]
+    mixed_BMHC = attend_past(q, k, v, k_BTKC[:, :P], v_BTKC[:, :P], branches, positions_BM, window)
     if P == 0:
         return mixed_BMHC
-    return jnp.concatenate([attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P], first_BP), mixed_BMHC], axis=1)
+    mixed_BPHC = attend_causal(q_BTHC[:, :P], k_BTKC[:, :P], v_BTKC[:, :P], first_BP, window)
+    return jnp.concatenate([mixed_BPHC, mixed_BMHC], axis=1)

@@ -71,9 +71,12 @@ def attend_tpu(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
     return mixed.reshape(q_BKGTC.shape).astype(jnp.float32)
 
 
-def attend_gpu(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, *, interpret: bool = False) -> jax.Array:
+def attend_gpu(
+    q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, window: int | None = None, *, interpret: bool = False
+) -> jax.Array:
     """Row r reads slot `slot_R[r]`: its first token the first `length_RT[r, 0]` keys, each further token one more, or
-    all none where that is 0 -> mixed_RKGTC, float32. For shapes that fit. interpret: as Python on any backend.
+    all none where that is 0; with a window each the last of these -> mixed_RKGTC, float32. For shapes that fit.
+    interpret: as Python on any backend.
 
     A block of threads has some queries of one row and kv head, and one part of the keys; parts are merged by
     log-sum-exp, in float32.
@@ -83,14 +86,15 @@ def attend_gpu(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, *, interpret:
     tile = min(_QUERIES, max(_FEWEST, pl.next_power_of_2(Q)))
     block = max(_FEWEST, _ELEMENTS // C)
     stages = 3 if C <= 128 else 2  # of loading ahead: what they take must fit into the 99 KiB of smaller cards
-    part = part_of(Q, S)
-    parts = pl.cdiv(S, part)
+    positions = S if window is None else min(S, window + T - 1)  # that the tokens of a row see
+    part = part_of(Q, positions)
+    parts = pl.cdiv(positions, part)
     by_query = lambda *dims: pl.BlockSpec((None, None, tile, *dims), lambda n, i, j: (n, j, i, *(0 for _ in dims)))
     made = lambda *dims: jax.ShapeDtypeStruct((N, parts, Q, *dims), jnp.float32)
     of_row = pl.BlockSpec((None,), lambda n, i, j: (n,))
     everywhere = pl.BlockSpec()
     mixed_NPQC, total_NPQ, top_NPQ = pl.pallas_call(
-        partial(_attend_part, queries=Q, group=G, part=part, block=min(block, part)),
+        partial(_attend_part, queries=Q, group=G, part=part, block=min(block, part), window=window),
         grid=(N, pl.cdiv(Q, tile), parts),
         in_specs=[of_row, of_row, pl.BlockSpec((None, tile, C), lambda n, i, j: (n, i, 0)), everywhere, everywhere],
         out_specs=[by_query(C), by_query(), by_query()],
@@ -125,11 +129,15 @@ def _attend_part(
     group: int,
     part: int,
     block: int,
+    window: int | None,
 ) -> None:
-    """The kernel: softmax of a tile of queries over one part of the keys of their sequence, `block` at a time.
-    References to memory flow in. Keys beyond those that the last query sees are not read.
+    """The kernel: softmax of a tile of queries over one part of the keys that the queries of their row see, `block` at
+    a time. References to memory flow in. Keys beyond those that the tile's last query sees are not read.
     """
-    tile, n, first = q_QC.shape[0], sequence[()], pl.program_id(2) * part
+    tile, n = q_QC.shape[0], sequence[()]
+    first = pl.program_id(2) * part
+    if window is not None:
+        first += jnp.maximum(length[()] - window, 0)
     query = pl.program_id(1) * tile + jnp.arange(tile)
     is_query = query < queries
     q = triton.load(q_QC.at[:, :], mask=is_query[:, None], other=0.0)
@@ -145,6 +153,8 @@ def _attend_part(
         read = lambda x_NSC: triton.load(x_NSC.at[n, pl.ds(start, block), :], mask=(index < last)[:, None], other=0.0)
         scores = triton.dot(q, read(keys_NSC).T)
         is_seen = index[None] < stop_Q[:, None]
+        if window is not None:
+            is_seen &= index[None] >= stop_Q[:, None] - window
         scores = jnp.where(is_seen, scores, _MIN)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         # A block that is hidden whole from a query that has seen nothing yet must not weigh exp(0) = 1.

@@ -12,10 +12,11 @@ A row's keys are read block by block and merged by log-sum-exp as in flash atten
 decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
 slots. On accelerators a kernel reads what is in the slots (`cache_kernels`); where none takes the shapes, larger blocks
 of all slots are read, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of
-a prefill read their own blocks everywhere, on GPU by the kernel.
+a prefill read their own blocks everywhere, on GPU by the kernel. Layers with a window keep all positions like the others,
+as a slot is copied and reused by position, but read those of their window only.
 
-Invariants: a query attends to the positions up to its own, in its own slot; a block beyond them is not read or changes
-no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
+Invariants: a query attends to the positions up to its own, in its own slot, with a window to the last of them; a block
+of others is not read or changes no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
 slots and heads, and decoding crosses no devices.
 """
 
@@ -58,24 +59,28 @@ def write_and_attend(
     cache: KeysValues,
     start_R: jax.Array,
     slot_R: jax.Array | None = None,
+    window: int | None = None,
 ) -> tuple[jax.Array, KeysValues]:
     """Writes the keys and values of R rows at positions start, start + 1, ... of their slots; then token t of a row
-    attends to the positions 0..start + t of its slot -> (mixed_RTHC in the dtype of `q`, the cache).
+    attends to the positions 0..start + t of its slot, with a window to so many of them at most, the last ->
+    (mixed_RTHC in the dtype of `q`, the cache).
 
     start_R, slot_R: int32. Without slots, row b is slot b. What would stand at a position >= S is not written; a row of
     a slot >= B, or one that starts at a position >= S, writes and reads nothing, and mixes zeros. Donate the cache to
     update it in place.
     """
+    if window is not None and window >= cache[0].shape[2]:
+        window = None
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        mixed_RTHC, *updated = _local((), q_RTHC, k_RTKC, v_RTKC, *cache, start_R, slot_R)
+        mixed_RTHC, *updated = _local((), window, q_RTHC, k_RTKC, v_RTKC, *cache, start_R, slot_R)
         return mixed_RTHC, (updated[0], updated[1])
     kept = spec(cache[0].shape, CACHE_AXES, mesh, "serve")
     slots, heads = kept[0] or (), kept[1]
     rows = kept[0] if slot_R is None else None  # the rows of a prefill are on every device
     new, row = PartitionSpec(rows, None, heads, None), PartitionSpec(rows)
     mixed_RTHC, *updated = jax.shard_map(
-        partial(_local, slots),
+        partial(_local, slots, window),
         in_specs=(new, new, new, kept, kept, row, None if slot_R is None else row),
         out_specs=(new, kept, kept),
         check_vma=False,
@@ -112,7 +117,9 @@ def _here(slot_axes: tuple[str, ...], slot_R, start_R, cache_BKSC: jax.Array) ->
     return jnp.clip(slot_R, 0, B - 1), (slot_R >= 0) & (slot_R < B) & (start_R < S)
 
 
-def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values_BKSC, start_R, slot_R):
+def _local(
+    slot_axes: tuple[str, ...], window: int | None, q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values_BKSC, start_R, slot_R
+):
     """`write_and_attend` on one device, whose slots are a part of all by the mesh's `slot_axes`."""
     (R, T, H, C), (B, K, S, _) = q_RTHC.shape, keys_BKSC.shape
     q_RKGTC = (q_RTHC * C**-0.5).reshape(R, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
@@ -131,7 +138,7 @@ def _local(slot_axes: tuple[str, ...], q_RTHC, k_RTKC, v_RTKC, keys_BKSC, values
         keys_BKSC, values_BKSC = put(keys_BKSC, k_RKTC), put(values_BKSC, v_RKTC)
         attend = attend_rows
     length_RT = jnp.where(is_here_R[:, None], start_R[:, None] + 1 + jnp.arange(T), 0)
-    mixed_RKGTC = attend(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT)
+    mixed_RKGTC = attend(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, window)
     mixed_RTHC = mixed_RKGTC.transpose(0, 3, 1, 2, 4).reshape(R, T, H, C).astype(q_RTHC.dtype)
     if slot_axes and not is_decoding:
         mixed_RTHC = jax.lax.psum(mixed_RTHC, slot_axes)  # zeros but on the device that has the slot
@@ -158,8 +165,8 @@ def _write(old_BKSC: jax.Array, new_RKTC: jax.Array, slot_R, is_here_R, start_R)
     return jax.lax.fori_loop(0, len(slot_R), one, old_BKSC)
 
 
-def by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
-    """Every row reads the blocks of its own slot up to its own length -> mixed_RKGTC, float32."""
+def by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, window: int | None = None) -> jax.Array:
+    """Every row reads the blocks of its own slot, those of its window, up to its own length -> mixed_RKGTC, float32."""
     (R, K, _, _, C), S = q_RKGTC.shape, keys_BKSC.shape[2]
     block = min(block, S)
 
@@ -169,13 +176,15 @@ def by_row(block: int, q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> ja
         def read(x_BKSC: jax.Array, first: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(x_BKSC, (slot_R[r], 0, first, 0), (1, K, block, C))
 
-        mixed_1KGTC = _blocks(q_1KGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_1T, block, S)
+        mixed_1KGTC = _blocks(
+            q_1KGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_1T, block, S, window
+        )
         return jax.lax.dynamic_update_slice_in_dim(mixed_RKGTC, mixed_1KGTC, r, axis=0)
 
     return jax.lax.fori_loop(0, R, row, jnp.zeros(q_RKGTC.shape, jnp.float32))
 
 
-def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, window: int | None = None) -> jax.Array:
     """Row b reads slot b, T = 1; W listed blocks hold those of all rows, `_CPU_BLOCKS` of which are read at once ->
     mixed_BKGTC, float32.
 
@@ -183,13 +192,16 @@ def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Ar
     """
     (B, K, G, _, C), S = q_BKGTC.shape, keys_BKSC.shape[2]
     block, most = min(_CPU_BLOCK, S), B * -(-S // _CPU_BLOCK)
+    if window is not None:
+        most = B * min(-(-S // _CPU_BLOCK), -(-(window - 1) // block) + 1)
     N = min(_CPU_BLOCKS, most)
     q_BKGC, length_B, W = q_BKGTC[:, :, :, 0], length_BT[:, 0], -(-most // N) * N
-    blocks_B = -(-length_B // block)
+    begin_B = _first_seen(length_B, window)
+    blocks_B = -(-length_B // block) - begin_B // block
     stop_B = jnp.cumsum(blocks_B)
     row_W = jnp.sum(jnp.arange(W)[:, None] >= stop_B, axis=1, dtype=jnp.int32)  # B: no block
     row_or_last_W = jnp.minimum(row_W, B - 1)
-    first_W = (jnp.arange(W) - (stop_B - blocks_B)[row_or_last_W]) * block
+    first_W = (jnp.arange(W) - (stop_B - blocks_B - begin_B // block)[row_or_last_W]) * block
     rounds = -(-stop_B[-1] // N)
     of_round = lambda x_W, n: jax.lax.dynamic_slice_in_dim(x_W, n * N, N)
 
@@ -204,7 +216,8 @@ def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Ar
 
         keys_NKSC, values_NKSC = read(keys_BKSC), read(values_BKSC)
         index_NS = start_N[:, None] + jnp.arange(block)
-        visible_NS = (index_NS >= first_N[:, None]) & (index_NS < length_B[row_N][:, None])
+        begin_N = jnp.maximum(first_N, begin_B[row_N])
+        visible_NS = (index_NS >= begin_N[:, None]) & (index_NS < length_B[row_N][:, None])
         scores = jnp.einsum("nkgc,nksc->nkgs", q_BKGC[row_N], keys_NKSC, preferred_element_type=jnp.float32)
         scores_NKGS = jnp.where(visible_NS[:, None, None], scores, _MIN)
         top_NKG = jnp.max(scores_NKGS, axis=-1)
@@ -229,45 +242,57 @@ def _listed_blocks(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Ar
     return (mixed_BKGC / jnp.where(total_BKG > 0, total_BKG, 1.0)[..., None])[:, :, :, None]
 
 
-def attend_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
+def _first_seen(length: jax.Array, window: int | None) -> jax.Array:
+    """The first of so many keys that the last of them sees."""
+    return jnp.zeros_like(length) if window is None else jnp.maximum(length - window, 0)
+
+
+def attend_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, window: int | None = None) -> jax.Array:
     """Row b, one token, reads slot b in the form that the platform has for these shapes -> mixed_BKGTC, float32."""
     forms: dict[str, Any] = {"cpu": _listed_blocks, "default": attend_all_slots}
-    if cache_kernels.fits_tpu(q_BKGTC, keys_BKSC):
-        forms["tpu"] = cache_kernels.attend_tpu
+    if window is None and cache_kernels.fits_tpu(q_BKGTC, keys_BKSC):
+        forms["tpu"] = lambda *arrays, window: cache_kernels.attend_tpu(*arrays)
     if cache_kernels.fits_gpu(q_BKGTC, keys_BKSC):
         forms["cuda"] = cache_kernels.attend_gpu
+    forms = {platform: partial(attend, window=window) for platform, attend in forms.items()}
     return jax.lax.platform_dependent(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, **forms)
 
 
-def attend_rows(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT) -> jax.Array:
+def attend_rows(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, window: int | None = None) -> jax.Array:
     """Row r, some tokens, each of which sees one key more than the one before it, reads slot `slot_R[r]` in the form
     that the platform has for these shapes -> mixed_RKGTC, float32.
     """
     forms: dict[str, Any] = {"cpu": partial(by_row, _CPU_PREFILL_BLOCK), "default": partial(by_row, BLOCK)}
     if cache_kernels.fits_gpu(q_RKGTC, keys_BKSC):
         forms["cuda"] = cache_kernels.attend_gpu
+    forms = {platform: partial(attend, window=window) for platform, attend in forms.items()}
     return jax.lax.platform_dependent(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, **forms)
 
 
-def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT) -> jax.Array:
-    """Row b reads slot b; all read as many blocks as the longest has -> mixed_BKGTC, float32."""
+def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, window: int | None = None) -> jax.Array:
+    """Row b reads slot b; all read the blocks from the first that any of them sees to the last -> mixed_BKGTC, float32."""
     S = keys_BKSC.shape[2]
     block = min(BLOCK, S)
     read = lambda x_BKSC, first: jax.lax.dynamic_slice_in_dim(x_BKSC, first, block, axis=2)
-    return _blocks(q_BKGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_BT, block, S)
+    return _blocks(q_BKGTC, partial(read, keys_BKSC), partial(read, values_BKSC), length_BT, block, S, window)
 
 
-def _blocks(q_RKGTC, keys_from, values_from, length_RT, block: int, S: int) -> jax.Array:
-    """Softmax over the first `length_RT` of S keys, read as `keys_from(first)`, [R, K, block, C]."""
+def _blocks(q_RKGTC, keys_from, values_from, length_RT, block: int, S: int, window: int | None) -> jax.Array:
+    """Softmax over the first `length_RT` of S keys, or the last of these that a window has, read as `keys_from(first)`,
+    [R, K, block, C].
+    """
     R, K, G, T, C = q_RKGTC.shape
     q_RKQC = q_RKGTC.reshape(R, K, G * T, C)  # each kv head is one plain matrix product
     shape = (R, K, G, T)
     nothing = _Partial(jnp.zeros((*shape, C), jnp.float32), jnp.zeros(shape, jnp.float32), jnp.full(shape, _MIN))
+    begin_RT = _first_seen(length_RT, window)
+    lowest = jnp.min(jnp.where(length_RT > 0, begin_RT, S))
 
     def add(n: jax.Array, before: _Partial) -> _Partial:
         first = jnp.minimum(n * block, S - block)  # the last block may begin early: what it repeats is hidden
         index_S = first + jnp.arange(block)
-        visible_RTS = (index_S >= n * block) & (index_S < length_RT[..., None])
+        begin_RT1 = jnp.maximum(n * block, begin_RT)[..., None]
+        visible_RTS = (index_S >= begin_RT1) & (index_S < length_RT[..., None])
         keys_RKSC, values_RKSC = keys_from(first), values_from(first)
         scores = jnp.einsum("rkqc,rksc->rkqs", q_RKQC, keys_RKSC, preferred_element_type=jnp.float32)
         scores_RKGTS = jnp.where(visible_RTS[:, None, None], scores.reshape(*shape, block), _MIN)
@@ -283,6 +308,6 @@ def _blocks(q_RKGTC, keys_from, values_from, length_RT, block: int, S: int) -> j
             top_RKGT,
         )
 
-    softmax = jax.lax.fori_loop(0, -(-jnp.max(length_RT) // block), add, nothing)
+    softmax = jax.lax.fori_loop(lowest // block, -(-jnp.max(length_RT) // block), add, nothing)
     total_RKGT = jnp.where(softmax.total_RKGT > 0, softmax.total_RKGT, 1.0)
     return softmax.mixed_RKGTC / total_RKGT[..., None]

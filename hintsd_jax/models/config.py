@@ -2,9 +2,9 @@
 
 """The shape and the numerics of one decoder: a Hugging Face `config.json` flows in, a hashable `PolicyConfig` out.
 
-The decoders of Qwen3, Qwen3 MoE, Qwen2 / Qwen2.5, Llama 3, Mistral and SmolLM3 are one decoder with five switches:
-RMSNorm of queries and keys, biases of query, key and value, experts in place of the feed-forward part (all in
-`families`), a scaling of the rotary frequencies, and layers without rotary positions.
+The decoders of Qwen3, Qwen3 MoE, Qwen2 / Qwen2.5, Llama 3, Mistral, SmolLM3, OLMo 2, OLMo 3 and Gemma 3 are one decoder
+with switches. `families` has those of a whole family; a file's own are a scaling of the rotary frequencies, and which
+layers have a window or no rotary positions.
 
 Precision policy (the only one): what is trained, its EMA and its optimizer state are stored in float32, weights that
 are not trained (under LoRA) or only served in `compute_dtype`; matrix products read them cast to `compute_dtype`;
@@ -24,9 +24,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.models import layer_kinds
 from hintsd_jax.models.families import FAMILIES, LORA_TARGETS, Family
-from hintsd_jax.models.hf_keys import is_positive, short, unknown_key
-from hintsd_jax.models.rope_scaling import ROPE_KEYS, RopeScaling, read_rope
+from hintsd_jax.models.hf_keys import LARGEST, is_dimension, is_positive, short, unknown_key
+from hintsd_jax.models.rope_scaling import RopeScaling, read_rope, rope_to_hf
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -63,21 +64,19 @@ _EXPERT_KEYS_BESIDES = (
 _DIMENSIONS = tuple(name for name in _HF_KEYS if name not in ("norm_eps", "tie_embeddings"))
 # Read elsewhere: how they are read stands in `from_hf` and `rope_scaling`.
 _READ_BESIDES = ("architectures", "model_type", "layer_types", "rope_theta", "rope_parameters", "rope_scaling")
-# Which layers of a family that skips some rotate: 1 or 0 for each, or else all but every so many.
-_ROTATED_KEYS = ("no_rope_layers", "no_rope_layer_interval")
+# What the scores of families that say so are divided by the square root of.
+_SCORES_KEY = "query_pre_attn_scalar"
 # Whether queries and keys are normed, where a file says it at all.
 _QK_NORM_KEYS = ("use_qk_norm", "qk_norm")
 # What the decoder computes; a checkpoint that says otherwise is refused. An absent key means the value given here.
 _HF_FIXED = {
-    "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
-# Far above any real dimension, and low enough that no product of dimensions overflows where shapes are computed.
-_LARGEST = 2**24
+# The same of the gate's activation: the key that the family's files have it under, and its name.
+_ACTIVATIONS = {"silu": ("hidden_act", "silu"), "gelu_tanh": ("hidden_activation", "gelu_pytorch_tanh")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +126,8 @@ class ExpertsConfig:
             if name == "renormalised":
                 if not isinstance(value, bool):
                     raise UserError(f"policy config: {key} must be true or false, not {short(value)}")
-            elif not _is_dimension(value):
-                raise UserError(f"policy config: {key} must be a positive integer up to {_LARGEST}, not {short(value)}")
+            elif not is_dimension(value):
+                raise UserError(f"policy config: {key} must be a positive integer up to {LARGEST}, not {short(value)}")
         if self.per_token > self.number:
             raise UserError(
                 f"policy config: num_experts_per_tok ({self.per_token}) must not exceed num_experts ({self.number})"
@@ -140,7 +139,10 @@ class PolicyConfig:
     """A decoder. Hashable, so that it can be a static argument of `jax.jit`.
 
     `max_positions` is the longest context in tokens that the checkpoint claims; callers refuse longer ones.
-    `unrotated` are the numbers of the layers without rotary positions, in order. `remat` recomputes each layer in the
+    `windowed` are the numbers of the layers in which a token sees itself and the `window - 1` tokens before it, in
+    order; `window_rope_theta` is their rotary base, None: that of all, scaled like it. `unrotated` are those of the
+    layers without rotary positions. `scores_dim`: scores are divided by its square root; None: head_dim. `remat`
+    recomputes each layer in the
     backward pass of the training forward. `lora` is how an adapter acts where the parameters hold one. `unknown_ids`
     are ranges (first, last + 1) of ids that no token has, as in padded vocabularies: they have probability 0. Raises
     UserError on impossible shapes.
@@ -159,7 +161,11 @@ class PolicyConfig:
     max_positions: int
     family: str = "qwen3"
     rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    windowed: tuple[int, ...] = ()
+    window_rope_theta: float | None = None
     unrotated: tuple[int, ...] = ()
+    scores_dim: int | None = None
     experts: ExpertsConfig | None = None
     compute_dtype: str = "float32"
     remat: bool = True
@@ -169,9 +175,9 @@ class PolicyConfig:
     def __post_init__(self):
         for name in _DIMENSIONS:
             value = getattr(self, name)
-            if not _is_dimension(value):
+            if not is_dimension(value):
                 raise UserError(
-                    f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {_LARGEST},"
+                    f"policy config: {name} ({_HF_KEYS[name]}) must be a positive integer up to {LARGEST},"
                     f" not {short(value)}"
                 )
         if self.num_heads % self.num_kv_heads:
@@ -191,20 +197,32 @@ class PolicyConfig:
             raise UserError(f"policy config: experts are {self.experts}, which is impossible in {self.family}")
         if self.unrotated and not FAMILIES[self.family].skips_rope:
             raise UserError(f"policy config: layers without rotary positions are impossible in {self.family}")
+        self._check_windows()
+        if FAMILIES[self.family].scales_scores != (self.scores_dim is not None):
+            raise UserError(f"policy config: scores_dim is {self.scores_dim}, which is impossible in {self.family}")
+        if self.scores_dim is not None and not is_positive(self.scores_dim):
+            raise UserError(f"policy config: {_SCORES_KEY} must be a positive number, not {short(self.scores_dim)}")
         if self.compute_dtype not in _COMPUTE_DTYPES:
             raise UserError(
                 f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}"
             )
 
-    @property
-    def qk_norm(self) -> bool:
-        """Whether queries and keys are normed per head."""
-        return FAMILIES[self.family].qk_norm
+    def _check_windows(self) -> None:
+        every = FAMILIES[self.family].full_every
+        if self.windowed and (every is None or every == 0 and len(self.windowed) < self.num_layers):
+            raise UserError(f"policy config: layers {self.windowed} with a window are impossible in {self.family}")
+        if self.window is not None and not is_dimension(self.window):
+            raise UserError(f"config.json: sliding_window must be a positive integer, not {short(self.window)}")
+        if self.windowed and self.window is None:
+            raise UserError("config.json: sliding_window is missing, but layers have one")
+        if self.window_rope_theta is not None and not is_positive(self.window_rope_theta):
+            key = FAMILIES[self.family].window_theta_key
+            raise UserError(f"policy config: {key} must be a positive number, not {short(self.window_rope_theta)}")
 
     @property
-    def qkv_bias(self) -> bool:
-        """Whether the projections of query, key and value have a bias."""
-        return FAMILIES[self.family].qkv_bias
+    def switches(self) -> Family:
+        """What its family computes."""
+        return FAMILIES[self.family]
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> PolicyConfig:
@@ -231,34 +249,31 @@ class PolicyConfig:
         missing = [key for name, key in _HF_KEYS.items() if given.get(name) is None]
         if missing:
             raise UserError(f"config.json: missing {', '.join(missing)}")
-        theta, scaling = read_rope(hf)
+        theta, scaling, window_theta = read_rope(hf, FAMILIES[family])
         unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(f"policy config: unknown override {', '.join(unknown)}")
         found = {"rope_theta": theta, "rope_scaling": scaling, "family": family, "experts": _experts(hf, family)}
-        found["unrotated"] = _unrotated(hf, given["num_layers"]) if FAMILIES[family].skips_rope else ()
+        found["windowed"], found["unrotated"] = layer_kinds.read(hf, given["num_layers"], FAMILIES[family])
+        found["scores_dim"] = hf.get(_SCORES_KEY) if FAMILIES[family].scales_scores else None
+        if FAMILIES[family].full_every is not None:
+            found |= {"window": hf["sliding_window"], "window_rope_theta": window_theta}
         return cls(**(given | found | overrides))
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers and vLLM read, with both spellings of the rotary settings; weights in
         float32.
         """
-        family, scaling = FAMILIES[self.family], None
-        if self.rope_scaling is not None:
-            scaling = {"rope_type": "llama3"} | {
-                key: getattr(self.rope_scaling, name) for name, key in ROPE_KEYS.items()
-            }
+        family = FAMILIES[self.family]
         return {
             "architectures": [family.architecture],
             "model_type": family.model_type,
             **{key: getattr(self, name) for name, key in _HF_KEYS.items()},
-            "rope_theta": self.rope_theta,
-            "rope_scaling": scaling,
-            "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},
-            **{key: value for key, value in _HF_FIXED.items() if value is not None},
+            **rope_to_hf(self.rope_theta, self.rope_scaling, self.window_rope_theta, family),
+            **{key: value for key, value in _fixed(family).items() if value is not None},
             **self._experts_to_hf(),
-            **self._rotated_to_hf(),
-            **({"sliding_window": None} if family.windowed_by_default else {}),
+            **layer_kinds.to_hf(family, self.num_layers, self.window, self.windowed, self.unrotated),
+            **({_SCORES_KEY: self.scores_dim} if family.scales_scores else {}),
             "attention_dropout": 0.0,
             "dtype": "float32",
             "torch_dtype": "float32",
@@ -270,19 +285,22 @@ class PolicyConfig:
         keys = {key: getattr(self.experts, name) for name, key in _EXPERT_KEYS.items()}
         return keys | {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
-    def _rotated_to_hf(self) -> dict[str, Any]:
-        if not FAMILIES[self.family].skips_rope:
-            return {}
-        return {"no_rope_layers": [int(n not in self.unrotated) for n in range(self.num_layers)]}
+
+def _fixed(family: Family) -> dict[str, Any]:
+    """What its decoder computes, by the keys that could ask for something else."""
+    key, name = _ACTIVATIONS[family.activation]
+    without_windows = {"use_sliding_window": False} if family.full_every is None else {}
+    return _HF_FIXED | {key: name} | without_windows
 
 
 def _refuse(hf: Mapping[str, Any], family: Family) -> None:
     """Raises UserError by the first key of a config.json that asks for what is not computed, or that nobody knows."""
-    for key, only in _HF_FIXED.items():
+    fixed = _fixed(family)
+    for key, only in fixed.items():
         if hf.get(key, only) != only:
             raise UserError(f"config.json: {key} is {short(hf[key])}; only {only!r} is supported")
     for key in _QK_NORM_KEYS:
-        if hf.get(key) not in (None, family.qk_norm):
+        if hf.get(key) not in (None, family.qk_norm != "none"):
             raise UserError(f"config.json: {key} is {short(hf[key])}, unlike in {family.architecture}")
     if hf.get("model_type") not in (None, family.model_type):
         raise UserError(
@@ -290,25 +308,23 @@ def _refuse(hf: Mapping[str, Any], family: Family) -> None:
             f" {family.model_type!r}: they must belong together"
         )
     of_experts = (*_EXPERT_KEYS.values(), *_EXPERT_KEYS_BESIDES) * family.has_experts
-    of_rope = _ROTATED_KEYS * family.skips_rope
-    read = (*_HF_KEYS.values(), *_HF_FIXED, *_READ_BESIDES, *_QK_NORM_KEYS, *of_experts, *of_rope)
+    of_scores = (family.window_theta_key,) * family.rotates_windows_apart + (_SCORES_KEY,) * family.scales_scores
+    read = (
+        *_HF_KEYS.values(),
+        *fixed,
+        *_READ_BESIDES,
+        *_QK_NORM_KEYS,
+        *of_experts,
+        *layer_kinds.keys(family),
+        *of_scores,
+    )
     unheard = unknown_key(hf, read)
     if unheard:
         raise UserError(
             f"config.json: {ascii(unheard)[1:-1]:.60} is {short(hf[unheard])}, which may change what the model"
             " computes and is not supported: take another checkpoint, or remove the key if it changes nothing"
         )
-    if family.windowed_by_default and "sliding_window" not in hf:
-        raise UserError(
-            f"config.json: sliding_window is absent, which means a window in {family.architecture}; it must be null"
-        )
-    kinds = hf.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise UserError(f"config.json: layer_types is {short(kinds)}; only full_attention is supported")
-
-
-def _is_dimension(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+    layer_kinds.refuse(hf, family)
 
 
 def _head_dim(hidden_size: Any, heads: Any) -> int | None:
@@ -342,19 +358,3 @@ def _experts(hf: Mapping[str, Any], family: str) -> ExpertsConfig | None:
     if missing:
         raise UserError(f"config.json: missing {', '.join(missing)}")
     return ExpertsConfig(**(given | {"renormalised": given["renormalised"] or False}))
-
-
-def _unrotated(hf: Mapping[str, Any], num_layers: Any) -> tuple[int, ...]:
-    """The layers that do not rotate: those with a 0 in the list, or, without one, every so many."""
-    rotated, interval = hf.get("no_rope_layers"), hf.get("no_rope_layer_interval", 4)
-    if not _is_dimension(num_layers):
-        return ()  # refused later
-    if rotated is None:
-        if not _is_dimension(interval):
-            raise UserError(f"config.json: no_rope_layer_interval must be a positive integer, not {short(interval)}")
-        return tuple(range(interval - 1, num_layers, interval))
-    if not isinstance(rotated, list) or len(rotated) != num_layers or any(each not in (0, 1) for each in rotated):
-        raise UserError(
-            f"config.json: no_rope_layers must have a 0 or 1 for each of {num_layers} layers, not {short(rotated)}"
-        )
-    return tuple(n for n, each in enumerate(rotated) if not each)

@@ -61,13 +61,13 @@ class Decoder(nn.Module):
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             kernel_init = nn.with_logical_partitioning(init, ("vocab_embed", "vocab"))
             nn.Dense(cfg.vocab_size, use_bias=False, kernel_init=kernel_init, name="lm_head")(x_BTD)
-        return RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="final_norm")(x_BTD)
+        return RMSNorm(cfg, name="final_norm")(x_BTD)
 
 
 def _init(config: PolicyConfig, key: jax.Array) -> Any:
     """Parameters boxed with their logical axes."""
     one = jnp.zeros((1, 1), jnp.int32)
-    return Decoder(config).init(key, one, one, SharedInputs(rope.rotation(one, config)))["params"]
+    return Decoder(config).init(key, one, one, SharedInputs(rope.rotations(one, config)))["params"]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -128,8 +128,8 @@ def forward(
     real_BT = None
     if config.experts is not None and last_B is not None:
         real_BT = jnp.arange(tokens_BT.shape[1]) <= last_B[:, None]
-    rotation = rope.rotation(positions_BT, config)
-    shared = SharedInputs(rotation, first_BT=first_BT, dropout_key_BT2=key_BT2, real_BT=real_BT)
+    rotations = rope.rotations(positions_BT, config)
+    shared = SharedInputs(rotations, first_BT=first_BT, dropout_key_BT2=key_BT2, real_BT=real_BT)
     return _hidden(params, config, tokens_BT, positions_BT, shared)
 
 
@@ -157,7 +157,7 @@ def forward_branches(
         is_branch_BM = branches.branch_id_BM >= 0
         stop_B = jnp.max(jnp.where(is_branch_BM, branches.prefix_stop_BM, 0), axis=1, initial=0)
         real_BT = jnp.concatenate([jnp.arange(P) < stop_B[:, None], is_branch_BM], axis=1)
-    shared = SharedInputs(rope.rotation(positions_BT, config), branches=branches, first_BT=first_BP, real_BT=real_BT)
+    shared = SharedInputs(rope.rotations(positions_BT, config), branches=branches, first_BT=first_BP, real_BT=real_BT)
     tokens_BT = jnp.concatenate([trunk_BP, branch_BM], axis=1)
     return _hidden(params, config, tokens_BT, positions_BT, shared)[:, P:]
 
@@ -205,7 +205,7 @@ def decode_step(
     # What all layers share is whole though keys may be split by slot: else it would be gathered in each layer.
     positions_B1 = constrain(position_B[:, None], "serve", "batch", "length")
     x_B1D, cache = _cached(params, config, token_B[:, None], positions_B1, (positions_B1[:, 0], None), cache)
-    norm = RMSNorm(config.norm_eps, config.compute_dtype)
+    norm = RMSNorm(config)
     return cast(jax.Array, norm.apply({"params": params["final_norm"]}, x_B1D))[:, 0], cache
 
 
@@ -214,9 +214,9 @@ def _cached(
 ) -> Any:
     """(hidden states before the final norm, cache); rows: (start_R, slot_R) of `cached_attention`."""
     variables, block = _variables(params), Block(config, "serve")
-    angles = rope.rotation(positions_RT, config)
-    rotation = rope.Rotation(*(constrain(x, "serve", "batch", "length", "act_head_dim") for x in angles))
-    shared, updated = SharedInputs(rotation, *rows, real_BT=real_RT), []
+    whole = lambda angles: constrain(angles, "serve", "batch", "length", "act_head_dim")
+    rotations = jax.tree.map(whole, rope.rotations(positions_RT, config))
+    shared, updated = SharedInputs(rotations, *rows, real_BT=real_RT), []
     x_RTD: Any = Embed(config, "serve").apply({"params": params["embed"]}, tokens_RT)
     for n, layer_cache in enumerate(cache):
         weights = {name: _layer(tree["layers"], n) for name, tree in variables.items()}

@@ -14,6 +14,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+# Far above any real dimension, and low enough that no product of dimensions overflows where shapes are computed.
+LARGEST = 2**24
 # What transformers writes into files of these families and of any model, what tools add, and settings of generation.
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path
@@ -22,7 +24,7 @@ initializer_range label2id max_window_layers name_or_path num_labels output_atte
 pad_token_id pretraining_tp problem_type return_dict sep_token_id task_specific_params tokenizer_class torch_dtype
 torchscript transformers_version unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
 
-bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
+bad_words_ids begin_suppress_tokens cache_implementation decoder_start_token_id diversity_penalty do_sample early_stopping
 encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
 forced_eos_token_id length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups
 num_beams num_return_sequences output_scores prefix remove_invalid_values repetition_penalty
@@ -58,6 +60,11 @@ def unknown_key(hf: Mapping[str, Any], read: Collection[str]) -> str | None:
 def is_off(value: Any) -> bool:
     """Whether a value means that there is none: null, false, zero, or empty."""
     return value is None or (isinstance(value, bool | int | float | str | list | dict) and not value)
+
+
+def is_dimension(value: Any) -> bool:
+    """Whether a value is a number of something, and no more than LARGEST."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 def is_positive(value: Any) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hintsd_jax.models import attention, experts, rope
-from hintsd_jax.models.attention import Branches
+from hintsd_jax.models.attention import Branches, Window
 from hintsd_jax.models.cached_attention import KeysValues, write_and_attend
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.models.families import LORA_TARGETS
@@ -33,13 +32,13 @@ DropoutMasks = dict[str, jax.Array]  # module -> which of its adapter's inputs s
 class SharedInputs(NamedTuple):
     """What all layers of one pass share. Rows are causal where neither a cache nor `branches` says otherwise.
 
-    rotation: rotary angles. start_B, slot_B: where rows stand in the cache, see `cached_attention`. branches: what the
+    rotations: rotary angles. start_B, slot_B: where rows stand in the cache, see `cached_attention`. branches: what the
     last M tokens of a row attend to among the others. first_BT: where the sequences of a row begin, see `attention`; of
     its trunk where there are branches. dropout_key_BT2: raw keys (uint32) of each token's dropout. real_BT: False for
     tokens that nobody looks at, of policies with experts; None: all are looked at.
     """
 
-    rotation: rope.Rotation
+    rotations: rope.Rotations
     start_B: jax.Array | None = None
     slot_B: jax.Array | None = None
     branches: Branches | None = None
@@ -54,17 +53,17 @@ def _param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...], 
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last dimension, in float32; returns `dtype`."""
+    """x / rms(x) * scale over the last dimension, or * (1 + scale), in float32; returns the compute dtype."""
 
-    eps: float
-    dtype: str
+    config: PolicyConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = _param(self, "scale", nn.initializers.ones_init(), ("norm",), (x.shape[-1],))
+        one = 1.0 if self.config.switches.norm_adds_one else 0.0
+        scale = _param(self, "scale", nn.initializers.constant(1.0 - one), ("norm",), (x.shape[-1],))
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * scale).astype(self.dtype)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.norm_eps)
+        return (x * (one + scale if one else scale)).astype(self.config.compute_dtype)
 
 
 def _one_by_one(role: str, y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +112,7 @@ class Linear(nn.Module):
         return y
 
 
-def dropout_masks(config: PolicyConfig, dropout_key_BT2: jax.Array | None, layer: jax.Array) -> DropoutMasks:
+def dropout_masks(config: PolicyConfig, dropout_key_BT2: jax.Array | None, layer: int | jax.Array) -> DropoutMasks:
     """Which inputs of each adapted module stay, bool [B, T, in].
 
     A token's masks follow from its own key and the layer alone, so they are the same whatever row or batch it is scored
@@ -133,7 +132,9 @@ def dropout_masks(config: PolicyConfig, dropout_key_BT2: jax.Array | None, layer
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; in Qwen3 (arXiv:2505.09388) with q/k RMSNorm per head before the rotation."""
+    """Grouped-query attention; queries and keys are normed before the rotation per head as in Qwen3 (arXiv:2505.09388)
+    or as a whole as in OLMo 2 (arXiv:2501.00656), where a family does it.
+    """
 
     config: PolicyConfig
     role: str
@@ -144,42 +145,55 @@ class Attention(nn.Module):
         x_BTD: jax.Array,
         positions_BT: jax.Array,
         shared: SharedInputs,
+        layer: int | jax.Array,
         masks: DropoutMasks,
         cache: KeysValues | None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Returns what is mixed, and the updated cache where there is one."""
-        cfg = self.config
+        cfg, switches = self.config, self.config.switches
 
-        def heads(name: str, number: int, axis: str) -> jax.Array:
+        def heads(name: str, number: int, axis: str, is_normed: bool = False) -> jax.Array:
             nonlocal x_BTD
-            x = Linear(cfg, self.role, number * cfg.head_dim, ("embed", axis), cfg.qkv_bias, name=name)(x_BTD, masks)
+            features, axes = number * cfg.head_dim, ("embed", axis)
+            x = Linear(cfg, self.role, features, axes, switches.qkv_bias, name=name)(x_BTD, masks)
             # The barrier has another use: else the compiler splits W into heads instead of the few tokens, and TPU
             # keeps a second, transposed copy of it.
             x, x_BTD = _one_by_one(self.role, x, x_BTD)
+            norm = RMSNorm(cfg, name=f"{name}_norm") if is_normed else None
+            if norm and switches.qk_norm == "all_heads":
+                x = norm(x)
             x = x.reshape(*x.shape[:2], number, cfg.head_dim)
-            return constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
+            x = constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
+            return norm(x) if norm and switches.qk_norm == "each_head" else x
 
-        q_BTHC = heads("query", cfg.num_heads, "heads")
-        k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads")
+        q_BTHC = heads("query", cfg.num_heads, "heads", is_normed=switches.qk_norm != "none")
+        k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads", is_normed=switches.qk_norm != "none")
         v_BTKC = heads("value", cfg.num_kv_heads, "kv_heads")
-        if cfg.qk_norm:
-            q_BTHC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="query_norm")(q_BTHC)
-            k_BTKC = RMSNorm(cfg.norm_eps, cfg.compute_dtype, name="key_norm")(k_BTKC)
-        q_BTHC, k_BTKC = rope.rotate(q_BTHC, shared.rotation), rope.rotate(k_BTKC, shared.rotation)
+        rotation = rope.of_layer(shared.rotations, cfg, layer)
+        q_BTHC, k_BTKC = rope.rotate(q_BTHC, rotation), rope.rotate(k_BTKC, rotation)
+        if cfg.scores_dim not in (None, cfg.head_dim):
+            q_BTHC *= (cfg.head_dim / cfg.scores_dim) ** 0.5  # all forms divide by sqrt(C)
         if cache is not None and shared.start_B is not None:
-            mixed_BTHC, cache = write_and_attend(q_BTHC, k_BTKC, v_BTKC, cache, shared.start_B, shared.slot_B)
+            assert isinstance(layer, int)  # layers with a cache are unrolled
+            window = cfg.window if layer in cfg.windowed else None
+            mixed_BTHC, cache = write_and_attend(q_BTHC, k_BTKC, v_BTKC, cache, shared.start_B, shared.slot_B, window)
             mixed_BTHC = constrain(mixed_BTHC, self.role, "batch", "length", "act_heads", "act_head_dim")
-        elif shared.branches is not None:
-            mixed_BTHC = attention.attend_branches(q_BTHC, k_BTKC, v_BTKC, shared.branches, shared.first_BT)
         else:
-            # Causal by index, not by position: sequences are contiguous and padded on the right only.
-            mixed_BTHC = attention.attend_causal(q_BTHC, k_BTKC, v_BTKC, shared.first_BT)
+            window = Window(cfg.window, rope.among(cfg.windowed, cfg, layer)) if cfg.window and cfg.windowed else None
+            heads_of = (q_BTHC, k_BTKC, v_BTKC)
+            if shared.branches is not None:
+                mixed_BTHC = attention.attend_branches(
+                    *heads_of, shared.branches, shared.first_BT, positions_BT, window
+                )
+            else:
+                # Causal by index, not by position: sequences are contiguous and padded on the right only.
+                mixed_BTHC = attention.attend_causal(*heads_of, shared.first_BT, window)
         out = Linear(cfg, self.role, cfg.d_model, ("heads", "embed"), residual=True, name="out")
         return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), masks), cache
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) (arXiv:2002.05202): SwiGLU, or GeGLU with the tanh form of GELU."""
 
     config: PolicyConfig
     role: str
@@ -190,7 +204,8 @@ class SwiGLU(nn.Module):
         gate_BTF = Linear(cfg, self.role, cfg.d_ff, ("embed", "mlp"), name="gate")(x_BTD, masks)
         gate_BTF, x_BTD = _one_by_one(self.role, gate_BTF, x_BTD)
         up_BTF = Linear(cfg, self.role, cfg.d_ff, ("embed", "mlp"), name="up")(x_BTD, masks)
-        hidden_BTF = constrain(nn.silu(gate_BTF) * up_BTF, self.role, "batch", "length", "act_mlp")
+        activation = {"silu": nn.silu, "gelu_tanh": nn.gelu}[cfg.switches.activation]
+        hidden_BTF = constrain(activation(gate_BTF) * up_BTF, self.role, "batch", "length", "act_mlp")
         return Linear(cfg, self.role, cfg.d_model, ("mlp", "embed"), residual=True, name="down")(hidden_BTF, masks)
 
 
@@ -243,7 +258,9 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). `layer`: its number."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)), or with norms of what flows out, alone or as well
+    (`Family.norms`). `layer`: its number.
+    """
 
     config: PolicyConfig
     role: str
@@ -254,23 +271,29 @@ class Block(nn.Module):
         x_BTD: jax.Array,
         positions_BT: jax.Array,
         shared: SharedInputs,
-        layer: jax.Array,
+        layer: int | jax.Array,
         cache: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Returns the hidden states and what `Attention` returns beside them."""
-        norm = partial(RMSNorm, self.config.norm_eps, self.config.compute_dtype)
+        norms = self.config.switches.norms
+        normed = lambda name, x_BTD: x_BTD if norms == "after" else RMSNorm(self.config, name=f"{name}_norm")(x_BTD)
         masks = dropout_masks(self.config, shared.dropout_key_BT2, layer)
-        shared = shared._replace(rotation=rope.of_layer(shared.rotation, self.config, layer))
+
+        def added(name: str, x_BTD: jax.Array, new_BTD: jax.Array) -> jax.Array:
+            if norms != "before":
+                new_BTD = RMSNorm(self.config, name=f"{name}_after_norm")(new_BTD)
+            return constrain(x_BTD + new_BTD, self.role, "batch", "length", "act_embed")
+
         mixed_BTD, cache = Attention(self.config, self.role, name="attention")(
-            norm(name="attention_norm")(x_BTD), positions_BT, shared, masks, cache
+            normed("attention", x_BTD), positions_BT, shared, layer, masks, cache
         )
-        x_BTD = constrain(x_BTD + mixed_BTD, self.role, "batch", "length", "act_embed")
-        normed_BTD = norm(name="mlp_norm")(x_BTD)
+        x_BTD = added("attention", x_BTD, mixed_BTD)
+        normed_BTD = normed("mlp", x_BTD)
         if self.config.experts is None:
-            x_BTD = x_BTD + SwiGLU(self.config, self.role, name="mlp")(normed_BTD, masks)
+            new_BTD = GatedMLP(self.config, self.role, name="mlp")(normed_BTD, masks)
         else:
-            x_BTD = x_BTD + Experts(self.config, self.role, name="mlp")(normed_BTD, masks, shared.real_BT)
-        return constrain(x_BTD, self.role, "batch", "length", "act_embed"), cache
+            new_BTD = Experts(self.config, self.role, name="mlp")(normed_BTD, masks, shared.real_BT)
+        return added("mlp", x_BTD, new_BTD), cache
 
 
 def fold_in(key_BT2: jax.Array, data_BT: jax.Array) -> jax.Array:
@@ -280,7 +303,7 @@ def fold_in(key_BT2: jax.Array, data_BT: jax.Array) -> jax.Array:
 
 
 class Embed(nn.Module):
-    """Token ids -> their rows of the table, in the compute dtype."""
+    """Token ids -> their rows of the table, in the compute dtype; times sqrt(D) in families that do it."""
 
     config: PolicyConfig
     role: str
@@ -294,4 +317,5 @@ class Embed(nn.Module):
         # Whole along D before the look-up: a table that `fsdp` splits gives rows that it splits, and batches are split
         # by it too.
         table_VD = constrain(table_VD.astype(cfg.compute_dtype), self.role, "vocab", "act_embed")
-        return constrain(table_VD[tokens_BT], self.role, "batch", "length", "act_embed")
+        x_BTD = constrain(table_VD[tokens_BT], self.role, "batch", "length", "act_embed")
+        return x_BTD * jnp.asarray(cfg.d_model**0.5, x_BTD.dtype) if cfg.switches.scales_embed else x_BTD

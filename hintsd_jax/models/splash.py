@@ -47,14 +47,18 @@ def attend_causal(
     k_BTKC: jax.Array,
     v_BTKC: jax.Array,
     first_BT: jax.Array | None = None,
+    window: int | None = None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `attention.attend_causal`, for shapes that `fits`. `interpret`: run as Python on any backend, slowly."""
+    """As `attention.attend_causal`, for shapes that `fits`. window: keys that a query sees at most. `interpret`: run as
+    Python on any backend, slowly.
+    """
 
     def local(q_BTHC, k_BTKC, v_BTKC, *first_BT):
         q, k, v = (x.swapaxes(1, 2) for x in (q_BTHC * q_BTHC.shape[-1] ** -0.5, k_BTKC, v_BTKC))
-        one_row = _kernel(q.shape[1], q.shape[2], min(_QUERY_BLOCK, q.shape[2]), min(_KEY_BLOCK, q.shape[2]), interpret)
+        blocks = min(_QUERY_BLOCK, q.shape[2]), min(_KEY_BLOCK, q.shape[2])
+        one_row = _kernel(q.shape[1], q.shape[2], *blocks, window, interpret)
         sequences = [kernel.SegmentIds(first, first) for first in first_BT]  # where it begins names a sequence
         return cast(jax.Array, jax.vmap(one_row)(q, k, v, *sequences)).swapaxes(1, 2)
 
@@ -75,7 +79,7 @@ def on_each_device(
     return split(q_BTHC, k_BTKC, v_BTKC, *more_BT)
 
 
-def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: bool):
+def _kernel(heads: int, T: int, query_block: int, key_block: int, window: int | None, interpret: bool):
     query_block, key_block = _divisor(T, query_block), _divisor(T, key_block)
     half = _divisor(key_block, max(_VECTOR_WIDTH, key_block // 2))
     blocks = kernel.BlockSizes(
@@ -83,7 +87,8 @@ def _kernel(heads: int, T: int, query_block: int, key_block: int, interpret: boo
         block_q_dkv=query_block, block_kv_dkv=key_block, block_kv_dkv_compute=half,
         block_q_dq=query_block, block_kv_dq=key_block,
     )  # fmt: skip
-    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * heads)
+    seen = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), 0)
+    mask = masks.MultiHeadMask([seen] * heads)
     return kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
 
 

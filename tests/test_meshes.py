@@ -1,5 +1,5 @@
 """The same numbers on any mesh: update, rollout and checkpoint on 1, 2x2x2, 8x1x1, 1x8x1 and 1x1x8 devices, with 4 kv
-heads, which do not divide 8, and an odd vocabulary; with experts on 2x2x2 and 1x8x1. What lies whole on every device is
+heads, which do not divide 8, and an odd vocabulary; other decoders on one mesh each. What lies whole on every device is
 listed, by shape also for real policies.
 
 Devices must exist before jax starts, so this file runs itself in a process with 8 fake ones, which writes down what
@@ -27,9 +27,22 @@ from hintsd_jax.training.state import OptimConfig, abstract
 MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 NAMES = ["x".join(map(str, mesh)) for mesh in MESHES]
 FIXTURES = Path(__file__).parent / "fixtures"
-LOADED = ("qwen2_tiny_tied", "llama_tiny_tied", "smollm3_tiny_tied", "qwen3_moe_tiny_renormalised")
-# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight. Which is trained how.
-EXPERTS = {"2x2x2": (6, 4), "1x8x1": (8, 0)}  # mesh -> (experts, rank of an adapter on attention and experts)
+LOADED = (
+    "qwen2_tiny_tied",
+    "llama_tiny_tied",
+    "smollm3_tiny_tied",
+    "qwen3_moe_tiny_renormalised",
+    "olmo3_tiny_untied",
+)
+# Other decoders, each on one device and on a mesh -> (fields, rank of an adapter on attention and feed-forward part).
+# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight.
+WINDOWS = {"num_layers": 2, "window": 9, "windowed": (0,), "window_rope_theta": 50.0}
+OTHERS = {
+    ("6 experts", "2x2x2"): ({"family": "qwen3_moe", "experts": (6, 2, 24, True)}, 4),
+    ("8 experts", "1x8x1"): ({"family": "qwen3_moe", "experts": (8, 2, 24, True)}, 0),
+    ("gemma3", "2x2x2"): ({"family": "gemma3", "scores_dim": 6, **WINDOWS}, 4),
+    ("olmo3", "1x1x8"): ({"family": "olmo3", **WINDOWS}, 0),
+}
 LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device
 
@@ -156,9 +169,10 @@ def play(folder):
         )
         return decoder.decode_step(weights, shape, tokens[:, 0], length, cache)[0]
 
-    for name, (number, rank) in EXPERTS.items():
+    for (title, name), (fields, rank) in OTHERS.items():
+        some = ExpertsConfig(*fields["experts"]) if "experts" in fields else None
         shape = dataclasses.replace(
-            policy, family="qwen3_moe", experts=ExpertsConfig(number, 2, 24, True), num_layers=1,
+            policy, **{"num_layers": 1, **fields, "experts": some},
             lora=LoraConfig(rank, 8.0, 0.1, ("q_proj", "gate_proj", "down_proj")) if rank else None,
         )  # fmt: skip
         weights = jax.tree.map(draw, jax.eval_shape(partial(decoder.init_params, shape), jax.random.key(0)))
@@ -180,7 +194,7 @@ def play(folder):
             with jax.set_mesh(serving):
                 served = ServingLayout(shape, serving, by_layer=False)(lora.attach(frozen, trained))
                 hidden = served_hidden(served, shape, np.asarray(prompts_11))
-            at = f"experts_{name}_on_{int(np.prod(sizes))}"
+            at = f"{title}_on_{int(np.prod(sizes))}"
             np.savez(folder / f"{at}.npz", *host((state.params, state.ema, metrics["loss"], hidden)))
 
     weights = jax.tree.map(jnp.asarray, {**base, "lora": adapter})
@@ -231,10 +245,10 @@ def test_one_update_is_the_same(played, name):
         np.testing.assert_allclose(ours[leaf], theirs[leaf], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_experts_that_are_divided_compute_the_same(played, name):
-    """One update, with an adapter on the experts and of all weights; prefill and a decoding step."""
-    alone, divided = (np.load(played / f"experts_{name}_on_{devices}.npz") for devices in (1, 8))
+@pytest.mark.parametrize("title", [title for title, _ in OTHERS])
+def test_other_decoders_compute_the_same(played, title):
+    """One update, with an adapter on the feed-forward part and of all weights; prefill and a decoding step."""
+    alone, divided = (np.load(played / f"{title}_on_{devices}.npz") for devices in (1, 8))
     assert len(alone.files) >= 14
     for leaf in alone.files:
         np.testing.assert_allclose(divided[leaf], alone[leaf], atol=1e-4)

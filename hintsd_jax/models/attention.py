@@ -16,7 +16,6 @@ bit of its result; the softmax is float32.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -158,26 +157,22 @@ def attend_causal(
         window = None
     seen_BT = _first_seen(first_BT, window, q_BTHC.shape[1])
 
-    def in_tiles(largest: int, keep: bool = False):
+    def in_tiles(largest: int, keep: bool = False) -> Any:
         return lambda q, k, v, first_BT, seen_BT: tiled.attend_causal(q, k, v, seen_BT, largest, keep)
-
-    def by_kernel(full, windowed):
-        """A kernel has one window, or none, for all layers: the layer chooses among two."""
-        if window is None:
-            return lambda q, k, v, first_BT, _: full(q, k, v, first_BT)
-        return lambda *arrays: jax.lax.cond(
-            window.acts, windowed, lambda q, k, v, first_BT, _: full(q, k, v, first_BT), *arrays
-        )
 
     forms: dict[str, Any] = {"cpu": in_tiles(_CPU_TILE, keep=True), "default": in_tiles(_TILE)}
     if splash.fits(q_BTHC, k_BTKC):
-        keys = None if window is None else window.keys
-        forms["tpu"] = by_kernel(
-            splash.attend_causal, lambda q, k, v, first_BT, _: splash.attend_causal(q, k, v, first_BT, keys)
-        )
+        of_tpu = lambda keys: lambda q, k, v, first_BT, seen_BT: splash.attend_causal(q, k, v, first_BT, keys)
+        forms["tpu"] = _by_layer(window, of_tpu(None), of_tpu(window and window.keys))
     if first_BT is None and cudnn.fits(q_BTHC, k_BTKC):
-        forms["cuda"] = by_kernel(cudnn.attend_causal, in_tiles(_TILE))
+        of_gpu = lambda q, k, v, first_BT, seen_BT: cudnn.attend_causal(q, k, v, first_BT)
+        forms["cuda"] = _by_layer(window, of_gpu, in_tiles(_TILE))
     return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, seen_BT, **forms)
+
+
+def _by_layer(window: Window | None, full: Any, windowed: Any) -> Any:
+    """A kernel has one window, or none, for all layers of a scan: each layer chooses among two."""
+    return full if window is None else lambda *arrays: jax.lax.cond(window.acts, windowed, full, *arrays)
 
 
 def _first_seen(first_BT: jax.Array | None, window: Window | None, T: int) -> jax.Array | None:
@@ -213,7 +208,7 @@ def attend_past(
     M, start_BM = q_BMHC.shape[1], branches.prefix_start_BM
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
     visible_BMM = same_BMM & jnp.tri(M, dtype=bool)[None]
-    if window is not None:
+    if window is not None and positions_BM is not None:
         is_far_MM = jnp.tri(M, k=-window.keys, dtype=bool)
         visible_BMM &= ~(window.acts & is_far_MM)[None]
         begin_BM = start_BM + jnp.maximum(positions_BM - window.keys + 1, 0)

@@ -12,12 +12,12 @@ A row's keys are read block by block and merged by log-sum-exp as in flash atten
 decoding step reads a list of blocks, those of all rows one behind the other, so it costs the sum of what is in the
 slots. On accelerators a kernel reads what is in the slots (`cache_kernels`); where none takes the shapes, larger blocks
 of all slots are read, up to the longest row, because there a short loop costs more than the keys that it saves. Rows of
-a prefill read their own blocks everywhere, on GPU by the kernel. Layers with a window keep all positions like the others,
-as a slot is copied and reused by position, but read those of their window only.
+a prefill read their own blocks everywhere, on GPU by the kernel. Layers with a window keep all positions, as slots are
+copied and reused by position, but read those of their window only.
 
-Invariants: a query attends to the positions up to its own, in its own slot, with a window to the last of them; a block
-of others is not read or changes no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each device does this for its own
-slots and heads, and decoding crosses no devices.
+Invariants: a query attends to the positions up to its own, in its own slot, of these to the last of a window; a block
+of others is not read or changes no bit; the softmax is float32; no array as large as a slot is made. Under a mesh each
+device does this for its own slots and heads, and decoding crosses no devices.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def attend_rows(q_RKGTC, keys_BKSC, values_BKSC, slot_R, length_RT, window: int 
 
 
 def attend_all_slots(q_BKGTC, keys_BKSC, values_BKSC, slot_B, length_BT, window: int | None = None) -> jax.Array:
-    """Row b reads slot b; all read the blocks from the first that any of them sees to the last -> mixed_BKGTC, float32."""
+    """Row b reads slot b; all read the blocks from the first to the last that any sees -> mixed_BKGTC, float32."""
     S = keys_BKSC.shape[2]
     block = min(BLOCK, S)
     read = lambda x_BKSC, first: jax.lax.dynamic_slice_in_dim(x_BKSC, first, block, axis=2)

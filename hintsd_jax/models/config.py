@@ -193,31 +193,31 @@ class PolicyConfig:
             raise UserError(f"policy config: tie_embeddings must be true or false, not {short(self.tie_embeddings)}")
         if self.family not in FAMILIES:
             raise UserError(f"policy config: family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
-        if FAMILIES[self.family].has_experts != (self.experts is not None):
-            raise UserError(f"policy config: experts are {self.experts}, which is impossible in {self.family}")
-        if self.unrotated and not FAMILIES[self.family].skips_rope:
-            raise UserError(f"policy config: layers without rotary positions are impossible in {self.family}")
-        self._check_windows()
-        if FAMILIES[self.family].scales_scores != (self.scores_dim is not None):
-            raise UserError(f"policy config: scores_dim is {self.scores_dim}, which is impossible in {self.family}")
-        if self.scores_dim is not None and not is_positive(self.scores_dim):
-            raise UserError(f"policy config: {_SCORES_KEY} must be a positive number, not {short(self.scores_dim)}")
+        self._check_family()
         if self.compute_dtype not in _COMPUTE_DTYPES:
             raise UserError(
                 f"policy config: compute_dtype must be one of {_COMPUTE_DTYPES}, not {self.compute_dtype!r}"
             )
 
-    def _check_windows(self) -> None:
-        every = FAMILIES[self.family].full_every
-        if self.windowed and (every is None or every == 0 and len(self.windowed) < self.num_layers):
-            raise UserError(f"policy config: layers {self.windowed} with a window are impossible in {self.family}")
-        if self.window is not None and not is_dimension(self.window):
-            raise UserError(f"config.json: sliding_window must be a positive integer, not {short(self.window)}")
+    def _check_family(self) -> None:
+        """Raises UserError where a field has what the family cannot have, or an impossible value of it."""
+        family, impossible = FAMILIES[self.family], f"which is impossible in {self.family}"
+        if family.has_experts != (self.experts is not None):
+            raise UserError(f"policy config: experts are {self.experts}, {impossible}")
+        if self.unrotated and not family.skips_rope:
+            raise UserError(f"policy config: layers without rotary positions are impossible in {self.family}")
+        if family.scales_scores != (self.scores_dim is not None):
+            raise UserError(f"policy config: scores_dim ({_SCORES_KEY}) is {self.scores_dim}, {impossible}")
+        too_few = family.full_every == 0 and len(self.windowed) < self.num_layers
+        if self.windowed and (family.full_every is None or too_few):
+            raise UserError(f"policy config: layers {self.windowed} have a window, {impossible}")
         if self.windowed and self.window is None:
-            raise UserError("config.json: sliding_window is missing, but layers have one")
-        if self.window_rope_theta is not None and not is_positive(self.window_rope_theta):
-            key = FAMILIES[self.family].window_theta_key
-            raise UserError(f"policy config: {key} must be a positive number, not {short(self.window_rope_theta)}")
+            raise UserError("policy config: sliding_window is missing, but layers have one")
+        if self.window is not None and not is_dimension(self.window):
+            raise UserError(f"policy config: sliding_window must be a positive integer, not {short(self.window)}")
+        for value, key in ((self.window_rope_theta, family.window_theta_key), (self.scores_dim, _SCORES_KEY)):
+            if value is not None and not is_positive(value):
+                raise UserError(f"policy config: {key} must be a positive number, not {short(value)}")
 
     @property
     def switches(self) -> Family:

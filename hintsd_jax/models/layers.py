@@ -296,7 +296,7 @@ class Block(nn.Module):
         return added("mlp", x_BTD, new_BTD), cache
 
 
-def fold_in(key_BT2: jax.Array, data_BT: jax.Array) -> jax.Array:
+def fold_in(key_BT2: jax.Array, data_BT: int | jax.Array) -> jax.Array:
     """`jax.random.fold_in` for raw keys, elementwise."""
     fold = lambda key, data: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), data))
     return jnp.vectorize(fold, signature="(n),()->(n)")(key_BT2, data_BT)

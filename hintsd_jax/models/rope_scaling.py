@@ -31,7 +31,8 @@ class RopeScaling:
     def __post_init__(self):
         for name, key in self.KEYS.items():
             value = getattr(self, name)
-            if not (is_positive(value) or value is None and self._default(name) is None):
+            is_left_out = value is None and self._default(name) is None
+            if not (is_positive(value) or is_left_out):
                 raise UserError(
                     f"config.json: {self.kind} rope scaling: {key} must be a positive number, not {value!r}"
                 )

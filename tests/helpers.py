@@ -199,6 +199,45 @@ LFM25_TEMPLATE = r"""
 """
 """LFM2.5: Python calls between tags, strings in single quotes as they are, dictionaries as JSON."""
 
+OLMO3_TEMPLATE = r"""
+{%- macro calls(m) -%}
+{%- for call in m.tool_calls or [] -%}
+{{- ('<function_calls>' if loop.first else '\n') ~ call.function.name ~ '(' -}}
+{%- for key, value in call.function.arguments | items -%}
+{{- ('' if loop.first else ', ') ~ key ~ '=' ~ (value | tojson) -}}
+{%- endfor -%}
+{{- ')' ~ ('</function_calls>' if loop.last else '') -}}
+{%- endfor -%}
+{%- endmacro -%}
+{%- set names = {'tool': 'environment'} -%}
+{%- for m in messages -%}
+{%- if loop.first and m.role != 'system' -%}
+{{- '<|im_start|>system\nYou are a helpful AI assistant. <functions>' ~ (tools | tojson if tools else '') -}}
+{{- '</functions><|im_end|>\n' -}}
+{%- endif -%}
+{{- '<|im_start|>' ~ names.get(m.role, m.role) ~ '\n' ~ m.content ~ (calls(m) if m.role == 'assistant' else '') -}}
+{{- '<functions>' ~ (tools | tojson) ~ '</functions>' if m.role == 'system' and tools else '' -}}
+{{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+"""OLMo 3: Python calls, one a line, between tags, values as JSON; results from the role `environment`."""
+
+GEMMA3_TEMPLATE = r"""
+{{- bos_token -}}
+{%- set has_system = messages[0].role == 'system' -%}
+{%- set lead = messages[0].content ~ '\n\n' if has_system else '' -%}
+{%- for m in (messages[1:] if has_system else messages) -%}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
+{%- endif -%}
+{%- set role = 'model' if m.role == 'assistant' else m.role -%}
+{{- '<start_of_turn>' ~ role ~ '\n' ~ (lead if loop.first else '') ~ (m.content | trim) ~ '<end_of_turn>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
+"""
+"""Gemma 3: no tools, no results, no two messages of a role in a row; contents trimmed."""
+
 LFM2_TEMPLATE = LFM25_TEMPLATE.replace("(calls(m) if m.role == 'assistant' else '')", "''")
 """LFM2: the same models' first template, which writes no calls itself."""
 

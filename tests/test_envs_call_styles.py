@@ -1,5 +1,5 @@
-"""The styles of calls that are no JSON object alone: XML, PYTHONIC, LFM2 and FENCED. What models write is read, what is
-read is written again as it was, and nothing raises or is run.
+"""The styles of calls that are no JSON object alone: XML, PYTHONIC, LFM2, OLMO3 and FENCED. What models write is
+read, what is read is written again as it was, and nothing raises or is run.
 """
 
 import json
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.envs.base import ToolCall
-from hintsd_jax.envs.call_reading import FENCED, LFM2, MAX_DEPTH, PYTHONIC, XML
+from hintsd_jax.envs.call_reading import FENCED, LFM2, MAX_DEPTH, OLMO3, PYTHONIC, XML
 from hintsd_jax.envs.tool_calls import PROBLEM_KINDS, parse_action, render_calls
 
-NEW = (FENCED, XML, PYTHONIC, LFM2)
+NEW = (FENCED, XML, PYTHONIC, LFM2, OLMO3)
 
 
 def tool(name, **properties):
@@ -212,6 +212,9 @@ def test_literals_of_python(written, value):
             " <|tool_call_start|>[g.h()]\n<|tool_call_end|>",
             LFM2,
         ),
+        (f"I look.<function_calls>f(a={written}, from=1)\ng.h()</function_calls>", OLMO3),
+        (f"<function_calls>\n  f( a = {written} ,from=1,), g.h()\n</function_calls> now", OLMO3),
+        (f"<function_calls>f(a={written}, from=1)</function_calls><function_calls>g.h()</function_calls>", OLMO3),
     ):
         calls = read(text, style)
         assert json.dumps(calls) == json.dumps([("f", {"a": value, "from": 1}), ("g.h", {})]), text
@@ -248,7 +251,11 @@ def test_literals_of_python(written, value):
     ],
 )
 def test_python_that_cannot_be_read_is_a_problem(inner, kind, message):
-    for text, style in ((f"[{inner}]", PYTHONIC), (f"<|tool_call_start|>[{inner}]<|tool_call_end|>", LFM2)):
+    for text, style in (
+        (f"[{inner}]", PYTHONIC),
+        (f"<|tool_call_start|>[{inner}]<|tool_call_end|>", LFM2),
+        (f"<function_calls>{inner}</function_calls>", OLMO3),
+    ):
         action = parse_action(text, style)
         assert (action.calls, action.problem_kind) == ((), kind), (text, action)
         assert message in action.problem and "\n" not in action.problem
@@ -268,6 +275,27 @@ def test_python_that_cannot_be_read_is_a_problem(inner, kind, message):
 )
 def test_frames_of_lfm2(text, kind):
     action = parse_action(text, LFM2)
+    assert (action.calls, action.problem_kind) == ((), kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("<function_calls>f()", "frame"),
+        ("<function_calls>f() and </function_calls>", "json"),
+        ("f()</function_calls>", "frame"),
+        ("<function_calls></function_calls>", "json"),
+        ("<function_calls>f() </function_calls> </function_calls>", "frame"),
+        ("<function_calls><function_calls>f()</function_calls>", "json"),
+        ('<function_calls>{"name": "f", "arguments": {}}</function_calls>', "json"),
+        ("<function_calls>[f()]</function_calls>", "json"),
+        ("<function_calls>", "json"),
+        ("<function_calls>f(1)</function_calls>", "not_a_call"),
+        ("f(a=1)", "other_form"),
+    ],
+)
+def test_frames_of_olmo3(text, kind):
+    action = parse_action(text, OLMO3)
     assert (action.calls, action.problem_kind) == ((), kind)
 
 
@@ -365,7 +393,7 @@ _typed = st.fixed_dictionaries(
     st.sampled_from(["", "I look.\n"]),
 )
 def test_what_is_written_is_read(calls, typed, before):
-    for style in (FENCED, PYTHONIC, LFM2):
+    for style in (FENCED, PYTHONIC, LFM2, OLMO3):
         action = parse_action(before + render_calls(calls, style), style)
         assert (action.problem, action.calls) == (None, tuple(calls))
     booked = [ToolCall("book", arguments) for arguments in typed]
@@ -489,6 +517,9 @@ PIECES += (
     "```a\n",
     "{'a':",
     "<|tool_call_start|>[f()]<|tool_call_end|>",
+    "<function_calls>f()</function_calls>",
+    "<function_calls>f()",
+    "f() ",
     "a",
 )
 
@@ -496,7 +527,8 @@ PIECES += (
 @pytest.mark.parametrize("style", NEW)
 def test_reading_takes_time_in_proportion(style):
     """16 times the text may take 64 times as long, not 256 times."""
-    before = {XML: "<tool_call><function=f><parameter=a>", FENCED: "```json\n"}.get(style, "<|tool_call_start|>[f(a=")
+    begins = {XML: "<tool_call><function=f><parameter=a>", FENCED: "```json\n", OLMO3: "<function_calls>f(a="}
+    before = begins.get(style, "<|tool_call_start|>[f(a=")
 
     def seconds(text):
         began = time.process_time()

@@ -15,6 +15,7 @@ from hintsd_jax.envs.call_reading import (
     JSON,
     LFM2,
     MAX_DEPTH,
+    OLMO3,
     PYTHON_TAG,
     PYTHONIC,
     STYLES,
@@ -299,6 +300,7 @@ FORMS = {  # a name and its arguments as JSON -> the call as some family writes 
         f"<tool_call>\n<function={name}>\n<parameter=x>\n{args}\n</parameter>\n</function>\n</tool_call>"
     ),
     "lfm2": lambda name, args: f"I look.<|tool_call_start|>[{name}(x={args})]<|tool_call_end|>",
+    "olmo3": lambda name, args: f"<function_calls>{name}(x={args})\n{name}()</function_calls>",
     "coder": lambda name, args: f"<function={name}>\n<parameter=x>\n1\n</parameter>\n</function>",
     "mistral": lambda name, args: f'[TOOL_CALLS] [{{"name": "{name}", "arguments": {args}}}]',
     "mistral new": lambda name, args: f"[TOOL_CALLS]{name}[ARGS]{args}",
@@ -316,7 +318,7 @@ FORMS = {  # a name and its arguments as JSON -> the call as some family writes 
 }
 READ = {HERMES: {"hermes"}, BARE: {"parameters"}, JSON: {*FORMS} & {"hermes", "json", "parameters", "arguments first"}}
 READ[JSON] |= {"list", "fenced", "in prose", "mistral"}
-READ |= {FENCED: {"fenced"}, XML: {"xml"}, PYTHONIC: {"python list"}, LFM2: {"lfm2"}}
+READ |= {FENCED: {"fenced"}, XML: {"xml"}, PYTHONIC: {"python list"}, LFM2: {"lfm2"}, OLMO3: {"olmo3"}}
 _names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
 _arguments = st.dictionaries(_names, st.integers(0, 9) | st.text(max_size=9), max_size=3).map(json.dumps)
 

@@ -5,7 +5,7 @@ style goes through whole episodes.
 import pytest
 
 from hintsd_jax.envs.base import Report, Start, StepResult, ToolCall
-from hintsd_jax.envs.call_reading import BARE, FENCED, HERMES, LFM2, PYTHONIC, STYLES, XML
+from hintsd_jax.envs.call_reading import BARE, FENCED, HERMES, LFM2, OLMO3, PYTHONIC, STYLES, XML
 from hintsd_jax.envs.desk import Desk
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.envs.desk.script import ground_truth, with_fault
@@ -22,6 +22,7 @@ from tests.helpers import (
     LFM25_TEMPLATE,
     LLAMA4_TEMPLATE,
     MINIMAL_TEMPLATE,
+    OLMO3_TEMPLATE,
     QWEN3_CODER_TEMPLATE,
     QWEN3_TEMPLATE,
     QWEN35_TEMPLATE,
@@ -66,6 +67,7 @@ def tokenizer_of(template):
         (LFM25_TEMPLATE, LFM2),
         (LFM2_TEMPLATE, LFM2),
         (LLAMA4_TEMPLATE, PYTHONIC),
+        (OLMO3_TEMPLATE, OLMO3),
     ],
 )
 def test_the_style_is_found_and_a_dialogue_in_it_is_what_the_template_renders(template, style):
@@ -85,6 +87,7 @@ def test_the_style_is_found_and_a_dialogue_in_it_is_what_the_template_renders(te
         (QWEN35_TEMPLATE, XML, VALUES),
         # No escapes: a quote of the kind that stands around the text ends it.
         (LFM25_TEMPLATE, LFM2, VALUES),
+        (OLMO3_TEMPLATE, OLMO3, VALUES),
         (LLAMA4_TEMPLATE, PYTHONIC, {"text": "it's\n[f(a=1)] é", "nothing": ""}),
     ],
 )
@@ -147,7 +150,6 @@ FOREIGN = {
     "Seed-OSS": "'<seed:tool_call><function=' ~ f.name ~ '><parameter=at>x</parameter></function></seed:tool_call>'",
     "MiniMax": "'<minimax:tool_call>\\n<invoke name=\"' ~ f.name ~ '\">\\n</invoke></minimax:tool_call>'",
     "Gemma": "'<|tool_call>call:' ~ f.name ~ '{at:x}<tool_call|>'",
-    "OLMo 3": "'<function_calls>' ~ f.name ~ '(at=\"x\")</function_calls>'",
     "Mistral": "'[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson)",
     "Cohere": '\'Action: [{"tool_name": "\' ~ f.name ~ \'", "parameters": {}}]\'',
     "Llama's <function=...> tags": "'<function=' ~ f.name ~ '>' ~ (f.arguments | tojson) ~ '</function>'",

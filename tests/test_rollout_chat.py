@@ -20,6 +20,7 @@ from hintsd_jax.rollout.tool_messages import documentation
 from tests.helpers import (
     AUSTERE_TEMPLATE,
     FORGETTING_TEMPLATE,
+    GEMMA3_TEMPLATE,
     KEEPING_TEMPLATE,
     LLAMA3_TEMPLATE,
     MINIMAL_TEMPLATE,
@@ -44,6 +45,7 @@ FAMILIES = {
     "qwen3": (QWEN3_TEMPLATE, {"enable_thinking": True}),
     "qwen3 not thinking": (QWEN3_TEMPLATE, {"enable_thinking": False}),
     "qwen3 thinking": (QWEN3_THINKING_TEMPLATE, {}),
+    "gemma3": (GEMMA3_TEMPLATE, {}),
 }
 KEEPING = ("keeping", "minimal", "qwen25", "llama3", "smollm2", "austere")
 
@@ -51,7 +53,8 @@ KEEPING = ("keeping", "minimal", "qwen25", "llama3", "smollm2", "austere")
 @functools.cache
 def tokenizer_of(family):
     text = FAMILIES[family][0]
-    return make_llama_tokenizer() if text is LLAMA3_TEMPLATE else make_tokenizer(text)
+    frames = ("<start_of_turn>", "<end_of_turn>") if text is GEMMA3_TEMPLATE else ()
+    return make_llama_tokenizer() if text is LLAMA3_TEMPLATE else make_tokenizer(text, extra=frames)
 
 
 def other_stop_of(family):
@@ -70,12 +73,16 @@ def tokenizer(request):
 
 def render(tokenizer, messages, tools=None, generate=True, **variables):
     """The template's own text, past everything that is tested here; what it has no place for goes elsewhere by hand."""
-    if tools and tokenizer.chat_template in (SMOLLM2_TEMPLATE, AUSTERE_TEMPLATE):
+    if tools and tokenizer.chat_template in (SMOLLM2_TEMPLATE, AUSTERE_TEMPLATE, GEMMA3_TEMPLATE):
         said = [messages[0]["content"]] if messages[0]["role"] == "system" else []
         content = "\n\n".join(text for text in (*said, documentation(tools, "hermes")) if text)
         messages, tools = [{"role": "system", "content": content}, *messages[len(said) :]], None
-    if tokenizer.chat_template == AUSTERE_TEMPLATE:
+    if tokenizer.chat_template in (AUSTERE_TEMPLATE, GEMMA3_TEMPLATE):
         messages = austere(messages)
+    if tokenizer.chat_template == GEMMA3_TEMPLATE:
+        groups = itertools.groupby(messages, lambda message: message["role"])
+        joined = ((role, "\n\n".join(message["content"] for message in group)) for role, group in groups)
+        messages = [{"role": role, "content": content} for role, content in joined]
     variables = {"date_string": "26 Jul 2024"} | variables
     return tokenizer.apply_chat_template(
         messages, tools=tools, add_generation_prompt=generate, tokenize=False, **variables
@@ -522,6 +529,7 @@ def test_tools_that_come_later_are_read_whatever_the_template_lists():
         ("xml", "<function=name of"),
         ("pythonic", "[first_function("),
         ("lfm2", "<|tool_call_start|>[first_function("),
+        ("olmo3", "<function_calls>first_function("),
     ],
 )
 def test_the_style_of_calls_can_be_chosen(style, form):
@@ -543,6 +551,19 @@ def test_what_an_austere_template_lacks_is_said():
     # a list that comes only with a system message, or only without one, is no list to rely on
     picky = KEEPING_TEMPLATE.replace("if tools", "if tools and lead")
     assert "it lists no tools" in ChatFormat(make_tokenizer(picky)).adaptation
+
+
+def test_a_template_without_neighbours_is_followed_or_refused():
+    """Gemma 3's: a user's message that follows another, a result or feedback, is written into it."""
+    with pytest.raises(UserError, match="take one more user message after a user message.*chat.history = 'template'"):
+        format_of("gemma3", "keep")
+    tokenizer, chat = tokenizer_of("gemma3"), format_of("gemma3", "template")
+    assert "it takes no two user messages in a row, which are written as one" in chat.adaptation
+    trunk = chat.prompt([user("Go.")]).ids
+    trunk = trunk[: -len(tokenizer.encode("<start_of_turn>model\n", add_special_tokens=False))]
+    prefix_length, context = chat.teacher_context([user("Go.")], (), trunk, "Now.")
+    read = tokenizer.decode([*trunk[:prefix_length], *context])
+    assert read == "<start_of_turn>user\nGo.\n\nNow.<end_of_turn>\n<start_of_turn>model\n"
 
 
 def test_tools_cannot_open_a_turn():

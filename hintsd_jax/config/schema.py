@@ -150,9 +150,10 @@ class EnvSection(Section):
         "auto",
         "form in which a policy's tool calls are read: hermes, JSON in <tool_call> tags; bare, nothing but JSON"
         " objects; json, JSON objects anywhere in the text, also in a code fence; fenced, in code fences only; xml,"
-        " <function=...> in <tool_call> tags; pythonic, a list of Python calls; lfm2, such a list in tags; auto: what"
-        " the chat template writes. Environments whose actions are code take auto only",
-        choices=("auto", "hermes", "bare", "json", "fenced", "xml", "pythonic", "lfm2"),
+        " <function=...> in <tool_call> tags; pythonic, a list of Python calls; lfm2, such a list in tags; olmo3,"
+        " Python calls in <function_calls> tags; auto: what the chat template writes. Environments whose actions are"
+        " code take auto only",
+        choices=("auto", "hermes", "bare", "json", "fenced", "xml", "pythonic", "lfm2", "olmo3"),
     )
     data_dir: str = key("data", "folder where task data sets are built, relative to the current folder", path=True)
     call_timeout_s: float = key(60.0, "seconds (wall clock) that one call of the environment may take", "(0, 1000000]")

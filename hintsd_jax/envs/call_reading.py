@@ -14,12 +14,14 @@ from typing import Any
 
 from hintsd_jax.texts import is_encodable
 
-HERMES, BARE, JSON, FENCED, XML, PYTHONIC, LFM2 = "hermes", "bare", "json", "fenced", "xml", "pythonic", "lfm2"
-STYLES = (HERMES, BARE, JSON, FENCED, XML, PYTHONIC, LFM2)
+HERMES, BARE, JSON, FENCED, XML = "hermes", "bare", "json", "fenced", "xml"
+PYTHONIC, LFM2, OLMO3 = "pythonic", "lfm2", "olmo3"
+STYLES = (HERMES, BARE, JSON, FENCED, XML, PYTHONIC, LFM2, OLMO3)
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"  # Llama 3
 PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"  # Llama 4
 LFM2_START, LFM2_END = "<|tool_call_start|>", "<|tool_call_end|>"
+OLMO3_START, OLMO3_END = "<function_calls>", "</function_calls>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 # Of an integer. Python has such a limit too, which a library (mpmath) may lift; without one a megabyte takes a minute.
 MAX_DIGITS = 4_000

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tool calls as a list of Python calls, `[f(a=1, b="x"), g()]`: a text in, its calls out, and back.
+"""Tool calls as Python calls, `f(a=1, b="x")`: a text in, its calls out, and back.
 
-Style PYTHONIC (Llama 4): a list that begins a line, wherever in the text, with or without `<|python_start|>` before it.
-Style LFM2: a list between `<|tool_call_start|>` and `<|tool_call_end|>`. Arguments have names, and their values are
-literals: strings, numbers, True, False, None (also as JSON has them), lists, tuples (read as lists), dictionaries with
-strings as keys. Wider than Python in two things that models write and templates render: an argument may have a
-reserved word as its name (`from=`), and a string in single quotes may hold a line break. A tool's name may have dots.
+Style PYTHONIC (Llama 4): a list of them that begins a line, wherever in the text, with or without `<|python_start|>`
+before it. Style LFM2: a list between `<|tool_call_start|>` and `<|tool_call_end|>`. Style OLMO3: a call a line, or with
+commas between, between `<function_calls>` and `</function_calls>`, values written as JSON. Arguments have names, and
+their values are literals: strings, numbers, True, False, None (also as JSON has them), lists, tuples (read as lists),
+dictionaries with strings as keys. Wider than Python in two things that models write and templates render: an argument
+may have a reserved word as its name (`from=`), and a string in single quotes may hold a line break. A tool's name may
+have dots.
 
 Invariants: nothing is ever evaluated but the escapes of a string, each by `ast.literal_eval`. Reading takes time in
 proportion to the text and goes at most MAX_DEPTH deep. What is read survives `write_calls` unchanged.
@@ -25,6 +27,9 @@ from hintsd_jax.envs.call_reading import (
     LFM2_END,
     LFM2_START,
     MAX_DEPTH,
+    OLMO3,
+    OLMO3_END,
+    OLMO3_START,
     CallProblem,
     after_thinking,
     check_value,
@@ -51,7 +56,9 @@ _LIST = re.compile(
     rf"^[ \t]*+(?:<\|python_(?:start|tag)\|>\s*+)?(?=\[\s*+{_DOTTED}\s*+\(\s*+(?:\)|{_NAME}\s*+=(?!=)|\Z))",
     re.MULTILINE,
 )
-_TAGS = re.compile(f"{re.escape(LFM2_START)}|{re.escape(LFM2_END)}")
+# Of a style: the tags that begin and end its calls.
+_FRAMES = {LFM2: (LFM2_START, LFM2_END), OLMO3: (OLMO3_START, OLMO3_END)}
+_TAGS = {style: re.compile("|".join(map(re.escape, frame))) for style, frame in _FRAMES.items()}
 _CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _ESCAPE = re.compile(
     r"\\(?:[0-3][0-7]{2}|[0-7]{1,2}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^{}]{1,100}\}|.)", re.DOTALL
@@ -60,19 +67,21 @@ _KNOWN_ESCAPE = re.compile(r"\\(?:[0-7xuU]..*|N\{.*|[0-7\\'\"abfnrtv\n])", re.DO
 
 
 def write_calls(calls: Sequence[ToolCall], style: str) -> str:
-    """The calls as one list.
+    """The calls as one list, in OLMO3 a call a line.
 
     Raises:
       ValueError: an argument is NaN or infinite, or a name is none that Python could have.
     """
-    written = []
+    written, of_value = [], _as_json if style == OLMO3 else _written
     for call in calls:
         names = [key for key in call.arguments if re.fullmatch(_NAME, key) and key not in _CONSTANTS]
         if not re.fullmatch(_DOTTED, call.name) or len(names) < len(call.arguments):
             raise ValueError(f"the call of {call.name!a} cannot be written as a Python call")
-        written.append(f"{call.name}({', '.join(f'{key}={_written(value)}' for key, value in call.arguments.items())})")
-    text = f"[{', '.join(written)}]"
-    return f"{LFM2_START}{text}{LFM2_END}" if style == LFM2 else text
+        arguments = ", ".join(f"{key}={of_value(value)}" for key, value in call.arguments.items())
+        written.append(f"{call.name}({arguments})")
+    start, end = _FRAMES.get(style, ("", ""))
+    text = "\n".join(written) if style == OLMO3 else f"[{', '.join(written)}]"
+    return f"{start}{text}{end}"
 
 
 def read_lists(text: str) -> tuple[ToolCall, ...]:
@@ -86,19 +95,19 @@ def read_lists(text: str) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
-def read_between_tags(text: str) -> tuple[ToolCall, ...]:
-    """LFM2: the calls of the lists between tags. Raises ValueError for one that cannot be read."""
+def read_between_tags(text: str, style: str) -> tuple[ToolCall, ...]:
+    """LFM2 and OLMO3: the calls between tags. Raises ValueError for one that cannot be read."""
     calls: list[ToolCall] = []
-    position = after_thinking(text)
-    while tag := _TAGS.search(text, position):
-        if tag.group() == LFM2_END:
-            raise CallProblem("frame", f"{LFM2_END} without {LFM2_START}")
+    position, (start, end) = after_thinking(text), _FRAMES[style]
+    while tag := _TAGS[style].search(text, position):
+        if tag.group() == end:
+            raise CallProblem("frame", f"{end} without {start}")
         reader = _Reader(text, tag.end(), len(calls))
-        calls += reader.calls()
+        calls += reader.calls() if style == LFM2 else reader.lines(end)
         position = skip_space(text, reader.position)
-        if not text.startswith(LFM2_END, position):
-            raise CallProblem("frame", f"call {len(calls)} is not followed by {LFM2_END} after the end of its list")
-        position += len(LFM2_END)
+        if not text.startswith(end, position):
+            raise CallProblem("frame", f"call {len(calls)} is not followed by {end} after the end of its list")
+        position += len(end)
     return tuple(calls)
 
 
@@ -129,6 +138,17 @@ class _Reader:
             if not self._take(","):
                 self._expect("]", '"," or "]"')
                 break
+        return found
+
+    def lines(self, end: str) -> list[ToolCall]:
+        """Calls up to what ends them, or to the text's end."""
+        found: list[ToolCall] = []
+        while not found or not self._text.startswith(end, at := skip_space(self._text, self.position)):
+            if found and at == len(self._text):
+                break
+            self._number = self._before + len(found) + 1
+            found.append(self._call())
+            self._take(",")
         return found
 
     def value(self, depth: int) -> Any:
@@ -259,4 +279,8 @@ def _written(value: Any) -> str:
             return f"[{', '.join(map(_written, value))}]"
         case dict():
             return f"{{{', '.join(f'{_written(key)}: {_written(entry)}' for key, entry in value.items())}}}"
+    return _as_json(value)
+
+
+def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

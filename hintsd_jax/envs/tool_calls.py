@@ -2,14 +2,13 @@
 
 """Tool calls in the form that is expected of a policy: an action's text in, an `Action` out, and back.
 
-Seven styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with
+Eight styles. HERMES (Qwen): `<tool_call>`, one JSON object {"name": str, "arguments": object}, `</tool_call>`, with
 nothing but whitespace between; text may stand around the blocks. BARE (Llama 3): the action is nothing but objects
 {"name": str, "parameters": object}, separated by ";" or a newline, with or without `<|python_tag|>` before them (or
-Llama 4's `<|python_start|>`, what it says, `<|python_end|>`). JSON
-(what coder models write): every object with "name" and "arguments" or "parameters", alone or in lists, wherever it
-stands: bare, in a code fence, between tags. FENCED: the same, but in code fences only. XML (Qwen3-Coder, Qwen3.5): see
-`envs.xml_calls`. PYTHONIC (Llama 4) and LFM2: see `envs.pythonic_calls`. A leading `<think>` block is reasoning: no
-call is read in it.
+Llama 4's `<|python_start|>`, what it says, `<|python_end|>`). JSON (what coder models write): every object with "name"
+and "arguments" or "parameters", alone or in lists, wherever it stands: bare, in a code fence, between tags. FENCED: the
+same, but in code fences only. XML (Qwen3-Coder, Qwen3.5): see `envs.xml_calls`. PYTHONIC (Llama 4), LFM2 and OLMO3: see
+`envs.pythonic_calls`. A leading `<think>` block is reasoning: no call is read in it.
 
 Where no call is found, but what looks like one in another form (`envs.other_forms`), that is a problem too: an action
 that was meant to call a tool never passes for one that calls none.
@@ -22,6 +21,7 @@ as UTF-8.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hintsd_jax.envs import json_calls, pythonic_calls, xml_calls
@@ -34,6 +34,9 @@ from hintsd_jax.envs.call_reading import (
     LFM2,
     LFM2_END,
     LFM2_START,
+    OLMO3,
+    OLMO3_END,
+    OLMO3_START,
     PYTHONIC,
     XML,
     CallProblem,
@@ -58,6 +61,7 @@ _EXPECTED = {
     XML: "write each one as <tool_call><function=NAME><parameter=NAME>value</parameter></function></tool_call>",
     PYTHONIC: "write them as a list that begins a line, [name(argument=value), ...]",
     LFM2: f"write them as {LFM2_START}[name(argument=value), ...]{LFM2_END}",
+    OLMO3: f"write them, each on a line, as {OLMO3_START}name(argument=value){OLMO3_END}",
 }
 
 
@@ -77,7 +81,7 @@ def render_calls(calls: Sequence[ToolCall], style: str = HERMES) -> str:
         return write_block("\n".join(map(_as_code, calls)))
     if style == XML:
         return xml_calls.write_calls(calls)
-    if style in (PYTHONIC, LFM2):
+    if style in (PYTHONIC, LFM2, OLMO3):
         return pythonic_calls.write_calls(calls, style)
     return json_calls.write_calls(calls, style)
 
@@ -127,5 +131,6 @@ _READERS: dict[str, Callable[[str], tuple[ToolCall, ...]]] = {
     JSON: json_calls.read_anywhere,
     FENCED: json_calls.read_fenced,
     PYTHONIC: pythonic_calls.read_lists,
-    LFM2: pythonic_calls.read_between_tags,
+    LFM2: partial(pythonic_calls.read_between_tags, style=LFM2),
+    OLMO3: partial(pythonic_calls.read_between_tags, style=OLMO3),
 }

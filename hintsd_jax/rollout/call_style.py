@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import ToolCall
-from hintsd_jax.envs.call_reading import BARE, FENCED, HERMES, JSON, LFM2, LFM2_START, PYTHONIC, STYLES, XML
+from hintsd_jax.envs.call_reading import BARE, FENCED, HERMES, JSON, LFM2, LFM2_START, OLMO3, PYTHONIC, STYLES, XML
 from hintsd_jax.envs.tool_calls import render_call
 from hintsd_jax.errors import UserError
 
 _CALL = ToolCall("look", {"at": "x"})
 # Those that hold others come first: FENCED and HERMES have JSON's object within them, LFM2 has PYTHONIC's list.
-_ORDER = (HERMES, XML, LFM2, PYTHONIC, FENCED, BARE, JSON)
+_ORDER = (HERMES, XML, LFM2, OLMO3, PYTHONIC, FENCED, BARE, JSON)
 # What only the calls of a family have, in a rendering without whitespace.
 _FOREIGN = {
     "to=functions.": "gpt-oss (harmony)",
@@ -27,7 +27,6 @@ _FOREIGN = {
     "<minimax:tool_call>": "MiniMax",
     "<seed:tool_call>": "Seed-OSS",
     "call:look{": "Gemma",
-    "<function_calls>": "OLMo 3",
     "[TOOL_CALLS]": "Mistral",
     '"tool_name":': "Cohere",
     "<function=look>{": "Llama's <function=...> tags",

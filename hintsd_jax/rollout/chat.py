@@ -57,8 +57,8 @@ class ChatFormat:
       vocab_size: the largest token id plus one; a policy must have at least as many.
       follows_template: whether history is "template".
       deviation: None, or with history="keep" one line that shows where the template rewrites earlier turns.
-      adaptation: None, or one line that says what the template has no place for (tools, a system message, tool
-        results), and where it stands instead.
+      adaptation: None, or one line that says what the template has no place for, and where it stands instead (see
+        `rollout.tool_messages`).
 
     Args:
       tokenizer: of transformers, with a chat template.
@@ -302,7 +302,8 @@ class ChatFormat:
             if problem := _compare(text, truth) or (None if ids == self._encode(truth) else _RETOKENISED):
                 role = dialogue[-1]["role"]
                 raise UserError(
-                    f"the chat template does not take one more user message after a {role} message: {problem}"
+                    f"the chat template does not take one more user message after a {role} message: {problem}."
+                    " Set chat.history = 'template' to follow the template"
                 )
 
 

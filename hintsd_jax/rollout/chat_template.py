@@ -5,8 +5,8 @@
 A template renders whole dialogues. What it writes around an assistant's text is read off a stub dialogue whose last
 message is an assistant's sentinel: what follows the sentinel closes an assistant message, what a generation prompt adds
 opens the next one. The style of tool calls is read off a stub with one call (`rollout.call_style`). What a template has
-no place for (tools, a system message, tool results) stands elsewhere instead (`rollout.tool_messages`), and
-`adaptation` says so.
+no place for (tools, a system message, tool results, two user messages in a row) stands elsewhere instead
+(`rollout.tool_messages`), and `adaptation` says so.
 
 Invariants: nothing of the messages and tools is left out silently. A rendering depends on its messages, tools and the
 template's variables only, never on the day: templates that print a date get a fixed one. No text of a message or a tool
@@ -84,7 +84,8 @@ class Template:
         self._source, note = _chosen(tokenizer.chat_template)
         self._guard = Guard(tokenizer)  # until the frames are known
         self.style = HERMES
-        self._lists_tools = self._takes_system = self._takes_results = True  # until they are probed
+        # Until they are probed:
+        self._lists_tools = self._takes_system = self._takes_results = self._takes_neighbours = True
 
         bare, prompting = self.render(_STUB, generate=False), self.render(_STUB)
         if bare.count(_SENTINEL) != 1 or not prompting.startswith(bare) or prompting == bare:
@@ -139,6 +140,8 @@ class Template:
             contents = tool_messages.without_system(contents)
         if not self._takes_results:
             contents = tool_messages.without_results(contents)
+        if not self._takes_neighbours:
+            contents = tool_messages.without_neighbours(contents)
         return self._apply(contents, tools, generate)
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], tools: Tools, generate: bool) -> str:
@@ -231,6 +234,12 @@ class Template:
         self._takes_results = self._shows((*_STUB, {"role": "tool", "content": _UNHEARD}), _UNHEARD)
         if not self._takes_results:
             lines.append("it takes no tool messages, so results stand in user messages, in <tool_response>")
+        unheard = {"role": "user", "content": _UNHEARD}
+        self._takes_neighbours = all(
+            self._shows(before, _UNHEARD) for before in ((_STUB[0], unheard), (*_STUB, _STUB[0], unheard))
+        )
+        if not self._takes_neighbours:
+            lines.append("it takes no two user messages in a row, which are written as one")
         self._lists_tools = all(
             self._shows(request, part, (_UNHEARD_TOOL,))
             for request in (_REQUEST, _REQUEST[1:])

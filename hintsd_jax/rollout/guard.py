@@ -29,6 +29,8 @@ from hintsd_jax.envs.call_reading import (
     CLOSE,
     LFM2_END,
     LFM2_START,
+    OLMO3_END,
+    OLMO3_START,
     OPEN,
     PYTHON_END,
     PYTHON_START,
@@ -44,7 +46,14 @@ Plain = Callable[[str, bool], str]
 
 _FAMILY_TAGS = (
     *(THINK_OPEN, THINK_CLOSE, OPEN, CLOSE, "<tool_response>", "</tool_response>"),
-    *(LFM2_START, LFM2_END, PYTHON_START, PYTHON_END),  # around calls, which a policy writes itself
+    *(
+        LFM2_START,
+        LFM2_END,
+        OLMO3_START,
+        OLMO3_END,
+        PYTHON_START,
+        PYTHON_END,
+    ),  # around calls, which a policy writes itself
 )
 _CONTROL_FORM = re.compile(r"\s*[<\[][|｜▁].*[|｜▁][>\]]\s*", re.DOTALL)
 _TAG_FORM = re.compile(r"\s*(?:<[^<>\s]+>|\[[^\[\]\s]+\])\s*")

@@ -2,8 +2,9 @@
 
 """What stands in for the parts that a chat template lacks: messages and tools in, messages that it takes out.
 
-Many templates know no tools, no system message or no tool results. Then the documentation of the tools is written into
-the system message, the system message before the first user message, and results into user messages.
+Many templates know no tools, no system message, no tool results, or no two messages of the user in a row (Gemma's).
+Then the documentation of the tools is written into the system message, the system message before the first user
+message, results into user messages, and user messages that follow each other into one.
 
 Invariant: nothing of the messages or tools is left out, and messages that come later change no earlier one.
 """
@@ -12,7 +13,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hintsd_jax.envs.call_reading import BARE, CLOSE, FENCED, JSON, LFM2, LFM2_END, LFM2_START, OPEN, PYTHONIC, XML
+from hintsd_jax.envs.call_reading import (
+    BARE,
+    CLOSE,
+    FENCED,
+    JSON,
+    LFM2,
+    LFM2_END,
+    LFM2_START,
+    OLMO3,
+    OLMO3_END,
+    OLMO3_START,
+    OPEN,
+    PYTHONIC,
+    XML,
+)
 
 _RESULT = "<tool_response>\n{}\n</tool_response>"
 
@@ -38,6 +53,9 @@ def documentation(tools: Sequence[Mapping[str, Any]], style: str) -> str:
         calls = "[first_function(argument=value, other=value), second_function()]"
         tagged = f"{LFM2_START}{calls}{LFM2_END}" if style == LFM2 else calls
         return f"{head}Write calls as a list of Python calls, with literal values, on a line of its own:\n{tagged}"
+    if style == OLMO3:
+        calls = f"{OLMO3_START}first_function(argument=value, other=value)\nsecond_function(){OLMO3_END}"
+        return f"{head}Write each call as a Python call on a line of its own, with literal values:\n{calls}"
     head += "For each call, write a JSON object with the function's name and arguments"
     call = '{"name": <name of the function>, "arguments": <object of its arguments>}'
     if style == FENCED:
@@ -77,4 +95,15 @@ def without_results(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
         else:
             changed.append({"role": "user", "content": _RESULT.format(message["content"])})
         within = message["role"] == "tool"
+    return changed
+
+
+def without_neighbours(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with user messages that follow each other as one, an empty line between their texts."""
+    changed: list[Mapping[str, Any]] = []
+    for message in messages:
+        if changed and message["role"] == changed[-1]["role"] == "user":
+            changed[-1] = {"role": "user", "content": f"{changed[-1]['content']}\n\n{message['content']}"}
+        else:
+            changed.append(message)
     return changed

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintsd_jax.envs.base import Action, CallTimeout, Message, Report, Start, StepResult
-from hintsd_jax.envs.call_reading import HERMES, LFM2, LFM2_START, THINK_CLOSE, XML
+from hintsd_jax.envs.call_reading import HERMES, LFM2, LFM2_START, OLMO3, OLMO3_START, THINK_CLOSE, XML
 from hintsd_jax.envs.options import read
 from hintsd_jax.envs.verifiers import tasksets
 from hintsd_jax.envs.verifiers.play import Play
 from hintsd_jax.errors import UserError
 
-_CALL_STARTS = {HERMES: "<tool_call>", XML: "<tool_call>", LFM2: LFM2_START}
+_CALL_STARTS = {HERMES: "<tool_call>", XML: "<tool_call>", LFM2: LFM2_START, OLMO3: OLMO3_START}
 
 
 class Verifiers:

@@ -149,7 +149,7 @@ FOREIGN = {
     "GLM": "'<tool_call>' ~ f.name ~ '\\n<arg_key>at</arg_key>\\n<arg_value>x</arg_value>\\n</tool_call>'",
     "Seed-OSS": "'<seed:tool_call><function=' ~ f.name ~ '><parameter=at>x</parameter></function></seed:tool_call>'",
     "MiniMax": "'<minimax:tool_call>\\n<invoke name=\"' ~ f.name ~ '\">\\n</invoke></minimax:tool_call>'",
-    "Gemma": "'<|tool_call>call:' ~ f.name ~ '{at:x}<tool_call|>'",
+    "Gemma 4": "'<|tool_call>call:' ~ f.name ~ '{at:x}<tool_call|>'",
     "Mistral": "'[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson)",
     "Cohere": '\'Action: [{"tool_name": "\' ~ f.name ~ \'", "parameters": {}}]\'',
     "Llama's <function=...> tags": "'<function=' ~ f.name ~ '>' ~ (f.arguments | tojson) ~ '</function>'",

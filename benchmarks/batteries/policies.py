@@ -56,7 +56,7 @@ TERMS: dict[str, tuple[Any, ...]] = {
     "parallel_attn": (True,), "auto_map": ({"AutoModelForCausalLM": "modeling.Mine"},), "mlp_bias": (True,),
     "quantization_config": ({"quant_method": "gptq"},), "model_type": ("mistral",), "attention_bias": (True,),
     "layer_types": (["sliding_attention"] * 4,), "use_sliding_window": (True,), "hidden_act": ("gelu_new",),
-    "rope_scaling": ({"rope_type": "yarn", "factor": 4.0}, {"type": "linear", "factor": 2.0}, {"factor": 2.0}),
+    "rope_scaling": ({"rope_type": "yarn", "factor": 4.0}, {"type": "dynamic", "factor": 2.0}, {"factor": 2.0}),
 }  # fmt: skip
 TEMPLATES = {
     "empty": "",

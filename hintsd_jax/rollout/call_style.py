@@ -26,7 +26,7 @@ _FOREIGN = {
     "<arg_key>": "GLM",
     "<minimax:tool_call>": "MiniMax",
     "<seed:tool_call>": "Seed-OSS",
-    "call:look{": "Gemma",
+    "call:look{": "Gemma 4",
     "[TOOL_CALLS]": "Mistral",
     '"tool_name":': "Cohere",
     "<function=look>{": "Llama's <function=...> tags",

@@ -52,6 +52,7 @@ def play(folder):
     import jax
     import jax.numpy as jnp
 
+    from benchmarks.program_report import collectives
     from hintsd_jax.checkpoints.huggingface import load_policy
     from hintsd_jax.checkpoints.train_state import Checkpoints
     from hintsd_jax.models import decoder, lora
@@ -139,6 +140,13 @@ def play(folder):
             for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]
             if leaf.size > LARGE and leaf.sharding.is_fully_replicated
         ]
+        if name == "1x8x1":
+            with jax.set_mesh(engine.mesh):
+                ids, cache = np.zeros(8, np.int32), decoder.init_cache(policy, 8, 24)
+                step = jax.jit(decoder.decode_step, static_argnums=1)
+                text = step.lower(arrays["served"], policy, ids, ids, cache).compile().as_text()
+            sizes_crossing = [operation.size for operation in collectives(text, inside_loops=False)]
+            (folder / "crossing.json").write_text(json.dumps(sizes_crossing))
         once = memory({**arrays["served"], "lora": {}}) == memory({**frozen, "lora": {}})
         result = {"loss": float(metrics["loss"]), "tokens": [job.tokens for job in jobs], "whole": whole, "once": once}
         (folder / f"{name}.json").write_text(json.dumps(result))
@@ -310,6 +318,12 @@ def test_what_lies_whole_on_every_device_by_shape(sizes, shape, rank):
         assert whole == small, name
         all_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
         assert bytes_on_one_device(arrays) * mesh.size / copies <= 1.03 * all_bytes, name
+
+
+def test_decoding_gathers_rows_of_an_odd_vocabulary_and_not_its_table(played):
+    """8 devices split the table of 65 along D; eight rows of 32 float32 cross them."""
+    sizes = read(played, "crossing")
+    assert sizes and max(sizes) <= 8 * 32 * 4 < 65 * 32 * 4
 
 
 def test_no_large_array_lies_whole_on_every_device(played):

@@ -360,7 +360,7 @@ def test_a_tool_that_is_refused_names_the_environment_too(tmp_path, monkeypatch)
 
 def test_values_of_ones_own_types_and_tools_of_base_classes():
     class Base(Shop):
-        @tool
+        @tool()
         def draw(self, at: Point):
             """Draws a point."""
             return [at.x, at.y]

@@ -15,7 +15,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired, TypeVar
+from typing import Annotated, Any, NotRequired, TypeVar, overload
 
 import pydantic
 from pydantic.json_schema import GenerateJsonSchema
@@ -34,8 +34,16 @@ _SECTION = re.compile(r"^(?:Returns|Raises|Yields|Examples?|Notes?):", re.MULTIL
 _ARGUMENT = re.compile(r"^(\w+)(?: *\([^()\n]*\))?:(.*(?:\n[ \t]+.*|\n)*)", re.MULTILINE)
 
 
-def tool(method: F) -> F:
-    """Marks a method as a tool that the agent may call; see `hintsd_jax.envs.tool_env.ToolEnv`."""
+@overload
+def tool(method: F) -> F: ...
+@overload
+def tool() -> Callable[[F], F]: ...
+def tool(method: Any = None) -> Any:
+    """Marks a method as a tool that the agent may call; see `hintsd_jax.envs.tool_env.ToolEnv`. As `@tool` or as
+    `@tool()`.
+    """
+    if method is None:
+        return tool
     setattr(method, _MARK, True)
     return method
 

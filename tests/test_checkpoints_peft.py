@@ -25,7 +25,10 @@ LORA = LoraConfig(rank=2, alpha=3.0, dropout=0.1, targets=tuple(LORA_TARGETS))
 # PEFT's form of an adapter on attention and every expert.
 EXPERTS = FIXTURES / "qwen3_moe_tiny_renormalised"
 # The families whose decoder differs from the first one's.
-OTHERS = [FIXTURES / "mistral_tiny_untied", FIXTURES / "smollm3_tiny_untied"]
+OTHERS = [
+    FIXTURES / name
+    for name in ("mistral_tiny_untied", "smollm3_tiny_untied", "olmo3_tiny_untied", "gemma3_tiny_scaled")
+]
 A_OF_O = "base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"
 
 

@@ -145,13 +145,14 @@ def test_a_gpu_too_old_for_the_kernel_has_the_plain_form(monkeypatch):
 @pytest.mark.parametrize("kind", ["a100-40gb", "h100", "l40"])
 @pytest.mark.parametrize("dims", [64, 128, 256])
 @pytest.mark.parametrize("tokens", [1, 16, 256])
-def test_the_gpu_kernel_fits_the_cards(kind, dims, tokens, monkeypatch):
+@pytest.mark.parametrize("window", [None, 1024])
+def test_the_gpu_kernel_fits_the_cards(kind, dims, tokens, window, monkeypatch):
     monkeypatch.setitem(topologies.GPU_TARGETS, "l40", SMALL_CARD)
     mesh = topologies.gpu_mesh(kind, 1, 2**35)
     whole = jax.NamedSharding(mesh, jax.P())
     shape = lambda *dims, dtype="bfloat16": jax.ShapeDtypeStruct(dims, dtype, sharding=whole)
     cache, of_rows = shape(8, 4, 4096, dims), [shape(8, dtype="int32"), shape(8, tokens, dtype="int32")]
     with jax.set_mesh(mesh):
-        attend = jax.jit(lambda *arrays: cache_kernels.attend_gpu(*arrays))
+        attend = jax.jit(lambda *arrays: cache_kernels.attend_gpu(*arrays, window))
         lowered = attend.lower(shape(8, 4, 4, tokens, dims), cache, cache, *of_rows)
     assert "triton" in (topologies.compiled(lowered, topologies.GPU_OPTIONS).as_text() or "")

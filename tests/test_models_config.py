@@ -272,6 +272,12 @@ def test_which_layers_have_a_window():
     assert PolicyConfig.from_hf(without(OLMO3, "layer_types")) == config  # every fourth has none
     older = without(OLMO3, "rope_parameters") | {"rope_theta": 500.0, "rope_scaling": YARN}
     assert PolicyConfig.from_hf(older) == config and config.rope_scaling == YarnScaling(4.0, 32)
+    full, windowed = (OLMO3["rope_parameters"][f"{kind}_attention"] for kind in ("full", "sliding"))
+    apart = PolicyConfig.from_hf(
+        OLMO3 | {"rope_parameters": {"full_attention": full, "sliding_attention": windowed | {"rope_theta": 9.0}}}
+    )
+    assert (apart.rope_theta, apart.window_rope_theta) == (500.0, 9.0)
+    assert PolicyConfig.from_hf(apart.to_hf()) == apart  # the older form has one base for both
     config = PolicyConfig.from_hf(GEMMA3)
     assert (config.window, config.windowed) == (5, (0, 1, 2, 3, 4, 6)) and config.tie_embeddings
     assert (config.rope_theta, config.window_rope_theta, config.scores_dim) == (1e6, 100.0, 12)

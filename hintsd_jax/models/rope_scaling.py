@@ -160,14 +160,16 @@ def read_rope(hf: Mapping[str, Any], family: Family) -> tuple[Any, RopeScaling |
 
 
 def rope_to_hf(theta: float, scaling: RopeScaling | None, window_theta: float | None, family: Family) -> dict[str, Any]:
-    """Both spellings of the rotary settings."""
+    """The rotary settings in both forms, or in the newer alone where the older has one base for two."""
     scaled = None if scaling is None else scaling.to_hf()
     section = {"rope_theta": theta, **(scaled or {"rope_type": "default"})}
     old = {"rope_theta": theta, "rope_scaling": scaled}
     if not family.rotates_windows_apart:
         return old | {"rope_parameters": section}
-    of_windows = {"rope_theta": window_theta, "rope_type": "default"}
-    return old | {family.window_theta_key: window_theta, "rope_parameters": {_FULL: section, _WINDOWED: of_windows}}
+    new = {"rope_parameters": {_FULL: section, _WINDOWED: {"rope_theta": window_theta, "rope_type": "default"}}}
+    if old.get(family.window_theta_key, window_theta) != window_theta:
+        return new
+    return new | old | {family.window_theta_key: window_theta}
 
 
 def _section(parent: Mapping[str, Any], name: str, where: str = "") -> Mapping[str, Any] | None:

@@ -28,7 +28,7 @@ from hintsd_jax.envs.desk.tasks import desk_tasks
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import training
 from hintsd_jax.tools.desk_policy.demonstrator import Decision, Demonstrator, WeightedTokens
-from hintsd_jax.tools.desk_policy.rows import padded
+from hintsd_jax.tools.desk_policy.rows import packed
 
 LEARNING_RATE = 3e-4
 BOUND = 0.05
@@ -80,7 +80,7 @@ def main() -> None:
         state = optimizer.init(weights)
         for _ in range(arguments.updates):
             rows = [lesson(decision) for decision in rng.choices(lessons, k=arguments.rows)]
-            weights, state, _ = step(weights, state, {"lessons": padded(rows, longest)})
+            weights, state, _ = step(weights, state, packed({"episodes": rows}, longest))
         return chances(weights)
 
     before, lines = chances(params), []

@@ -26,13 +26,8 @@ mistake, on short rows, and .21 once those stood in long ones.
 
 from ml_collections import ConfigDict
 
-# Tokens of the rows of each group, by the largest shape of tasks (requests, decisions).
-LENGTHS = {
-    (2, 2): {"episodes": 192, "reviews": 160, "guided": 256},
-    (4, 3): {"episodes": 336, "reviews": 256, "guided": 416},
-    (8, 6): {"episodes": 624, "reviews": 448, "guided": 800},
-    (16, 12): {"episodes": 1184, "reviews": 832, "guided": 1408},
-}
+# Tokens into which an update's rows are packed, by requests of the longest tasks: none may be longer.
+LENGTHS = {2: 256, 4: 448, 8: 1024, 16: 1536}
 # Of the last phases, on long rows.
 LATE = {"lr": 1e-3, "contrary": 0.4, "foreign": 2.0, "other_faults": 0.4, "drill_decisions": 8}
 
@@ -54,14 +49,8 @@ def _phase(steps: int, rows: dict[str, int], shapes: tuple[tuple[int, int], ...]
         "drill_decisions": 6,  # of a look-up drill, at most
     }
     different = usual | different
-    lengths = {
-        **LENGTHS[shapes[-1]],
-        "judgements": 64,
-        "copies": different["drill_length"],
-        "look_ups": 40 * different["drill_decisions"],
-        "told": 34 * different["drill_decisions"] + 8,
-    }
-    return ConfigDict({"steps": steps, **different, "shapes": shapes, "lengths": lengths, "rows": rows})
+    length = LENGTHS[shapes[-1][0]]
+    return ConfigDict({"steps": steps, **different, "shapes": shapes, "length": length, "rows": rows})
 
 
 def get_config(requests: str = "8"):

@@ -36,7 +36,7 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import __main__ as command
 from hintsd_jax.tools.desk_policy import demonstrator as demonstrator_module
 from hintsd_jax.tools.desk_policy import rows, training
-from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, demonstration
+from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, WeightedTokens, demonstration
 from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
 
 LONG = True  # see conftest.py
@@ -59,15 +59,7 @@ PHASE = {
     "foreign": 2.0,
     "of_told": 0.5,
     "shapes": ((1, 1),),
-    "lengths": {
-        "episodes": 128,
-        "reviews": 128,
-        "guided": 176,
-        "judgements": 64,
-        "copies": 32,
-        "look_ups": 128,
-        "told": 112,
-    },
+    "length": 192,
     "drill_length": 32,
     "drill_decisions": 3,
     "rows": {kind: 1 for kinds in rows.GROUPS.values() for kind in kinds} | {"plain": 3},
@@ -357,11 +349,54 @@ def test_every_phase_of_the_committed_warm_up_has_room_for_its_rows(tokenizer):
     exec((ROOT / "configs" / "desk_warmup.py").read_text(), made)
     phases = {**made["get_config"]().phases, **made["get_config"]("16").phases}
     for name, phase in phases.items():
-        for group, (tokens_BT, _) in rows.make_batch(phase, ChatFormat(tokenizer), seed=5).items():
-            count = sum(phase.rows.get(kind, 0) for kind in rows.GROUPS[group])
-            assert tokens_BT.shape == (count, phase.lengths[group]), name
+        batch = rows.make_batch(phase, ChatFormat(tokenizer), seed=5)
+        assert batch.tokens_BT.shape[1] == phase.length and len(batch.group_N) == sum(phase.rows.values()), name
+        real = batch.row_BT < len(batch.group_N)
+        assert set(batch.row_BT[real]) == set(range(len(batch.group_N))), name
+        assert real.mean() > 0.7, (name, real.shape, real.mean())  # little is padding
     with pytest.raises(ValueError, match="a row of .* tokens does not fit into 8"):
-        rows.make_batch(ConfigDict(PHASE | {"lengths": dict.fromkeys(rows.GROUPS, 8)}), ChatFormat(tokenizer), 5)
+        rows.make_batch(ConfigDict(PHASE | {"length": 8}), ChatFormat(tokenizer), 5)
+
+
+def test_rows_packed_together_teach_what_they_teach_alone(tokenizer):
+    """Loss, gradient and shares, against each row by itself."""
+    policy = small_policy()
+    params = decoder.init_params(policy, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    made = {
+        group: [
+            WeightedTokens(  # of tokens that stand there twice, as a random policy repeats what it reads
+                np.repeat(draw.integers(1, 99, size), 2)[:size].tolist(), draw.choice([0.0, 0.1, 1.0], size).tolist()
+            )
+            for size in sizes
+        ]
+        for group, sizes in {"episodes": (30, 9, 50), "reviews": (2, 41)}.items()
+    }
+    batch = rows.packed(made, 64)
+    assert batch.tokens_BT.shape == (4, 64) and Counter(batch.group_N) == {0: 3, 1: 2}
+
+    def alone(params):
+        total, weight, right = 0.0, 0.0, {}
+        for group, of_group in made.items():
+            tokens, whole = [], []
+            for row in of_group:
+                ids, weights = jnp.array([row.ids]), jnp.array(row.weights[1:])
+                logits = decoder.project(params, policy, decoder.forward(params, policy, ids[:, :-1]))[0]
+                losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, 1:, None], axis=1)[:, 0]
+                total, weight = total + jnp.sum(losses * weights), weight + jnp.sum(weights)
+                hits = (jnp.argmax(logits, axis=-1) == ids[0, 1:])[np.array(row.weights[1:]) == 1.0]
+                tokens += [hits]
+                whole += [hits.all()] if len(hits) else []
+            right[group] = jnp.concatenate(tokens).mean(), jnp.array(whole).mean()
+        return total / weight, right
+
+    (loss, right), expected = jax.value_and_grad(alone, has_aux=True)(params)
+    (ours, scores), grads = jax.value_and_grad(training._loss, has_aux=True)(params, policy, batch)
+    assert ours == pytest.approx(float(loss), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected)
+    for group, (tokens, whole) in right.items():
+        assert scores[f"{group}/right_tokens"] == pytest.approx(float(tokens)) and 0.0 < tokens < 1.0
+        assert scores[f"{group}/right_rows"] == pytest.approx(float(whole))
 
 
 def test_a_copying_drill_repeats_names_or_what_stands_beside_them(tokenizer):
@@ -390,11 +425,15 @@ def test_tokens_that_share_a_word_begin_alike():
     np.testing.assert_allclose(alike_VD.std(), 0.02, rtol=0.05)
 
 
-def test_the_step_learns(tokenizer):
-    policy = PolicyConfig(  # of one layer
+def small_policy():
+    return PolicyConfig(  # of one layer
         vocab_size=desk_tokenizer.VOCAB_SIZE, num_layers=1, d_model=32, num_heads=1, num_kv_heads=1, head_dim=16,
         d_ff=32, rope_theta=500.0, norm_eps=1e-6, tie_embeddings=True, max_positions=512, remat=False,
     )  # fmt: skip
+
+
+def test_the_step_learns(tokenizer):
+    policy = small_policy()
     counts = dict.fromkeys(PHASE["rows"], 0) | {"plain": 3, "hinted": 1, "review": 2}
     phase = ConfigDict(PHASE | {"rows": counts})
     tx = optax.adam(1e-2)
@@ -457,7 +496,7 @@ def test_rows_are_the_same_in_processes_and_what_one_raises_reaches_the_consumer
         ):
             jax.tree.map(np.testing.assert_array_equal, one, other)
         with pytest.raises(ValueError, match="a row of .* tokens does not fit into 8"):
-            next(rows.ahead(workers, ConfigDict(PHASE | {"lengths": dict.fromkeys(rows.GROUPS, 8)}), range(9)))
+            next(rows.ahead(workers, ConfigDict(PHASE | {"length": 8}), range(9)))
 
 
 def test_a_worker_ends_with_the_process_that_started_it_even_if_that_was_killed(tmp_path):

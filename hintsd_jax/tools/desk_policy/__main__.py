@@ -95,7 +95,8 @@ def make_policy(
             for step, batch in enumerate(rows.ahead(making, phase, seeds), first + 1):
                 params, opt_state, metrics = take_step(params, opt_state, batch)
                 if step % config.log_every == 0:
-                    scores = " ".join(f"{key} {float(value):.3f}" for key, value in metrics.items())
+                    shown = [key for key in metrics if "/" not in key or _has_rows(phase, key.split("/")[0])]
+                    scores = " ".join(f"{key} {float(metrics[key]):.3f}" for key in shown)
                     print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
                 if step % config.save_every == 0 or step == phase.steps:
                     checkpoints.save(before + step, (params, opt_state), {"done": _until(config, number)})
@@ -123,6 +124,10 @@ def _started(path: str, policy: PolicyConfig) -> tuple[PreTrainedTokenizerFast, 
     if found != policy:
         raise UserError(f"{path} has another shape than the config's policy: {found}, not {policy}")
     return load_tokenizer(path), params
+
+
+def _has_rows(phase, group: str) -> bool:
+    return any(phase.rows.get(kind, 0) for kind in rows.GROUPS[group])
 
 
 def _until(config, number: int) -> dict:

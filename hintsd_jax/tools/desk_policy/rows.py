@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
 from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
 
-# The kinds of rows that stand in arrays of one length.
+# How the kinds of rows are reported together.
 GROUPS: dict[str, tuple[str, ...]] = {
     "episodes": ("plain", "hinted"),
     "reviews": ("review", "step_feedback"),
@@ -35,35 +35,63 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "look_ups": ("lab_drill",),
     "told": ("told_drill",),
 }
+_STEP = 2  # arrays have a multiple of so many rows, so that there are few programs
 
-Batch = dict[str, tuple[np.ndarray, np.ndarray]]  # group -> tokens int32 [B, T] and weights float32 [B, T]
+
+class Batch(NamedTuple):
+    """N rows of any length, packed into B of length T, one behind the other.
+
+    tokens_BT, int32. weights_BT, float32: of each token's loss; 0 for the first of a row, which nothing precedes, and
+    for padding. first_BT, int32: the index at which the row of a token begins. row_BT, int32: its number, N: padding.
+    group_N, int32: of a row, its number in `GROUPS`.
+    """
+
+    tokens_BT: np.ndarray
+    weights_BT: np.ndarray
+    first_BT: np.ndarray
+    row_BT: np.ndarray
+    group_N: np.ndarray
+
 
 _chat: list[ChatFormat] = []  # of this process: see `start`
 
 
-def padded(rows: Sequence[WeightedTokens], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int32 [B, T] and weights float32 [B, T], right padded.
+def packed(groups: Mapping[str, Sequence[WeightedTokens]], length: int) -> Batch:
+    """The rows, by group, where the fewest tokens are left beside them, the longest first.
 
-    Raises ValueError for a longer row: one that is cut would teach something else.
+    Raises ValueError for a row that is longer than `length`: one that is cut would teach something else.
     """
-    tokens_BT = np.zeros((len(rows), length), np.int32)
-    weights_BT = np.zeros((len(rows), length), np.float32)
-    for b, row in enumerate(rows):
-        n = len(row.ids)
-        if n > length:
-            raise ValueError(f"a row of {n} tokens does not fit into {length}")
-        tokens_BT[b, :n], weights_BT[b, :n] = row.ids, row.weights
-    return tokens_BT, weights_BT
+    rows = [(row, list(GROUPS).index(group)) for group, made in groups.items() for row in made]
+    filled: list[int] = []
+    places: dict[int, tuple[int, int]] = {}  # row -> where it stands
+    for n in sorted(range(len(rows)), key=lambda n: -len(rows[n][0].ids)):
+        size = len(rows[n][0].ids)
+        if size > length:
+            raise ValueError(f"a row of {size} tokens does not fit into {length}")
+        fitting = [b for b, used in enumerate(filled) if used + size <= length]
+        best = max(fitting, key=lambda b: filled[b], default=len(filled))
+        if best == len(filled):
+            filled.append(0)
+        places[n] = best, filled[best]
+        filled[best] += size
+    shape = -(-len(filled) // _STEP) * _STEP, length
+    tokens_BT, weights_BT = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    first_BT, row_BT = np.tile(np.arange(length, dtype=np.int32), (shape[0], 1)), np.full(shape, len(rows), np.int32)
+    for n, (b, first) in places.items():
+        row, here = rows[n][0], np.s_[b, first : first + len(rows[n][0].ids)]
+        tokens_BT[here], weights_BT[here] = row.ids, row.weights
+        weights_BT[b, first], first_BT[here], row_BT[here] = 0.0, first, n
+    return Batch(tokens_BT, weights_BT, first_BT, row_BT, np.array([group for _, group in rows], np.int32))
 
 
 def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
-    """The rows of one update, in the groups `GROUPS`, each of a length of its own.
+    """The rows of one update.
 
     `phase.rows` gives the number of rows of each kind that there are, `phase.shapes` (length, difficulty) pairs to draw
     tasks from. With `phase.clean` the demonstrator makes no mistakes (the look-ups are learned first, the habits
     later); reviews are always of episodes with faults.
 
-    Raises ValueError for a row that is longer than its group.
+    Raises ValueError for a row that is longer than `phase.length`.
     """
     demonstrator, index = Demonstrator(chat, seed), 0
     rng, contradict, errors = demonstrator.rng, phase.contradict_rate, 1.0 - phase.clean
@@ -92,12 +120,11 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
         "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
         "told_drill": lambda: told_drill(chat, rng, phase.drill_decisions),
     }
-    batch = {}
-    for group, members in GROUPS.items():
-        made = [kinds[kind]() for kind in members for _ in range(phase.rows.get(kind, 0))]
-        if made:
-            batch[group] = padded(made, phase.lengths[group])
-    return batch
+    made = {
+        group: [kinds[kind]() for kind in members for _ in range(phase.rows.get(kind, 0))]
+        for group, members in GROUPS.items()
+    }
+    return packed(made, phase.length)
 
 
 def processes(tokenizer: Any) -> ProcessPoolExecutor:

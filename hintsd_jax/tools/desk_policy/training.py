@@ -2,7 +2,7 @@
 
 """Weighted next-token training of the embedded policy, and what it would do at a decision.
 
-Small on purpose: one compiled step per phase.
+Small on purpose: a compiled step per phase, and per number of rows into which an update's are packed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hintsd_jax.models import decoder
 from hintsd_jax.models.config import PolicyConfig
 from hintsd_jax.sampling.scoring import span_logprobs
 from hintsd_jax.tools.desk_policy.demonstrator import Decision
+from hintsd_jax.tools.desk_policy.rows import GROUPS, Batch
 
 
 def alike_by_word(embedding_VD: jax.Array, texts: Sequence[str], key: jax.Array) -> jax.Array:
@@ -43,37 +44,35 @@ def alike_by_word(embedding_VD: jax.Array, texts: Sequence[str], key: jax.Array)
     return embedding_VD.at[ids].set((embedding_VD[ids] + shared_ND) / jnp.sqrt(2.0))
 
 
-def _sums(params, policy: PolicyConfig, tokens_BT, weights_BT):
-    """Weighted cross-entropy sum, weight sum, and how many full-weight tokens (and whole answers) the argmax gets
-    right.
+def _loss(params, policy: PolicyConfig, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(mean cross-entropy by weight, of each group of rows the shares of full-weight tokens, and of whole rows of them,
+    that the argmax gets right).
     """
-    hidden_BTD = decoder.forward(params, policy, tokens_BT[:, :-1])
+    first_BT, targets_BT, weights_BT = batch.first_BT[:, :-1], batch.tokens_BT[:, 1:], batch.weights_BT[:, 1:]
+    hidden_BTD = decoder.forward(params, policy, batch.tokens_BT[:, :-1], first_BT=first_BT)
     logits_BTV = decoder.project(params, policy, hidden_BTD)
-    targets_BT, weights_BT = tokens_BT[:, 1:], weights_BT[:, 1:]
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
-    counted_BT = weights_BT == 1.0
-    right_BT = (jnp.argmax(logits_BTV, -1) == targets_BT) | ~counted_BT
-    scored_B = jnp.any(counted_BT, axis=1)
+    N, counted_BT = len(batch.group_N), weights_BT == 1.0
+    of_rows = lambda x_BT: jax.ops.segment_sum(jnp.ravel(x_BT).astype(jnp.int32), jnp.ravel(batch.row_BT[:, 1:]), N)
+    counted_N = of_rows(counted_BT)
+    wrong_N = of_rows(counted_BT & (jnp.argmax(logits_BTV, -1) != targets_BT))
+    of_groups = lambda x_N: jax.ops.segment_sum(x_N.astype(jnp.int32), batch.group_N, len(GROUPS))
+    share = lambda part_N, whole_N: of_groups(part_N) / jnp.maximum(of_groups(whole_N), 1)
+    scored_N = counted_N > 0
     scores = {
-        "right_tokens": jnp.sum(right_BT & counted_BT) / jnp.maximum(jnp.sum(counted_BT), 1),
-        "right_rows": jnp.sum(jnp.all(right_BT, axis=1) & scored_B) / jnp.maximum(jnp.sum(scored_B), 1),
+        "right_tokens": share(counted_N - wrong_N, counted_N),
+        "right_rows": share(scored_N & (wrong_N == 0), scored_N),
     }
-    return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT), scores
+    by_group = {f"{name}/{key}": score[n] for n, name in enumerate(GROUPS) for key, score in scores.items()}
+    return jnp.sum(losses_BT * weights_BT) / jnp.sum(weights_BT), by_group
 
 
 def make_step(policy: PolicyConfig, tx: optax.GradientTransformation) -> Callable:
     """A compiled `(params, opt_state, batch) -> (params, opt_state, metrics)`; donates its state."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, batch):
-        def loss_fn(params):
-            loss, weight, metrics = 0.0, 0.0, {}
-            for name, (tokens_BT, weights_BT) in batch.items():
-                group_loss, group_weight, scores = _sums(params, policy, tokens_BT, weights_BT)
-                loss, weight = loss + group_loss, weight + group_weight
-                metrics |= {f"{name}/{key}": value for key, value in scores.items()}
-            return loss / weight, metrics
-
+    def step(params, opt_state, batch: Batch):
+        loss_fn = lambda params: _loss(params, policy, batch)
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}

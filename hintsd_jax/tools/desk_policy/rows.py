@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "look_ups": ("lab_drill",),
     "told": ("told_drill",),
 }
+Array = Any  # NumPy where rows are made; jax where they are learned from
 _STEP = 2  # arrays have a multiple of so many rows, so that there are few programs
 
 
@@ -46,11 +47,11 @@ class Batch(NamedTuple):
     group_N, int32: of a row, its number in `GROUPS`.
     """
 
-    tokens_BT: np.ndarray
-    weights_BT: np.ndarray
-    first_BT: np.ndarray
-    row_BT: np.ndarray
-    group_N: np.ndarray
+    tokens_BT: Array
+    weights_BT: Array
+    first_BT: Array
+    row_BT: Array
+    group_N: Array
 
 
 _chat: list[ChatFormat] = []  # of this process: see `start`

@@ -3,11 +3,13 @@
 import json
 import pathlib
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintsd_jax.errors import UserError
+from hintsd_jax.models import rope
 from hintsd_jax.models.config import ExpertsConfig, PolicyConfig
 from hintsd_jax.models.families import FAMILIES
 from hintsd_jax.models.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
@@ -136,6 +138,15 @@ def test_what_absent_keys_mean():
         ({"rope_scaling": YARN | {"mscale": 1.0}}, "rope_scaling.mscale is 1.0, which is not"),
         ({"rope_scaling": YARN | {"low_freq_factor": 2.0}}, "rope_scaling.low_freq_factor is 2.0, which is not"),
         ({"rope_scaling": YARN | {"beta_fast": 0.5}}, r"beta_fast \(0.5\) must exceed beta_slow \(1.0\)"),
+        (
+            {"rope_scaling": YARN | {"beta_slow": 1e-320, "beta_fast": 1e-319}},
+            "beta_slow must be from 0.001 to 16777216",
+        ),
+        (
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 1e300}},
+            r"original_max_position_embeddings must be from 1 to 16777216, not 1e\+300",
+        ),
+        ({"rope_parameters": YARN | {"rope_theta": 1.0}}, "rope_theta must exceed 1 with yarn rope scaling, not 1.0"),
         ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor must be a positive number, not 0"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope_parameters.rope_type is 'longrope'"),
@@ -334,8 +345,13 @@ def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(base, dat
     keys = st.sampled_from(sorted({*base, "rope_scaling", "rope_parameters", "quantization_config", "layer_types"}))
     hf = base | data.draw(st.dictionaries(keys, _JSON, min_size=1, max_size=2))
     if data.draw(st.booleans()):
-        inside = data.draw(st.dictionaries(st.sampled_from([*SCALED, "rope_theta", "type"]), _JSON, max_size=3))
-        hf[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = SCALED | inside
+        inside = data.draw(
+            st.dictionaries(
+                st.sampled_from([*SCALED, *YARN, "beta_fast", "beta_slow", "rope_theta", "type"]), _JSON, max_size=3
+            )
+        )
+        scaled = data.draw(st.sampled_from([SCALED, YARN, {"rope_type": "linear", "factor": 2.0}]))
+        hf[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = scaled | inside
     for key in data.draw(st.lists(keys, max_size=1)):
         hf.pop(key, None)
     try:
@@ -344,3 +360,5 @@ def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(base, dat
         assert "\n" not in str(error) and len(str(error)) < 400
     else:
         assert PolicyConfig.from_hf(config.to_hf()) == config
+        if config.head_dim < 1000:
+            rope.rotations(jnp.zeros((1, 1), int), config)  # whatever is read can be computed

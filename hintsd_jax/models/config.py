@@ -27,7 +27,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models import layer_kinds
 from hintsd_jax.models.families import FAMILIES, LORA_TARGETS, Family
 from hintsd_jax.models.hf_keys import LARGEST, is_dimension, is_positive, short, unknown_key
-from hintsd_jax.models.rope_scaling import RopeScaling, read_rope, rope_to_hf
+from hintsd_jax.models.rope_scaling import RopeScaling, YarnScaling, read_rope, rope_to_hf
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -215,6 +215,8 @@ class PolicyConfig:
             raise UserError("policy config: sliding_window is missing, but layers have one")
         if self.window is not None and not is_dimension(self.window):
             raise UserError(f"policy config: sliding_window must be a positive integer, not {short(self.window)}")
+        if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
+            raise UserError(f"policy config: rope_theta must exceed 1 with yarn rope scaling, not {self.rope_theta}")
         for value, key in ((self.window_rope_theta, family.window_theta_key), (self.scores_dim, _SCORES_KEY)):
             if value is not None and not is_positive(value):
                 raise UserError(f"policy config: {key} must be a positive number, not {short(value)}")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.families import Family
-from hintsd_jax.models.hf_keys import is_off, is_positive, short
+from hintsd_jax.models.hf_keys import LARGEST, is_off, is_positive, short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,14 @@ class YarnScaling(RopeScaling):
             raise UserError(
                 f"config.json: yarn rope scaling: beta_fast ({self.fast}) must exceed beta_slow ({self.slow})"
             )
+        # Logarithms are taken of their quotients.
+        for key, value, least in (
+            ("beta_slow", self.slow, 1e-3),
+            ("beta_fast", self.fast, 1e-3),
+            ("original_max_position_embeddings", self.original_positions, 1),
+        ):
+            if not least <= value <= LARGEST:
+                raise UserError(f"config.json: yarn rope scaling: {key} must be from {least} to {LARGEST}, not {value}")
 
     @property
     def magnitude(self) -> float:

@@ -107,6 +107,8 @@ def facts_of(arguments: argparse.Namespace, run: Run, choices: Mapping[str, Choi
     and what comes of all that ("resolved").
     """
     settings, overrides = shared_settings(arguments), list(ARMS[run.arm][1])
+    if dialogues := settings.pop("sft.path", ""):  # which one arm reads: the others can be compared with and without
+        overrides += [f"sft.path={dialogues}"] * (run.arm == "sft")
     lr = config_of(arguments.config, settings).optim.lr
     facts = {"arm": run.arm, "seed": run.seed, "config": arguments.config, "settings": settings}
     if run.factor is not None:

@@ -2,7 +2,7 @@
 
 Command:  make desk-policy, which is
           python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
-Hardware: 2 CPU cores, about four hours.
+Hardware: 2 CPU cores; four hours before the rows of an update were packed.
 Expect:   assets/desk-policy; what it can do, and what not: docs/desk.md.
 
 All phases run in one go. A run that was stopped goes on with the same command, from its last checkpoint in

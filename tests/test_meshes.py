@@ -32,16 +32,16 @@ LOADED = (
     "llama_tiny_tied",
     "smollm3_tiny_tied",
     "qwen3_moe_tiny_renormalised",
-    "olmo3_tiny_untied",
 )
 # Other decoders, each on one device and on a mesh -> (fields, rank of an adapter on attention and feed-forward part).
 # Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight.
-WINDOWS = {"num_layers": 2, "window": 9, "windowed": (0,), "window_rope_theta": 50.0}
 OTHERS = {
     ("6 experts", "2x2x2"): ({"family": "qwen3_moe", "experts": (6, 2, 24, True)}, 4),
     ("8 experts", "1x8x1"): ({"family": "qwen3_moe", "experts": (8, 2, 24, True)}, 0),
-    ("gemma3", "2x2x2"): ({"family": "gemma3", "scores_dim": 6, **WINDOWS}, 4),
-    ("olmo3", "1x1x8"): ({"family": "olmo3", **WINDOWS}, 0),
+    ("windows", "2x2x2"): (
+        {"family": "olmo3", "num_layers": 2, "window": 9, "windowed": (0,), "window_rope_theta": 50.0},
+        0,
+    ),
 }
 LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device

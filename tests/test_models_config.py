@@ -279,7 +279,7 @@ def test_which_layers_have_a_window():
     with pytest.raises(UserError, match=r"layers \(0,\) have a window, which is impossible in mistral"):
         PolicyConfig.from_hf(MISTRAL | {"sliding_window": 4096}, windowed=(0,))
     config = PolicyConfig.from_hf(OLMO3)
-    assert (config.window, config.windowed) == (3, (0, 1, 2, 4))
+    assert (config.window, config.windowed) == (3, (0, 1, 2))
     assert PolicyConfig.from_hf(without(OLMO3, "layer_types")) == config  # every fourth has none
     older = without(OLMO3, "rope_parameters") | {"rope_theta": 500.0, "rope_scaling": YARN}
     assert PolicyConfig.from_hf(older) == config and config.rope_scaling == YarnScaling(4.0, 32)
@@ -290,10 +290,12 @@ def test_which_layers_have_a_window():
     assert (apart.rope_theta, apart.window_rope_theta) == (500.0, 9.0)
     assert PolicyConfig.from_hf(apart.to_hf()) == apart  # the older form has one base for both
     config = PolicyConfig.from_hf(GEMMA3)
-    assert (config.window, config.windowed) == (5, (0, 1, 2, 3, 4, 6)) and config.tie_embeddings
+    assert (config.window, config.windowed) == (5, (0, 1, 3)) and config.tie_embeddings
     assert (config.rope_theta, config.window_rope_theta, config.scores_dim) == (1e6, 100.0, 12)
     every_other = PolicyConfig.from_hf(GEMMA3 | {"sliding_window_pattern": 2, "_sliding_window_pattern": 2})
-    assert every_other.windowed == (0, 2, 4, 6)
+    assert every_other.windowed == (0, 2)
+    every_sixth = PolicyConfig.from_hf(without(GEMMA3, "sliding_window_pattern", "_sliding_window_pattern"))
+    assert every_sixth.windowed == (0, 1, 2, 3)
     scaled = PolicyConfig.from_hf(GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert scaled.rope_scaling == LinearScaling(8.0)
     assert PolicyConfig.from_hf(without(GEMMA3, "tie_word_embeddings", "cache_implementation")) == config
@@ -313,10 +315,10 @@ def test_which_layers_have_a_window():
         (GEMMA3 | {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; only 'gelu_pytorch_tanh'"),
         (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         (GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
-        (GEMMA3 | {"_sliding_window_pattern": 3}, r"sliding_window_pattern must be one positive integer, not \[6, 3\]"),
+        (GEMMA3 | {"_sliding_window_pattern": 2}, r"sliding_window_pattern must be one positive integer, not \[3, 2\]"),
         (GEMMA3 | {"architectures": ["Gemma3ForConditionalGeneration"]}, "supported is one of"),
-        (OLMO3 | {"layer_types": ["full_attention"]}, "layer_types must name each of 5 layers, not 1"),
-        (OLMO3 | {"layer_types": ["chunked_attention"] * 5}, "only full_attention and sliding_attention are supported"),
+        (OLMO3 | {"layer_types": ["full_attention"]}, "layer_types must name each of 4 layers, not 1"),
+        (OLMO3 | {"layer_types": ["chunked_attention"] * 4}, "only full_attention and sliding_attention are supported"),
         (
             OLMO3 | {"rope_parameters": OLMO3["rope_parameters"] | {"sliding_attention": YARN | {"rope_theta": 5.0}}},
             "rope_parameters.sliding_attention is scaled, which is not supported",

@@ -15,26 +15,7 @@ from hintsd_jax.models.families import FAMILIES
 from hintsd_jax.models.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-NAMES = [
-    "qwen3_tiny_tied",
-    "qwen3_tiny_untied",
-    "qwen2_tiny_tied",
-    "qwen2_tiny_untied",
-    "llama_tiny_scaled",
-    "llama_tiny_tied",
-    "qwen3_moe_tiny_renormalised",
-    "qwen3_moe_tiny_plain",
-    "mistral_tiny_untied",
-    "smollm3_tiny_tied",
-    "smollm3_tiny_untied",
-    "mistral_tiny_windowed",
-    "olmo2_tiny_untied",
-    "olmo3_tiny_untied",
-    "olmo3_tiny_tied",
-    "gemma3_tiny_tied",
-    "gemma3_tiny_scaled",
-    "qwen3_tiny_yarn",
-]
+NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.npz"))
 HF = json.loads((FIXTURES / "qwen3_tiny_tied" / "config.json").read_text())
 MISTRAL = json.loads((FIXTURES / "mistral_tiny_tied" / "config.json").read_text())
 SMOLLM3 = json.loads((FIXTURES / "smollm3_tiny_tied" / "config.json").read_text())

@@ -208,7 +208,8 @@ def attend_past(
     M, start_BM = q_BMHC.shape[1], branches.prefix_start_BM
     same_BMM = branches.branch_id_BM[:, :, None] == branches.branch_id_BM[:, None, :]
     visible_BMM = same_BMM & jnp.tri(M, dtype=bool)[None]
-    if window is not None and positions_BM is not None:
+    if window is not None:
+        assert positions_BM is not None  # by which a window reaches into the prefix
         is_far_MM = jnp.tri(M, k=-window.keys, dtype=bool)
         visible_BMM &= ~(window.acts & is_far_MM)[None]
         begin_BM = start_BM + jnp.maximum(positions_BM - window.keys + 1, 0)

@@ -13,7 +13,7 @@ from hintsd_jax.errors import UserError
 from hintsd_jax.models.families import Family
 from hintsd_jax.models.hf_keys import is_dimension, short
 
-_FULL, _WINDOWED = "full_attention", "sliding_attention"  # names in layer_types
+FULL, WINDOWED = "full_attention", "sliding_attention"  # names in layer_types, and of their rotary settings
 # The window's size; of files that do not name the layers, how many make one turn, of which the last has none.
 _WINDOW_KEYS = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern")
 # 1 or 0 for each layer, or else all but every so many rotate.
@@ -32,9 +32,9 @@ def refuse(hf: Mapping[str, Any], family: Family) -> None:
             f"config.json: sliding_window is absent, which means a window in {family.architecture} whose size the file"
             " does not say; it must be null where there is none"
         )
-    kinds, known = hf.get("layer_types") or [], [_FULL]
+    kinds, known = hf.get("layer_types") or [], [FULL]
     if family.full_every is not None and hf["sliding_window"] is not None:
-        known.append(_WINDOWED)
+        known.append(WINDOWED)
     if not isinstance(kinds, list) or any(kind not in known for kind in kinds):
         raise UserError(f"config.json: layer_types is {short(kinds)}; only {' and '.join(known)} are supported here")
 
@@ -58,7 +58,7 @@ def to_hf(
     if family.full_every is not None:
         hf["sliding_window"] = window
     if family.full_every:
-        hf["layer_types"] = [_WINDOWED if n in windowed else _FULL for n in range(num_layers)]
+        hf["layer_types"] = [WINDOWED if n in windowed else FULL for n in range(num_layers)]
     if family.skips_rope:
         hf["no_rope_layers"] = [int(n not in unrotated) for n in range(num_layers)]
     return hf
@@ -72,7 +72,7 @@ def _windowed(hf: Mapping[str, Any], num_layers: int, family: Family) -> tuple[i
             raise UserError(f"config.json: layer_types must name each of {num_layers} layers, not {len(kinds)}")
         if every == 0 and len(set(kinds)) > 1:
             raise UserError(f"config.json: layer_types are of two kinds, unlike in {family.architecture}")
-        return tuple(n for n, kind in enumerate(kinds) if kind == _WINDOWED)
+        return tuple(n for n, kind in enumerate(kinds) if kind == WINDOWED)
     patterns = [hf[key] for key in _WINDOW_KEYS[1:] if hf.get(key) is not None]
     if any(not is_dimension(pattern) or pattern != patterns[0] for pattern in patterns):
         raise UserError(f"config.json: sliding_window_pattern must be one positive integer, not {short(patterns)}")

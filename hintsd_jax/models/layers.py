@@ -59,11 +59,11 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        one = 1.0 if self.config.switches.norm_adds_one else 0.0
-        scale = _param(self, "scale", nn.initializers.constant(1.0 - one), ("norm",), (x.shape[-1],))
+        adds_one = self.config.switches.norm_adds_one
+        scale = _param(self, "scale", nn.initializers.constant(0.0 if adds_one else 1.0), ("norm",), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.norm_eps)
-        return (x * (one + scale if one else scale)).astype(self.config.compute_dtype)
+        return (x * (1.0 + scale if adds_one else scale)).astype(self.config.compute_dtype)
 
 
 def _one_by_one(role: str, y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,22 +152,22 @@ class Attention(nn.Module):
         """Returns what is mixed, and the updated cache where there is one."""
         cfg, switches = self.config, self.config.switches
 
-        def heads(name: str, number: int, axis: str, is_normed: bool = False) -> jax.Array:
+        def heads(name: str, number: int, axis: str, normed: str = "none") -> jax.Array:
             nonlocal x_BTD
             features, axes = number * cfg.head_dim, ("embed", axis)
             x = Linear(cfg, self.role, features, axes, switches.qkv_bias, name=name)(x_BTD, masks)
             # The barrier has another use: else the compiler splits W into heads instead of the few tokens, and TPU
             # keeps a second, transposed copy of it.
             x, x_BTD = _one_by_one(self.role, x, x_BTD)
-            norm = RMSNorm(cfg, name=f"{name}_norm") if is_normed else None
-            if norm and switches.qk_norm == "all_heads":
+            norm = RMSNorm(cfg, name=f"{name}_norm")
+            if normed == "all_heads":
                 x = norm(x)
             x = x.reshape(*x.shape[:2], number, cfg.head_dim)
             x = constrain(x, self.role, "batch", "length", f"act_{axis}", "act_head_dim")
-            return norm(x) if norm and switches.qk_norm == "each_head" else x
+            return norm(x) if normed == "each_head" else x
 
-        q_BTHC = heads("query", cfg.num_heads, "heads", is_normed=switches.qk_norm != "none")
-        k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads", is_normed=switches.qk_norm != "none")
+        q_BTHC = heads("query", cfg.num_heads, "heads", switches.qk_norm)
+        k_BTKC = heads("key", cfg.num_kv_heads, "kv_heads", switches.qk_norm)
         v_BTKC = heads("value", cfg.num_kv_heads, "kv_heads")
         rotation = rope.of_layer(shared.rotations, cfg, layer)
         q_BTHC, k_BTKC = rope.rotate(q_BTHC, rotation), rope.rotate(k_BTKC, rotation)
@@ -180,14 +180,12 @@ class Attention(nn.Module):
             mixed_BTHC = constrain(mixed_BTHC, self.role, "batch", "length", "act_heads", "act_head_dim")
         else:
             window = Window(cfg.window, rope.among(cfg.windowed, cfg, layer)) if cfg.window and cfg.windowed else None
-            heads_of = (q_BTHC, k_BTKC, v_BTKC)
+            qkv = (q_BTHC, k_BTKC, v_BTKC)
             if shared.branches is not None:
-                mixed_BTHC = attention.attend_branches(
-                    *heads_of, shared.branches, shared.first_BT, positions_BT, window
-                )
+                mixed_BTHC = attention.attend_branches(*qkv, shared.branches, shared.first_BT, positions_BT, window)
             else:
                 # Causal by index, not by position: sequences are contiguous and padded on the right only.
-                mixed_BTHC = attention.attend_causal(*heads_of, shared.first_BT, window)
+                mixed_BTHC = attention.attend_causal(*qkv, shared.first_BT, window)
         out = Linear(cfg, self.role, cfg.d_model, ("heads", "embed"), residual=True, name="out")
         return out(mixed_BTHC.reshape(*x_BTD.shape[:2], -1), masks), cache
 

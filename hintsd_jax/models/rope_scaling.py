@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from hintsd_jax.errors import UserError
 from hintsd_jax.models.families import Family
 from hintsd_jax.models.hf_keys import LARGEST, is_off, is_positive, short
+from hintsd_jax.models.layer_kinds import FULL, WINDOWED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +130,6 @@ class YarnScaling(RopeScaling):
 _SCALINGS: dict[str, type[RopeScaling]] = {kind.kind: kind for kind in (LinearScaling, Llama3Scaling, YarnScaling)}
 # Of such a section: what is read whatever the kind is.
 _READ = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-# The sections of families whose layers with windows rotate apart.
-_FULL, _WINDOWED = "full_attention", "sliding_attention"
 _CONTRADICTION = "config.json: rope_parameters, rope_theta and rope_scaling contradict each other"
 
 
@@ -146,15 +145,15 @@ def read_rope(hf: Mapping[str, Any], family: Family) -> tuple[Any, RopeScaling |
     if family.rotates_windows_apart:
         window_thetas.append(hf.get(family.window_theta_key))
         if new is not None:
-            kinds = {kind: _section(new, kind, "rope_parameters.") for kind in (_FULL, _WINDOWED)}
+            kinds = {kind: _section(new, kind, "rope_parameters.") for kind in (FULL, WINDOWED)}
             if others := sorted(set(map(str, new)) - set(kinds)):
-                raise UserError(f"config.json: rope_parameters has {others[0]!r} beside {_FULL} and {_WINDOWED}")
-            windowed = kinds[_WINDOWED] or {}
-            if _scaling(f"rope_parameters.{_WINDOWED}", windowed) is not None:
-                raise UserError(f"config.json: rope_parameters.{_WINDOWED} is scaled, which is not supported")
+                raise UserError(f"config.json: rope_parameters has {others[0]!r} beside {FULL} and {WINDOWED}")
+            windowed = kinds[WINDOWED] or {}
+            if _scaling(f"rope_parameters.{WINDOWED}", windowed) is not None:
+                raise UserError(f"config.json: rope_parameters.{WINDOWED} is scaled, which is not supported")
             window_thetas.append(windowed.get("rope_theta"))
             del sections["rope_parameters"]
-            sections[f"rope_parameters.{_FULL}"] = kinds[_FULL]
+            sections[f"rope_parameters.{FULL}"] = kinds[FULL]
     given = {name: section for name, section in sections.items() if section is not None}
     thetas += [section.get("rope_theta") for section in given.values()]
     theta = _agreed("rope_theta (or rope_parameters.rope_theta)", thetas)
@@ -163,7 +162,7 @@ def read_rope(hf: Mapping[str, Any], family: Family) -> tuple[Any, RopeScaling |
         raise UserError(_CONTRADICTION)
     window_theta = None
     if family.rotates_windows_apart:
-        window_theta = _agreed(f"{family.window_theta_key} (or rope_parameters.{_WINDOWED}.rope_theta)", window_thetas)
+        window_theta = _agreed(f"{family.window_theta_key} (or rope_parameters.{WINDOWED}.rope_theta)", window_thetas)
     return theta, scalings[0] if scalings else None, window_theta
 
 
@@ -174,7 +173,7 @@ def rope_to_hf(theta: float, scaling: RopeScaling | None, window_theta: float | 
     old = {"rope_theta": theta, "rope_scaling": scaled}
     if not family.rotates_windows_apart:
         return old | {"rope_parameters": section}
-    new = {"rope_parameters": {_FULL: section, _WINDOWED: {"rope_theta": window_theta, "rope_type": "default"}}}
+    new = {"rope_parameters": {FULL: section, WINDOWED: {"rope_theta": window_theta, "rope_type": "default"}}}
     if old.get(family.window_theta_key, window_theta) != window_theta:
         return new
     return new | old | {family.window_theta_key: window_theta}

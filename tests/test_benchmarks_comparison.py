@@ -428,6 +428,17 @@ def test_options_that_make_no_sense_are_refused_in_one_line(tmp_path, option, me
         compare_algorithms.carry_out(arguments, [], Runner(arguments))
 
 
+def test_dialogues_are_the_setting_of_the_one_arm_that_reads_them():
+    """So that it stands beside arms that were run without them."""
+    plain, given = (
+        compare_algorithms.parser(None).parse_args(["eval.tasks=9", *more]) for more in ([], ["sft.path=x.jsonl"])
+    )
+    facts = lambda arguments, arm: compare_algorithms.facts_of(arguments, Run(arm, 0), {})
+    assert facts(given, "grpo") == facts(plain, "grpo")
+    sft = facts(given, "sft")
+    assert sft["settings"] == facts(plain, "grpo")["settings"] and "sft.path=x.jsonl" in sft["overrides"]
+
+
 @pytest.mark.parametrize("config", ["desk", "textworld", "bfcl_smoke"])
 def test_every_arm_is_a_config_of_every_environment(config):
     arms = {

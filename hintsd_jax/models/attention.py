@@ -25,9 +25,7 @@ from hintsd_jax.models import cudnn, splash, tiled
 
 _MIN = jnp.finfo(jnp.float32).min  # finite: a row whose every key is hidden must give no NaN
 KEY_BLOCK = 1024  # keys of a trunk that are read at once
-# Queries, and keys, whose scores exist at once in a row that attends to itself: 32 heads x 512 x 512 are 34 MB. On CPU
-# a tile's scores stay in the cache of a core: forward and backward, 64 took 0.6 to 0.9 of the time of 128.
-_TILE, _CPU_TILE = 512, 64
+_TILE = 512  # queries, and keys, whose scores exist at once in a row that attends to itself: 34 MB for 32 heads
 
 
 class Branches(NamedTuple):
@@ -160,7 +158,7 @@ def attend_causal(
     def in_tiles(largest: int, keep: bool = False) -> Any:
         return lambda q, k, v, first_BT, seen_BT: tiled.attend_causal(q, k, v, seen_BT, largest, keep)
 
-    forms: dict[str, Any] = {"cpu": in_tiles(_CPU_TILE, keep=True), "default": in_tiles(_TILE)}
+    forms: dict[str, Any] = {"cpu": in_tiles(_cpu_tile(*q_BTHC.shape[:3]), keep=True), "default": in_tiles(_TILE)}
     if splash.fits(q_BTHC, k_BTKC):
         of_tpu = lambda keys: lambda q, k, v, first_BT, seen_BT: splash.attend_causal(q, k, v, first_BT, keys)
         forms["tpu"] = _by_layer(window, of_tpu(None), of_tpu(window and window.keys))
@@ -168,6 +166,13 @@ def attend_causal(
         of_gpu = lambda q, k, v, first_BT, seen_BT: cudnn.attend_causal(q, k, v, first_BT)
         forms["cuda"] = _by_layer(window, of_gpu, in_tiles(_TILE))
     return jax.lax.platform_dependent(q_BTHC, k_BTKC, v_BTKC, first_BT, seen_BT, **forms)
+
+
+def _cpu_tile(B: int, T: int, H: int) -> int:
+    """Where the scores of a tile, of all rows and heads, stay within 4 MiB, and so in a core's caches; and four or more
+    tiles in a row, as half of those on the diagonal is for nothing (`benchmarks/causal_attention.py`).
+    """
+    return max([tile for tile in (128, 256) if B * H * tile**2 <= 2**20 and -(-T // tile) >= 4], default=64)
 
 
 def _by_layer(window: Window | None, full: Any, windowed: Any) -> Any:

@@ -34,9 +34,7 @@ def get_config():
     config.batch.action_buckets = ()
     config.batch.whole_episode_buckets = ()
 
-    config.optim.lr = (
-        5e-5  # a guess between the released 5e-6, for 1,500 updates, and 5e-4, for ten of TextWorld: search
-    )
+    config.optim.lr = 5e-5  # a guess, between the released 5e-6 of 1,500 updates and 5e-4, for ten of TextWorld
     config.optim.steps = 200
     config.eval.every = 25
     config.eval.test_tasks = 100

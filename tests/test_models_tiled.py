@@ -96,6 +96,17 @@ def test_the_size_of_a_tile_changes_nothing_but_rounding(largest):
         np.testing.assert_allclose(got, expected, atol=5e-6)
 
 
+@pytest.mark.parametrize(("T", "tile"), [(385, 128), (769, 256)])
+def test_longer_rows_take_larger_tiles_on_a_cpu(T, tile):
+    """As long as their scores stay in its caches; values and gradients are the same."""
+    inputs = draw(T, 2, 1, batch=1)
+    mixed, back = jax.vjp(attention.attend_causal, *inputs[:3])
+    for got, expected in zip((mixed, *back(inputs[3])), oracle(*inputs), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-6)
+    assert attention._cpu_tile(1, T, 2) == tile > attention._cpu_tile(1, T - 1, 2)
+    assert attention._cpu_tile(999, T, 2) == 64
+
+
 def test_scores_far_from_zero_are_safe():
     """exp of these scores is infinite in float32, and that of their opposites zero."""
     q, k, v, pull = draw(50, 2, 1)

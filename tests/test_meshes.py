@@ -33,16 +33,13 @@ LOADED = (
     "smollm3_tiny_tied",
     "qwen3_moe_tiny_renormalised",
 )
-# Other decoders, each on one device and on a mesh -> (fields, rank of an adapter on attention and feed-forward part).
-# Experts: on 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight.
-OTHERS = {
-    ("6 experts", "2x2x2"): ({"family": "qwen3_moe", "experts": (6, 2, 24, True)}, 4),
-    ("8 experts", "1x8x1"): ({"family": "qwen3_moe", "experts": (8, 2, 24, True)}, 0),
-    ("windows", "2x2x2"): (
-        {"family": "olmo3", "num_layers": 2, "window": 9, "windowed": (0,), "window_rope_theta": 50.0},
-        0,
-    ),
+# Mixtures of experts, each on one device and on a mesh -> (experts, chosen ones, width, whether weights sum to 1), rank
+# of an adapter. On 2x2x2 `tensor` divides the six, and `fsdp` the width of each; 1x8x1 divides eight.
+MIXTURES = {
+    ("6 experts", "2x2x2"): ((6, 2, 24, True), 4),
+    ("8 experts", "1x8x1"): ((8, 2, 24, True), 0),
 }
+WINDOWS = "gemma3_tiny_tied"  # a fixture whose layers differ in window and rotary base
 LONG = True  # see conftest.py
 LARGE = 1000  # entries of an array that may not lie whole on every device
 
@@ -52,6 +49,7 @@ def play(folder):
     import jax
     import jax.numpy as jnp
 
+    from benchmarks import families_on_meshes
     from benchmarks.program_report import collectives
     from hintsd_jax.checkpoints.huggingface import load_policy
     from hintsd_jax.checkpoints.train_state import Checkpoints
@@ -177,10 +175,9 @@ def play(folder):
         )
         return decoder.decode_step(weights, shape, tokens[:, 0], length, cache)[0]
 
-    for (title, name), (fields, rank) in OTHERS.items():
-        some = ExpertsConfig(*fields["experts"]) if "experts" in fields else None
+    for (title, name), (experts, rank) in MIXTURES.items():
         shape = dataclasses.replace(
-            policy, **{"num_layers": 1, **fields, "experts": some},
+            policy, num_layers=1, family="qwen3_moe", experts=ExpertsConfig(*experts),
             lora=LoraConfig(rank, 8.0, 0.1, ("q_proj", "gate_proj", "down_proj")) if rank else None,
         )  # fmt: skip
         weights = jax.tree.map(draw, jax.eval_shape(partial(decoder.init_params, shape), jax.random.key(0)))
@@ -204,6 +201,11 @@ def play(folder):
                 hidden = served_hidden(served, shape, np.asarray(prompts_11))
             at = f"{title}_on_{int(np.prod(sizes))}"
             np.savez(folder / f"{at}.npz", *host((state.params, state.ema, metrics["loss"], hidden)))
+
+    for name in ("1x1x1", "2x2x2"):
+        made = families_on_meshes.on(tuple(map(int, name.split("x"))), FIXTURES / WINDOWS)
+        np.savez(folder / f"{WINDOWS}_on_{name}.npz", *made["weights"], *made["ema"], made["loss"])
+        (folder / f"{WINDOWS}_on_{name}.json").write_text(json.dumps(made["tokens"]))
 
     weights = jax.tree.map(jnp.asarray, {**base, "lora": adapter})
     logits = jax.jit(lambda tokens: decoder.project(weights, policy, decoder.forward(weights, policy, tokens)))
@@ -253,13 +255,22 @@ def test_one_update_is_the_same(played, name):
         np.testing.assert_allclose(ours[leaf], theirs[leaf], atol=1e-4)
 
 
-@pytest.mark.parametrize("title", [title for title, _ in OTHERS])
-def test_other_decoders_compute_the_same(played, title):
+@pytest.mark.parametrize("title", [title for title, _ in MIXTURES])
+def test_mixtures_of_experts_compute_the_same(played, title):
     """One update, with an adapter on the feed-forward part and of all weights; prefill and a decoding step."""
     alone, divided = (np.load(played / f"{title}_on_{devices}.npz") for devices in (1, 8))
     assert len(alone.files) >= 14
     for leaf in alone.files:
         np.testing.assert_allclose(divided[leaf], alone[leaf], atol=1e-4)
+
+
+def test_layers_with_windows_compute_the_same(played):
+    """One update of all weights, and the tokens of transformers; all families: benchmarks/families_on_meshes.py."""
+    alone, divided = (np.load(played / f"{WINDOWS}_on_{name}.npz") for name in ("1x1x1", "2x2x2"))
+    assert len(alone.files) >= 21
+    for leaf in alone.files:
+        np.testing.assert_allclose(divided[leaf], alone[leaf], atol=1e-4)
+    assert read(played, f"{WINDOWS}_on_1x1x1") == read(played, f"{WINDOWS}_on_2x2x2") == "192 of 192"
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

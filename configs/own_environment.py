@@ -1,5 +1,5 @@
-"""An environment and a checkpoint of your own: the paper's method and settings, with lengths for episodes of a few
-thousand tokens. Copy it, or give the numbers below as flags.
+"""An environment and a checkpoint of your own: the paper's method, with lengths for episodes of a few thousand tokens
+and a learning rate that is to be searched. Copy it, or give the numbers below as flags.
 
 Command:  hintsd-jax train --config=own_environment --workdir=runs/mine --config.policy.path=/path/to/model
           --config.env.name=my_package.my_module:MyEnvironment

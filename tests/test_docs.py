@@ -102,10 +102,10 @@ def test_commands_are_understood(page, in_checkout, capsys):
         for theirs, ours in READERS.items():
             words = [word.replace(theirs, ours) for word in words]
         # Without a config, a command takes that of the run, which an earlier one of the page has begun.
-        workdir = next((word for word in words if word.startswith("--workdir=")), None)
-        given = [word for word in words if word.startswith("--config")]
-        words += [] if given else trained.get(workdir, [])
-        trained.setdefault(workdir, given)
+        if workdir := next((word for word in words if word.startswith("--workdir=")), None):
+            given = [word for word in words if word.startswith("--config")]
+            words += [] if given else trained.get(workdir, [])
+            trained.setdefault(workdir, given)
         problem = refused(words, complete=True)
         assert not problem, f"{shlex.join(words)}: {problem} {capsys.readouterr().err}"
     for code in inline(text):

@@ -284,8 +284,15 @@ def get_config(requests: str = "8"):
                     ((1, 1), (2, 1), (2, 2)),
                     **LATE | {"lr": 3e-3, "lr_end": 0.2, "drill_decisions": 3},
                 ),
-                "17_settle": _phase(
-                    250,
+                "17_drills": _phase(
+                    400,
+                    {"plain": 4, "hinted": 2, "review": 2, "step_feedback": 2, "lab_drill": 36},
+                    ((1, 1), (2, 1), (2, 2)),
+                    of_told=0.5,
+                    **LATE | {"lr": 2e-3, "drill_decisions": 6},
+                ),
+                "18_settle": _phase(
+                    200,
                     {
                         "plain": 5,
                         "hinted": 8,

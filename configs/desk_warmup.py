@@ -93,7 +93,7 @@ def get_config(requests: str = "8"):
                 # Looking up by label and by step, and comparing: what is looked up is learned where there is little of
                 # it, on short rows; where it stands, on long ones.
                 "02_look_ups": _phase(
-                    350,
+                    700,
                     {"plain": 2, "copy_drill": 2, "lab_drill": 48},
                     ((1, 1), (2, 1), (2, 2)),
                     lr=3e-3,
@@ -102,7 +102,7 @@ def get_config(requests: str = "8"):
                     drill_decisions=2,
                 ),
                 "03_drills": _phase(
-                    350,
+                    800,
                     {"plain": 4, "copy_drill": 2, "lab_drill": 22},
                     ((1, 1), (2, 1), (2, 2)),
                     lr=2e-3,
@@ -256,52 +256,6 @@ def get_config(requests: str = "8"):
                         "verdict": 1,
                         "hint": 1,
                         "lab_drill": 3,
-                    },
-                    ((4, 3), (8, 6), (8, 6)),
-                    of_told=0.5,
-                    **LATE,
-                ),
-                # Names once more, where there is little else: of its own failures reviews named 97 %, with the right
-                # words in 44 %. And faults that are no wrong choice: of another tool it named 1 of 12.
-                "15_names": _phase(
-                    500,
-                    {
-                        "plain": 4,
-                        "hinted": 6,
-                        "review": 12,
-                        "step_feedback": 8,
-                        "guided": 6,
-                        "lab_drill": 24,
-                    },
-                    ((1, 1), (2, 1), (2, 2)),
-                    of_told=0.5,
-                    **LATE | {"lr": 2e-3, "other_faults": 0.6, "drill_decisions": 3},
-                ),
-                # That left 28 of 46 % of the names in the drills wrong: nothing but look-ups, as in the beginning.
-                "16_look_ups": _phase(
-                    400,
-                    {"plain": 4, "hinted": 2, "review": 2, "lab_drill": 48},
-                    ((1, 1), (2, 1), (2, 2)),
-                    **LATE | {"lr": 3e-3, "lr_end": 0.2, "drill_decisions": 3},
-                ),
-                "17_drills": _phase(
-                    400,
-                    {"plain": 4, "hinted": 2, "review": 2, "step_feedback": 2, "lab_drill": 36},
-                    ((1, 1), (2, 1), (2, 2)),
-                    of_told=0.5,
-                    **LATE | {"lr": 2e-3, "drill_decisions": 6},
-                ),
-                "18_settle": _phase(
-                    200,
-                    {
-                        "plain": 5,
-                        "hinted": 8,
-                        "review": 8,
-                        "step_feedback": 10,
-                        "guided": 4,
-                        "verdict": 1,
-                        "hint": 1,
-                        "lab_drill": 4,
                     },
                     ((4, 3), (8, 6), (8, 6)),
                     of_told=0.5,

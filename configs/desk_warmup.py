@@ -1,9 +1,9 @@
-"""Makes the embedded Desk policy.
+"""Brings up a policy for Desk, as the embedded one was.
 
 Command:  make desk-policy, which is
-          python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy
+          python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=runs/made-desk-policy
 Hardware: 2 CPU cores; about two hours.
-Expect:   assets/desk-policy; what it can do, and what not: docs/desk.md, also of a run of all phases in one sitting.
+Expect:   runs/made-desk-policy; docs/desk.md has what the embedded one can do, and one that was made in one sitting.
 
 All phases run in one go. A run that was stopped goes on with the same command, from its last checkpoint in
 runs/desk_policy (--workdir); phases that have not begun may be changed meanwhile. Remove that folder to begin anew.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
-"""Makes the embedded Desk policy: tokenizer, phases of training, the policy's directory, and what it can do.
+"""Brings up a policy for Desk: tokenizer, phases of training, the policy's directory, and what it can do.
 
-`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=assets/desk-policy`
+`python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=runs/made-desk-policy`
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ mistake, on short rows, and .21 once those stood in long ones.
 from ml_collections import ConfigDict
 
 # Tokens into which an update's rows are packed, by requests of the longest tasks: none may be longer.
-LENGTHS = {2: 256, 4: 448, 8: 1024, 16: 1536}
+LENGTHS = {2: 320, 4: 448, 8: 1024, 16: 1536}
 # Of the last phases, on long rows.
 LATE = {"lr": 1e-3, "contrary": 0.4, "foreign": 2.0, "other_faults": 0.4, "drill_decisions": 8}
 
@@ -91,39 +91,50 @@ def get_config(requests: str = "8"):
                     lr_end=0.5,
                     clean=True,
                 ),
+                # Whose name is whose, and whether two are the same: both at once where copying is learned, and never in
+                # longer rows, where something else tells most names.
+                "02_names": _phase(
+                    300,
+                    {"plain": 4, "copy_drill": 8, "recall_drill": 48, "compare_drill": 12},
+                    ((1, 1), (2, 1), (2, 2)),
+                    lr=3e-3,
+                    lr_end=0.5,
+                    clean=True,
+                ),
                 # Looking up by label and by step, and comparing: what is looked up is learned where there is little of
                 # it, on short rows; where it stands, on long ones.
-                "02_look_ups": _phase(
+                "03_look_ups": _phase(
                     350,
-                    {"plain": 2, "copy_drill": 2, "lab_drill": 48},
+                    {"plain": 2, "copy_drill": 2, "recall_drill": 8, "compare_drill": 2, "lab_drill": 48},
                     ((1, 1), (2, 1), (2, 2)),
                     lr=3e-3,
                     lr_end=0.5,
                     clean=True,
                     drill_decisions=2,
                 ),
-                "03_drills": _phase(
+                "04_drills": _phase(
                     350,
-                    {"plain": 4, "copy_drill": 2, "lab_drill": 22},
+                    {"plain": 4, "copy_drill": 2, "recall_drill": 8, "compare_drill": 2, "lab_drill": 22},
                     ((1, 1), (2, 1), (2, 2)),
                     lr=2e-3,
                     lr_end=0.5,
                     clean=True,
                 ),
                 # The same in whole episodes, while those are short; the habits begin.
-                "04_short": _phase(
-                    300,
-                    {"plain": 8, "hinted": 6, "review": 8, "step_feedback": 2, "lab_drill": 8},
+                "05_short": _phase(
+                    350,
+                    {"plain": 8, "hinted": 6, "review": 8, "argument_review": 16, "step_feedback": 2, "lab_drill": 8},
                     ((2, 1), (2, 2), (4, 3)),
                     lr=2e-3,
                     lr_end=0.5,
                 ),
-                "05_full": _phase(
+                "06_full": _phase(
                     1200,
                     {
                         "plain": 6,
                         "hinted": 10,
                         "review": 6,
+                        "argument_review": 2,
                         "step_feedback": 2,
                         "guided": 3,
                         "verdict": 1,
@@ -134,7 +145,7 @@ def get_config(requests: str = "8"):
                     lr=1.5e-3,
                 ),
                 # What is said at the start, and hints on other steps, once more on short rows.
-                "06_told": _phase(
+                "07_told": _phase(
                     250,
                     {
                         "plain": 8,
@@ -148,12 +159,13 @@ def get_config(requests: str = "8"):
                     },
                     ((1, 1), (2, 1), (2, 2)),
                 ),
-                "07_settle": _phase(
+                "08_settle": _phase(
                     150,
                     {
                         "plain": 6,
                         "hinted": 10,
                         "review": 6,
+                        "argument_review": 1,
                         "step_feedback": 2,
                         "guided": 4,
                         "verdict": 1,
@@ -164,18 +176,19 @@ def get_config(requests: str = "8"):
                     lr=1e-3,
                 ),
                 # What is said at the start, where there is little else.
-                "08_told_drills": _phase(
+                "09_told_drills": _phase(
                     250,
                     {"plain": 4, "review": 2, "lab_drill": 4, "told_drill": 32},
                     ((1, 1), (2, 1), (2, 2)),
                 ),
                 # Tasks of eight requests, which have been few so far.
-                "09_long": _phase(
+                "10_long": _phase(
                     800,
                     {
                         "plain": 4,
                         "hinted": 6,
                         "review": 10,
+                        "argument_review": 1,
                         "step_feedback": 1,
                         "guided": 2,
                         "verdict": 1,
@@ -187,12 +200,13 @@ def get_config(requests: str = "8"):
                     drill_decisions=8,
                 ),
                 # What is said at the start, in whole episodes. It is read once it says something else than the request.
-                "10_told": _phase(
+                "11_told": _phase(
                     250,
                     {
                         "plain": 6,
                         "hinted": 8,
                         "review": 6,
+                        "argument_review": 1,
                         "step_feedback": 1,
                         "guided": 24,
                         "verdict": 1,
@@ -204,7 +218,7 @@ def get_config(requests: str = "8"):
                     foreign=2.0,
                 ),
                 # Faults that are no wrong choice, which long reviews hide as well.
-                "11_other_faults": _phase(
+                "12_other_faults": _phase(
                     250,
                     {"plain": 6, "hinted": 8, "review": 24, "guided": 8, "lab_drill": 4},
                     ((1, 1), (2, 1), (2, 2)),
@@ -212,12 +226,13 @@ def get_config(requests: str = "8"):
                     foreign=2.0,
                     other_faults=0.8,
                 ),
-                "12_settle": _phase(
+                "13_settle": _phase(
                     300,
                     {
                         "plain": 6,
                         "hinted": 10,
                         "review": 8,
+                        "argument_review": 1,
                         "step_feedback": 1,
                         "guided": 5,
                         "verdict": 1,
@@ -229,12 +244,13 @@ def get_config(requests: str = "8"):
                 ),
                 # The question about a given step, of which there was one row in 30: answers were right on 9 % of the
                 # faults and 2 % of the right choices. Most steps have nothing to say, so rows of those that have.
-                "13_given_steps": _phase(
+                "14_given_steps": _phase(
                     400,
                     {
                         "plain": 5,
                         "hinted": 8,
                         "review": 6,
+                        "argument_review": 1,
                         "step_feedback": 16,
                         "guided": 4,
                         "verdict": 1,
@@ -246,12 +262,13 @@ def get_config(requests: str = "8"):
                     **LATE,
                 ),
                 # And of others again, as they had got worse: 70 % of faults, 90 % of right choices, 88 % of the rest.
-                "14_settle": _phase(
+                "15_settle": _phase(
                     500,
                     {
                         "plain": 5,
                         "hinted": 8,
                         "review": 8,
+                        "argument_review": 1,
                         "step_feedback": 14,
                         "guided": 4,
                         "verdict": 1,

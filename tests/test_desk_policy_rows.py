@@ -20,7 +20,7 @@ from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.tools.desk_policy import __main__ as command
 from hintsd_jax.tools.desk_policy import demonstrator as demonstrator_module
 from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, Demonstrator, demonstration
-from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
+from hintsd_jax.tools.desk_policy.drills import compare_drill, copy_drill, lab_drill, recall_drill, told_drill
 
 WORDS = prompts.shipped("compact").wording.words
 TASKS = [generate_task(77, index, 4, 3) for index in range(40)]
@@ -53,6 +53,7 @@ def test_names_labels_and_step_numbers_are_one_token(tokenizer):
     labels = [label for kind in DECISIONS.values() for label in kind.labels]
     for word in (*labels, *reviews.REVIEW_WORDS, "ok", "bad"):
         assert tokens(f" {word}") == 1
+    assert tokens(f"{reviews.ASKED}golem{reviews.GIVEN}golem ok") == 5
     for label in labels:  # where a choice is made, the name comes right after the label
         assert tokens(f'Take {label} "golem"') == 4 and tokens(f'Use {label} \\"golem') == 3
         assert tokens(f", the {label} one.") == 5
@@ -155,7 +156,7 @@ def test_reviews_parse_to_the_environments_own_faults(demonstrator, tokenizer):
         advised = answer_of(demonstrator.step_feedback(task, episode), tokenizer)
         assert parse_failures(advised, len(episode.steps), 1).targets
         of_told = answer_of(demonstrator.step_feedback(task, episode, of_told=1.0), tokenizer)
-        assert of_told.partition("\n")[0] in [line for line in lines if reviews.says_more_than_ok(line)]
+        assert of_told.partition("\n")[0] in [line for line in lines if reviews.asks_for_words(line)]
         checked += 1
     assert checked > 30
 
@@ -211,7 +212,52 @@ def test_a_copying_drill_repeats_names_or_what_stands_beside_them(tokenizer):
         texts = {tokenizer.decode([token]) for token in row.ids}
         pools["names"] += texts <= set(NAMES)
         pools["words"] += all(text.startswith((" ", "#")) for text in texts)
+        pools["before a name"] += any(text.endswith('"') for text in texts)
     assert pools["names"] + pools["words"] == 40 and 15 < pools["names"] < 36
+    assert pools["before a name"] == pools["words"]
+
+
+def test_a_recall_drill_asks_for_the_name_of_every_label_in_both_forms(tokenizer):
+    chat, forms, counts = ChatFormat(tokenizer), Counter(), set()
+    for seed in range(40):
+        row = recall_drill(chat, random.Random(seed), 64)
+        listed, _, asked = tokenizer.decode(row.ids).partition(".\n")
+        pairs = re.findall(r'(\w+) "(\w+)"', listed)
+        again = re.findall(r' (\w+) (\\?)"(\w+)', asked)
+        assert len(row.ids) <= 64 and sorted(pairs) == sorted((label, name) for label, _, name in again)
+        assert [tokenizer.decode([i]) for i, w in zip(row.ids, row.weights) if w] == [name for *_, name in again]
+        forms.update(form for _, form, _ in again)
+        counts.add(len(pairs))
+    assert 0.4 < forms["\\"] / sum(forms.values()) < 0.6 and counts == set(range(2, 11))
+
+
+def test_a_comparison_drill_says_which_lines_name_the_same_twice(tokenizer):
+    chat, verdicts = ChatFormat(tokenizer), Counter()
+    for seed in range(20):
+        row = compare_drill(chat, random.Random(seed), 64)
+        lines = tokenizer.decode(row.ids).splitlines()
+        expected = []
+        for number, line in enumerate(lines, 1):
+            asked, given = re.match(rf"#{number} asked (\w+) given (\w+) (?:ok|bad)$", line).groups()
+            expected.append("ok" if asked == given else "bad")
+            assert line.endswith(expected[-1])
+        assert len(row.ids) <= 64 and answer_of(row, tokenizer).split() == expected
+        verdicts.update(expected)
+    assert 0.35 < verdicts["bad"] / sum(verdicts.values()) < 0.65
+
+
+def test_an_argument_review_has_other_names_in_half_of_the_requests(demonstrator, tokenizer):
+    requests = wrong = 0
+    for task in TASKS:
+        places = {hour for hour, _ in script.sites(task, "wrong_argument")}
+        if not places:
+            continue
+        episode = demonstrator.play_with_other_names(task)
+        said = answer_of(demonstrator.review(task, episode, max_targets=4), tokenizer)
+        found = len(re.findall(r"asked (\w+) given (?!\1)\w+ bad", said))
+        assert found == len(reviews.review(task, [step.text for step in episode.steps])[1]) > 0
+        requests, wrong = requests + len(places), wrong + found
+    assert 0.4 < wrong / requests < 0.7
 
 
 def test_each_judge_is_asked_about_one_step_alone(demonstrator, tokenizer):

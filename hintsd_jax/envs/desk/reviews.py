@@ -3,8 +3,9 @@
 """What the demonstrator says of episodes afterwards: a task and the texts of its actions in; the right review, the
 right feedback on a step, and what a judge of one step can know out.
 
-A review's lines compare labels, not names: asked, taken, verdict, such as `#8 oldest newest bad`. A small network
-learns to compare 48 words and does not learn to compare 240 names. The name stands in the JSON alone.
+A review's lines set side by side what was asked for and what was done, and end with the first two that differ:
+`#8 oldest newest bad`, `#14 late late asked hakin given hazed bad`. A small network compares two words that stand next
+to each other; that a name in a call is none that the user said, a page earlier, it does not see.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from hintsd_jax.envs.desk.office import LOOKUPS
 from hintsd_jax.envs.tool_calls import parse_action
 
 NO_HINT, LOOK_UP_FIRST, LOOK_ELSEWHERE = "", "Look it up first.", "Look up another name."
-# What a line says went wrong, where it is not a choice: a call left out, another argument, another tool, a step that
-# brought nothing.
-FORGOT, ARGUMENT, TOOL, WASTED = "forgot", "argument", "tool", "wasted"
-REVIEW_WORDS = (FORGOT, ARGUMENT, TOOL, WASTED)
+# What a line says went wrong, where nothing is set side by side: a call left out, another tool, a step that brought
+# nothing.
+FORGOT, TOOL, WASTED = "forgot", "tool", "wasted"
+# What stands before a name: the user's, and the call's.
+ASKED, GIVEN = " asked ", " given "
+REVIEW_WORDS = (FORGOT, TOOL, WASTED)
 _LABELS = {label: kind for kind, decision in DECISIONS.items() for label in decision.labels}
 
 
@@ -32,8 +35,8 @@ def review(task: Mapping[str, Any], actions: Sequence[str]) -> tuple[list[str], 
     """The right review of an episode, however it was played: a short line per step, and the environment's faults.
 
     Returns:
-      (lines, faults): `#2 final draft bad` (asked, taken) where something was chosen, `#5 forgot bad` where something
-      went wrong otherwise, `#3 ok` elsewhere.
+      (lines, faults): `#2 final draft bad` (asked, taken) where something was chosen, `#3 asked hakin given hakin ok`
+      of the other arguments of a call, `#5 forgot bad` where something went wrong otherwise, `#4 ok` elsewhere.
     """
     desk = Desk()
     desk.reset(task)
@@ -56,24 +59,31 @@ def _what(request: Mapping[str, Any], new: Sequence[tuple[str, Mapping[str, str]
     tools = [tool for tool, _ in request["calls"]]
     if not new:
         return f"{FORGOT} {verdict}" if faulty else verdict
-    tool, arguments = new[0]
+    tool, given = new[0]
     if tool not in tools:
         return f"{TOOL} {verdict}"
-    words = []
+    asked, shown = request["calls"][tools.index(tool)][1], {}
     if request["kind"] in DECISIONS:
-        decision = DECISIONS[request["kind"]]
-        right, label = request["calls"][0][1][decision.family.choice], request["label"]
-        shown = {right: label, request["wrong"]: decision.other_label(label)}
-        taken = shown.get(arguments[decision.family.choice])
-        words = [label, taken] if taken else []
-        if taken not in (None, label):
-            return f"{label} {taken} {verdict}"
-    return " ".join([*words, *([ARGUMENT] if faulty else []), verdict])
+        decision, label = DECISIONS[request["kind"]], request["label"]
+        shown = {asked[decision.family.choice]: label, request["wrong"]: decision.other_label(label)}
+    words = ""
+    for parameter, name in asked.items():
+        other = given[parameter]
+        both_shown = name in shown and other in shown
+        words += f" {shown[name]} {shown[other]}" if both_shown else f"{ASKED}{name}{GIVEN}{other}"
+        if name != other:
+            break
+    return f"{words.lstrip()} {verdict}"
 
 
 def says_more_than_ok(line: str) -> bool:
     """Whether a line says what was chosen or what went wrong."""
     return len(line.split()) > 2
+
+
+def asks_for_words(line: str) -> bool:
+    """Whether there is more to say of a line's step than "Go on.": something went wrong there, or was chosen."""
+    return line.endswith("bad") or line.split()[1] in _LABELS
 
 
 def review_answer(lines: Sequence[str], faults: Sequence[Fault]) -> str:
@@ -90,9 +100,9 @@ def step_feedback(task: Mapping[str, Any], actions: Sequence[str], step: int) ->
     for fault in faults:
         if fault.step == step:
             return line, fault.feedback
-    asked = line.split()[1]
-    if asked not in _LABELS:
+    if not asks_for_words(line):
         return line, feedback.NEUTRAL
+    asked = line.split()[1]
     request = task["requests"][_hour(actions, step)]
     return line, feedback.use_value(request["calls"][0][1][DECISIONS[request["kind"]].family.choice], asked)
 

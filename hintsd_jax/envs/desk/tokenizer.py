@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
 from hintsd_jax.envs.desk.office import EFFECTS, PARAMETERS, PROBLEMS, tool_docs
-from hintsd_jax.envs.desk.reviews import REVIEW_WORDS
+from hintsd_jax.envs.desk.reviews import ASKED, GIVEN, REVIEW_WORDS
 
 VOCAB_SIZE = 1152
 PAD, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -106,6 +106,7 @@ def _scaffold() -> list[str]:
     # A label with the quote behind it: the name that belongs to it is then the very next token.
     strings += [*(f' {label} "' for label in labels), *(f' {label} \\"' for label in labels)]
     strings += [f" {word}" for word in (*labels, *REVIEW_WORDS, "ok", "bad")]
+    strings += [ASKED, GIVEN]
     strings += ['{"verdict": ', "-1", '{"hint": "', '"}', *(f"Call {tool}" for tool in EFFECTS)]
     strings += [f"Error: {problem}." for problem in PROBLEMS.values()]
     return [*strings, "\n> user: ", "\n> ", "user: ", "terminated", "Ok.", "Done.", "Found", ' <tool_call>\n{"name": "']

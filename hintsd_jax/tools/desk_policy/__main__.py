@@ -90,6 +90,7 @@ def make_policy(
                     raise UserError(
                         f"{workdir} holds the warm-up of another config: give another --workdir, or remove it"
                     )
+                began -= extra["seconds"]
             first = max(done - before, 0)
             seeds = ((config.seed + 2 + number) * 100_000 + step for step in range(first, phase.steps))
             for step, batch in enumerate(rows.ahead(making, phase, seeds), first + 1):
@@ -99,7 +100,8 @@ def make_policy(
                     scores = " ".join(f"{key} {float(metrics[key]):.3f}" for key in shown)
                     print(f"{name} {step}/{phase.steps} {time.time() - began:.0f}s {scores}", flush=True)
                 if step % config.save_every == 0 or step == phase.steps:
-                    checkpoints.save(before + step, (params, opt_state), {"done": _until(config, number)})
+                    extra = {"done": _until(config, number), "seconds": time.time() - began}
+                    checkpoints.save(before + step, (params, opt_state), extra)
                     checkpoints.wait()
                     save_policy(out, policy, params, tokenizer)
                     _print_decisions(params, policy, Demonstrator(chat, 0), held_out)

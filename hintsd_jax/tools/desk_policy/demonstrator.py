@@ -93,11 +93,15 @@ class Demonstrator:
         """An episode with one fault or some, of every kind alike, and no others. other_faults: how often a fault is one
         of `script.OTHER_FAULTS` instead of a wrong choice.
         """
-        episode, env = self._begin(task)
-        actions, _ = script.with_faults(task, self._drawn_faults(task, other_faults), self.rng)
-        for text in actions:
-            self._act(episode, env, text)
-        return episode
+        return self._play_with(task, self._drawn_faults(task, other_faults))
+
+    def play_with_other_names(self, task: Mapping) -> Episode:
+        """An episode where about half of the requests, at least one, have a call with another name than the user's."""
+        sites = script.sites(task, "wrong_argument")
+        hours = sorted({hour for hour, _ in sites})
+        wrong = [hour for hour in hours if self.rng.random() < 0.5] or [self.rng.choice(hours)]
+        drawn = [self.rng.choice([site for site in sites if site[0] == hour]) for hour in wrong]
+        return self._play_with(task, [("wrong_argument", site) for site in drawn])
 
     def hinted(
         self,
@@ -208,10 +212,10 @@ class Demonstrator:
     def step_feedback(self, task: Mapping, episode: Episode, of_told: float = 0.0) -> WeightedTokens:
         """The right feedback on one given step, faulty or not.
 
-        of_told: how often it is one of which a review has a line; else any. Of most steps there is nothing to say.
+        of_told: how often it is one of which there is something to say; else any. Of most steps there is not.
         """
         actions = [step.text for step in episode.steps]
-        told = [n for n, line in enumerate(reviews.review(task, actions)[0], 1) if reviews.says_more_than_ok(line)]
+        told = [n for n, line in enumerate(reviews.review(task, actions)[0], 1) if reviews.asks_for_words(line)]
         asked = told if told and self.rng.random() < of_told else range(1, len(actions) + 1)
         step = self.rng.choice(asked)
         line, feedback = reviews.step_feedback(task, actions, step)
@@ -307,6 +311,13 @@ class Demonstrator:
                 site = rng.choice(places)
             drawn.setdefault(site[0], (fault, site))
         return list(drawn.values())
+
+    def _play_with(self, task: Mapping, faults: Sequence[tuple[str, script.Site]]) -> Episode:
+        episode, env = self._begin(task)
+        actions, _ = script.with_faults(task, faults, self.rng)
+        for text in actions:
+            self._act(episode, env, text)
+        return episode
 
     def _first_difference(self, taken: str, other: str) -> int:
         """The token of an action with which it leaves another one."""

@@ -14,6 +14,7 @@ import random
 from hintsd_jax.envs.desk import feedback
 from hintsd_jax.envs.desk.kinds import DECISIONS
 from hintsd_jax.envs.desk.names import NAMES
+from hintsd_jax.envs.desk.reviews import ASKED, GIVEN
 from hintsd_jax.envs.desk.tokenizer import MAX_STEPS
 from hintsd_jax.hindsight import prompts
 from hintsd_jax.hindsight.targets import Target
@@ -22,6 +23,7 @@ from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, PROMPTS, W
 
 NAMES_ROWS = 0.65  # of the rows of a copying drill
 LARGEST_GAP = 3  # between the step numbers of a drill's decisions
+PAIR, LINE = 6, 7  # tokens of a label with its name, said twice, and of a line that compares two names
 PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
 TOLD, AS_SOLUTION = 0.75, 0.6  # how much of a told drill is told; how often by actions, not by feedback
 _WORDS = prompts.shipped("compact").wording.words
@@ -35,12 +37,42 @@ def copy_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTok
     if rng.random() < NAMES_ROWS:
         words = [f' "{name}' for name in NAMES]
     else:
-        words = [f" {label}" for kind in DECISIONS.values() for label in kind.labels]
+        labels = [label for kind in DECISIONS.values() for label in kind.labels]
+        words = [form.format(label) for label in labels for form in (" {}", ' {} "', ' {} \\"')]
         words += [f"{STEP}{step}" for step in range(1, MAX_STEPS + 1)]
     ids = [chat.encode(word)[-2] for word in rng.choices(words, k=length)]  # the last token before the stop
     first = rng.randrange(length // 4, length // 2)
     ids = (ids[:first] * (length // first + 1))[:length]
     return WeightedTokens(ids, [0.0] * first + [1.0] * (length - first))
+
+
+def recall_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:
+    """Labels with a name each, then the labels again, in another order, as a call or as JSON writes them: whose name is
+    whose is all there is to learn. Of two names, as in a review of one decision, the right one is also the one that was
+    not taken; of many, only the label tells.
+    """
+    count = rng.randint(2, length // PAIR)
+    labels = [label for kind in DECISIONS.values() for label in kind.labels]
+    pairs = list(zip(rng.sample(labels, count), rng.sample(NAMES, count), strict=True))
+    listed = ", ".join(f'{label} "{name}"' for label, name in pairs)
+    ids = [*chat.encode(f"Found {listed}.\n")[:-1]]  # without the stop
+    weights = [0.0] * len(ids)
+    for label, name in rng.sample(pairs, count):
+        asked = f' {label} "{name}'
+        ids += chat.encode(asked if rng.random() < 0.5 else json.dumps(asked)[1:-1])[:-1]
+        weights += [0.0, 1.0]
+    return WeightedTokens(ids, weights)
+
+
+def compare_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTokens:
+    """A review's lines on names that were asked for and given: whether both are the same is all there is to learn."""
+    names, ids, weights = rng.sample(NAMES, length // LINE), [], []
+    for step, asked in enumerate(names, 1):
+        given = asked if rng.random() < 0.5 else rng.choice(names)
+        line = chat.encode(f"{STEP}{step}{ASKED}{asked}{GIVEN}{given} {'ok' if given == asked else 'bad'}\n")[:-1]
+        ids += line
+        weights += [0.0] * (len(line) - 2) + [1.0, 0.0]  # the verdict stands before the line's end
+    return WeightedTokens(ids, weights)
 
 
 def lab_drill(chat: ChatFormat, rng: random.Random, decisions: int) -> WeightedTokens:

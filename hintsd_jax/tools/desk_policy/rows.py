@@ -18,20 +18,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hintsd_jax.envs.desk import script
 from hintsd_jax.envs.desk.generator import generate_task
 from hintsd_jax.hindsight.prompts.base import HINT, VERDICT
 from hintsd_jax.rollout.chat import ChatFormat
 from hintsd_jax.rollout.episode import Episode
 from hintsd_jax.tools.desk_policy.demonstrator import Demonstrator, WeightedTokens, demonstration
-from hintsd_jax.tools.desk_policy.drills import copy_drill, lab_drill, told_drill
+from hintsd_jax.tools.desk_policy.drills import compare_drill, copy_drill, lab_drill, recall_drill, told_drill
 
 # How the kinds of rows are reported together.
 GROUPS: dict[str, tuple[str, ...]] = {
     "episodes": ("plain", "hinted"),
     "reviews": ("review", "step_feedback"),
+    "arguments": ("argument_review",),
     "guided": ("guided",),
     "judgements": ("verdict", "hint"),
     "copies": ("copy_drill",),
+    "recalls": ("recall_drill",),
+    "comparisons": ("compare_drill",),
     "look_ups": ("lab_drill",),
     "told": ("told_drill",),
 }
@@ -109,15 +113,24 @@ def make_batch(phase: Any, chat: ChatFormat, seed: int) -> Batch:
             if not episode.success:
                 return played, episode
 
+    def with_other_names() -> tuple[dict, Episode]:
+        while True:
+            played = task()
+            if script.sites(played, "wrong_argument"):
+                return played, demonstrator.play_with_other_names(played)
+
     kinds: dict[str, Callable[[], WeightedTokens]] = {
         "plain": lambda: demonstration(demonstrator.play(task(), errors)),
         "hinted": lambda: demonstrator.hinted(task(), task(), contradict, errors, phase.foreign),
         "review": lambda: demonstrator.review(*failed(), max_targets=rng.choice((1, 3, 3))),
+        "argument_review": lambda: demonstrator.review(*with_other_names(), max_targets=3),
         "step_feedback": lambda: demonstrator.step_feedback(*failed(), phase.of_told),
         "guided": lambda: demonstrator.guided(task(), task(), phase.contrary),
         "verdict": lambda: demonstrator.judgement(task(), task(), VERDICT),
         "hint": lambda: demonstrator.judgement(task(), task(), HINT),
         "copy_drill": lambda: copy_drill(chat, rng, phase.drill_length),
+        "recall_drill": lambda: recall_drill(chat, rng, phase.drill_length),
+        "compare_drill": lambda: compare_drill(chat, rng, phase.drill_length),
         "lab_drill": lambda: lab_drill(chat, rng, phase.drill_decisions),
         "told_drill": lambda: told_drill(chat, rng, phase.drill_decisions),
     }

@@ -129,7 +129,7 @@ def get_config(requests: str = "8"):
                     lr_end=0.5,
                 ),
                 "06_full": _phase(
-                    1200,
+                    900,
                     {
                         "plain": 6,
                         "hinted": 10,
@@ -183,7 +183,7 @@ def get_config(requests: str = "8"):
                 ),
                 # Tasks of eight requests, which have been few so far.
                 "10_long": _phase(
-                    800,
+                    700,
                     {
                         "plain": 4,
                         "hinted": 6,

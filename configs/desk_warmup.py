@@ -23,10 +23,10 @@ plain rows beside all that, or the habits drift.
 `--config=configs/desk_warmup.py:16 --out=DIR --workdir=DIR` goes on from the embedded policy, which cannot review tasks
 of sixteen requests, by one phase on such tasks: under an hour. docs/desk.md has what the policy does; it is not kept.
 
-Reviews of long episodes come from long episodes: before phase 9, which has many, their recall was 77 %, after it 99 %
-(of an earlier run). A solution at the start is not read as long as it says what the request says too: the same task's solution
-helped .02 more than another's after drills, .04 after 200 updates of solutions of which some decisions were the
-mistake, on short rows, and .21 once those stood in long ones.
+Of earlier runs: reviews of long episodes come from long episodes: before phase 9, which has many, their recall was
+77 %, after it 99 %. A solution at the start is not read as long as it says what the request says too: the same task's
+solution helped .02 more than another's after drills, .04 after 200 updates of solutions of which some decisions were
+the mistake, on short rows, and .21 once those stood in long ones.
 """
 
 from ml_collections import ConfigDict

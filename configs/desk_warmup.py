@@ -221,9 +221,9 @@ def get_config(requests: str = "8"):
                     {
                         "plain": 5,
                         "hinted": 8,
-                        "review": 6,
+                        "review": 10,
                         "argument_review": 1,
-                        "step_feedback": 16,
+                        "step_feedback": 14,
                         "guided": 4,
                         "verdict": 1,
                         "hint": 1,
@@ -239,9 +239,9 @@ def get_config(requests: str = "8"):
                     {
                         "plain": 5,
                         "hinted": 8,
-                        "review": 8,
+                        "review": 12,
                         "argument_review": 1,
-                        "step_feedback": 14,
+                        "step_feedback": 10,
                         "guided": 4,
                         "verdict": 1,
                         "hint": 1,

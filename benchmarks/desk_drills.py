@@ -59,7 +59,7 @@ def wrong_words(path: str, decisions: int, rows: int) -> tuple[int, Counter[str]
     predicted_BT, wrong, counted, right_rows = np.asarray(predict(tokens_BT)), Counter(), Counter(), 0
     for n, drill in enumerate(drills):
         asked = [t for t, weight in enumerate(drill.weights) if weight == 1.0]
-        kinds = [kind_of(tokenizer.decode([drill.ids[t]])) for t in asked]
+        kinds = [kind_of(str(tokenizer.decode([drill.ids[t]]))) for t in asked]
         errors = [kind for kind, t in zip(kinds, asked, strict=True) if predicted_BT[n, t - 1] != drill.ids[t]]
         counted.update(kinds)
         wrong.update(errors)

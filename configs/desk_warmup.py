@@ -95,8 +95,8 @@ def get_config(requests: str = "8"):
                     lr_end=0.5,
                     clean=True,
                 ),
-                # Whose name is whose, and whether two are the same: both at once where copying is learned, and never in
-                # longer rows, where something else tells most names.
+                # Whose name is whose, and whether two are the same: learned at once where copying is, before rows in
+                # which something else tells most names.
                 "02_names": _phase(
                     300,
                     {"plain": 4, "copy_drill": 8, "recall_drill": 48, "compare_drill": 12},

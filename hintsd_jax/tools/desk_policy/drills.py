@@ -23,6 +23,7 @@ from hintsd_jax.tools.desk_policy.demonstrator import CONTEXT_WEIGHT, PROMPTS, W
 
 NAMES_ROWS = 0.65  # of the rows of a copying drill
 LARGEST_GAP = 3  # between the step numbers of a drill's decisions
+LABELS = [label for kind in DECISIONS.values() for label in kind.labels]
 PAIR, LINE = 6, 7  # tokens of a label with its name, said twice, and of a line that compares two names
 PROMPT_WEIGHT = CONTEXT_WEIGHT / 2
 TOLD, AS_SOLUTION = 0.75, 0.6  # how much of a told drill is told; how often by actions, not by feedback
@@ -37,8 +38,7 @@ def copy_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedTok
     if rng.random() < NAMES_ROWS:
         words = [f' "{name}' for name in NAMES]
     else:
-        labels = [label for kind in DECISIONS.values() for label in kind.labels]
-        words = [form.format(label) for label in labels for form in (" {}", ' {} "', ' {} \\"')]
+        words = [form.format(label) for label in LABELS for form in (" {}", ' {} "', ' {} \\"')]
         words += [f"{STEP}{step}" for step in range(1, MAX_STEPS + 1)]
     ids = [chat.encode(word)[-2] for word in rng.choices(words, k=length)]  # the last token before the stop
     first = rng.randrange(length // 4, length // 2)
@@ -52,8 +52,7 @@ def recall_drill(chat: ChatFormat, rng: random.Random, length: int) -> WeightedT
     not taken; of many, only the label tells.
     """
     count = rng.randint(2, length // PAIR)
-    labels = [label for kind in DECISIONS.values() for label in kind.labels]
-    pairs = list(zip(rng.sample(labels, count), rng.sample(NAMES, count), strict=True))
+    pairs = list(zip(rng.sample(LABELS, count), rng.sample(NAMES, count), strict=True))
     listed = ", ".join(f'{label} "{name}"' for label, name in pairs)
     ids = [*chat.encode(f"Found {listed}.\n")[:-1]]  # without the stop
     weights = [0.0] * len(ids)

@@ -21,8 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hintsd_jax.checkpoints.huggingface import load_policy, save_policy
-from hintsd_jax.checkpoints.tokenizer import load_tokenizer
+from hintsd_jax.checkpoints.huggingface import save_policy
 from hintsd_jax.checkpoints.train_state import Checkpoints
 from hintsd_jax.envs.desk import demonstrations, reviews
 from hintsd_jax.envs.desk import tokenizer as desk_tokenizer
@@ -70,18 +69,21 @@ def make_policy(
     workers: from a tokenizer, where the rows are made.
 
     Raises:
-      UserError: `workdir` holds the warm-up of another config, or `config.start` is no policy of its shape.
+      UserError: `workdir` holds the warm-up of another config.
     """
     names, began = sorted(config.phases), time.time()
-    policy = PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, **config.policy)
-    tokenizer, params = _started(config.start, policy) if config.start else _begun(config.seed, policy)
+    policies = [
+        PolicyConfig(vocab_size=desk_tokenizer.VOCAB_SIZE, rope_theta=config.phases[name].rope_theta, **config.policy)
+        for name in names
+    ]
+    tokenizer, params = _begun(config.seed, policies[0])
     chat = ChatFormat(tokenizer)
     held_out = [generate_task(config.seed + 1, index) for index in range(config.eval_tasks)]
     checkpoints = Checkpoints(workdir, keep=2)
     done, before = checkpoints.latest_step or 0, 0  # steps of all phases that are done; of the phases before this one
     with workers(tokenizer) as making:
         for number, name in enumerate(names):
-            phase = config.phases[name]
+            phase, policy = config.phases[name], policies[number]
             tx = _optimizer(config, phase)
             opt_state, take_step = tx.init(params), training.make_step(policy, tx)
             if before < done <= before + phase.steps:
@@ -107,7 +109,7 @@ def make_policy(
                     _print_decisions(params, policy, Demonstrator(chat, 0), held_out)
             before += phase.steps
     checkpoints.close()
-    save_policy(out, policy, params, tokenizer)
+    save_policy(out, policies[-1], params, tokenizer)
     print(f"saved to {out} after {(time.time() - began) / 60:.1f} minutes")
 
 
@@ -120,14 +122,6 @@ def _begun(seed: int, policy: PolicyConfig) -> tuple[PreTrainedTokenizerFast, An
     return tokenizer, params | {"embed": {**embed, "embedding": embedding}}
 
 
-def _started(path: str, policy: PolicyConfig) -> tuple[PreTrainedTokenizerFast, Any]:
-    """Those of a policy that is there."""
-    found, params = load_policy(path, remat=policy.remat)
-    if found != policy:
-        raise UserError(f"{path} has another shape than the config's policy: {found}, not {policy}")
-    return load_tokenizer(path), params
-
-
 def _has_rows(phase, group: str) -> bool:
     return any(phase.rows.get(kind, 0) for kind in rows.GROUPS[group])
 
@@ -137,7 +131,7 @@ def _until(config, number: int) -> dict:
     plain = config.to_dict()
     done = {name: plain["phases"][name] for name in sorted(plain["phases"])[: number + 1]}
     return json.loads(
-        json.dumps({name: plain[name] for name in ("seed", "start", "policy", "b2", "weight_decay")} | {"phases": done})
+        json.dumps({name: plain[name] for name in ("seed", "policy", "b2", "weight_decay")} | {"phases": done})
     )
 
 

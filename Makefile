@@ -33,7 +33,7 @@ help:
 	@echo "make test-packages  the tests of verifiers, OpenEnv and the trackers on the real packages, each in an environment of its own"
 	@echo "make test-tpu     compile every program of a 4B policy for TPU topologies and check it (an hour or more; no TPU needed)"
 	@echo "make tpu-table    the same as a table: docs/tpu.md (programs that were compiled before are not compiled again)"
-	@echo "make desk-policy  bring up a policy for Desk from random weights, in runs/made-desk-policy (2 hours)"
+	@echo "make desk-policy  bring up a policy for Desk from random weights, in runs/made-desk-policy (2.5 hours)"
 	@echo "make real-policy  Qwen2.5-Coder-0.5B and SmolLM2-135M under .cache/real-policies (0.5 GB to download beside PyTorch)"
 	@echo "make real-parity  compare both with transformers and PEFT: docs/real_models.md"
 	@echo "make clean        remove the virtual environment and the caches"

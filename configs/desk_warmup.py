@@ -2,8 +2,8 @@
 
 Command:  make desk-policy, which is
           python -m hintsd_jax.tools.desk_policy --config=configs/desk_warmup.py --out=runs/made-desk-policy
-Hardware: 2 CPU cores; about two hours.
-Expect:   runs/made-desk-policy; docs/desk.md has what the embedded one can do, and one that was made in one sitting.
+Hardware: 2 CPU cores; about two and a half hours.
+Expect:   runs/made-desk-policy; docs/desk.md has what it can do.
 
 All phases run in one go. A run that was stopped goes on with the same command, from its last checkpoint in
 runs/desk_policy (--workdir); phases that have not begun may be changed meanwhile. Remove that folder to begin anew.

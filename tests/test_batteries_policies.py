@@ -2,6 +2,7 @@
 `benchmarks/results/battery_policies.md`.
 """
 
+import json
 import random
 
 from benchmarks.batteries.battery import Ending, run
@@ -19,5 +20,6 @@ def test_a_spoiled_policy_is_refused_in_one_line_or_computes_what_it_did(tmp_pat
 def test_a_silent_change_is_seen(tmp_path):
     spoiled = Spoiled(tmp_path)
     text = (spoiled.single / "config.json").read_text()
-    change = lambda place: (place / "config.json").write_text(text.replace("500.0", "501.0"))
+    theta = json.loads(text)["rope_theta"]
+    change = lambda place: (place / "config.json").write_text(text.replace(str(theta), str(theta + 1)))
     assert spoiled.case("number", "theta", change).run().ending == Ending.SILENT
